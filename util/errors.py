@@ -1,0 +1,34 @@
+"""What a user can get wrong, and how it is told: one clear sentence and exit status 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+USER_ERROR_STATUS = 2
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend.
+
+    The message is one sentence: what is wrong, where, and how to mend it. Everything that only a
+    bug can cause is an ``assert`` or another exception, and keeps its traceback.
+    """
+
+
+def run_cli(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's ``main`` and leave the process with its status.
+
+    ``UserError`` is printed as one line on stderr, without a traceback, and ends in status 2;
+    Ctrl-C ends in status 130.
+    """
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR_STATUS)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(status or 0)

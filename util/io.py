@@ -1,0 +1,65 @@
+"""Reading and writing files so that a killed run never leaves half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from util.errors import UserError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it onto ``path`` when the block succeeds.
+
+    The folder is made if it is missing. If the block raises, the temporary file is removed and
+    an older file at ``path`` stays as it was. The suffix of ``path`` is kept, because encoders
+    choose their format by it.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem[:80]}.{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except PermissionError as error:
+        raise UserError(f"cannot write {path}: permission denied; choose another output folder") from error
+    except (NotADirectoryError, FileExistsError) as error:
+        raise UserError(f"cannot write {path}: a part of its folder is a file; choose another output folder") from error
+    finally:
+        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write ``content`` as indented JSON, beside and renamed."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        what: what it should hold, for the message ("the expressions of the valid split").
+
+    Raises:
+        UserError: the file is missing, unreadable or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; it should hold {what}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} ({what}): {error}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} ({what}) is not valid JSON: {error}") from error
