@@ -1,0 +1,82 @@
+"""Models: ``build_model`` and ``build_criterion`` are the only places that read a configuration.
+
+VD-IT (arXiv 2403.12042) = encoder with predicted noise and VAE tap + dynamic mask head.
+"""
+
+from __future__ import annotations
+
+from models.criterion import Criterion
+from models.deformable_transformer import DeformableTransformer
+from models.diffusion.encoder import VideoEncoder
+from models.diffusion.stack import FrozenStack, load_stack
+from models.mask_heads import DynamicMaskHead, MaskRefinement
+from models.matcher import Matcher
+from models.segmenter import Segmenter
+from models.text_encoder import LanguageQueries, SentenceEncoder
+from util.config import Config
+
+__all__ = ["Criterion", "Segmenter", "build_criterion", "build_model", "trained_parameters"]
+
+
+def build_model(cfg: Config, stack: FrozenStack | None = None) -> Segmenter:
+    """The model that a configuration names, on the CPU, with its frozen parts.
+
+    Args:
+        cfg: the configuration.
+        stack: frozen parts already loaded; None: loaded from ``cfg.pretrained`` and the like.
+
+    Raises:
+        UserError: a frozen part cannot be loaded.
+    """
+    stack = stack or load_stack(cfg.pretrained, cfg.image_encoder, cfg.text_encoder)
+    c4, c8, c16, c32 = cfg.pyramid_channels
+    encoder = VideoEncoder(stack, (c4, c8, c16, c32), cfg.noise, cfg.image_tokens, cfg.posterior)
+    return Segmenter(
+        encoder=encoder,
+        sentence_encoder=SentenceEncoder(
+            stack.sentence_encoder, stack.sentence_tokenizer, cfg.hidden_dim, cfg.dropout
+        ),
+        language_queries=LanguageQueries(cfg.num_queries, cfg.hidden_dim),
+        transformer=DeformableTransformer(
+            in_channels=(c8, c16, c32),
+            dim=cfg.hidden_dim,
+            num_queries=cfg.num_queries,
+            num_heads=cfg.nheads,
+            hidden_dim=cfg.dim_feedforward,
+            enc_layers=cfg.enc_layers,
+            dec_layers=cfg.dec_layers,
+            enc_points=cfg.enc_n_points,
+            dec_points=cfg.dec_n_points,
+            dropout=cfg.dropout,
+        ),
+        mask_head=DynamicMaskHead(cfg.hidden_dim, cfg.dynamic_mask_channels),
+        refinement=MaskRefinement(c4, c8),
+        dim=cfg.hidden_dim,
+    )
+
+
+def build_criterion(cfg: Config) -> Criterion:
+    """Matcher and loss weights of a configuration."""
+    matcher = Matcher(
+        cost_class=cfg.set_cost_class,
+        cost_bbox=cfg.set_cost_bbox,
+        cost_giou=cfg.set_cost_giou,
+        cost_mask=cfg.set_cost_mask,
+        cost_dice=cfg.set_cost_dice,
+        alpha=cfg.focal_alpha,
+    )
+    weights = {
+        "loss_ce": cfg.cls_loss_coef,
+        "loss_bbox": cfg.bbox_loss_coef,
+        "loss_giou": cfg.giou_loss_coef,
+        "loss_mask": cfg.mask_loss_coef,
+        "loss_dice": cfg.dice_loss_coef,
+        "loss_mask_low": cfg.mask_loss_coef,
+        "loss_dice_low": cfg.dice_loss_coef,
+    }
+    return Criterion(matcher, weights, cfg.focal_alpha)
+
+
+def trained_parameters(model: Segmenter) -> dict[str, int]:
+    """Name → number of elements of every parameter that is trained."""
+    return {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}

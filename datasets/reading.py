@@ -1,0 +1,105 @@
+"""Reading images and masks from disk, so that a bad file is one clear sentence that names it.
+
+Frames are decoded by torchvision: four times faster than Pillow on 480p JPEG, and, unlike OpenCV, it refuses a
+truncated file instead of returning a half-grey picture. Masks are decoded by Pillow, the only one of the three that
+hands out the palette indices of a PNG.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image, read_file
+
+from util.errors import UserError
+
+DATA_PAGE = "docs/data.md"
+
+# Pillow reports a broken PNG by any of these, depending on the chunk that is broken.
+_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def require_folder(path: Path, holds: str) -> Path:
+    """Return ``path``.
+
+    Args:
+        path: a folder of a dataset.
+        holds: what it should hold, for the message.
+
+    Raises:
+        UserError: it is missing or not a folder.
+    """
+    if not path.is_dir():
+        state = "is not a folder" if path.exists() else "is missing"
+        raise UserError(f"{path} {state}; it should hold {holds} (see {DATA_PAGE})")
+    return path
+
+
+def read_frame(path: Path) -> Tensor:
+    """Read an RGB frame as uint8 ``[3, H, W]``.
+
+    Raises:
+        UserError: the file is missing, truncated or not an image.
+    """
+    _require_file(path, "frame")
+    try:
+        return decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
+    except (RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"frame {path} is broken ({reason}); fetch or extract this file again") from error
+
+
+def read_object_ids(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+    """Read a mask whose value is the object id (palette or 8-bit grey PNG) as uint8 ``[H, W]``, 0 = background.
+
+    Args:
+        path: the file.
+        size: (H, W) of the frame it belongs to; not checked if None.
+
+    Raises:
+        UserError: the file is missing, broken, of another kind (colour, 16 bits) or of another size than its frame.
+    """
+    _require_file(path, "mask")
+    try:
+        with Image.open(path) as image:
+            mode, ids = image.mode, np.array(image)
+    except _BROKEN_IMAGE as error:
+        raise UserError(f"mask {path} is broken ({error}); fetch or extract this file again") from error
+    if mode not in ("P", "L"):
+        raise UserError(f"mask {path} is a {mode!r} image; it should be a palette PNG whose value is the object id")
+    if size is not None and ids.shape != tuple(size):
+        (height, width), (frame_height, frame_width) = ids.shape, size
+        raise UserError(
+            f"mask {path} is {width}×{height} but its frame is {frame_width}×{frame_height}; "
+            "masks must have the size of their frames"
+        )
+    return torch.from_numpy(ids)
+
+
+def read_frames(paths: list[Path]) -> list[Tensor]:
+    """Read frames of one video, each uint8 ``[3, H, W]``; a path that occurs again is read once.
+
+    Raises:
+        UserError: a frame is missing or broken, or the frames differ in size.
+    """
+    frames = {path: read_frame(path) for path in dict.fromkeys(paths)}
+    first = paths[0]
+    for path, frame in frames.items():
+        require_same_size(path, frame, first, frames[first])
+    return [frames[path] for path in paths]
+
+
+def require_same_size(path: Path, frame: Tensor, other_path: Path, other: Tensor) -> None:
+    """Raise a ``UserError`` if two frames ``[3, H, W]`` of one video differ in size."""
+    if frame.shape != other.shape:
+        sizes = " and ".join(f"{image.shape[2]}×{image.shape[1]}" for image in (frame, other))
+        raise UserError(f"frames {path} and {other_path} differ in size ({sizes}); a video has frames of one size")
+
+
+def _require_file(path: Path, kind: str) -> None:
+    if not path.is_file():
+        raise UserError(f"{kind} {path} is missing; the annotations list it (see {DATA_PAGE})")

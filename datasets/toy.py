@@ -1,0 +1,298 @@
+"""The toy benchmark: a generated folder in the layout of Ref-YouTube-VOS.
+
+Videos of 2 to 5 moving, overlapping shapes; sentences that name one of them by colour, shape, size, motion or
+relation. Beyond the layout, each expression of train and valid carries its ``kind``, valid has masks and ``obj_id``,
+and the objects in ``meta.json`` carry their looks.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from datasets.toy_render import full_areas, render_frames, render_masks
+from datasets.toy_scene import KINDS, MAX_OBJECTS, Scene, sample_scene
+from datasets.toy_sentences import Facts, Sentence, choose_sentences
+from util.errors import UserError
+from util.io import atomic_path, read_json, write_json
+
+GENERATOR_VERSION = 1  # raise it whenever the same parameters give other files
+STAMP = "toy_set.json"
+SPLITS = ("train", "valid", "test")
+OWN_ENTRIES = (*SPLITS, "meta_expressions", STAMP)  # what a set consists of, and all that --force removes
+
+MAX_TRIES = 2000
+# An object counts as visible in a frame from this many pixels and this share of its area, and must be visible in at
+# least this share of the frames.
+VISIBLE_PIXELS, VISIBLE_AREA, VISIBLE_FRAMES = 12, 0.35, 0.75
+
+FRAME_STEP = 5  # frames are numbered as in Ref-YouTube-VOS: 00000, 00005, …
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class ToyVideo:
+    """A finished video: the scene, its masks (uint8 [T, H, W], value = object id) and its sentences."""
+
+    scene: Scene
+    masks: np.ndarray
+    sentences: list[Sentence]
+
+
+@dataclass
+class ToySummary:
+    """What a set holds. ``created`` is False if it was there already."""
+
+    created: bool
+    videos: dict[str, int] = field(default_factory=dict)
+    expressions: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ToyParameters:
+    """What decides a set's content."""
+
+    num_train: int
+    num_valid: int
+    num_test: int
+    frames: int
+    height: int
+    width: int
+    seed: int
+    kinds: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("num_train", 0, 99999),
+            ("num_valid", 0, 99999),
+            ("num_test", 0, 99999),
+            ("frames", 4, 1000),
+            ("height", 48, 1080),
+            ("width", 48, 1920),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"toy data: {name} is {getattr(self, name)}; choose {least} to {most}")
+        unknown = [kind for kind in self.kinds if kind not in KINDS]
+        if unknown or not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise UserError(f"toy data: kinds are {list(self.kinds)}; choose some of {', '.join(KINDS)}, each once")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"train": self.num_train, "valid": self.num_valid, "test": self.num_test}
+
+
+def make_toy(
+    root: str | Path,
+    *,
+    num_train: int = 400,
+    num_valid: int = 40,
+    num_test: int = 4,
+    frames: int = 8,
+    height: int = 64,
+    width: int = 96,
+    seed: int = 0,
+    kinds: Sequence[str] | None = None,
+    workers: int = 0,
+    force: bool = False,
+    progress: bool = False,
+) -> ToySummary:
+    """Write the toy benchmark below ``root``.
+
+    A video depends on the seed, its split, its number and the parameters of a video only: a larger set begins with
+    the smaller one. A set of the same parameters that is complete is left alone; one that was cut off is made again.
+
+    Args:
+        frames: per video; height, width: in pixels.
+        kinds: kinds of sentences to make, some of KINDS; None for all.
+        workers: processes; 0 works in this one.
+        force: replace a toy set of other parameters.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: a parameter is out of range, or ``root`` holds another set or other files.
+    """
+    root = Path(root)
+    parameters = ToyParameters(
+        num_train, num_valid, num_test, frames, height, width, seed, KINDS if kinds is None else tuple(kinds)
+    )
+    identity = {"generator_version": GENERATOR_VERSION, **asdict(parameters), "kinds": list(parameters.kinds)}
+    if (finished := _examine(root, identity, parameters, force)) is not None:
+        return finished
+    write_json(root / STAMP, {"parameters": identity})
+    summary = ToySummary(created=True)
+    documents = {split: _write_split(root, split, parameters, workers, progress, summary) for split in SPLITS}
+    # As in the real challenge, the valid file lists the test videos too, and test sentences come without answers.
+    test = {name: _without_answers(video) for name, video in documents["test"].items()}
+    for split, videos in {**documents, "valid": documents["valid"] | test, "test": test}.items():
+        write_json(root / "meta_expressions" / split / "meta_expressions.json", {"videos": videos})
+    content = {key: value for key, value in asdict(summary).items() if key != "created"}
+    write_json(root / STAMP, {"parameters": identity, "content": content})
+    return summary
+
+
+def make_video(parameters: ToyParameters, split: str, index: int) -> ToyVideo:
+    """Make one video in memory. Scenes are drawn until one satisfies all demands on visibility and sentences."""
+    rng = random.Random(f"{parameters.seed}/{split}/{index}")
+    kinds = parameters.kinds
+    focus = kinds[index % len(kinds)]
+    for _ in range(MAX_TRIES):
+        scene = sample_scene(rng, parameters.frames, parameters.height, parameters.width, focus, kinds)
+        sentences = choose_sentences(rng, Facts(scene), kinds, focus)
+        if not sentences:
+            continue
+        masks = render_masks(scene)
+        if _all_visible(scene, masks):
+            return ToyVideo(scene, masks, sentences)
+    raise AssertionError(f"no scene for {parameters}, {split} video {index}")
+
+
+def object_palette() -> list[int]:
+    """The customary colours of object ids in DAVIS and YouTube-VOS masks: 256 × RGB, flat.
+
+    The bits of an id, three at a time from the lowest, are the high bits of red, green and blue.
+    """
+    return [
+        sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
+        for index in range(256)
+        for channel in range(3)
+    ]
+
+
+def _all_visible(scene: Scene, masks: np.ndarray) -> bool:
+    """Is every object visible in most frames?"""
+    pixels = np.stack([np.bincount(mask.ravel(), minlength=MAX_OBJECTS + 1) for mask in masks])
+    return all(
+        (pixels[:, obj_id] >= max(VISIBLE_PIXELS, VISIBLE_AREA * area)).mean() >= VISIBLE_FRAMES
+        for obj_id, area in full_areas(scene).items()
+    )
+
+
+def _examine(root: Path, identity: dict[str, Any], parameters: ToyParameters, force: bool) -> ToySummary | None:
+    """Look at what is at ``root``: the summary of a finished set that can stay, or None when there is work to do."""
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is a file; choose a folder for the toy data")
+    if not root.is_dir() or not any(root.iterdir()):
+        return None
+    if not (root / STAMP).is_file():
+        raise UserError(f"{root} is not empty and holds no toy data ({STAMP} is missing); choose another folder")
+    stamp = read_json(root / STAMP, "the parameters of the toy data")
+    if not isinstance(stamp, dict) or stamp.get("parameters") != identity:
+        if not force:
+            raise UserError(
+                f"{root} holds toy data of other parameters or an older generator (see {STAMP}); choose another "
+                "folder, or replace it with --force"
+            )
+        for entry in OWN_ENTRIES:
+            path = root / entry
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return None
+    if "content" not in stamp or not _complete(root, parameters):
+        return None
+    return ToySummary(created=False, **stamp["content"])
+
+
+def _complete(root: Path, parameters: ToyParameters) -> bool:
+    """Are all the files there? (Each is written whole or not at all.)"""
+    metas = [root / "meta_expressions" / split / "meta_expressions.json" for split in SPLITS]
+    metas += [root / split / "meta.json" for split in ("train", "valid")]
+    if not all(path.is_file() for path in metas):
+        return False
+    for split, count in parameters.counts.items():
+        folders = ("JPEGImages",) if split == "test" else ("JPEGImages", "Annotations")
+        for index in range(count):
+            for folder in folders:
+                path = root / split / folder / _video_name(split, index)
+                if not path.is_dir() or sum(1 for _ in path.glob("[0-9]*")) != parameters.frames:
+                    return False
+    return True
+
+
+def _write_split(
+    root: Path, split: str, parameters: ToyParameters, workers: int, progress: bool, summary: ToySummary
+) -> dict[str, Any]:
+    """Write the frames, masks and ``meta.json`` of a split; return its part of the expressions file."""
+    count = parameters.counts[split]
+    expressions: dict[str, Any] = {}
+    objects: dict[str, Any] = {}
+    kinds: Counter[str] = Counter()
+    results = _run(partial(_write_video, root, parameters, split), count, workers)
+    for index, (described, looks) in enumerate(
+        tqdm(results, f"toy data, {split}", count, unit="video", disable=not progress)
+    ):
+        expressions[_video_name(split, index)] = described
+        objects[_video_name(split, index)] = {"objects": looks}
+        kinds.update(expression["kind"] for expression in described["expressions"].values())
+    if split != "test":
+        write_json(root / split / "meta.json", {"videos": objects})
+    summary.videos[split] = count
+    summary.expressions[split] = kinds.total()
+    summary.kinds[split] = {kind: kinds[kind] for kind in parameters.kinds}
+    return expressions
+
+
+def _run(task: Callable[[int], Any], count: int, workers: int) -> Iterator[Any]:
+    """The results of task(0) … task(count − 1), in order."""
+    if workers < 2 or count < 2:
+        yield from map(task, range(count))
+        return
+    # Not forked: the caller may have threads (torch, OpenCV).
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(task, range(count), chunksize=4)
+
+
+def _write_video(root: Path, parameters: ToyParameters, split: str, index: int) -> tuple[dict, dict]:
+    """Write a video's images; return its entries for the expressions file and for ``meta.json``."""
+    video, name = make_video(parameters, split, index), _video_name(split, index)
+    names = [f"{FRAME_STEP * number:05d}" for number in range(parameters.frames)]
+    for frame_name, frame, mask in zip(names, render_frames(video.scene), video.masks, strict=True):
+        with atomic_path(root / split / "JPEGImages" / name / f"{frame_name}.jpg") as path:
+            # Full colour resolution: at this size, halving it would wash out small shapes.
+            Image.fromarray(frame).save(path, quality=JPEG_QUALITY, subsampling=0)
+        if split != "test":
+            image = Image.fromarray(mask).convert("P")
+            image.putpalette(object_palette())
+            with atomic_path(root / split / "Annotations" / name / f"{frame_name}.png") as path:
+                image.save(path)
+    return describe_video(video, names)
+
+
+def describe_video(video: ToyVideo, frame_names: list[str]) -> tuple[dict, dict]:
+    """A video's entry in the expressions file, and its objects' in ``meta.json``."""
+    expressions = {
+        str(number): {"exp": sentence.text, "obj_id": str(sentence.obj_id), "kind": sentence.kind}
+        for number, sentence in enumerate(video.sentences)
+    }
+    facts = Facts(video.scene)
+    looks = {}
+    for obj, size, motion in zip(video.scene.objects, facts.sizes, facts.motions, strict=True):
+        visible = (video.masks == obj.obj_id).any(axis=(1, 2))
+        looks[str(obj.obj_id)] = {
+            "category": obj.shape,
+            "colour": obj.colour,
+            "size": size,
+            "motion": motion,
+            "frames": [name for name, seen in zip(frame_names, visible, strict=True) if seen],
+        }
+    return {"frames": frame_names, "expressions": expressions}, dict(sorted(looks.items()))
+
+
+def _without_answers(video: dict[str, Any]) -> dict[str, Any]:
+    expressions = {exp_id: {"exp": expression["exp"]} for exp_id, expression in video["expressions"].items()}
+    return {**video, "expressions": expressions}
+
+
+def _video_name(split: str, index: int) -> str:
+    return f"{split}_{index:05d}"

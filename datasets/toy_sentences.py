@@ -1,0 +1,257 @@
+"""Sentences of the toy benchmark, and the judge that knows what each of them names.
+
+A sentence is phrased from a `Description`. `Facts` measures a finished scene and judges, for every object,
+whether a description is true of it, false, or doubtful. A description is used only if it is true of exactly
+one object and plainly false of all others, so no sentence is ambiguous. Its kind is the word group that decides:
+without that group the description fits at least one more object.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+
+from datasets.toy_scene import KINDS, SUBPIXELS, Scene, ToyObject
+
+# Shares of the shorter side: radii below / above are small / large.
+SMALL_BELOW, LARGE_ABOVE = 0.145, 0.175
+# A moving object crosses at least this share of the frame's width or height, and drifts aside by at most this share
+# of its way.
+LEAST_TRAVEL, MOST_DRIFT = 0.2, 0.3
+# "Left of" is true if in every frame the centres are this far apart (share of the shorter side) and the direction is
+# more horizontal than vertical by STEEPNESS; it is false if the centres are never apart in that direction.
+RELATION_MARGIN, STEEPNESS = 0.11, 1.2
+
+MOST_OF_A_KIND = 2  # sentences of a video
+
+RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+
+NOUNS = ("object", "shape", "thing")
+SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
+COMPARATIVES = {"small": "smaller", "large": "larger"}
+MOTION_PHRASES = {
+    "left": ("moving left", "moving to the left", "going left", "that moves to the left"),
+    "right": ("moving right", "moving to the right", "going right", "that moves to the right"),
+    "up": ("moving up", "going up", "that moves up", "moving upwards"),
+    "down": ("moving down", "going down", "that moves down", "moving downwards"),
+    "still": ("staying still", "standing still", "that does not move", "that stays in place"),
+}
+RELATION_PHRASES = {
+    "left of": ("left of", "to the left of", "on the left of"),
+    "right of": ("right of", "to the right of", "on the right of"),
+    "above": ("above", "that is above"),
+    "below": ("below", "that is below"),
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is said of an object; None = nothing is said. ``reference`` completes ``relation``."""
+
+    size: str | None = None
+    colour: str | None = None
+    shape: str | None = None
+    motion: str | None = None
+    relation: str | None = None
+    reference: Description | None = None
+
+    def without(self, kind: str) -> Description:
+        """The same without the words of one kind."""
+        if kind == "relation":
+            return replace(self, relation=None, reference=None)
+        return replace(self, **{kind: None})
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """An expression of the data set and what it was made from."""
+
+    text: str
+    kind: str
+    obj_id: int
+    description: Description
+
+
+class Facts:
+    """Measurements of a finished scene, and judgement of descriptions on them. Objects are given by index."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.objects = scene.objects
+        side = SUBPIXELS * min(scene.height, scene.width)
+        frame = np.array((scene.width, scene.height)) * SUBPIXELS
+        self.sizes = [_size(obj, side) for obj in scene.objects]
+        self.motions = [_motion(obj, frame) for obj in scene.objects]
+        self.relations = {
+            (relation, i, j): _relation(relation, a, b, RELATION_MARGIN * side)
+            for relation, (i, a), (j, b) in product(RELATIONS, enumerate(scene.objects), enumerate(scene.objects))
+        }
+
+    def judge(self, index: int, description: Description) -> bool | None:
+        """Is the description true of the object? None: one could argue."""
+        obj = self.objects[index]
+        verdicts: list[bool | None] = []
+        for said, seen in (
+            (description.colour, obj.colour),
+            (description.shape, obj.shape),
+            (description.size, self.sizes[index]),
+            (description.motion, self.motions[index]),
+        ):
+            if said is not None:
+                verdicts.append(None if seen is None else said == seen)
+        if description.relation is not None:
+            assert description.reference is not None
+            other = self.named(description.reference)
+            verdicts.append(None if other is None else self.relations[description.relation, index, other])
+        if False in verdicts:
+            return False
+        return None if None in verdicts else True
+
+    def named(self, description: Description) -> int | None:
+        """The one object that the description names; None if there is none, or any doubt."""
+        verdicts = [self.judge(index, description) for index in range(len(self.objects))]
+        return verdicts.index(True) if verdicts.count(True) == 1 and None not in verdicts else None
+
+    def fitting(self, description: Description) -> list[int]:
+        """All objects of which the description is true."""
+        return [index for index in range(len(self.objects)) if self.judge(index, description)]
+
+
+def _size(obj: ToyObject, side: int) -> str | None:
+    if obj.radius < SMALL_BELOW * side:
+        return "small"
+    return "large" if obj.radius > LARGE_ABOVE * side else None
+
+
+def _motion(obj: ToyObject, frame: np.ndarray) -> str | None:
+    way = obj.centres[-1] - obj.centres[0]
+    if not (obj.centres != obj.centres[0]).any():
+        return "still"
+    axis = int(np.argmax(np.abs(way) / frame))
+    steps = np.diff(obj.centres[:, axis]) * np.sign(way[axis])
+    if abs(way[axis]) < LEAST_TRAVEL * frame[axis] or abs(way[1 - axis]) > MOST_DRIFT * abs(way[axis]) or min(steps) < 0:
+        return None
+    return (("left", "right"), ("up", "down"))[axis][int(way[axis] > 0)]
+
+
+def _relation(relation: str, obj: ToyObject, other: ToyObject, margin: float) -> bool | None:
+    """Does it hold in every frame (True), in none (False), or is it neither?"""
+    axis, sign = RELATIONS[relation]
+    offset = obj.centres - other.centres
+    apart, across = sign * offset[:, axis], np.abs(offset[:, 1 - axis])
+    if (apart <= 0).all():
+        return False
+    return True if ((apart >= margin) & (apart >= STEEPNESS * across)).all() else None
+
+
+def descriptions(facts: Facts, target: int, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, Description]]:
+    """Every (kind, description) that names the object with this index, and it alone."""
+    obj = facts.objects[target]
+    for size, colour, shape in product((facts.sizes[target], None), (obj.colour, None), (obj.shape, None)):
+        head = Description(size=size, colour=colour, shape=shape)
+        for kind in kinds:
+            for description in _complete(facts, target, head, kind):
+                if facts.named(description) == target and _decides(facts, kind, description):
+                    yield kind, description
+
+
+def _complete(facts: Facts, target: int, head: Description, kind: str) -> Iterator[Description]:
+    """The head with the words of the kind. Sentences about colour and shape are kept free of size."""
+    if kind == "motion":
+        if facts.motions[target] is not None:
+            yield replace(head, motion=facts.motions[target])
+    elif kind == "relation":
+        for relation, (index, other) in product(RELATIONS, enumerate(facts.objects)):
+            if index == target or not facts.relations[relation, target, index]:
+                continue
+            for colour, shape in product((other.colour, None), (other.shape, None)):
+                reference = Description(colour=colour, shape=shape)
+                if reference != Description():
+                    yield replace(head, relation=relation, reference=reference)
+    elif getattr(head, kind) is not None and (kind == "size" or head.size is None):
+        yield head
+
+
+def _decides(facts: Facts, kind: str, description: Description) -> bool:
+    """Do the words of this kind make the difference? For colour and shape: this word alone."""
+    if len(facts.fitting(description.without(kind))) < 2:
+        return False
+    if kind in ("colour", "shape"):
+        return facts.named(Description(**{kind: getattr(description, kind)})) is not None
+    return True
+
+
+def phrase(rng: random.Random, description: Description, comparative: bool = False) -> str:
+    """Put a description into words. Equal random states make equal choices, whatever is described.
+
+    Args:
+        comparative: say "the smaller …", for a description that tells one of two.
+    """
+    article = rng.choice(("the", "the", "the", "a"))
+    noun = rng.choice(NOUNS)
+    size_word, style = rng.random(), rng.random()
+    tail_word = rng.random()
+    words = [description.shape or noun]
+    if description == Description(shape=description.shape) and style < 0.3:
+        words = [noun, "shaped like a", description.shape or noun]
+    elif description.size is None and description.motion is None and description.relation is None and style < 0.3:
+        words += ["that is", description.colour or ""]
+    elif description.colour is not None:
+        words.insert(0, description.colour)
+    if description.size is not None and comparative:
+        article = "the"
+        words.insert(0, COMPARATIVES[description.size])
+    elif description.size is not None:
+        words.insert(0, _pick(SIZE_WORDS[description.size], size_word))
+    if description.motion is not None:
+        words.append(_pick(MOTION_PHRASES[description.motion], tail_word))
+    if description.relation is not None:
+        reference = description.reference or Description()
+        words.append(_pick(RELATION_PHRASES[description.relation], tail_word))
+        words += ["the", reference.colour or "", reference.shape or noun]
+    if article == "a" and words[0][0] in "aeiou":
+        article = "an"
+    return " ".join(word for word in (article, *words) if word)
+
+
+def _pick(choices: Sequence[str], share: float) -> str:
+    return choices[int(share * len(choices))]
+
+
+def choose_sentences(
+    rng: random.Random, facts: Facts, kinds: Sequence[str], focus: str, most: int = 6
+) -> list[Sentence]:
+    """Sentences for a scene, as even over kinds and objects as it allows; the first is of kind ``focus``.
+
+    Returns:
+        at most ``most`` sentences, no two with the same text. Empty if the scene offers none of kind ``focus`` or
+        if they would all name the same object.
+    """
+    pool: dict[str, dict[int, list[Description]]] = {kind: {} for kind in kinds}
+    for target in range(len(facts.objects)):
+        for kind, description in descriptions(facts, target, kinds):
+            pool[kind].setdefault(target, []).append(description)
+    chosen: list[Sentence] = []
+    texts: set[str] = set()
+    times_named = [0] * len(facts.objects)
+    order = [focus, *rng.sample([kind for kind in kinds if kind != focus], len(kinds) - 1)]
+    for kind in order * MOST_OF_A_KIND:
+        if len(chosen) == most or not pool[focus]:
+            break
+        if not pool[kind]:
+            continue
+        fewest = min(times_named[target] for target in pool[kind])
+        target = rng.choice([target for target in pool[kind] if times_named[target] == fewest])
+        # Heads with a noun that says something are the more natural ones.
+        options = pool[kind][target]
+        description = rng.choices(options, [3 if option.shape else 1 for option in options])[0]
+        pair = kind == "size" and len(facts.fitting(description.without("size"))) == 2
+        text = phrase(rng, description, comparative=pair and rng.random() < 0.5)
+        if text not in texts:
+            texts.add(text)
+            times_named[target] += 1
+            chosen.append(Sentence(text, kind, facts.objects[target].obj_id, description))
+    return chosen if len({sentence.obj_id for sentence in chosen}) > 1 else []

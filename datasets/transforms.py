@@ -1,0 +1,191 @@
+"""Clip transforms on torchvision.transforms.v2: resize, crop, flip, colour distortion, normalisation.
+
+Every random number comes from the generator that the caller passes, never from a global one, so that a clip depends on
+its seed alone, whichever worker makes it. Geometric parameters are drawn once per clip; colours once per frame, as the
+released code does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from util.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Factors of the usual SSD distortion (torchvision's RandomPhotometricDistort) without its hue: sentences name colours.
+BRIGHTNESS = (0.875, 1.125)
+CONTRAST = (0.5, 1.5)
+SATURATION = (0.5, 1.5)
+
+_SIDES = re.compile(r"\b(left|right)\b")
+
+
+class ClipTransform(Protocol):
+    """What a dataset applies to a clip."""
+
+    def __call__(
+        self, frames: Tensor, masks: Tensor, caption: str, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, str]:
+        """Transform a clip.
+
+        Args:
+            frames: uint8 ``[T, 3, H, W]``.
+            masks: bool ``[T, H, W]`` of the referred object.
+            caption: the normalised sentence.
+            rng: the only source of randomness.
+
+        Returns:
+            frames float32 ``[T, 3, h, w]`` with ImageNet normalisation, masks bool ``[T, h, w]``, caption.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """The published video augmentation.
+
+    Half of the time the shorter side becomes one of ``train_scales``; otherwise it first becomes one of
+    ``crop_scales`` and a random rectangle is cut, whose sides lie in ``crop_range`` (or are the whole side where that
+    is shorter). Then a horizontal flip, half of the time, and brightness, contrast and saturation distortion. All
+    lengths are in pixels.
+
+    Raises:
+        UserError: an empty list, a length below 1 or a reversed range.
+    """
+
+    train_scales: Sequence[int] = (288, 320, 352, 392, 416, 448, 480, 512)
+    crop_scales: Sequence[int] = (400, 500, 600)
+    crop_range: Sequence[int] = (384, 600)
+    max_size: int = 640
+
+    def __post_init__(self) -> None:
+        for name in ("train_scales", "crop_scales", "crop_range"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise UserError(f"{name} is {list(getattr(self, name))}; it should list lengths of at least 1 pixel")
+        if len(self.crop_range) != 2 or self.crop_range[0] > self.crop_range[1]:
+            raise UserError(f"crop_range is {list(self.crop_range)}; it should be two lengths, smallest first")
+        _check_length("max_size", self.max_size)
+
+    def __call__(
+        self, frames: Tensor, masks: Tensor, caption: str, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, str]:
+        frames, masks = _as_tv_tensors(frames, masks)
+        if rng.random() < 0.5:
+            frames, masks = resize(frames, masks, int(rng.choice(self.crop_scales)))
+            frames, masks = self._crop(frames, masks, rng)
+        frames, masks = resize(frames, masks, int(rng.choice(self.train_scales)), self.max_size)
+        if rng.random() < 0.5:
+            frames, masks, caption = flip(frames, masks, caption)
+        return normalise(distort_colours(frames, rng)), _as_bool(masks), caption
+
+    def _crop(self, frames: Tensor, masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        low, high = self.crop_range
+        sides = frames.shape[-2:]
+        height, width = (int(rng.integers(min(low, side), min(high, side), endpoint=True)) for side in sides)
+        top, left = (
+            int(rng.integers(0, side - cut, endpoint=True)) for side, cut in zip(sides, (height, width), strict=True)
+        )
+        return F.crop(frames, top, left, height, width), F.crop(masks, top, left, height, width)
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize to the evaluation size and normalise; nothing random.
+
+    Raises:
+        UserError: a length below 1.
+    """
+
+    eval_size: int = 360
+    max_size: int = 640
+
+    def __post_init__(self) -> None:
+        _check_length("eval_size", self.eval_size)
+        _check_length("max_size", self.max_size)
+
+    def __call__(
+        self, frames: Tensor, masks: Tensor, caption: str, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, str]:
+        frames, masks = resize(*_as_tv_tensors(frames, masks), self.eval_size, self.max_size)
+        return normalise(frames), _as_bool(masks), caption
+
+
+def resized_size(height: int, width: int, short_side: int, long_side: int | None = None) -> tuple[int, int]:
+    """Return (h, w) with the shorter side ``short_side``, or, if the longer would exceed ``long_side``, that one."""
+    shortest, longest = min(height, width), max(height, width)
+    new_short, new_long = short_side, short_side * longest // shortest
+    if long_side is not None and new_long > long_side:
+        new_short, new_long = max(1, round(long_side * shortest / longest)), long_side
+    return (new_short, new_long) if height <= width else (new_long, new_short)
+
+
+def resize_frames(frames: Tensor, short_side: int, long_side: int | None = None) -> Tensor:
+    """Resize ``[..., H, W]`` images by the rule of ``resized_size``, bilinear with antialiasing."""
+    height, width = frames.shape[-2:]
+    size = list(resized_size(height, width, short_side, long_side))
+    return F.resize(frames, size, interpolation=F.InterpolationMode.BILINEAR, antialias=True)
+
+
+def resize(frames: Tensor, masks: Tensor, short_side: int, long_side: int | None = None) -> tuple[Tensor, Tensor]:
+    """Resize frames ``[T, 3, H, W]`` (bilinear, antialiased) and the ``tv_tensors.Mask`` ``[T, H, W]`` (nearest)."""
+    frames = resize_frames(frames, short_side, long_side)
+    return frames, F.resize(masks, list(frames.shape[-2:]))
+
+
+def flip(frames: Tensor, masks: Tensor, caption: str) -> tuple[Tensor, Tensor, str]:
+    """Mirror a clip, and the sides that its sentence names."""
+    return F.horizontal_flip(frames), F.horizontal_flip(masks), swap_sides(caption)
+
+
+def swap_sides(caption: str) -> str:
+    """Exchange the whole words "left" and "right"; "bright" stays."""
+    return _SIDES.sub(lambda word: "right" if word[0] == "left" else "left", caption)
+
+
+def distort_colours(frames: Tensor, rng: np.random.Generator) -> Tensor:
+    """Change brightness, contrast and saturation of each frame of uint8 ``[T, 3, H, W]``, each half of the time.
+
+    Contrast comes before or after saturation with equal chance. Hue is never changed.
+    """
+    return torch.stack([_distort_frame(frame, rng) for frame in frames.as_subclass(Tensor)])
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """uint8 ``[..., 3, H, W]`` → float32 with ImageNet mean 0 and deviation 1 per channel."""
+    frames = F.to_dtype(frames.as_subclass(Tensor), torch.float32, scale=True)
+    return F.normalize(frames, list(IMAGENET_MEAN), list(IMAGENET_STD), inplace=True)
+
+
+def _distort_frame(frame: Tensor, rng: np.random.Generator) -> Tensor:
+    steps = [(F.adjust_contrast, CONTRAST), (F.adjust_saturation, SATURATION)]
+    if rng.random() < 0.5:
+        steps.reverse()
+    for adjust, factors in [(F.adjust_brightness, BRIGHTNESS), *steps]:
+        if rng.random() < 0.5:
+            frame = adjust(frame, float(rng.uniform(*factors)))
+    return frame
+
+
+def _as_tv_tensors(frames: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    # uint8, because torchvision resizes bool masks only by a detour over float.
+    return tv_tensors.Video(frames), tv_tensors.Mask(masks.to(torch.uint8))
+
+
+def _as_bool(masks: Tensor) -> Tensor:
+    return masks.as_subclass(Tensor).bool()
+
+
+def _check_length(name: str, length: int) -> None:
+    if length < 1:
+        raise UserError(f"{name} is {length}; it should be at least 1 pixel")

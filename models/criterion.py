@@ -1,0 +1,63 @@
+"""The training loss: matching, terms and weights over all decoder layers (training.md)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.losses import LOSSES
+from models.matcher import Matcher
+from models.segmenter import SegmenterOutput
+from models.selection import LayerPrediction
+from models.targets import Target
+from util.distributed import average_over_processes
+
+
+class Criterion:
+    """Weighs the loss terms of every decoder layer.
+
+    Args:
+        matcher: chooses each clip's query.
+        weights: weight of each term, by its name without the layer's suffix.
+        focal_alpha: α of the focal losses.
+    """
+
+    def __init__(self, matcher: Matcher, weights: dict[str, float], focal_alpha: float = 0.25) -> None:
+        self.matcher = matcher
+        self.weights = weights
+        self.focal_alpha = focal_alpha
+
+    def select(self, target: Target) -> MatchedQuery:
+        """The selector that a training forward takes: the matched query of every layer."""
+        return MatchedQuery(self.matcher, target)
+
+    def __call__(self, output: SegmenterOutput, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its terms.
+
+        Returns:
+            the weighted sum, and every unweighted term: ``loss_ce`` … of the last layer, and
+            ``loss_ce_0`` … of layer 0 and so on.
+        """
+        count = average_over_processes(target.valid.sum()).clamp(min=1)
+        terms: dict[str, Tensor] = {}
+        last = len(output.layers) - 1
+        total = torch.zeros((), device=target.valid.device)
+        for i, layer in enumerate(output.layers):
+            suffix = "" if i == last else f"_{i}"
+            for loss in LOSSES.values():
+                for name, value in loss(layer, target, count, self.focal_alpha).items():
+                    terms[name + suffix] = value
+                    total = total + self.weights[name] * value
+        return total, terms
+
+
+class MatchedQuery:
+    """Selector of training: the query that the matcher prefers, given the targets."""
+
+    def __init__(self, matcher: Matcher, target: Target) -> None:
+        self.matcher = matcher
+        self.target = target
+
+    def __call__(self, prediction: LayerPrediction) -> Tensor:
+        """The matched query of every clip, ``[B]``."""
+        return self.matcher(prediction, self.target)

@@ -1,0 +1,145 @@
+"""Frames and a sentence → a four-level feature pyramid, by frozen text-to-video features.
+
+Legend: the suffix of a feature is its stride (``f4``, ``f8``, …); ``N`` = B·T frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.diffusion.conditioning import CLIPPixels, ImageTokenProjection, TextImageFusion
+from models.diffusion.noise import build_noise
+from models.diffusion.stack import Frozen, FrozenStack
+from models.diffusion.stride4 import VAETap, pointwise_pair
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Posterior = Literal["auto", "mode", "sample"]
+TAP_PAIRS = ((0, 5), (1, 4), (2, 3))
+"""Taps of equal stride (8, 16, 32), concatenated first with last (models.md section 6)."""
+
+
+@dataclass
+class PixelFeatures:
+    """What depends on the frames alone, and so serves every sentence of a video."""
+
+    latents: Tensor
+    """``[B, T, 4, H/8, W/8]``, scaled."""
+    vae_f4: Tensor
+    """``[N, C, H/4, W/4]``."""
+    image_tokens: Tensor | None
+    """``[N, K, image width]``, or None without image tokens."""
+
+
+class VideoEncoder(nn.Module):
+    """The visual backbone: VAE, image and text tokens, noise, UNet taps, pyramid.
+
+    Args:
+        stack: the frozen parts.
+        pyramid_channels: channels of the four levels.
+        noise: ``predicted``, ``gaussian`` or ``none``.
+        image_tokens: whether image tokens join the text condition.
+        posterior: how a latent is drawn from the VAE's posterior: its ``mode``, a ``sample``, or
+            ``auto`` (a sample in training, the mode in evaluation, so that results are repeatable).
+    """
+
+    def __init__(
+        self,
+        stack: FrozenStack,
+        pyramid_channels: tuple[int, int, int, int],
+        noise: str = "predicted",
+        image_tokens: bool = True,
+        posterior: Posterior = "auto",
+    ) -> None:
+        super().__init__()
+        unet, vae = stack.unet, stack.vae
+        text_dim = unet.config.cross_attention_dim
+        self.pyramid_channels = tuple(pyramid_channels)
+        self.posterior = posterior
+        self.signal_rate = stack.signal_rate
+        self.latent_scale = vae.config.scaling_factor
+
+        self.vae = Frozen(vae)
+        self.unet = Frozen(unet)
+        self.text_encoder = Frozen(stack.text_encoder)
+        self.tokenizer = stack.tokenizer
+        self.image_encoder: nn.Module | None = None
+        if image_tokens:
+            vision = stack.image_encoder.config
+            self.image_encoder = Frozen(stack.image_encoder)
+            self.clip_pixels = CLIPPixels(vision.image_size)
+            self.image_projection = ImageTokenProjection(vision.hidden_size, text_dim)
+            self.fusion = TextImageFusion(text_dim, text_dim // unet.config.attention_head_dim)
+
+        self.noise = build_noise(noise, unet.config.in_channels)
+        c4, c8, c16, c32 = pyramid_channels
+        self.stride4 = VAETap(vae.stride4_channels, c8, c4)
+        taps = unet.tap_channels
+        sums = [taps[first] + taps[last] for first, last in TAP_PAIRS]
+        self.levels = nn.ModuleList(
+            pointwise_pair(total, mid, out)
+            for total, mid, out in zip(sums, (c16, c32, c32), (c8, c16, c32), strict=True)
+        )
+        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def encode_pixels(self, frames: Tensor) -> PixelFeatures:
+        """Everything that does not depend on the sentence. No gradient flows into it.
+
+        Args:
+            frames: ``[B, T, 3, H, W]``, ImageNet-normalised, zero-padded; H and W multiples of 16.
+        """
+        with torch.no_grad():
+            x01 = frames.flatten(0, 1) * self.pixel_std + self.pixel_mean
+            moments, vae_f4 = self.vae(2 * x01 - 1)
+            mean, log_variance = moments.chunk(2, dim=1)
+            if self.posterior == "sample" or (self.posterior == "auto" and self.training):
+                std = torch.exp(0.5 * log_variance.clamp(-30, 20))
+                mean = mean + std * torch.randn_like(mean)
+            latents = (self.latent_scale * mean).unflatten(0, frames.shape[:2])
+            tokens = None
+            if self.image_encoder is not None:
+                tokens = self.image_encoder(self.clip_pixels(x01)).last_hidden_state
+        return PixelFeatures(latents, vae_f4, tokens)
+
+    def encode_text(self, captions: list[str]) -> Tensor:
+        """Token features of the diffusion model's text encoder ``[B, 77, D]``."""
+        tokens = self.tokenizer(
+            captions,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            return self.text_encoder(tokens.input_ids.to(self.pixel_mean.device)).last_hidden_state
+
+    def forward(self, pixels: PixelFeatures, captions: list[str]) -> list[Tensor]:
+        """The pyramid of a batch of clips, each with one sentence.
+
+        Args:
+            pixels: of B clips.
+            captions: B sentences.
+
+        Returns:
+            four maps ``[B·T, C, H/s, W/s]`` for s = 4, 8, 16, 32.
+        """
+        frames = pixels.latents.shape[1]
+        condition = self.encode_text(captions).repeat_interleave(frames, dim=0)
+        if pixels.image_tokens is not None:
+            condition = self.fusion(condition, self.image_projection(pixels.image_tokens))
+
+        latents = pixels.latents
+        if self.noise is not None:
+            latents = self.signal_rate**0.5 * latents + (1 - self.signal_rate) ** 0.5 * self.noise(latents)
+        taps = self.unet(latents.transpose(1, 2), condition)
+
+        pyramid = [self.stride4(pixels.vae_f4)]
+        for level, (first, last) in zip(self.levels, TAP_PAIRS, strict=True):
+            pyramid.append(level(torch.cat([taps[first], taps[last]], dim=1)))
+        return pyramid

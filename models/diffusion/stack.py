@@ -1,0 +1,159 @@
+"""Loading the frozen parts: text-to-video diffusion stack, image encoder, sentence encoder.
+
+The classes are diffusers' and transformers'; every size comes from the loaded configurations.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    RobertaConfig,
+    RobertaModel,
+)
+from transformers import logging as transformers_logging
+
+from models.diffusion.unet import TapUNet3D
+from models.diffusion.vae import VAEEncoder
+from util.errors import UserError
+
+DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+DEFAULT_TEXT_ENCODER = "roberta-base"
+
+
+@dataclass
+class FrozenStack:
+    """The frozen parts of both models (models.md section 1)."""
+
+    unet: TapUNet3D
+    vae: VAEEncoder
+    text_encoder: CLIPTextModel
+    tokenizer: Any
+    image_encoder: CLIPVisionModelWithProjection
+    sentence_encoder: RobertaModel
+    sentence_tokenizer: Any
+    signal_rate: float
+    """ᾱ₀ = 1 − β₀ of the scheduler: the share of the latents' variance that is kept at step 0."""
+
+
+def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "") -> FrozenStack:
+    """Load every frozen part from local directories or hub ids.
+
+    Args:
+        pretrained: the text-to-video stack, with subfolders ``unet``, ``vae``, ``text_encoder``,
+            ``tokenizer`` and ``scheduler``.
+        image_encoder: CLIP vision model; empty: ``<pretrained>/clip`` if there, else LAION's ViT-H/14.
+        text_encoder: RoBERTa; empty: ``<pretrained>/roberta`` if there, else ``roberta-base``.
+
+    Raises:
+        UserError: a part is missing or cannot be read.
+    """
+    image_encoder = image_encoder or _beside(pretrained, "clip", DEFAULT_IMAGE_ENCODER)
+    text_encoder = text_encoder or _beside(pretrained, "roberta", DEFAULT_TEXT_ENCODER)
+
+    def part(what: str, flag: str, source: str, load: Callable[..., Any], **options: Any) -> Any:
+        where = source + (f"/{options['subfolder']}" if "subfolder" in options else "")
+        try:
+            return load(source, **options)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"cannot load the {what} from {where}: {reason.rstrip('.')}; "
+                f"give a complete local folder or a reachable hub id with {flag}"
+            ) from error
+
+    _quiet_loading()
+    scheduler = part("scheduler", "--pretrained", pretrained, DDIMScheduler.from_pretrained, subfolder="scheduler")
+    return FrozenStack(
+        unet=part("UNet", "--pretrained", pretrained, TapUNet3D.from_pretrained, subfolder="unet"),
+        vae=part("VAE", "--pretrained", pretrained, VAEEncoder.from_pretrained, subfolder="vae"),
+        text_encoder=part(
+            "diffusion text encoder",
+            "--pretrained",
+            pretrained,
+            CLIPTextModel.from_pretrained,
+            subfolder="text_encoder",
+            dtype=torch.float32,
+        ),
+        tokenizer=part("tokenizer", "--pretrained", pretrained, CLIPTokenizer.from_pretrained, subfolder="tokenizer"),
+        image_encoder=part(
+            "image encoder",
+            "--image_encoder",
+            image_encoder,
+            CLIPVisionModelWithProjection.from_pretrained,
+            dtype=torch.float32,
+        ),
+        sentence_encoder=part(
+            "sentence encoder",
+            "--text_encoder",
+            text_encoder,
+            RobertaModel.from_pretrained,
+            add_pooling_layer=False,
+            dtype=torch.float32,
+        ),
+        sentence_tokenizer=part("sentence tokenizer", "--text_encoder", text_encoder, AutoTokenizer.from_pretrained),
+        signal_rate=float(scheduler.alphas_cumprod[0]),
+    )
+
+
+def empty_stack(folder: str | Path) -> FrozenStack:
+    """The frozen parts on the meta device, without weights or tokenizers, from configuration files.
+
+    Args:
+        folder: holds ``unet``, ``vae``, ``text_encoder``, ``clip``, ``roberta`` and ``scheduler``, each
+            with its JSON configuration (``configs/full_size`` has the published sizes).
+    """
+    folder = Path(folder)
+    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+    with torch.device("meta"):
+        return FrozenStack(
+            unet=TapUNet3D.from_config(TapUNet3D.load_config(folder / "unet")),
+            vae=VAEEncoder.from_config(VAEEncoder.load_config(folder / "vae")),
+            text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")),
+            tokenizer=None,
+            image_encoder=CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder / "clip")),
+            sentence_encoder=RobertaModel(RobertaConfig.from_pretrained(folder / "roberta"), add_pooling_layer=False),
+            sentence_tokenizer=None,
+            signal_rate=float(scheduler.alphas_cumprod[0]),
+        )
+
+
+class Frozen(nn.Module):
+    """Holds a module that is never trained: no gradients for its weights, evaluation mode always."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Stay in evaluation mode whatever the parent is told."""
+        return super().train(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the held module."""
+        return self.module(*args, **kwargs)
+
+
+def _beside(pretrained: str, name: str, default: str) -> str:
+    folder = Path(pretrained) / name
+    return str(folder) if folder.is_dir() else default
+
+
+def _quiet_loading() -> None:
+    """No bars and no lists of the parts this project leaves out on purpose; errors still show."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("diffusers").setLevel(logging.ERROR)

@@ -1,0 +1,114 @@
+"""The frozen text-to-video UNet, read at six taps (VD-IT section 3.1; arXiv 2403.12042)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from diffusers import UNet3DConditionModel
+from torch import Tensor, nn
+
+
+class TapUNet3D(UNet3DConditionModel):
+    """diffusers' UNet of ModelScope text-to-video, without the parts no feature is taken from.
+
+    The last up block, the output norm and the output convolution are neither held nor loaded nor
+    computed. Weights come by ``from_pretrained`` from the stock layout.
+
+    Three things differ from the stock forward: every frame has its own text, the timestep is
+    always 0, and a single frame bypasses the temporal layers (see ``forward``).
+    """
+
+    _keys_to_ignore_on_load_unexpected = (r"^up_blocks\.3\.", r"^conv_norm_out\.", r"^conv_out\.")
+
+    @functools.wraps(UNet3DConditionModel.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        del self.up_blocks[-1]
+        del self.conv_norm_out, self.conv_act, self.conv_out
+
+    @property
+    def tap_channels(self) -> tuple[int, ...]:
+        """Channels of the six taps, in the order of ``forward``'s result."""
+        c0, c1, c2, c3 = self.config.block_out_channels
+        return (c0, c0, c1, c3, c2, c1)
+
+    def forward(self, sample: Tensor, text: Tensor) -> list[Tensor]:  # type: ignore[override]
+        """Features of noised latents at timestep 0.
+
+        A single frame (T = 1) bypasses ``transformer_in``, the temporal attentions and the temporal
+        convolutions, but for the mid block's first one: so the published code does it.
+
+        Args:
+            sample: latents ``[B, 4, T, h, w]``, h and w being the frame's divided by 8.
+            text: cross-attention input of every frame ``[B·T, L, D]``.
+
+        Returns:
+            six maps ``[B·T, C, h', w']``: ``transformer_in`` (stride 8 of the frame), down blocks 0
+            and 1 (16, 32), up blocks 0, 1 and 2 (32, 16, 8).
+        """
+        batch, _, frames = sample.shape[:3]
+        if text.shape[0] != batch * frames:
+            raise ValueError(f"every frame needs its own text: {text.shape[0]} texts for {batch}×{frames} frames")
+        temporal = frames > 1
+
+        step = torch.zeros(batch * frames, dtype=torch.long, device=sample.device)
+        temb = self.time_embedding(self.time_proj(step).to(self.dtype))
+
+        x = self.conv_in(sample.transpose(1, 2).flatten(0, 1))
+        if temporal:
+            x = self.transformer_in(x, num_frames=frames, return_dict=False)[0]
+        taps = [x]
+
+        skips = [x]
+        for i, block in enumerate(self.down_blocks):
+            attentions = getattr(block, "attentions", None)
+            for j, resnet in enumerate(block.resnets):
+                x = resnet(x, temb)
+                if temporal:
+                    x = block.temp_convs[j](x, num_frames=frames)
+                if attentions is not None:
+                    x = _attend(attentions[j], block.temp_attentions[j], x, text, frames)
+                skips.append(x)
+            for downsampler in block.downsamplers or ():
+                x = downsampler(x)
+                skips.append(x)
+            if i < 2:
+                taps.append(x)
+
+        x = self._mid(x, temb, text, frames)
+
+        for block in self.up_blocks:
+            attentions = getattr(block, "attentions", None)
+            for j, resnet in enumerate(block.resnets):
+                x = resnet(torch.cat([x, skips.pop()], dim=1), temb)
+                if temporal:
+                    x = block.temp_convs[j](x, num_frames=frames)
+                if attentions is not None:
+                    x = _attend(attentions[j], block.temp_attentions[j], x, text, frames)
+            for upsampler in block.upsamplers:
+                # The next skip's size, which is twice this one except where a side was odd.
+                x = upsampler(x, skips[-1].shape[-2:])
+            taps.append(x)
+        return taps
+
+    def _mid(self, x: Tensor, temb: Tensor, text: Tensor, frames: int) -> Tensor:
+        block = self.mid_block
+        x = block.resnets[0](x, temb)
+        x = block.temp_convs[0](x, num_frames=frames)
+        layers = zip(block.attentions, block.temp_attentions, block.resnets[1:], block.temp_convs[1:], strict=True)
+        for attention, temporal_attention, resnet, temporal_conv in layers:
+            x = _attend(attention, temporal_attention, x, text, frames)
+            x = resnet(x, temb)
+            if frames > 1:
+                x = temporal_conv(x, num_frames=frames)
+        return x
+
+
+def _attend(attention: nn.Module, temporal_attention: nn.Module, x: Tensor, text: Tensor, frames: int) -> Tensor:
+    """Spatial self- and cross-attention of each frame, then attention over time where there is time."""
+    x = attention(x, encoder_hidden_states=text, return_dict=False)[0]
+    if frames > 1:
+        x = temporal_attention(x, num_frames=frames, return_dict=False)[0]
+    return x

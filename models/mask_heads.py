@@ -1,0 +1,121 @@
+"""Mask heads: the dynamic one (CondInst; Tian et al., ECCV 2020) and the refinement (models.md sections 9, 10).
+
+A low mask is held as 16 channels at stride 8; pixel shuffle by 4 makes it one channel at stride 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.deformable_transformer import MLP
+
+SHUFFLE = 4
+MASK_CHANNELS = SHUFFLE * SHUFFLE
+FEATURE_STRIDE = 8
+
+
+def shuffle_mask(mask: Tensor) -> Tensor:
+    """``[..., 16, h, w]`` → ``[..., 4h, 4w]``."""
+    return F.pixel_shuffle(mask, SHUFFLE)[..., 0, :, :]
+
+
+def sum_memories(memory: Sequence[Tensor]) -> Tensor:
+    """Mask features: the encoder memories, resized to stride 8 and summed, ``[N, C, h, w]``."""
+    size = memory[0].shape[-2:]
+    resized = [F.interpolate(m, size=size, mode="bicubic", align_corners=False) for m in memory[1:]]
+    return memory[0] + sum(resized)
+
+
+class DynamicMaskHead(nn.Module):
+    """Every query makes the weights of its own two 1×1 convolutions over the mask features.
+
+    The features are never copied per query: the first convolution's share of the features is one
+    matrix product for all queries, and its share of the coordinates is linear in the position.
+
+    Args:
+        dim: width of queries and mask features.
+        channels: hidden channels of the dynamic convolutions.
+    """
+
+    def __init__(self, dim: int, channels: int = 16) -> None:
+        super().__init__()
+        self.channels = channels
+        self.sizes = [(dim + 2) * channels, channels * MASK_CHANNELS, channels, MASK_CHANNELS]
+        self.controller = MLP(dim, dim, sum(self.sizes), 3)
+        for layer in self.controller.layers:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor, states: Tensor, centres: Tensor) -> Tensor:
+        """Masks of all queries.
+
+        Args:
+            features: mask features ``[N, C, h, w]`` at stride 8.
+            states: decoder queries ``[N, Q, C]``.
+            centres: each query's reference (x, y) in pixels of the frame ``[N, Q, 2]``.
+
+        Returns:
+            ``[N, Q, 16, h, w]``.
+        """
+        h, w = features.shape[-2:]
+        weight1, weight2, bias1, bias2 = self.controller(states).split(self.sizes, dim=-1)
+        weight1 = weight1.unflatten(-1, (self.channels, -1))  # [N, Q, c, C + 2]
+        weight2 = weight2.unflatten(-1, (MASK_CHANNELS, self.channels))
+        by_feature, by_place = weight1.split([features.shape[1], 2], dim=-1)
+
+        x = torch.einsum("nqkc,ncp->nqkp", by_feature, features.flatten(2))
+        # weight · (centre − pixel) = weight · centre − weight · pixel
+        x = x + (by_place @ centres[..., None]) - by_place @ pixel_centres(h, w, features)
+        x = F.relu(x + bias1[..., None])
+        x = weight2 @ x + bias2[..., None]
+        return x.unflatten(-1, (h, w))
+
+
+def pixel_centres(h: int, w: int, like: Tensor) -> Tensor:
+    """Where the stride-8 positions lie in the frame: (x; y) in pixels, ``[2, h·w]``."""
+    y = torch.arange(h, dtype=like.dtype, device=like.device) * FEATURE_STRIDE + FEATURE_STRIDE // 2
+    x = torch.arange(w, dtype=like.dtype, device=like.device) * FEATURE_STRIDE + FEATURE_STRIDE // 2
+    return torch.stack([x.repeat(h), y.repeat_interleave(w)])
+
+
+class MaskRefinement(nn.Module):
+    """A low mask, sharpened by pyramid level 1 and then by level 0 (both models).
+
+    Args:
+        channels4: channels of level 0 (stride 4).
+        channels8: channels of level 1 (stride 8).
+    """
+
+    def __init__(self, channels4: int, channels8: int) -> None:
+        super().__init__()
+        self.refine8 = self._step(channels8)
+        self.refine4 = self._step(channels4)
+
+    @staticmethod
+    def _step(channels: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(MASK_CHANNELS + channels, MASK_CHANNELS, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(MASK_CHANNELS, MASK_CHANNELS, 3, padding=1),
+        )
+
+    def forward(self, mask: Tensor, f4: Tensor, f8: Tensor) -> Tensor:
+        """Refine one mask per frame.
+
+        Args:
+            mask: ``[N, 16, H/8, W/8]``.
+            f4: pyramid level 0 ``[N, C, H/4, W/4]``.
+            f8: pyramid level 1 ``[N, C, H/8, W/8]``.
+
+        Returns:
+            mask logits at full resolution ``[N, H, W]``.
+        """
+        mask = mask + self.refine8(torch.cat([mask, f8], dim=1))
+        mask = F.interpolate(mask, size=f4.shape[-2:], mode="bilinear", align_corners=False)
+        mask = mask + self.refine4(torch.cat([mask, f4], dim=1))
+        return shuffle_mask(mask)

@@ -1,0 +1,87 @@
+"""The attention module around the operator (Deformable DETR, section 4.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.ops.functional import multi_scale_deformable_attention
+
+
+class MSDeformAttn(nn.Module):
+    """Multi-scale deformable attention.
+
+    Args:
+        dim: width of queries and values.
+        num_levels: feature levels sampled.
+        num_heads: must divide ``dim``.
+        num_points: sampling points per head and level.
+    """
+
+    def __init__(self, dim: int, num_levels: int, num_heads: int, num_points: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"the number of heads ({num_heads}) must divide the width ({dim})")
+        self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
+        self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Offsets start as a star: head m looks along direction 2π·m/M, point p at p + 1 pixels."""
+        angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        star = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        star = star / star.abs().amax(dim=-1, keepdim=True)
+        reach = torch.arange(1, self.num_points + 1, dtype=torch.float32).view(1, 1, -1, 1)
+        star = star.view(self.num_heads, 1, 1, 2).expand(-1, self.num_levels, -1, -1) * reach
+        nn.init.zeros_(self.sampling_offsets.weight)
+        self.sampling_offsets.bias.copy_(star.flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        references: Tensor,
+        values: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """Attend to the values around each query's reference.
+
+        Args:
+            query: ``[N, Q, C]``.
+            references: ``[N, Q, L, 2]`` points (x, y), or ``[N, Q, L, 4]`` boxes (cx, cy, w, h), in 0…1 of
+                the padded frame.
+            values: ``[N, S, C]``, all levels one after the other.
+            shapes: (h, w) of each level.
+            padding: ``[N, S]``, True where a value is padding.
+
+        Returns:
+            ``[N, Q, C]``.
+        """
+        value = self.value_proj(values)
+        if padding is not None:
+            value = value.masked_fill(padding[..., None], 0.0)
+        value = value.unflatten(-1, (self.num_heads, -1))
+        grid = (self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(query).unflatten(-1, (*grid, 2))
+        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1).unflatten(-1, grid[1:])
+        centres = references[:, :, None, :, None, :2]
+        if references.shape[-1] == 2:
+            extent = offsets.new_tensor([[w, h] for h, w in shapes])
+            locations = centres + offsets / extent[:, None]
+        elif references.shape[-1] == 4:
+            locations = centres + offsets / self.num_points * references[:, :, None, :, None, 2:] * 0.5
+        else:
+            raise ValueError(f"references must be points or boxes, not {references.shape[-1]} wide")
+        return self.output_proj(multi_scale_deformable_attention(value, shapes, locations, weights))

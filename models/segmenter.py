@@ -1,0 +1,161 @@
+"""The network: frames and a sentence in, the referred object's mask in every frame out.
+
+VD-IT and HCD are two lists of the same parts (``models.build_model``). Legend: ``B`` clips, ``T``
+frames, ``N`` = B·T, ``Q`` queries, ``C`` width, ``H``×``W`` the padded frame.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.deformable_transformer import DeformableTransformer
+from models.diffusion.encoder import PixelFeatures, VideoEncoder
+from models.mask_heads import DynamicMaskHead, MaskRefinement, shuffle_mask, sum_memories
+from models.selection import LayerPrediction, Selector, best_query
+from models.text_encoder import LanguageQueries, SentenceEncoder
+
+
+@dataclass
+class SegmenterOutput:
+    """Predictions of the decoder's layers, the last one last."""
+
+    layers: list[LayerPrediction]
+    """All layers in training, the last one alone in evaluation."""
+
+    @property
+    def logits(self) -> Tensor:
+        """``[B, T, Q, 1]``."""
+        return self.layers[-1].logits
+
+    @property
+    def boxes(self) -> Tensor:
+        """``[B, T, Q, 4]``."""
+        return self.layers[-1].boxes
+
+    @property
+    def chosen(self) -> Tensor | None:
+        """``[B]`` or None."""
+        return self.layers[-1].chosen
+
+    @property
+    def masks(self) -> Tensor | None:
+        """``[B, T, H, W]`` of the chosen query or ``[B, T, Q, H, W]`` of all."""
+        return self.layers[-1].masks
+
+
+class Segmenter(nn.Module):
+    """Referring video object segmentation with text-to-video diffusion features.
+
+    Args:
+        encoder: frames and sentence → pyramid.
+        sentence_encoder: sentence → words.
+        language_queries: words → decoder queries.
+        transformer: pyramid and queries → states, boxes, memories.
+        mask_head: states → low masks.
+        refinement: low mask → full-resolution mask.
+        dim: width of the decoder.
+    """
+
+    def __init__(
+        self,
+        encoder: VideoEncoder,
+        sentence_encoder: SentenceEncoder,
+        language_queries: LanguageQueries,
+        transformer: DeformableTransformer,
+        mask_head: DynamicMaskHead,
+        refinement: MaskRefinement,
+        dim: int,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.sentence_encoder = sentence_encoder
+        self.language_queries = language_queries
+        self.transformer = transformer
+        self.class_heads = nn.ModuleList(nn.Linear(dim, 1) for _ in transformer.decoder)
+        self.mask_head = mask_head
+        self.refinement = refinement
+        for head in self.class_heads:
+            nn.init.constant_(head.bias, -math.log(99))
+
+    def forward(
+        self,
+        frames: Tensor,
+        padding: Tensor,
+        captions: list[str],
+        select: Selector = best_query,
+        annotated: Tensor | None = None,
+    ) -> SegmenterOutput:
+        """Segment the object that each clip's sentence names.
+
+        Args:
+            frames: ``[B, T, 3, H, W]``, ImageNet-normalised and zero-padded on the right and bottom; H and W
+                multiples of 16.
+            padding: ``[B, H, W]``, True where padded.
+            captions: B sentences.
+            select: which query is refined: ``best_query``, ``all_queries`` or a matcher bound to targets.
+            annotated: ``[B]``, the one frame of each clip that goes on to the decoder (A2D, JHMDB); None: all.
+
+        Returns:
+            ``logits [B, T, Q, 1]``, ``boxes [B, T, Q, 4]``, ``chosen [B]`` and mask logits ``masks [B, T, H, W]``.
+        """
+        return self.segment_pixels(self.encoder.encode_pixels(frames), padding, captions, select, annotated)
+
+    def segment_pixels(
+        self,
+        pixels: PixelFeatures,
+        padding: Tensor,
+        captions: list[str],
+        select: Selector = best_query,
+        annotated: Tensor | None = None,
+    ) -> SegmenterOutput:
+        """The same from ``encoder.encode_pixels``, which serves every sentence of a video."""
+        batch, frames = pixels.latents.shape[:2]
+        pyramid = self.encoder(pixels, captions)
+        if annotated is not None:
+            index = torch.arange(batch, device=annotated.device) * frames + annotated
+            pyramid = [level[index] for level in pyramid]
+            frames = 1
+
+        queries = self.language_queries(*self.sentence_encoder(captions))
+        decoded = self.transformer(
+            pyramid[1:],
+            padding.repeat_interleave(frames, dim=0),
+            queries.repeat_interleave(frames, dim=0),
+        )
+        features = sum_memories(decoded.memory)
+        sizes = unpadded_size(padding).repeat_interleave(frames, dim=0)[:, None]
+
+        layers = []
+        first = 0 if self.training else len(decoded.states) - 1
+        for i in range(first, len(decoded.states)):
+            states, boxes = decoded.states[i], decoded.boxes[i]
+            low = self.mask_head(features, states, boxes[..., :2].detach() * sizes)
+            prediction = LayerPrediction(
+                logits=self.class_heads[i](states).unflatten(0, (batch, frames)),
+                boxes=boxes.unflatten(0, (batch, frames)),
+                low_masks=shuffle_mask(low).unflatten(0, (batch, frames)),
+            )
+            prediction.chosen = select(prediction)
+            prediction.masks = self._refine(low.unflatten(0, (batch, frames)), prediction.chosen, pyramid)
+            layers.append(prediction)
+        return SegmenterOutput(layers)
+
+    def _refine(self, low: Tensor, chosen: Tensor | None, pyramid: list[Tensor]) -> Tensor:
+        """Refine ``low [B, T, Q, 16, h, w]``: the chosen query of each clip, or all of them in turn."""
+        batch, frames, queries = low.shape[:3]
+        f4, f8 = pyramid[0], pyramid[1]
+        if chosen is not None:
+            picked = low[torch.arange(batch, device=low.device), :, chosen].flatten(0, 1)
+            return self.refinement(picked, f4, f8).unflatten(0, (batch, frames))
+        masks = [self.refinement(low[:, :, q].flatten(0, 1), f4, f8) for q in range(queries)]
+        return torch.stack(masks, dim=1).unflatten(0, (batch, frames))
+
+
+def unpadded_size(padding: Tensor) -> Tensor:
+    """(width, height) in pixels of the unpadded frames: ``[B, H, W]`` → ``[B, 2]``."""
+    real = ~padding
+    return torch.stack([real[:, 0].sum(-1), real[:, :, 0].sum(-1)], dim=-1).float()

@@ -1,0 +1,58 @@
+"""Language as queries: the sentence encoder and the query vectors it shapes (models.md section 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.diffusion.stack import Frozen
+from models.position_encoding import sine_position_1d
+
+
+class SentenceEncoder(nn.Module):
+    """Frozen RoBERTa with a trained projection to the decoder's width."""
+
+    def __init__(self, roberta: nn.Module, tokenizer: Any, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.backbone = Frozen(roberta)
+        self.tokenizer = tokenizer
+        self.max_length = roberta.config.max_position_embeddings - 2
+        self.linear = nn.Linear(roberta.config.hidden_size, dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Encode sentences.
+
+        Args:
+            captions: B sentences; words beyond the model's limit are cut off.
+
+        Returns:
+            words ``[B, L, C]`` and their padding ``[B, L]`` (True where padded), L the longest sentence.
+        """
+        tokens = self.tokenizer(
+            captions, padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(self.linear.weight.device)
+        with torch.no_grad():
+            words = self.backbone(**tokens).last_hidden_state
+        return self.dropout(self.norm(self.linear(words))), tokens.attention_mask == 0
+
+
+class LanguageQueries(nn.Module):
+    """Learned query vectors, multiplied by what each of them attends to in the sentence."""
+
+    NUM_HEADS = 8
+
+    def __init__(self, num_queries: int, dim: int) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(torch.empty(num_queries, dim))
+        self.attention = nn.MultiheadAttention(dim, self.NUM_HEADS, batch_first=True)
+        nn.init.normal_(self.vectors)
+
+    def forward(self, words: Tensor, padding: Tensor) -> Tensor:
+        """``[B, L, C]``, ``[B, L]`` (True where padded) → queries ``[B, Q, C]``."""
+        query = self.vectors.expand(words.shape[0], -1, -1)
+        key = words + sine_position_1d(padding, words.shape[-1])
+        return query * self.attention(query, key, words, key_padding_mask=padding, need_weights=False)[0]

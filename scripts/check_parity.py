@@ -1,0 +1,63 @@
+"""Compare this project's models with published numbers, tensor by tensor.
+
+    python -m scripts.check_parity FOLDER [--model vdit]
+
+``FOLDER`` holds a frozen stack (``pretrained/``) and, per model, fixtures and a checkpoint in the authors'
+layout. Prints a table and exits with 1 on any miss.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from scripts.parity import Row, check_evaluation, check_training, find_fixtures, fixture_model
+from util.errors import UserError, run_cli
+
+BUILT = ("vdit",)
+PUBLISHED = ("vdit", "hcd")
+
+
+def main() -> int:
+    """Run the comparison; the status is 1 where anything differs."""
+    parser = argparse.ArgumentParser(description="Compare the models with published numbers, tensor by tensor.")
+    parser.add_argument("folder", type=Path, help="fixtures: pretrained/, vdit/, hcd/")
+    parser.add_argument("--model", choices=PUBLISHED, action="append", help="limit the check to this model")
+    args = parser.parse_args()
+    if not args.folder.is_dir():
+        raise UserError(f"the folder of fixtures {args.folder} does not exist")
+    wanted = tuple(args.model or (m for m in PUBLISHED if (args.folder / m).is_dir()))
+    missed = [model for model in wanted if model not in BUILT]
+    for model in missed:
+        print(f"{model}: this project does not build this model yet" + ("; skipped" if args.model else ""))
+    if args.model:
+        missed = []
+
+    failures = len(missed)
+    torch.manual_seed(0)
+    checked = tuple(m for m in wanted if m in BUILT)
+    for fixture in find_fixtures(args.folder, checked) if checked else []:
+        model, cfg = fixture_model(fixture)
+        rows = check_evaluation(model, fixture) + check_training(model, cfg, fixture)
+        print(f"\n{fixture.name}  ({fixture.spec['mode']})")
+        print_table(rows)
+        failures += sum(not row.ok for row in rows)
+        print(f"{sum(row.ok for row in rows)} of {len(rows)} agree")
+    if failures:
+        print(f"\n{failures} do not agree")
+    return 1 if failures else 0
+
+
+def print_table(rows: list[Row]) -> None:
+    """Name, largest absolute and relative difference, tolerance, verdict."""
+    width = max(len(row.name) for row in rows)
+    print(f"{'tensor':<{width}}  {'absolute':>9}  {'relative':>9}  {'tolerance':>9}  ok")
+    for row in rows:
+        verdict = "yes" if row.ok else "NO"
+        print(f"{row.name:<{width}}  {row.absolute:9.2e}  {row.relative:9.2e}  {row.tolerance:9.0e}  {verdict}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

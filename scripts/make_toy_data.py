@@ -1,0 +1,51 @@
+"""Make the toy benchmark: generated videos of moving shapes with sentences, laid out like Ref-YouTube-VOS."""
+
+from __future__ import annotations
+
+import argparse
+
+from datasets.toy import make_toy
+from datasets.toy_scene import KINDS
+from util.errors import run_cli
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.make_toy_data",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output_dir", required=True, help="folder of the data set; it is made if it is missing")
+    parser.add_argument("--train_videos", type=int, default=400)
+    parser.add_argument("--valid_videos", type=int, default=40)
+    parser.add_argument("--test_videos", type=int, default=4, help="without masks; the valid file lists them too")
+    parser.add_argument("--num_frames", type=int, default=8, help="frames per video")
+    parser.add_argument("--height", type=int, default=64, help="pixels")
+    parser.add_argument("--width", type=int, default=96, help="pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of sentences")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 works in this one")
+    parser.add_argument("--force", action="store_true", help="replace a toy set of other parameters")
+    args = parser.parse_args()
+    summary = make_toy(
+        args.output_dir,
+        num_train=args.train_videos,
+        num_valid=args.valid_videos,
+        num_test=args.test_videos,
+        frames=args.num_frames,
+        height=args.height,
+        width=args.width,
+        seed=args.seed,
+        kinds=args.kinds,
+        workers=args.workers,
+        force=args.force,
+        progress=True,
+    )
+    print(f"toy data {'written to' if summary.created else 'already complete in'} {args.output_dir}")
+    for split, count in summary.videos.items():
+        kinds = ", ".join(f"{kind} {number}" for kind, number in summary.kinds[split].items())
+        print(f"  {split}: {count} videos, {summary.expressions[split]} expressions ({kinds})")
+
+
+if __name__ == "__main__":
+    run_cli(main)

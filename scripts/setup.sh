@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Makes .venv beside this project and installs requirements.txt under the exact versions of constraints.txt.
+#
+#   bash scripts/setup.sh          what the project runs on
+#   bash scripts/setup.sh --dev    and what its tests need
+#
+# Safe to repeat: nothing happens when nothing has changed, and an interrupted run goes on where it stopped.
+# PYTHON=/path/to/python chooses the interpreter that .venv is made from.
+set -euo pipefail
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+unset PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX # each would install somewhere else than into .venv
+
+readonly PYTHON_NEEDED="3.11, 3.12 or 3.13"
+readonly GIB_NEEDED=8 # torch's CUDA libraries: about 6 GiB installed, and 2 GiB of downloads on the way
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 2
+}
+
+supported() { [[ "$1" =~ ^3\.1[123]\. ]]; }
+version_of() { "$@" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null; }
+free_gib() { df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }'; }
+
+# The first interpreter that will do; what else was met is named when there is none.
+find_python() {
+    local candidate version met=""
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python python3.13 python3.12 python3.11; do
+        if ! version=$(version_of "$candidate"); then
+            [[ "$candidate" != "${PYTHON:-}" ]] || fail "PYTHON=$PYTHON does not run; give the path of Python $PYTHON_NEEDED"
+        elif ! supported "$version"; then
+            met+="${met:+, }$candidate is $version"
+            [[ "$candidate" != "${PYTHON:-}" ]] || break
+        elif ! "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+            met+="${met:+, }$candidate ($version) lacks the venv module (on Debian and Ubuntu: apt install python${version%.*}-venv)"
+            [[ "$candidate" != "${PYTHON:-}" ]] || break
+        else
+            printf '%s' "$candidate"
+            return
+        fi
+    done
+    fail "Python $PYTHON_NEEDED with its venv module is needed, and ${met:-no Python was found}; install one, or name it: PYTHON=/path/to/python bash scripts/setup.sh"
+}
+
+make_venv() {
+    local python
+    python=$(find_python)
+    say "making .venv with Python $(version_of "$python")"
+    "$python" -m venv .venv || fail "$python could not make .venv; its message is above"
+}
+
+is_usable() {
+    supported "$(version_of .venv/bin/python)" &&
+        { .venv/bin/python -m pip --version || .venv/bin/python -m ensurepip; } &>/dev/null
+}
+
+# A stamp is a copy of all that decides what is installed.
+wanted() { version_of .venv/bin/python && cat "$1" constraints.txt; }
+stamp_of() { printf '.venv/.installed-%s' "$1"; }
+is_installed() { [[ -f "$(stamp_of "$1")" && "$(wanted "$1")" == "$(<"$(stamp_of "$1")")" ]]; }
+all_installed() {
+    local list
+    for list in "${LISTS[@]}"; do is_installed "$list" || return 1; done
+}
+
+install() {
+    local list=$1 status=0 gib
+    say "installing $list"
+    # pip writes RECORD last: a package without it was cut off half-way, and must not count as installed
+    find .venv/lib -mindepth 3 -maxdepth 3 -name '*.dist-info' ! -exec test -e '{}/RECORD' \; -exec rm -rf '{}' +
+    rm -rf .venv/tmp
+    mkdir .venv/tmp # downloads stay on this disk: /tmp is often a small one
+    TMPDIR="$PWD/.venv/tmp" .venv/bin/python -m pip install --disable-pip-version-check \
+        --requirement "$list" --constraint constraints.txt || status=$?
+    rm -rf .venv/tmp
+    if ((status != 0)); then
+        gib=$(free_gib)
+        ((gib > 0)) || fail "the disk of $PWD is full; free about $GIB_NEEDED GiB and run the same command again"
+        fail "pip could not install $list (its message is above); once that is mended, the same command goes on from here"
+    fi
+    wanted "$list" >.venv/.stamp
+    mv .venv/.stamp "$(stamp_of "$list")"
+}
+
+main() {
+    LISTS=(requirements.txt)
+    case "${1:-}" in
+    "") ;;
+    --dev) LISTS+=(requirements-dev.txt) ;;
+    *) fail "unknown argument '$1'; bash scripts/setup.sh takes --dev or nothing" ;;
+    esac
+    ! all_installed || return 0
+
+    # One set-up at a time: others wait here, and find the work done.
+    if command -v flock >/dev/null; then
+        exec 9<scripts/setup.sh
+        flock --nonblock 9 || { say "waiting for another set-up of this folder" && flock 9; }
+        ! all_installed || return 0
+    fi
+
+    if [[ -e .venv || -L .venv ]] && ! is_usable; then
+        say ".venv is broken, unfinished or of another Python; it is made anew"
+        rm -rf .venv
+    fi
+    local list gib
+    gib=$(free_gib)
+    if ((gib < GIB_NEEDED)) && ! compgen -G '.venv/lib/python3*/site-packages/torch' >/dev/null; then
+        fail "the set-up needs about $GIB_NEEDED GiB on the disk of $PWD, and $gib GiB are free; make room, or clone to another disk"
+    fi
+    [[ -d .venv ]] || make_venv
+    for list in "${LISTS[@]}"; do is_installed "$list" || install "$list"; done
+    say "done: .venv has what ${LISTS[*]} names"
+}
+
+main "$@"

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Set-up, style, types, then all tests, the fast ones first. Arguments go to pytest: bash scripts/test.sh -k matcher -x
+set -euo pipefail
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+
+bash scripts/setup.sh --dev
+python=.venv/bin/python
+
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$python" -m mypy
+
+readonly NO_TESTS=5 # pytest's status when its arguments select nothing
+found=0
+for marker in "not slow" "slow"; do
+    status=0
+    "$python" -m pytest -m "$marker" "$@" || status=$?
+    if ((status == 0)); then
+        found=1
+    elif ((status != NO_TESTS)); then
+        exit "$status"
+    fi
+done
+((found)) || exit "$NO_TESTS"

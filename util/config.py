@@ -1,0 +1,192 @@
+"""All options of training and inference: one flat, documented dataclass, set by a YAML file and by flags.
+
+Flags carry ReferFormer's names and override the file; every value is validated before anything else is loaded::
+
+    python main.py --config configs/vdit_ytvos.yaml --ytvos_path data/ref-youtube-vos --lr 5e-5
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from util.errors import UserError
+from util.options import checked, option, read_flags, read_yaml
+
+_model = partial(option, "model")
+_loss = partial(option, "matching and losses")
+_data = partial(option, "data")
+_train = partial(option, "training")
+_run = partial(option, "run")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of ``main.py`` and ``inference_ytvos.py``; each field carries its help text and bounds.
+
+    The defaults are VD-IT's published recipe (Ref-YouTube-VOS, from scratch). Making a ``Config`` validates it, also
+    through ``dataclasses.replace``.
+
+    Raises:
+        UserError: a value has a wrong type, is out of range, or contradicts another one.
+    """
+
+    model: str = _model("vdit", "which model to build", choices=("vdit",))
+    pretrained: str = _model(
+        "ali-vilab/text-to-video-ms-1.7b", "frozen text-to-video stack: a local folder or a hub id", path=True
+    )
+    image_encoder: str = _model(
+        "",
+        "CLIP image encoder: a local folder or a hub id; empty is PRETRAINED/clip where that folder exists, else "
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        path=True,
+        empty=True,
+    )
+    text_encoder: str = _model(
+        "",
+        "RoBERTa sentence encoder: a local folder or a hub id; empty is PRETRAINED/roberta where that folder exists, "
+        "else roberta-base",
+        path=True,
+        empty=True,
+    )
+    noise: str = _model("predicted", "what is added to the latents", choices=("predicted", "gaussian", "none"))
+    image_tokens: bool = _model(True, "join image tokens to the text condition of the UNet")
+    posterior: str = _model(
+        "auto",
+        "how latents are drawn from the VAE posterior: auto = sample in training, mode in evaluation",
+        choices=("auto", "mode", "sample"),
+    )
+    pyramid_channels: tuple[int, ...] = _model(
+        (128, 256, 512, 1024), "channels of the feature pyramid at strides 4, 8, 16, 32", minimum=1, length=4
+    )
+    hidden_dim: int = _model(256, "width of the transformer and the mask features; a multiple of 32", minimum=32)
+    dim_feedforward: int = _model(2048, "width of the transformer's feed-forward layers", minimum=1)
+    enc_layers: int = _model(4, "encoder layers", minimum=1)
+    dec_layers: int = _model(4, "decoder layers", minimum=1)
+    nheads: int = _model(8, "attention heads of the deformable transformer; they divide hidden_dim", minimum=1)
+    enc_n_points: int = _model(4, "sampling points per head and level in the encoder", minimum=1)
+    dec_n_points: int = _model(4, "sampling points per head and level in the decoder", minimum=1)
+    num_queries: int = _model(5, "object queries per frame", minimum=1)
+    dropout: float = _model(0.1, "dropout of the trained parts", minimum=0, below=1)
+    dynamic_mask_channels: int = _model(16, "hidden channels of the dynamic mask head", minimum=1)
+
+    set_cost_class: float = _loss(2.0, "matching cost of the class", minimum=0)
+    set_cost_bbox: float = _loss(5.0, "matching cost of the box's L1 distance", minimum=0)
+    set_cost_giou: float = _loss(2.0, "matching cost of the box's GIoU", minimum=0)
+    set_cost_mask: float = _loss(2.0, "matching cost of the mask's focal loss", minimum=0)
+    set_cost_dice: float = _loss(5.0, "matching cost of the mask's dice", minimum=0)
+    cls_loss_coef: float = _loss(2.0, "weight of the class loss", minimum=0)
+    bbox_loss_coef: float = _loss(5.0, "weight of the box's L1 loss", minimum=0)
+    giou_loss_coef: float = _loss(2.0, "weight of the box's GIoU loss", minimum=0)
+    mask_loss_coef: float = _loss(2.0, "weight of the mask's focal loss", minimum=0)
+    dice_loss_coef: float = _loss(5.0, "weight of the mask's dice loss", minimum=0)
+    focal_alpha: float = _loss(0.25, "alpha of the focal losses", minimum=0, maximum=1)
+
+    dataset_file: str = _data("ytvos", "dataset", choices=("ytvos",))
+    ytvos_path: str = _data("data/ref-youtube-vos", "root folder of Ref-YouTube-VOS, or of its layout", path=True)
+    expressions_file: str = _data(
+        "", "expressions to use instead of meta_expressions/SPLIT/meta_expressions.json", path=True, empty=True
+    )
+    split: str = _data("valid", "split that inference reads")
+    num_frames: int = _data(5, "frames of a training clip", minimum=1)
+    train_scales: tuple[int, ...] = _data(
+        (288, 320, 352, 392, 416, 448, 480, 512), "shorter sides in training, one drawn per clip, in pixels", minimum=1
+    )
+    crop_scales: tuple[int, ...] = _data(
+        (400, 500, 600), "shorter sides before a random crop, for half of the clips; empty: no crops", minimum=1
+    )
+    crop_range: tuple[int, ...] = _data((384, 600), "least and greatest side of a crop, in pixels", minimum=1, length=2)
+    max_size: int = _data(640, "greatest longer side, in pixels", minimum=1)
+    eval_size: int = _data(360, "shorter side at inference, in pixels", minimum=1)
+    num_workers: int = _data(4, "processes that load data; 0 loads in the main one", minimum=0)
+
+    epochs: int = _train(9, "epochs", minimum=1)
+    lr_drop: tuple[int, ...] = _train((6, 8), "epochs after which the rate falls to a tenth", minimum=1)
+    lr: float = _train(1e-4, "learning rate of all trained parameters", above=0)
+    lr_processes: int = _train(
+        4, "number of processes for which lr holds; the rate is scaled by processes / lr_processes", minimum=1
+    )
+    weight_decay: float = _train(5e-4, "weight decay of AdamW", minimum=0)
+    clip_max_norm: float = _train(0.1, "greatest norm of the gradient; 0: no clipping", minimum=0)
+    batch_size: int = _train(1, "clips per process and step", minimum=1)
+    seed: int = _train(42, "seed of everything random", minimum=0, maximum=2**32 - 1)
+    max_steps: int = _train(0, "stop after so many optimiser steps; 0: no limit", minimum=0)
+    warmup_steps: int = _train(0, "steps over which the rate rises linearly from 0", minimum=0)
+    log_every: int = _train(10, "steps between two lines of the log", minimum=1)
+    save_every: int = _train(0, "steps between checkpoints, beside those at the ends of epochs; 0: none", minimum=0)
+
+    config: str = _run("", "YAML file that sets any of these options; flags override it", path=True, empty=True)
+    output_dir: str = _run("runs/debug", "folder for everything that is written", path=True)
+    device: str = _run("auto", "where to compute; auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
+    resume: str = _run("", "checkpoint to go on from, or to use for inference", path=True, empty=True)
+    eval: bool = _run(False, "only evaluate")
+    visualize: bool = _run(False, "also draw masks, boxes and sentences over the frames")
+    threshold: float = _run(0.5, "mask probability from which a pixel belongs to the object", minimum=0, maximum=1)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = checked(Config, field.name, getattr(self, field.name), field.name)
+            object.__setattr__(self, field.name, value)
+        _check_together(self)
+
+
+def load_config(argv: Sequence[str] | None, description: str) -> Config:
+    """Read the options of a run: defaults, then the file that ``--config`` names, then the other flags.
+
+    Args:
+        argv: the command line without the program's name; None takes the process's own.
+        description: what the program does, for ``--help``.
+
+    Raises:
+        UserError: an unknown key or flag (the message names the nearest known one), or a wrong value.
+    """
+    flags = read_flags(Config, argv, description)
+    path = flags.get("config", "")
+    file = read_yaml(Config, path) if path else {}
+    try:
+        return Config(**{**file, **flags})
+    except UserError as error:  # each value is right by itself here, so two of them contradict each other
+        raise UserError(f"{error}; see {path} and the flags given" if path else str(error)) from error
+
+
+def config_dict(config: Config) -> dict[str, Any]:
+    """The options as plain values (lists, not tuples), for checkpoints, logs and YAML."""
+    values = ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config))
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+
+
+def _check_together(config: Config) -> None:
+    """Refuse values that contradict each other.
+
+    Raises:
+        UserError: the sentence names both options.
+    """
+    hidden = config.hidden_dim
+    rules = (
+        (hidden % config.nheads == 0, f"nheads must divide hidden_dim, and {config.nheads} does not divide {hidden}"),
+        # group normalisation has 32 groups, and the position code splits the width into sines and cosines of x and y
+        (hidden % 32 == 0, f"hidden_dim must be a multiple of 32, not {hidden}"),
+        (bool(config.train_scales), "train_scales must name at least one scale"),
+        (
+            max((*config.train_scales, config.eval_size)) <= config.max_size,
+            f"max_size ({config.max_size}) bounds the longer side, and must be at least every shorter side in "
+            f"train_scales ({max(config.train_scales, default=0)}) and eval_size ({config.eval_size})",
+        ),
+        (
+            config.crop_range[0] <= config.crop_range[1],
+            f"crop_range must be least and greatest side in this order, not {list(config.crop_range)}",
+        ),
+        (
+            all(first < second for first, second in zip(config.lr_drop, config.lr_drop[1:], strict=False)),
+            f"lr_drop must be epochs in rising order, not {list(config.lr_drop)}",
+        ),
+        (
+            any(getattr(config, f"set_cost_{part}") for part in ("class", "bbox", "giou", "mask", "dice")),
+            "at least one of the set_cost_* options must be above 0, or no query can be matched",
+        ),
+    )
+    for good, sentence in rules:
+        if not good:
+            raise UserError(sentence)

@@ -1,0 +1,98 @@
+"""Reading masks from PNG files: object ids (palette) and single masks (0 and 255)."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from util.errors import UserError
+
+# What Pillow raises on broken or hostile image files, beside OSError.
+_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def _missing(path: Path, others: int = 0) -> UserError:
+    count = f" (and {others} more)" if others else ""
+    return UserError(f"{path} is missing{count}; every frame that is scored needs a mask there")
+
+
+def require_masks(paths: Iterable[Path]) -> None:
+    """Find out before the work starts, not after minutes of it, that mask files are missing.
+
+    Raises:
+        UserError: names the first missing file and says how many more are missing.
+    """
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise _missing(missing[0], len(missing) - 1)
+
+
+def _read_plane(path: Path) -> np.ndarray:
+    """One 8-bit plane ``[H, W]``, uint8; palette files give their indices, 1-bit files 0 and 1."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L", "1"):
+                raise UserError(
+                    f"{path} is an image of mode {image.mode}; a mask must be an 8-bit palette or greyscale PNG"
+                )
+            return np.asarray(image).astype(np.uint8, copy=False)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except _BROKEN_IMAGE as error:
+        raise UserError(f"{path} is not a readable image ({error}); write the file again") from error
+
+
+def _require_size(path: Path, mask: np.ndarray, size: tuple[int, int] | None) -> None:
+    if size is not None and mask.shape != size:
+        raise UserError(
+            f"{path} is {mask.shape[1]}×{mask.shape[0]} pixels, but its ground truth is {size[1]}×{size[0]}; "
+            "write masks at the original size of the video"
+        )
+
+
+def read_index_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a mask whose pixel value is the object id.
+
+    Args:
+        path: a palette or 8-bit greyscale PNG.
+        size: (height, width) that the mask must have, if it matters.
+
+    Returns:
+        uint8 ``[H, W]``: 0 is background, 255 is void in the DAVIS files.
+
+    Raises:
+        UserError: the file is missing, broken, of another mode or of another size.
+    """
+    mask = _read_plane(path)
+    _require_size(path, mask, size)
+    return mask
+
+
+def read_binary_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a mask of one object: 0 is background, 255 is the object.
+
+    Args:
+        path: an 8-bit PNG that holds nothing but 0 and 255 (or a 1-bit PNG).
+        size: (height, width) that the mask must have, if it matters.
+
+    Returns:
+        bool ``[H, W]``.
+
+    Raises:
+        UserError: the file is missing, broken, of another mode or size, or holds other values.
+    """
+    plane = _read_plane(path)
+    _require_size(path, plane, size)
+    mask = plane == 255
+    if cv2.countNonZero(plane) != cv2.countNonZero(mask.view(np.uint8)):
+        other = int(plane[(plane != 0) & ~mask][0])
+        raise UserError(f"{path} holds the value {other}; the mask of an expression must hold only 0 and 255")
+    return mask

@@ -1,0 +1,48 @@
+"""The same work for many videos, in processes, with a progress bar."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+import cv2
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def available_cores() -> int:
+    """Number of cores this process may use, which containers often make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)  # one process per core already
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+
+def map_videos(function: Callable[[Item], Result], videos: Sequence[Item], workers: int) -> list[Result]:
+    """Results of ``function(video)`` in the order of ``videos``.
+
+    Args:
+        function: picklable when ``workers`` > 1, as are its argument and result. An exception it
+            raises is raised here, and what has not started is dropped.
+        videos: the items.
+        workers: processes; 1 works in this one. No more are started than there are videos.
+    """
+    workers = min(workers, len(videos))
+    if workers <= 1:
+        return list(_progress(map(function, videos), len(videos)))
+    # Spawned, not forked: a caller may hold threads or a GPU, and neither survives a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        return list(_progress(pool.map(function, videos), len(videos)))
+
+
+def _progress(results, total: int) -> tqdm:
+    return tqdm(results, total=total, unit="video", leave=False, disable=None)
