@@ -58,6 +58,12 @@ class ClipBatch:
     captions: list[str]
     targets: list[Target]
 
+    @property
+    def annotated(self) -> Tensor | None:
+        """Index of each clip's one annotated frame ``[B]``, on the frames' device; None where all are annotated."""
+        indices = [target.get("annotated") for target in self.targets]
+        return None if None in indices else torch.tensor(indices, device=self.frames.device)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ClipBatch:
         """Return the batch with every tensor on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -181,7 +187,7 @@ class ClipDataset(Dataset[Sample], ABC):
         )
 
 
-class ClipLoader(DataLoader[ClipBatch]):
+class ClipLoader(DataLoader[Sample]):
     """A ``DataLoader`` that hands a worker's ``UserError`` on as its one sentence, without the worker's traceback."""
 
     def __iter__(self) -> Iterator[ClipBatch]:  # type: ignore[override]

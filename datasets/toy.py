@@ -7,12 +7,10 @@ and the objects in ``meta.json`` carry their looks.
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,18 +18,19 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from datasets.toy_render import full_areas, render_frames, render_masks
 from datasets.toy_scene import KINDS, MAX_OBJECTS, Scene, sample_scene
 from datasets.toy_sentences import Facts, Sentence, choose_sentences
 from util.errors import UserError
 from util.io import atomic_path, read_json, write_json
+from util.parallel import map_videos
 
 GENERATOR_VERSION = 1  # raise it whenever the same parameters give other files
 STAMP = "toy_set.json"
 SPLITS = ("train", "valid", "test")
-OWN_ENTRIES = (*SPLITS, "meta_expressions", STAMP)  # what a set consists of, and all that --force removes
+# What a set consists of, and all that is ever removed. The stamp goes last: without it nothing would be.
+OWN_ENTRIES = (*SPLITS, "meta_expressions", STAMP)
 
 MAX_TRIES = 2000
 # An object counts as visible in a frame from this many pixels and this share of its area, and must be visible in at
@@ -75,19 +74,17 @@ class ToyParameters:
     kinds: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("num_train", 0, 99999),
-            ("num_valid", 0, 99999),
-            ("num_test", 0, 99999),
-            ("frames", 4, 1000),
-            ("height", 48, 1080),
-            ("width", 48, 1920),
+        for what, value, least, most in (
+            *((f"number of {split} videos", count, 0, 99999) for split, count in self.counts.items()),
+            ("number of frames", self.frames, 4, 1000),
+            ("height", self.height, 48, 1080),
+            ("width", self.width, 48, 1920),
         ):
-            if not least <= getattr(self, name) <= most:
-                raise UserError(f"toy data: {name} is {getattr(self, name)}; choose {least} to {most}")
+            if not least <= value <= most:
+                raise UserError(f"the {what} of the toy data is {value}; choose {least} to {most}")
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds or len(set(self.kinds)) < len(self.kinds):
-            raise UserError(f"toy data: kinds are {list(self.kinds)}; choose some of {', '.join(KINDS)}, each once")
+            raise UserError(f"toy data of the kinds {list(self.kinds)}; choose some of {', '.join(KINDS)}, each once")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -105,9 +102,8 @@ def make_toy(
     width: int = 96,
     seed: int = 0,
     kinds: Sequence[str] | None = None,
-    workers: int = 0,
+    workers: int = 1,
     force: bool = False,
-    progress: bool = False,
 ) -> ToySummary:
     """Write the toy benchmark below ``root``.
 
@@ -117,9 +113,8 @@ def make_toy(
     Args:
         frames: per video; height, width: in pixels.
         kinds: kinds of sentences to make, some of KINDS; None for all.
-        workers: processes; 0 works in this one.
+        workers: processes; 1 works in this one.
         force: replace a toy set of other parameters.
-        progress: show a progress bar.
 
     Raises:
         UserError: a parameter is out of range, or ``root`` holds another set or other files.
@@ -131,9 +126,19 @@ def make_toy(
     identity = {"generator_version": GENERATOR_VERSION, **asdict(parameters), "kinds": list(parameters.kinds)}
     if (finished := _examine(root, identity, parameters, force)) is not None:
         return finished
+    try:
+        return _write_set(root, parameters, identity, workers)
+    except OSError as error:
+        raise UserError(f"cannot write the toy data below {root}: {error.strerror or error}") from error
+
+
+def _write_set(root: Path, parameters: ToyParameters, identity: dict[str, Any], workers: int) -> ToySummary:
+    """Write everything. Only the stamp that is written last says that the set is complete."""
     write_json(root / STAMP, {"parameters": identity})
     summary = ToySummary(created=True)
-    documents = {split: _write_split(root, split, parameters, workers, progress, summary) for split in SPLITS}
+    jobs = [(split, index) for split, count in parameters.counts.items() for index in range(count)]
+    results = dict(zip(jobs, map_videos(partial(_write_video, root, parameters), jobs, workers), strict=True))
+    documents = {split: _write_meta(root, split, parameters, results, summary) for split in SPLITS}
     # As in the real challenge, the valid file lists the test videos too, and test sentences come without answers.
     test = {name: _without_answers(video) for name, video in documents["test"].items()}
     for split, videos in {**documents, "valid": documents["valid"] | test, "test": test}.items():
@@ -181,7 +186,7 @@ def _all_visible(scene: Scene, masks: np.ndarray) -> bool:
 
 
 def _examine(root: Path, identity: dict[str, Any], parameters: ToyParameters, force: bool) -> ToySummary | None:
-    """Look at what is at ``root``: the summary of a finished set that can stay, or None when there is work to do."""
+    """Return the summary of a finished set that can stay; otherwise clear what may be replaced and return None."""
     if root.exists() and not root.is_dir():
         raise UserError(f"{root} is a file; choose a folder for the toy data")
     if not root.is_dir() or not any(root.iterdir()):
@@ -195,13 +200,12 @@ def _examine(root: Path, identity: dict[str, Any], parameters: ToyParameters, fo
                 f"{root} holds toy data of other parameters or an older generator (see {STAMP}); choose another "
                 "folder, or replace it with --force"
             )
-        for entry in OWN_ENTRIES:
-            path = root / entry
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        return None
-    if "content" not in stamp or not _complete(root, parameters):
-        return None
-    return ToySummary(created=False, **stamp["content"])
+    elif "content" in stamp and _complete(root, parameters):
+        return ToySummary(created=False, **stamp["content"])
+    for entry in OWN_ENTRIES:
+        path = root / entry
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return None
 
 
 def _complete(root: Path, parameters: ToyParameters) -> bool:
@@ -220,41 +224,9 @@ def _complete(root: Path, parameters: ToyParameters) -> bool:
     return True
 
 
-def _write_split(
-    root: Path, split: str, parameters: ToyParameters, workers: int, progress: bool, summary: ToySummary
-) -> dict[str, Any]:
-    """Write the frames, masks and ``meta.json`` of a split; return its part of the expressions file."""
-    count = parameters.counts[split]
-    expressions: dict[str, Any] = {}
-    objects: dict[str, Any] = {}
-    kinds: Counter[str] = Counter()
-    results = _run(partial(_write_video, root, parameters, split), count, workers)
-    for index, (described, looks) in enumerate(
-        tqdm(results, f"toy data, {split}", count, unit="video", disable=not progress)
-    ):
-        expressions[_video_name(split, index)] = described
-        objects[_video_name(split, index)] = {"objects": looks}
-        kinds.update(expression["kind"] for expression in described["expressions"].values())
-    if split != "test":
-        write_json(root / split / "meta.json", {"videos": objects})
-    summary.videos[split] = count
-    summary.expressions[split] = kinds.total()
-    summary.kinds[split] = {kind: kinds[kind] for kind in parameters.kinds}
-    return expressions
-
-
-def _run(task: Callable[[int], Any], count: int, workers: int) -> Iterator[Any]:
-    """The results of task(0) … task(count − 1), in order."""
-    if workers < 2 or count < 2:
-        yield from map(task, range(count))
-        return
-    # Not forked: the caller may have threads (torch, OpenCV).
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(task, range(count), chunksize=4)
-
-
-def _write_video(root: Path, parameters: ToyParameters, split: str, index: int) -> tuple[dict, dict]:
+def _write_video(root: Path, parameters: ToyParameters, job: tuple[str, int]) -> tuple[dict, dict]:
     """Write a video's images; return its entries for the expressions file and for ``meta.json``."""
+    split, index = job
     video, name = make_video(parameters, split, index), _video_name(split, index)
     names = [f"{FRAME_STEP * number:05d}" for number in range(parameters.frames)]
     for frame_name, frame, mask in zip(names, render_frames(video.scene), video.masks, strict=True):
@@ -267,6 +239,27 @@ def _write_video(root: Path, parameters: ToyParameters, split: str, index: int) 
             with atomic_path(root / split / "Annotations" / name / f"{frame_name}.png") as path:
                 image.save(path)
     return describe_video(video, names)
+
+
+def _write_meta(
+    root: Path,
+    split: str,
+    parameters: ToyParameters,
+    results: dict[tuple[str, int], tuple[dict, dict]],
+    summary: ToySummary,
+) -> dict[str, Any]:
+    """Write a split's ``meta.json`` and count what it holds; return its part of the expressions file."""
+    named = {_video_name(split, index): results[split, index] for index in range(parameters.counts[split])}
+    if split != "test":
+        write_json(
+            root / split / "meta.json", {"videos": {name: {"objects": looks} for name, (_, looks) in named.items()}}
+        )
+    expressions = {name: described for name, (described, _) in named.items()}
+    kinds = Counter(item["kind"] for video in expressions.values() for item in video["expressions"].values())
+    summary.videos[split] = len(named)
+    summary.expressions[split] = kinds.total()
+    summary.kinds[split] = {kind: kinds[kind] for kind in parameters.kinds}
+    return expressions
 
 
 def describe_video(video: ToyVideo, frame_names: list[str]) -> tuple[dict, dict]:

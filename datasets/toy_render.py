@@ -67,12 +67,8 @@ def render_frames(scene: Scene) -> np.ndarray:
 
 
 def full_areas(scene: Scene) -> dict[int, int]:
-    """Pixels that each object (by id) would have were nothing in its way."""
-    areas = {}
-    for obj in scene.objects:
-        stamp = _stamp(obj.shape, obj.radius, 0, 0)
-        areas[obj.obj_id] = int((2 * stamp.cover >= FULL).sum())
-    return areas
+    """The area of each object (by id) in pixels, were nothing in its way."""
+    return {obj.obj_id: int(_sprite(obj.shape, obj.radius).sum()) // FULL for obj in scene.objects}
 
 
 def _stamps(scene: Scene) -> Iterator[tuple[int, slice, slice, ToyObject, Stamp]]:
@@ -98,7 +94,8 @@ def _reach(radius: int) -> int:
 def _stamp(shape: str, radius: int, phase_x: int, phase_y: int) -> Stamp:
     """A shape whose grid starts ``phase`` sub-pixels inside a pixel."""
     fine = _sprite(shape, radius)
-    inner = cv2.erode(fine, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * OUTLINE + 1, 2 * OUTLINE + 1)))
+    y, x = np.mgrid[-OUTLINE : OUTLINE + 1, -OUTLINE : OUTLINE + 1]
+    inner = cv2.erode(fine, (x * x + y * y <= OUTLINE * OUTLINE).astype(np.uint8))
     padding = [(phase, -(phase + fine.shape[0]) % SUBPIXELS) for phase in (phase_y, phase_x)]
     cover, body = (_count(np.pad(layer, padding)) for layer in (fine, inner))
     rows = np.arange(len(cover), dtype=np.int32)[:, None, None]

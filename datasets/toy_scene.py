@@ -36,7 +36,7 @@ RADIUS = {"small": (0.100, 0.130), "large": (0.190, 0.250)}
 TRAVEL = {"left": (0.25, 0.45), "right": (0.25, 0.45), "up": (0.30, 0.50), "down": (0.30, 0.50)}
 DRIFT = 0.04  # of the frame: the most that a moving object drifts across its direction
 INSIDE = 0.6  # radii: a centre stays this far from the border
-COLOUR_JITTER = 12  # of 255
+COLOUR_JITTER = 8  # of 255
 
 
 @dataclass(frozen=True, eq=False)

@@ -132,7 +132,11 @@ def _motion(obj: ToyObject, frame: np.ndarray) -> str | None:
         return "still"
     axis = int(np.argmax(np.abs(way) / frame))
     steps = np.diff(obj.centres[:, axis]) * np.sign(way[axis])
-    if abs(way[axis]) < LEAST_TRAVEL * frame[axis] or abs(way[1 - axis]) > MOST_DRIFT * abs(way[axis]) or min(steps) < 0:
+    if (
+        abs(way[axis]) < LEAST_TRAVEL * frame[axis]
+        or abs(way[1 - axis]) > MOST_DRIFT * abs(way[axis])
+        or min(steps) < 0
+    ):
         return None
     return (("left", "right"), ("up", "down"))[axis][int(way[axis] > 0)]
 

@@ -57,11 +57,11 @@ class TrainTransform:
 
     Half of the time the shorter side becomes one of ``train_scales``; otherwise it first becomes one of
     ``crop_scales`` and a random rectangle is cut, whose sides lie in ``crop_range`` (or are the whole side where that
-    is shorter). Then a horizontal flip, half of the time, and brightness, contrast and saturation distortion. All
-    lengths are in pixels.
+    is shorter), before the same resize. Then a horizontal flip, half of the time, and brightness, contrast and
+    saturation distortion. All lengths are in pixels; without ``crop_scales`` nothing is cut.
 
     Raises:
-        UserError: an empty list, a length below 1 or a reversed range.
+        UserError: no scale, a length below 1 or a reversed range.
     """
 
     train_scales: Sequence[int] = (288, 320, 352, 392, 416, 448, 480, 512)
@@ -70,8 +70,10 @@ class TrainTransform:
     max_size: int = 640
 
     def __post_init__(self) -> None:
+        if not self.train_scales:
+            raise UserError("train_scales is empty; it should list at least one length in pixels")
         for name in ("train_scales", "crop_scales", "crop_range"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
+            if min(getattr(self, name), default=1) < 1:
                 raise UserError(f"{name} is {list(getattr(self, name))}; it should list lengths of at least 1 pixel")
         if len(self.crop_range) != 2 or self.crop_range[0] > self.crop_range[1]:
             raise UserError(f"crop_range is {list(self.crop_range)}; it should be two lengths, smallest first")
@@ -81,7 +83,7 @@ class TrainTransform:
         self, frames: Tensor, masks: Tensor, caption: str, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, str]:
         frames, masks = _as_tv_tensors(frames, masks)
-        if rng.random() < 0.5:
+        if self.crop_scales and rng.random() < 0.5:
             frames, masks = resize(frames, masks, int(rng.choice(self.crop_scales)))
             frames, masks = self._crop(frames, masks, rng)
         frames, masks = resize(frames, masks, int(rng.choice(self.train_scales)), self.max_size)

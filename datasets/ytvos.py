@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from datasets.clip import ClipDataset, Sample, make_target, normalise_sentence, sample_frames
+from datasets.clip import ClipDataset, Sample, make_target, sample_frames
+from datasets.expressions import VideoEntry, read_expressions, require_mapping
 from datasets.reading import DATA_PAGE, read_frames, read_object_ids, require_folder
 from datasets.transforms import ClipTransform, EvalTransform, TrainTransform
 from datasets.video import Video
@@ -25,25 +24,6 @@ if TYPE_CHECKING:
 SPLITS = ("train", "valid", "test")
 
 logger = logging.getLogger(__name__)
-
-# Names become parts of paths, also of files that are written: one plain component, no way out of the folder.
-_PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")
-
-
-@dataclass(frozen=True)
-class Expression:
-    """A sentence (normalised) and the id (1…255) of the object it refers to, None where the file does not say."""
-
-    caption: str
-    obj_id: int | None
-
-
-@dataclass(frozen=True)
-class VideoEntry:
-    """One video of an expressions file: its frame names, in order of time, and its expressions by id."""
-
-    frames: list[str]
-    expressions: dict[str, Expression]
 
 
 class YtvosClips(ClipDataset):
@@ -111,8 +91,9 @@ class YtvosClips(ClipDataset):
 
         frames = torch.stack(read_frames([self.images / name / f"{frame}.jpg" for frame in names]))
         height, width = frames.shape[-2:]
+        assert expression.obj_id is not None, "the constructor has checked it"
         object_masks = {
-            frame: read_object_ids(self.annotations / name / f"{frame}.png", (height, width)) == expression.obj_id
+            frame: read_object_ids(self.annotations / name / f"{frame}.png", (height, width)).eq(expression.obj_id)
             for frame in dict.fromkeys(names)
         }
         masks = torch.stack([object_masks[frame] for frame in names])
@@ -175,46 +156,6 @@ def read_split(root: Path, split: str, expressions_file: Path | None = None) -> 
     return videos
 
 
-def read_expressions(path: Path, split: str) -> dict[str, VideoEntry]:
-    """Read and check a ``meta_expressions.json``: video name → entry, in the file's order.
-
-    Raises:
-        UserError: the file is missing, not JSON, of another structure, or holds an empty sentence.
-    """
-    content = read_json(path, f"the expressions of the {split} split, see {DATA_PAGE}")
-    videos = _mapping(_mapping(content, path, "the file").get("videos"), path, "'videos'")
-    return {_plain_name(name, path, "video"): _video_entry(path, name, video) for name, video in videos.items()}
-
-
-def _video_entry(path: Path, name: str, video: Any) -> VideoEntry:
-    video = _mapping(video, path, f"video {name!r}")
-    frames = video.get("frames")
-    if not isinstance(frames, list) or not frames:
-        raise UserError(f"{path}: video {name!r} should have a list of frame names, 'frames' (see {DATA_PAGE})")
-    expressions = _mapping(video.get("expressions"), path, f"'expressions' of video {name!r}")
-    return VideoEntry(
-        [_plain_name(frame, path, f"frame of video {name!r}") for frame in frames],
-        {
-            _plain_name(exp_id, path, f"expression of video {name!r}"): _expression(path, name, exp_id, expression)
-            for exp_id, expression in expressions.items()
-        },
-    )
-
-
-def _expression(path: Path, video: str, exp_id: str, expression: Any) -> Expression:
-    where = f"expression {exp_id!r} of video {video!r}"
-    expression = _mapping(expression, path, where)
-    sentence, obj_id = expression.get("exp"), expression.get("obj_id")
-    if not isinstance(sentence, str):
-        raise UserError(f"{path}: {where} should have its sentence under 'exp' (see {DATA_PAGE})")
-    caption = normalise_sentence(sentence)
-    if not caption:
-        raise UserError(f"{path}: the sentence of {where} is empty; write what it refers to, or remove it")
-    if obj_id is not None and not (str(obj_id).isdecimal() and 1 <= int(obj_id) <= 255):
-        raise UserError(f"{path}: 'obj_id' of {where} is {obj_id!r}; it should be a mask value, 1 to 255")
-    return Expression(caption, None if obj_id is None else int(obj_id))
-
-
 def _without_test_videos(videos: dict[str, VideoEntry], test_file: Path, images: Path) -> dict[str, VideoEntry]:
     if test_file.is_file():
         test_videos = read_expressions(test_file, "test")
@@ -237,12 +178,12 @@ def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> N
     meta: Mapping[str, Any] | None = None
     if meta_file.is_file():
         content = read_json(meta_file, f"the objects of the {split} split, see {DATA_PAGE}")
-        meta = _mapping(_mapping(content, meta_file, "the file").get("videos"), meta_file, "'videos'")
+        meta = require_mapping(require_mapping(content, meta_file, "the file").get("videos"), meta_file, "'videos'")
     for name, video in videos.items():
         listed: Mapping[str, Any] | None = None
         if meta is not None:
-            entry = _mapping(meta.get(name), meta_file, f"video {name!r}")
-            listed = _mapping(entry.get("objects"), meta_file, f"'objects' of video {name!r}")
+            entry = require_mapping(meta.get(name), meta_file, f"video {name!r}")
+            listed = require_mapping(entry.get("objects"), meta_file, f"'objects' of video {name!r}")
         for exp_id, expression in video.expressions.items():
             where = f"expression {exp_id!r} of video {name!r} ({split} split of {root})"
             if expression.obj_id is None:
@@ -264,18 +205,6 @@ def _require_video_folders(parent: Path, videos: dict[str, VideoEntry]) -> None:
 
 def _folders(parent: Path) -> set[str]:
     return {path.name for path in parent.iterdir() if path.is_dir()}
-
-
-def _mapping(value: Any, path: Path, what: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: {what} should be a JSON object (see {DATA_PAGE} for the file's form)")
-    return value
-
-
-def _plain_name(name: Any, path: Path, what: str) -> str:
-    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
-        raise UserError(f"{path}: {what} is named {name!r}; a name is text without slashes")
-    return name
 
 
 def _root(cfg: Config) -> Path:

@@ -33,9 +33,7 @@ def build_model(cfg: Config, stack: FrozenStack | None = None) -> Segmenter:
     encoder = VideoEncoder(stack, (c4, c8, c16, c32), cfg.noise, cfg.image_tokens, cfg.posterior)
     return Segmenter(
         encoder=encoder,
-        sentence_encoder=SentenceEncoder(
-            stack.sentence_encoder, stack.sentence_tokenizer, cfg.hidden_dim, cfg.dropout
-        ),
+        sentence_encoder=SentenceEncoder(stack.sentence_encoder, stack.sentence_tokenizer, cfg.hidden_dim, cfg.dropout),
         language_queries=LanguageQueries(cfg.num_queries, cfg.hidden_dim),
         transformer=DeformableTransformer(
             in_channels=(c8, c16, c32),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +12,7 @@ from models.losses import LOSSES
 from models.matcher import Matcher
 from models.segmenter import SegmenterOutput
 from models.selection import LayerPrediction
-from models.targets import Target
+from models.targets import Target, build_target
 from util.distributed import average_over_processes
 
 
@@ -26,6 +29,11 @@ class Criterion:
         self.matcher = matcher
         self.weights = weights
         self.focal_alpha = focal_alpha
+
+    @staticmethod
+    def prepare(targets: Sequence[Mapping[str, Any]], size: Sequence[int]) -> Target:
+        """Stack the targets of a batch (already on its device), masks padded to its frames' ``size`` (H, W)."""
+        return build_target(targets, size)
 
     def select(self, target: Target) -> MatchedQuery:
         """The selector that a training forward takes: the matched query of every layer."""

@@ -27,7 +27,7 @@ def dice_share(logits: Tensor, truth: Tensor) -> Tensor:
 def loss_labels(prediction: LayerPrediction, target: Target, count: Tensor, alpha: float) -> dict[str, Tensor]:
     """Focal loss over all logits; the matched query is positive on valid frames."""
     logits = prediction.logits[..., 0]
-    batch, frames, queries = logits.shape
+    _, frames, queries = logits.shape
     assert prediction.chosen is not None
     matched = F.one_hot(prediction.chosen, queries).to(logits.dtype)
     truth = matched[:, None] * target.valid[..., None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,20 +30,19 @@ class Target:
         return self.masks[..., 1::LOW_STRIDE, 1::LOW_STRIDE]
 
 
-def build_target(targets: Sequence[dict[str, Any]], size: tuple[int, int], device: torch.device) -> Target:
+def build_target(targets: Sequence[Mapping[str, Any]], size: Sequence[int]) -> Target:
     """Stack the clips' targets and pad their masks on the right and bottom.
 
     Args:
-        targets: per clip ``boxes [T, 4]``, ``masks [T, h, w]``, ``valid [T]``.
+        targets: per clip ``boxes [T, 4]``, ``masks [T, h, w]``, ``valid [T]``, on one device.
         size: (H, W) of the padded frames.
-        device: where the result lives.
     """
     masks = []
     for target in targets:
         h, w = target["masks"].shape[-2:]
-        masks.append(F.pad(target["masks"].to(device).float(), (0, size[1] - w, 0, size[0] - h)))
+        masks.append(F.pad(target["masks"].float(), (0, size[1] - w, 0, size[0] - h)))
     return Target(
-        boxes=torch.stack([target["boxes"].to(device) for target in targets]),
+        boxes=torch.stack([target["boxes"] for target in targets]),
         masks=torch.stack(masks),
-        valid=torch.stack([target["valid"].to(device).float() for target in targets]),
+        valid=torch.stack([target["valid"].float() for target in targets]),
     )

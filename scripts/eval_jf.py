@@ -19,6 +19,7 @@ from util.errors import UserError, run_cli
 from util.io import write_json
 from util.jf_davis import SEMI_SUPERVISED, UNSUPERVISED, mean_over_objects, read_sequences, score_davis
 from util.jf_expressions import score_expressions
+from util.mask_files import require_folder
 from util.parallel import available_cores
 
 EXPRESSIONS = "expressions"
@@ -54,24 +55,22 @@ def guess_task(gt: Path, pred: Path) -> str:
     """The task that the folders look like.
 
     Raises:
-        UserError: ``pred`` holds no mask at either depth.
+        UserError: ``pred`` is missing or holds no mask at either depth.
     """
+    require_folder(pred, "the predictions, one folder per video")
     if any(pred.glob("*/*/*.png")):
         return EXPRESSIONS
     if any(pred.glob("*/*.png")):
         return UNSUPERVISED if "Annotations_unsupervised" in gt.absolute().parts else SEMI_SUPERVISED
-    raise UserError(f"{pred} holds neither <video>/<exp_id>/<frame>.png nor <video>/<frame>.png; give a folder of masks")
+    raise UserError(f"{pred} holds neither <video>/<exp_id>/<frame>.png nor <video>/<frame>.png; name another folder")
 
 
 def check_args(args: argparse.Namespace) -> None:
     """Refuse what cannot work, before any work.
 
     Raises:
-        UserError: a missing folder, an option of another task, a bad number or output path.
+        UserError: an option of another task, a bad number or output path.
     """
-    for folder, holds in ((args.gt, "the ground truth"), (args.pred, "the predictions")):
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder; it must hold {holds}, one folder per video")
     if args.workers < 1:
         raise UserError(f"--workers must be at least 1, not {args.workers}")
     if args.json is not None and args.json.is_dir():
@@ -85,7 +84,7 @@ def check_args(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Score, print the tables, write the JSON file."""
     args = parse_args(argv)
-    if args.gt.is_dir() and args.pred.is_dir() and args.task is None:
+    if args.task is None:
         args.task = guess_task(args.gt, args.pred)
         print(f"task: {args.task} (guessed from the folders; --task chooses another)")
     check_args(args)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from datasets.toy import make_toy
 from datasets.toy_scene import KINDS
 from util.errors import run_cli
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.make_toy_data",
         description=__doc__,
@@ -24,9 +25,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=96, help="pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of sentences")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0 works in this one")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--force", action="store_true", help="replace a toy set of other parameters")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     summary = make_toy(
         args.output_dir,
         num_train=args.train_videos,
@@ -39,7 +40,6 @@ def main() -> None:
         kinds=args.kinds,
         workers=args.workers,
         force=args.force,
-        progress=True,
     )
     print(f"toy data {'written to' if summary.created else 'already complete in'} {args.output_dir}")
     for split, count in summary.videos.items():

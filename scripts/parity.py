@@ -17,13 +17,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from datasets.clip import ClipBatch, collate
+from datasets.clip import collate
 from datasets.transforms import normalise
 from models import build_criterion, build_model
 from models.adapters import convert_authors, convert_name, load_converted
 from models.segmenter import Segmenter
 from models.selection import all_queries, best_query
-from models.targets import build_target
 from util.config import Config
 from util.errors import UserError
 from util.io import read_json
@@ -194,12 +193,6 @@ class Recorder:
             handle.remove()
 
 
-def annotated_frames(batch: ClipBatch) -> Tensor | None:
-    """The index of each clip's annotated frame ``[B]``, where a dataset has only one."""
-    indices = [target.get("annotated") for target in batch.targets]
-    return None if indices[0] is None else torch.tensor(indices)
-
-
 def compare(name: str, ours: Tensor, expected: Tensor, tolerance: float = TOLERANCE, absolute: bool = False) -> Row:
     """Largest difference, absolute and relative to the expected tensor's largest magnitude."""
     if ours.shape != expected.shape:
@@ -216,7 +209,7 @@ def check_evaluation(model: Segmenter, fixture: Fixture) -> list[Row]:
     select = best_query if fixture.spec["mode"] == "ytvos" else all_queries
     model.eval()
     with torch.inference_mode(), Recorder(model, expected["image_tokens"]) as recorder:
-        output = model(batch.frames, batch.padding, batch.captions, select, annotated_frames(batch))
+        output = model(batch.frames, batch.padding, batch.captions, select, batch.annotated)
     found = recorder.found
     logits, boxes, masks = output.logits, output.boxes, output.masks
     assert masks is not None
@@ -242,11 +235,11 @@ def check_training(model: Segmenter, cfg: Config, fixture: Fixture) -> list[Row]
     expected = {k.removeprefix("train."): v for k, v in fixture.tensors.items() if k.startswith("train.")}
     truth = fixture.spec["train"]
     batch = collate(fixture.samples, 32)
-    target = build_target(batch.targets, tuple(batch.frames.shape[-2:]), batch.frames.device)
     criterion = build_criterion(cfg)
+    target = criterion.prepare(batch.targets, batch.frames.shape[-2:])
     model.train()
     model.zero_grad()
-    output = model(batch.frames, batch.padding, batch.captions, criterion.select(target), annotated_frames(batch))
+    output = model(batch.frames, batch.padding, batch.captions, criterion.select(target), batch.annotated)
     total, terms = criterion(output, target)
     total.backward()
 

@@ -28,19 +28,22 @@ find_python() {
     local candidate version met=""
     for candidate in ${PYTHON:+"$PYTHON"} python3 python python3.13 python3.12 python3.11; do
         if ! version=$(version_of "$candidate"); then
-            [[ "$candidate" != "${PYTHON:-}" ]] || fail "PYTHON=$PYTHON does not run; give the path of Python $PYTHON_NEEDED"
+            [[ "$candidate" != "${PYTHON:-}" ]] ||
+                fail "PYTHON=$PYTHON does not run; give the path of Python $PYTHON_NEEDED"
         elif ! supported "$version"; then
             met+="${met:+, }$candidate is $version"
             [[ "$candidate" != "${PYTHON:-}" ]] || break
         elif ! "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
-            met+="${met:+, }$candidate ($version) lacks the venv module (on Debian and Ubuntu: apt install python${version%.*}-venv)"
+            met+="${met:+, }$candidate ($version) lacks the venv module"
+            met+=" (on Debian and Ubuntu: apt install python${version%.*}-venv)"
             [[ "$candidate" != "${PYTHON:-}" ]] || break
         else
             printf '%s' "$candidate"
             return
         fi
     done
-    fail "Python $PYTHON_NEEDED with its venv module is needed, and ${met:-no Python was found}; install one, or name it: PYTHON=/path/to/python bash scripts/setup.sh"
+    fail "Python $PYTHON_NEEDED with its venv module is needed, and ${met:-no Python was found};" \
+        "install one, or name it: PYTHON=/path/to/python bash scripts/setup.sh"
 }
 
 make_venv() {
@@ -77,7 +80,8 @@ install() {
     if ((status != 0)); then
         gib=$(free_gib)
         ((gib > 0)) || fail "the disk of $PWD is full; free about $GIB_NEEDED GiB and run the same command again"
-        fail "pip could not install $list (its message is above); once that is mended, the same command goes on from here"
+        fail "pip could not install $list (its message is above);" \
+            "once that is mended, the same command goes on from here"
     fi
     wanted "$list" >.venv/.stamp
     mv .venv/.stamp "$(stamp_of "$list")"
@@ -106,7 +110,8 @@ main() {
     local list gib
     gib=$(free_gib)
     if ((gib < GIB_NEEDED)) && ! compgen -G '.venv/lib/python3*/site-packages/torch' >/dev/null; then
-        fail "the set-up needs about $GIB_NEEDED GiB on the disk of $PWD, and $gib GiB are free; make room, or clone to another disk"
+        fail "the set-up needs about $GIB_NEEDED GiB on the disk of $PWD, and $gib GiB are free;" \
+            "make room, or clone to another disk"
     fi
     [[ -d .venv ]] || make_venv
     for list in "${LISTS[@]}"; do is_installed "$list" || install "$list"; done

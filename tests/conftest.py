@@ -22,3 +22,11 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared is absent: the published fixtures are not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random frozen stack (seed 0, default sizes); only to be read."""
+    from models.diffusion.tiny import make_tiny_stack
+
+    return make_tiny_stack(tmp_path_factory.mktemp("pretrained") / "tiny_stack")

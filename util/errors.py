@@ -17,17 +17,24 @@ class UserError(ValueError):
     """
 
 
-def run_cli(main: Callable[[], int | None]) -> NoReturn:
+class RunError(RuntimeError):
+    """A run that must stop for a reason that is not the user's input, told in one sentence; status 1."""
+
+
+def run_cli(main: Callable[[], int | None] | Callable[[], None]) -> NoReturn:
     """Run a script's ``main`` and leave the process with its status.
 
-    ``UserError`` is printed as one line on stderr, without a traceback, and ends in status 2;
-    Ctrl-C ends in status 130.
+    ``UserError`` and ``RunError`` are printed as one line on stderr, without a traceback, and end in
+    status 2 and 1; Ctrl-C ends in status 130.
     """
     try:
         status = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_STATUS)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -29,7 +29,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     except PermissionError as error:
         raise UserError(f"cannot write {path}: permission denied; choose another output folder") from error
     except (NotADirectoryError, FileExistsError) as error:

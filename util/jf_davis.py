@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from util.errors import UserError
-from util.mask_files import read_index_mask, require_masks
+from util.mask_files import read_index_mask, require_folder, require_masks
 from util.metrics import MAX_PROPOSALS, VOID, fixed_scores, matched_scores, statistics
 from util.parallel import map_videos
 
@@ -47,6 +47,8 @@ def score_davis(
     Raises:
         UserError: a missing folder or file, a broken image, a wrong size, too high an id.
     """
+    require_folder(gt, "the ground truth, <sequence>/<frame>.png")
+    require_folder(pred, "the predictions, <sequence>/<frame>.png")
     frames = {name: _frames(gt / name, task) for name in sequences or _sequences(gt)}
     require_masks(pred / name / file for name, files in frames.items() for file in _scored(files, task))
     score = partial(_score_sequence, gt=gt, pred=pred, task=task)
@@ -102,8 +104,7 @@ def _sequences(gt: Path) -> list[str]:
 
 def _frames(folder: Path, task: DavisTask) -> list[str]:
     """File names of a sequence's ground truth, in order."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is missing; it must hold the ground truth of the sequence, <frame>.png")
+    require_folder(folder, "the ground truth of the sequence, <frame>.png")
     names = sorted(path.name for path in folder.glob("*.png") if not path.name.startswith("."))
     if not _scored(names, task):
         least = 3 if task == SEMI_SUPERVISED else 1

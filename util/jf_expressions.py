@@ -12,7 +12,7 @@ import numpy as np
 
 from util.errors import UserError
 from util.io import read_json
-from util.mask_files import read_binary_mask, read_index_mask, require_masks
+from util.mask_files import read_binary_mask, read_index_mask, require_folder, require_masks
 from util.metrics import Shape, shape_scores
 from util.parallel import map_videos
 
@@ -65,6 +65,8 @@ def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, wor
         UserError: a missing folder or file, a broken image, a wrong size, an expression without
             ``obj_id``, a prediction that is not of 0 and 255.
     """
+    require_folder(gt, "the ground truth, <video>/<frame>.png, palette PNGs whose value is the object id")
+    require_folder(pred, "the predictions, <video>/<exp_id>/<frame>.png")
     path = expressions or default_expressions(gt)
     videos, notes = _choose_videos(path, gt)
     require_masks(

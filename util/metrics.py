@@ -11,7 +11,8 @@ boundary is computed at most once per mask, however many other masks it is compa
 
 Two protocols over a sequence: ``fixed_scores`` (object k against prediction k, the
 semi-supervised task) and ``matched_scores`` (proposals matched to objects by the Hungarian
-method, the unsupervised task). Folders of PNG files are read and scored by ``util.jf_davis`` and ``util.jf_expressions``.
+method, the unsupervised task). ``expression_scores`` serves masks that are in memory anyway.
+Folders of PNG files are read and scored by ``util.jf_davis`` and ``util.jf_expressions``.
 """
 
 from __future__ import annotations
@@ -124,15 +125,17 @@ def _count(pixels: np.ndarray) -> int:
 def index_shapes(index: np.ndarray, count: int) -> list[Shape]:
     """The shapes of objects 1…``count`` of a mask of object ids, uint8 ``[H, W]``."""
     radius = boundary_radius(*index.shape)
-    shapes = []
-    # Objects are looked for inside the box of all of them only.
+    # Objects are looked for inside the box of all of them, and not above the highest id.
     x, y, width, height = cv2.boundingRect(index)
     inner = index[y : y + height, x : x + width]
-    for number in range(1, count + 1):
-        box_x, box_y, *extent = cv2.boundingRect((inner == number).view(np.uint8)) if inner.size else (0, 0, 0, 0)
+    highest = min(count, int(inner.max(initial=0)))
+    shapes = []
+    for number in range(1, highest + 1):
+        box_x, box_y, *extent = cv2.boundingRect((inner == number).view(np.uint8))
         rows, columns = _window((x + box_x, y + box_y, *extent), radius)
         shapes.append(Shape(rows.start, columns.start, index[rows, columns] == number, radius))
-    return shapes
+    absent = Shape(0, 0, np.zeros((1, 1), bool), radius)
+    return shapes + [absent] * (count - highest)
 
 
 def shape_scores(gt: Shape, pred: Shape) -> tuple[float, float]:
@@ -248,8 +251,9 @@ def matched_scores(
         proposals = max(proposals, int(pred.max()))
         assert proposals <= MAX_PROPOSALS, "the reader of the files checks the number of proposals"
         void = gt == VOID
-        truths = index_shapes(np.where(void, 0, gt), objects)
-        guesses = index_shapes(np.where(void, 0, pred), rows)
+        if void.any():
+            gt, pred = np.where(void, 0, gt), np.where(void, 0, pred)
+        truths, guesses = index_shapes(gt, objects), index_shapes(pred, rows)
         table.append([[shape_scores(truth, guess) for truth in truths] for guess in guesses])
     # Ids between the used ones are empty proposals that may be matched; those above are not,
     # but for as many as give every object one. Both as in the official code.

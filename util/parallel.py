@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
@@ -44,5 +44,5 @@ def map_videos(function: Callable[[Item], Result], videos: Sequence[Item], worke
         return list(_progress(pool.map(function, videos), len(videos)))
 
 
-def _progress(results, total: int) -> tqdm:
+def _progress(results: Iterable[Result], total: int) -> tqdm:
     return tqdm(results, total=total, unit="video", leave=False, disable=None)

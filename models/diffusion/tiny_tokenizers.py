@@ -27,7 +27,7 @@ WORDS_BY_KIND = {
     "size": "small large big tiny huge little tall short long wide narrow thin thick medium smaller larger bigger "
     "smallest largest biggest taller shorter longer size",
     "motion": "moving moves move going goes go turning turns turn rotating spinning still standing stands staying "
-    "not-moving stationary static fast slow quickly slowly faster slower upward upwards downward downwards leftward "
+    "stationary static fast slow quickly slowly faster slower upward upwards downward downwards leftward "
     "leftwards rightward rightwards forward backward around across away towards toward through along back up down "
     "left right top bottom motion running walking jumping riding flying swimming sitting lying holding carrying eating "
     "playing throwing catching driving falling climbing dancing looking facing wearing kicking hitting pushing "
@@ -50,7 +50,8 @@ def _train_merges(corpus: Iterable[str], alphabet: Sequence[str], size: int, suf
     The trainer numbers symbols in the order of a hash table and breaks ties by those numbers; naming every symbol
     beforehand makes the merges the same in every process.
     """
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=suffix or None))
+    word_end = {"end_of_word_suffix": suffix} if suffix else {}
+    tokenizer = Tokenizer(models.BPE(**word_end))
     tokenizer.normalizer = normalizers.NFC()
     if suffix:  # CLIP: words and runs of punctuation, a space belongs to no token
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -63,7 +64,7 @@ def _train_merges(corpus: Iterable[str], alphabet: Sequence[str], size: int, suf
         min_frequency=1,
         show_progress=False,
         special_tokens=[*alphabet, *(symbol + suffix for symbol in alphabet if suffix)],
-        end_of_word_suffix=suffix or None,
+        **word_end,
     )
     tokenizer.train_from_iterator(corpus, trainer)
     return [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]

@@ -36,7 +36,9 @@ def multi_scale_deformable_attention(
     if levels != len(shapes) or positions != sum(h * w for h, w in shapes):
         raise ValueError(f"{positions} values of {levels} levels do not fit the level shapes {list(shapes)}")
     if weights.shape != locations.shape[:-1] or locations.shape[:3:2] != (batch, heads):
-        raise ValueError(f"locations {tuple(locations.shape)} and weights {tuple(weights.shape)} do not match the value")
+        raise ValueError(
+            f"locations {tuple(locations.shape)} and weights {tuple(weights.shape)} do not match the value"
+        )
 
     grids = 2 * locations - 1
     sampled = []

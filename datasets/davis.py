@@ -1,0 +1,215 @@
+"""Ref-DAVIS17: from the distributed folders to the layout of Ref-YouTube-VOS (docs/data.md)."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.reading import DATA_PAGE, read_object_ids, require_folder
+from util.errors import UserError
+from util.io import atomic_path, read_json, write_json
+from util.parallel import map_videos
+from util.submission import frame_size
+
+SPLITS = {"train": "train.txt", "valid": "val.txt"}
+# In the order of their number a; an expression's id is 4 · (object id − 1) + a.
+ANNOTATIONS = (
+    ("Davis17_annot1.txt", "utf-8"),
+    ("Davis17_annot1_full_video.txt", "utf-8"),
+    ("Davis17_annot2.txt", "latin-1"),
+    ("Davis17_annot2_full_video.txt", "latin-1"),
+)
+MISSPELT = {"clasic-car": "classic-car", "dog-scale": "dogs-scale", "motor-bike": "motorbike"}
+VOID = 255
+
+_LINE = re.compile(r'(?P<video>[^\s/\\]+)\s+(?P<obj_id>[0-9]+)\s+"(?P<exp>.*\S.*)"')
+
+
+@dataclass
+class DavisSummary:
+    """What a conversion wrote, and what a reader of the result should know."""
+
+    videos: dict[str, int] = field(default_factory=dict)
+    expressions: dict[str, int] = field(default_factory=dict)
+    frames: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+# video → object id → annotation number → sentence
+Sentences = dict[str, dict[int, dict[int, str]]]
+
+
+def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = False, workers: int = 1) -> DavisSummary:
+    """Make the Ref-YouTube-VOS layout from Ref-DAVIS17. The source is only read; running it again completes the result.
+
+    Args:
+        davis_root: holds ``DAVIS/`` and ``davis_text_annotations/``.
+        output_dir: gets ``{train,valid}/{JPEGImages,Annotations}/<video>/``, ``{train,valid}/meta.json`` and
+            ``meta_expressions/{train,valid}/meta_expressions.json``, with ``obj_id`` in both.
+        copy: copy the images. Otherwise they are symbolic links, which take no space and leave the source's files
+            as they are, but need it to stay where it is. A file system without links gets copies.
+        workers: processes.
+
+    Raises:
+        UserError: something is missing, malformed or broken; the sentence names it.
+    """
+    davis_root, output_dir = Path(davis_root), Path(output_dir)
+    require_folder(davis_root, "the folders DAVIS and davis_text_annotations")
+    davis = require_folder(davis_root / "DAVIS", "the DAVIS-2017 folders JPEGImages, Annotations_unsupervised, …")
+    splits = {split: _read_names(davis / "ImageSets" / "2017" / name) for split, name in SPLITS.items()}
+    categories = _read_categories(davis / "davis_semantics.json")
+    sentences = read_davis_sentences(davis_root / "davis_text_annotations")
+    summary = DavisSummary()
+    for split, names in splits.items():
+        write = partial(_convert_video, davis, output_dir / split, copy)
+        videos = dict(zip(names, map_videos(write, names, workers), strict=True))
+        meta = {name: _describe_objects(video, categories.get(name, {})) for name, video in videos.items()}
+        write_json(output_dir / split / "meta.json", {"videos": meta})
+        expressions = {
+            name: {"frames": video.frames, "expressions": _number(name, video, sentences.get(name, {}), summary)}
+            for name, video in videos.items()
+        }
+        # A video about which nothing is said has frames and masks, but is no item of the benchmark.
+        expressions = {name: video for name, video in expressions.items() if video["expressions"]}
+        write_json(output_dir / "meta_expressions" / split / "meta_expressions.json", {"videos": expressions})
+        summary.videos[split] = len(videos)
+        summary.expressions[split] = sum(len(video["expressions"]) for video in expressions.values())
+        summary.frames[split] = sum(len(video.frames) for video in videos.values())
+        silent = [name for name in names if name not in expressions]
+        if silent:
+            summary.notes.append(f"{split}: no expression for {len(silent)} videos ({', '.join(silent)})")
+    foreign = sorted(set(sentences) - set().union(*splits.values()))
+    if foreign:
+        summary.notes.append(f"expressions of {len(foreign)} videos of neither split left out ({', '.join(foreign)})")
+    return summary
+
+
+def read_davis_sentences(folder: Path) -> Sentences:
+    """Read the four text files: video → object id → annotation number 0…3 → sentence. Misspelt videos are mended.
+
+    Raises:
+        UserError: a missing or malformed file; the sentence names the line.
+    """
+    require_folder(folder, f"the expressions of Ref-DAVIS17 ({', '.join(name for name, _ in ANNOTATIONS)})")
+    sentences: Sentences = {}
+    for annotation, (name, encoding) in enumerate(ANNOTATIONS):
+        path = folder / name
+        for number, line in enumerate(_read_text(path, encoding, "expressions").splitlines(), start=1):
+            if not line.strip():
+                continue
+            match = _LINE.fullmatch(line.strip())
+            if match is None or not 1 <= int(match["obj_id"]) < VOID:
+                raise UserError(
+                    f'{path}, line {number} is {line.strip()[:80]!r}; it should be: <video> <object id> "<expression>"'
+                )
+            video = MISSPELT.get(match["video"], match["video"])
+            objects = sentences.setdefault(video, {}).setdefault(int(match["obj_id"]), {})
+            if annotation in objects:
+                raise UserError(
+                    f"{path}, line {number} is a second expression for object {match['obj_id']} of {video}; remove one"
+                )
+            objects[annotation] = " ".join(match["exp"].split())
+    return sentences
+
+
+@dataclass(frozen=True)
+class _Video:
+    frames: list[str]
+    objects: dict[int, list[str]]  # id → frames in which it is visible
+
+
+def _convert_video(davis: Path, target: Path, copy: bool, name: str) -> _Video:
+    """Link a video's frames and masks below ``target``; read the masks, which finds the objects and broken files."""
+    images = require_folder(davis / "JPEGImages" / "480p" / name, f"the frames of {name} as JPEG files")
+    masks = require_folder(davis / "Annotations_unsupervised" / "480p" / name, f"the masks of {name} as PNG files")
+    frames = sorted(path.stem for path in images.glob("*.jpg"))
+    if not frames:
+        raise UserError(f"{images} holds no JPEG file; it should hold the frames of {name} (see {DATA_PAGE})")
+    objects: dict[int, list[str]] = {}
+    for frame in frames:
+        image, mask = images / f"{frame}.jpg", masks / f"{frame}.png"
+        ids = read_object_ids(mask, frame_size(image)).numpy()
+        for obj_id in np.unique(ids).tolist():
+            if obj_id not in (0, VOID):
+                objects.setdefault(obj_id, []).append(frame)
+        _bring(image, target / "JPEGImages" / name / image.name, copy)
+        _bring(mask, target / "Annotations" / name / mask.name, copy)
+    return _Video(frames, dict(sorted(objects.items())))
+
+
+def _bring(source: Path, target: Path, copy: bool) -> None:
+    """Link or copy a file, unless it is there already."""
+    if target.is_file():
+        same = target.samefile(source)
+        if (same and not copy) or (not same and target.stat().st_size == source.stat().st_size):
+            return
+    with atomic_path(target) as temporary:
+        if not copy:
+            try:
+                temporary.symlink_to(source.resolve())
+                return
+            except OSError:  # a file system without links
+                pass
+        try:
+            shutil.copyfile(source, temporary)
+        except OSError as error:
+            raise UserError(f"cannot copy {source} to {target}: {error.strerror or error}") from error
+
+
+def _describe_objects(video: _Video, categories: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "objects": {
+            str(obj_id): {"category": categories.get(str(obj_id), "unknown"), "frames": frames}
+            for obj_id, frames in video.objects.items()
+        }
+    }
+
+
+def _number(
+    name: str, video: _Video, sentences: dict[int, dict[int, str]], summary: DavisSummary
+) -> dict[str, dict[str, str]]:
+    """The expressions of a video by their id. Objects that no mask shows are left out, with a note."""
+    expressions = {}
+    for obj_id, by_number in sorted(sentences.items()):
+        if obj_id not in video.objects:
+            summary.notes.append(f"object {obj_id} of {name} has expressions but no mask; they are left out")
+            continue
+        if len(by_number) < len(ANNOTATIONS):
+            missing = [ANNOTATIONS[number][0] for number in range(len(ANNOTATIONS)) if number not in by_number]
+            summary.notes.append(f"object {obj_id} of {name} has no expression in {', '.join(missing)}")
+        for number, sentence in sorted(by_number.items()):
+            exp_id = len(ANNOTATIONS) * (obj_id - 1) + number
+            expressions[str(exp_id)] = {"exp": sentence, "obj_id": str(obj_id)}
+    return expressions
+
+
+def _read_names(path: Path) -> Sequence[str]:
+    names = _read_text(path, "utf-8", "names of videos, one a line").split()
+    bad = [name for name in names if "/" in name or "\\" in name or name in (".", "..")]
+    if bad or not names:
+        wrong = f"holds {bad[0]!r}" if bad else "is empty"
+        raise UserError(f"{path} {wrong}; it should hold names of videos, one a line")
+    return list(dict.fromkeys(names))
+
+
+def _read_categories(path: Path) -> dict[str, dict[str, Any]]:
+    categories = read_json(path, "the category of every object: {video: {object id: category}}")
+    if not isinstance(categories, dict) or not all(isinstance(objects, dict) for objects in categories.values()):
+        raise UserError(f"{path} is of another form; it should hold {{video: {{object id: category}}}}")
+    return categories
+
+
+def _read_text(path: Path, encoding: str, what: str) -> str:
+    try:
+        return path.read_text(encoding=encoding)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; it should hold {what} (see {DATA_PAGE})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} ({what}): {error}") from error

@@ -1,0 +1,133 @@
+"""Train a model.
+
+python main.py --config configs/vdit_ytvos.yaml --ytvos_path data/ref-youtube-vos --output_dir runs/vdit
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets import ClipBatch, ClipLoader, build_dataset, collate
+from datasets.sampler import EpochBatches
+from engine import Schedule, train
+from models import build_criterion, build_model, trained_parameters
+from util.checkpoint import load_state, read_checkpoint, save_checkpoint
+from util.config import Config, config_dict, load_config
+from util.device import resolve_device
+from util.distributed import init_distributed, is_main, rank, world_size
+from util.errors import run_cli
+from util.io import write_json
+from util.logging import RunLog
+
+TRAIN_MULTIPLE = 32
+
+
+class Loader:
+    """Batches of an epoch from any position in it.
+
+    Args:
+        cfg: reads ``batch_size``, ``num_workers`` and ``seed``.
+        pin_memory: for copies to a GPU that overlap with its work.
+    """
+
+    def __init__(self, cfg: Config, pin_memory: bool) -> None:
+        self.dataset = build_dataset(cfg, "train")
+        self.batches = EpochBatches(len(self.dataset), cfg.batch_size, cfg.seed, rank(), world_size())
+        self.loader = ClipLoader(
+            self.dataset,
+            batch_sampler=self.batches,
+            num_workers=cfg.num_workers,
+            collate_fn=partial(collate, multiple=TRAIN_MULTIPLE),
+            pin_memory=pin_memory,
+            persistent_workers=cfg.num_workers > 0,
+        )
+
+    def __call__(self, epoch: int, first: int) -> Iterator[ClipBatch]:
+        """Batches of an epoch, from number ``first`` on."""
+        self.dataset.set_epoch(epoch)
+        self.batches.set_position(epoch, first)
+        return iter(self.loader)
+
+
+def main() -> None:
+    """Train as the command line says."""
+    cfg = load_config(sys.argv[1:], "Train a referring video object segmentation model.")
+    device = resolve_device(cfg.device)
+    init_distributed(device)
+    torch.manual_seed(cfg.seed)
+
+    state = read_checkpoint(cfg.resume, cfg.model) if cfg.resume else {}
+    loader = Loader(cfg, pin_memory=device.type == "cuda")
+    model = build_model(cfg)
+    if state:
+        load_state(model, state["weights"], cfg.resume)
+    model.to(device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+
+    schedule = Schedule(
+        rate=cfg.lr * world_size() / cfg.lr_processes,
+        steps_per_epoch=loader.batches.batches_per_epoch,
+        epochs=cfg.epochs,
+        drops=cfg.lr_drop,
+        warmup_steps=cfg.warmup_steps,
+        max_steps=cfg.max_steps,
+    )
+    output = Path(cfg.output_dir)
+    if is_main():
+        write_json(output / "config.json", config_dict(cfg))
+        count = sum(trained_parameters(model).values())
+        print(
+            f"{cfg.model}: {count / 1e6:.2f} M trained parameters; {len(loader.dataset)} clips, "
+            f"{schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, on {world_size()} × {device}"
+            + (f", from step {state['step']}" if state else ""),
+            flush=True,
+        )
+
+    def save(step: int) -> None:
+        if is_main():
+            save_checkpoint(
+                output / "checkpoint.pth",
+                model,
+                cfg.model,
+                config_dict(cfg),
+                optimizer=optimizer.state_dict(),
+                step=step,
+                epoch=step // schedule.steps_per_epoch,
+            )
+
+    network: nn.Module = model
+    if world_size() > 1:
+        network = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    first = state.get("step", 0)
+    with RunLog(output, schedule.total_steps, first, active=is_main()) as log:
+        train(
+            network,
+            build_criterion(cfg),
+            loader,
+            optimizer,
+            schedule,
+            log,
+            save,
+            seed=cfg.seed,
+            device=device,
+            first_step=first,
+            max_norm=cfg.clip_max_norm,
+            log_every=cfg.log_every,
+            save_every=cfg.save_every,
+        )
+    if is_main():
+        print(f"wrote {output / 'checkpoint.pth'}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

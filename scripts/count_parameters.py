@@ -1,0 +1,56 @@
+"""Count parameters without allocating them: on the meta device, from configuration files.
+
+    python -m scripts.count_parameters [--config configs/vdit_ytvos.yaml] [--stack configs/full_size]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from models import Segmenter, build_model, trained_parameters
+from models.diffusion.stack import empty_stack
+from util.config import Config, load_config
+from util.errors import UserError, run_cli
+
+FULL_SIZE = Path(__file__).resolve().parents[1] / "configs" / "full_size"
+
+
+def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> Segmenter:
+    """The model of a configuration on the meta device, its frozen parts sized by the files in ``stack``.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+    if not stack.is_dir():
+        raise UserError(f"{stack} does not exist; it should hold a configuration file for every frozen part")
+    frozen = empty_stack(stack)
+    with torch.device("meta"):
+        return build_model(cfg, frozen)
+
+
+def main() -> None:
+    """Print trained parameters by part, and frozen ones."""
+    parser = argparse.ArgumentParser(description="Count the model's parameters without allocating them.")
+    parser.add_argument("--config", default="", help="a configuration; default: the published sizes")
+    parser.add_argument("--stack", type=Path, default=FULL_SIZE, help="configuration files of the frozen parts")
+    args = parser.parse_args()
+    cfg = load_config(["--config", args.config] if args.config else [], "")
+    model = empty_model(cfg, args.stack)
+
+    trained: Counter[str] = Counter()
+    for name, count in trained_parameters(model).items():
+        trained[".".join(name.split(".")[:2])] += count
+    for name, count in trained.most_common():
+        print(f"{name:<32} {count:>12,}")
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    total = sum(trained.values())
+    print(f"{'trained':<32} {total:>12,}  = {total / 1e6:.2f} M")
+    print(f"{'frozen':<32} {frozen:>12,}  = {frozen / 1e6:.2f} M")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,47 @@
+"""Convert distributed datasets to the layouts that the loaders read.
+
+python -m scripts.prepare_data davis --davis_root <folder> --output_dir <folder>
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.davis import convert_davis
+from util.errors import run_cli
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    args.run(args)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.prepare_data",
+        description="Convert a distributed dataset to the layout that its loader reads. The source is only read, and "
+        "a conversion can be repeated: it completes what is missing.",
+    )
+    datasets = parser.add_subparsers(dest="dataset", required=True)
+    davis = datasets.add_parser("davis", help="Ref-DAVIS17 to the layout of Ref-YouTube-VOS")
+    davis.add_argument("--davis_root", type=Path, required=True, help="holds DAVIS/ and davis_text_annotations/")
+    davis.add_argument("--output_dir", type=Path, required=True, help="folder of the result")
+    davis.add_argument("--copy", action="store_true", help="copy the images; without it they are linked")
+    davis.add_argument("--workers", type=int, default=1, help="processes")
+    davis.set_defaults(run=prepare_davis)
+    return parser.parse_args(argv)
+
+
+def prepare_davis(args: argparse.Namespace) -> None:
+    summary = convert_davis(args.davis_root, args.output_dir, args.copy, args.workers)
+    print(f"Ref-DAVIS17 in the layout of Ref-YouTube-VOS: {args.output_dir}")
+    for split, videos in summary.videos.items():
+        print(f"  {split}: {videos} videos, {summary.frames[split]} frames, {summary.expressions[split]} expressions")
+    for note in summary.notes:
+        print(f"note: {note}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,86 @@
+"""Agreement with the numbers that the published models produce."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.parity import Fixture, check_evaluation, check_training, compare, find_fixtures, fixture_model
+
+
+def _fixture(shared: Path, name: str) -> Fixture:
+    return next(f for f in find_fixtures(shared / "golden", ("vdit",)) if f.name == name)
+
+
+@pytest.mark.parametrize("name", ["vdit/video", "vdit/image", "vdit/a2d"])
+def test_published_numbers(shared: Path, name: str) -> None:
+    fixture = _fixture(shared, name)
+    model, cfg = fixture_model(fixture)
+    rows = check_evaluation(model, fixture) + check_training(model, cfg, fixture)
+    assert len(rows) > 200
+    assert [row for row in rows if not row.ok] == []
+
+
+def test_a_changed_weight_is_noticed(shared: Path) -> None:
+    fixture = _fixture(shared, "vdit/image")
+    model, _ = fixture_model(fixture)
+    with torch.no_grad():
+        model.refinement.refine4[3].bias[0] += 1
+    wrong = [row.name for row in check_evaluation(model, fixture) if not row.ok]
+    assert wrong == ["eval.pred_masks"]
+
+
+def test_comparison_is_relative_to_the_largest_magnitude_and_knows_shapes() -> None:
+    row = compare("x", torch.tensor([100.0, 0.05]), torch.tensor([100.0, 0.0]))
+    assert row.ok
+    assert row.relative == pytest.approx(5e-4)
+    assert not compare("x", torch.tensor([100.0, 0.2]), torch.tensor([100.0, 0.0])).ok
+    assert not compare("x", torch.zeros(2), torch.zeros(3)).ok
+    assert not compare("x", torch.tensor([float("nan")]), torch.tensor([1.0])).ok
+
+
+def _run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "scripts.check_parity", *args], capture_output=True, text=True)
+
+
+def test_a_model_that_is_not_built_is_named(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "hcd").mkdir()
+    (tmp_path / "pretrained").mkdir()
+    missed = _run(str(tmp_path))
+    assert missed.returncode == 1
+    assert "hcd" in missed.stdout
+    skipped = _run(str(tmp_path), "--model", "hcd")
+    assert skipped.returncode == 0
+    assert "hcd" in skipped.stdout and "skipped" in skipped.stdout
+
+
+@pytest.mark.parametrize("broken", ["no folder", "no checkpoint", "no tensors", "checkpoint with code"])
+def test_bad_fixtures_are_one_sentence(shared: Path, tmp_path: Path, broken: str) -> None:
+    folder = tmp_path / "golden"
+    if broken != "no folder":
+        (folder / "vdit").mkdir(parents=True)
+        (folder / "pretrained").symlink_to(shared / "golden" / "pretrained")
+        for suffix in ("json", "safetensors"):
+            shutil.copy(shared / "golden" / "vdit" / f"image.{suffix}", folder / "vdit")
+    if broken == "no tensors":
+        (folder / "vdit" / "image.safetensors").unlink()
+    if broken == "checkpoint with code":
+        torch.save({"model": print}, folder / "vdit" / "checkpoint.pth")
+    result = _run(str(folder), "--model", "vdit")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_command_prints_its_table(shared: Path) -> None:
+    result = _run(str(shared / "golden"), "--model", "vdit")
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr
+    for name in ("vdit/video", "vdit/image", "vdit/a2d"):
+        assert name in result.stdout
+    assert "eval.unet_feat.5" in result.stdout

@@ -1,0 +1,443 @@
+"""Ref-YouTube-VOS: layout, split rules, clips, videos for inference, and every bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets import build_dataset, list_videos, load_frames
+from datasets.clip import ClipLoader, collate, denormalise
+from datasets.transforms import EvalTransform
+from datasets.ytvos import YtvosClips
+from util.config import Config
+from util.errors import UserError
+
+HEIGHT, WIDTH, FRAMES = 48, 80, 7
+NAMES = [f"{5 * i:05d}" for i in range(FRAMES)]
+PALETTE = [0, 0, 0, 236, 95, 103, 249, 145, 87, 250, 200, 99]
+COLOURS = np.array([[40, 40, 40], [220, 30, 30], [30, 200, 30]], dtype=np.uint8)
+
+
+def object_ids(frame: int) -> np.ndarray:
+    """Object 1 moves right; object 2 appears in the fourth frame."""
+    ids = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    ids[8:24, 4 + 4 * frame : 24 + 4 * frame] = 1
+    if frame >= 3:
+        ids[30:40, 50:70] = 2
+    return ids
+
+
+def write_mask(path: Path, ids: np.ndarray) -> None:
+    image = Image.fromarray(ids)
+    image.putpalette(PALETTE)
+    image.save(path)
+
+
+def write_video(root: Path, split: str, name: str) -> None:
+    for kind in ("JPEGImages", "Annotations"):
+        (root / split / kind / name).mkdir(parents=True)
+    for i, frame in enumerate(NAMES):
+        Image.fromarray(COLOURS[object_ids(i)]).save(root / split / "JPEGImages" / name / f"{frame}.jpg", quality=95)
+        write_mask(root / split / "Annotations" / name / f"{frame}.png", object_ids(i))
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def entry(with_objects: bool = True) -> dict[str, Any]:
+    """A video of an expressions file."""
+    expressions: dict[str, Any] = {"0": {"exp": " The RED  box on the left"}, "1": {"exp": "a green box"}}
+    if with_objects:
+        expressions["0"]["obj_id"], expressions["1"]["obj_id"] = "1", "2"
+    return {"frames": NAMES, "expressions": expressions}
+
+
+def expressions_path(root: Path, split: str) -> Path:
+    return root / "meta_expressions" / split / "meta_expressions.json"
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a JSON file: ``change`` gets its videos."""
+    content = json.loads(path.read_text())
+    change(content["videos"])
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def dataset_root(tmp_path: Path) -> Path:
+    """Train: a, b. Valid: c, d; its file also lists the test video t, as the challenge's does."""
+    root = tmp_path / "rvos"
+    for split, names in {"train": "ab", "valid": "cd", "test": "t"}.items():
+        for name in names:
+            write_video(root, split, name)
+    write_json(expressions_path(root, "train"), {"videos": {"a": entry(), "b": entry()}})
+    write_json(expressions_path(root, "valid"), {"videos": {name: entry(False) for name in "ctd"}})
+    write_json(expressions_path(root, "test"), {"videos": {"t": entry(False)}})
+    objects = {"objects": {"1": {"category": "box", "frames": NAMES}, "2": {"category": "box", "frames": NAMES[3:]}}}
+    write_json(root / "train" / "meta.json", {"videos": {"a": objects, "b": objects}})
+    return root
+
+
+def config(root: Path | str, **options: Any) -> Config:
+    small: dict[str, Any] = {
+        "train_scales": (40, 48),
+        "crop_scales": (48, 56),
+        "crop_range": (40, 60),
+        "max_size": 80,
+        "eval_size": 48,
+        "num_frames": 3,
+    }
+    return Config(ytvos_path=str(root), **{**small, **options})
+
+
+def plain_clips(root: Path, num_frames: int | None = 3) -> YtvosClips:
+    """Training clips that are not augmented."""
+    return YtvosClips(root, "train", EvalTransform(HEIGHT, WIDTH), num_frames)
+
+
+# --- training clips
+
+
+def test_one_clip_per_expression_and_start_frame(dataset_root: Path) -> None:
+    assert len(build_dataset(config(dataset_root), "train")) == 2 * 2 * 3  # starts 0, 3, 6
+    assert len(build_dataset(config(dataset_root, num_frames=1), "train")) == 2 * 2 * 7
+    assert len(build_dataset(config(dataset_root, num_frames=20), "train")) == 2 * 2
+
+
+def test_a_sample_keeps_the_contract(dataset_root: Path) -> None:
+    frames, target = build_dataset(config(dataset_root), "train")[0]
+    t, channels, h, w = frames.shape
+    assert (t, channels) == (3, 3) and frames.dtype == torch.float32
+    assert target["masks"].shape == (3, h, w) and target["masks"].dtype == torch.bool
+    assert target["boxes"].shape == (3, 4) and target["boxes"].dtype == torch.float32
+    assert target["valid"].shape == (3,) and target["valid"].dtype == torch.int64
+    assert target["size"].tolist() == [h, w] and target["orig_size"].tolist() == [HEIGHT, WIDTH]
+    assert target["video"] == "a" and target["exp_id"] == "0"
+    assert target["caption"] in ("the red box on the left", "the red box on the right")
+    assert len(target["frame_names"]) == 3 and set(target["frame_names"]) <= set(NAMES)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 12])
+def test_masks_and_frames_belong_to_the_named_frames_and_object(dataset_root: Path, num_frames: int) -> None:
+    clips = plain_clips(dataset_root, num_frames)
+    for frames, target in (clips[i] for i in range(len(clips))):
+        obj_id = int(target["exp_id"]) + 1
+        indices = [NAMES.index(name) for name in target["frame_names"]]
+        assert len(indices) == num_frames
+        expected = torch.stack([torch.from_numpy(object_ids(i)) == obj_id for i in indices])
+        assert torch.equal(target["masks"], expected)
+        inside = denormalise(frames).permute(0, 2, 3, 1)[expected].float().mean(0)
+        assert (inside - torch.from_numpy(COLOURS[obj_id]).float()).abs().max() < 15  # JPEG
+        assert target["valid"].tolist() == [int(obj_id == 1 or i >= 3) for i in indices]
+
+
+def test_a_clip_without_its_object_is_replaced(dataset_root: Path) -> None:
+    clips = plain_clips(dataset_root, 1)
+    invisible = [i for i, (number, start) in enumerate(clips._clips.tolist()) if number % 2 == 1 and start < 3]
+    assert len(invisible) == 6
+    for index in invisible:
+        _, target = clips[index]
+        assert target["valid"].any()
+        assert (target["exp_id"], target["frame_names"][0]) not in [("1", name) for name in NAMES[:3]]
+        assert target["frame_names"] == clips[index][1]["frame_names"]
+
+
+def test_clips_depend_on_seed_epoch_and_index_only(dataset_root: Path) -> None:
+    cfg = config(dataset_root)
+
+    def epoch_of(workers: int, epoch: int, seed: int = 42) -> list[torch.Tensor]:
+        clips = build_dataset(dataclasses.replace(cfg, seed=seed), "train")
+        clips.set_epoch(epoch)
+        loader = ClipLoader(clips, batch_size=2, num_workers=workers, collate_fn=partial(collate, multiple=32))
+        return [batch.frames for batch in loader]
+
+    first = epoch_of(0, 4)
+    assert all(torch.equal(x, y) for x, y in zip(first, epoch_of(2, 4), strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(first, epoch_of(0, 5), strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(first, epoch_of(0, 4, seed=1), strict=True))
+
+
+def test_meta_json_is_not_needed(dataset_root: Path) -> None:
+    (dataset_root / "train" / "meta.json").unlink()
+    assert len(build_dataset(config(dataset_root), "train")) == 12
+
+
+# --- evaluation with truth
+
+
+def test_valid_gives_whole_videos_with_truth(dataset_root: Path, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.json"
+    write_json(answers, {"videos": {"c": entry(), "d": entry()}})
+    clips = build_dataset(config(dataset_root, expressions_file=str(answers)), "valid")
+    assert len(clips) == 4
+    frames, target = clips[1]
+    assert frames.shape == (FRAMES, 3, HEIGHT, WIDTH)
+    assert target["frame_names"] == NAMES and target["caption"] == "a green box"
+    assert target["valid"].tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
+def test_the_expressions_file_is_that_of_the_chosen_split_only(dataset_root: Path, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.json"
+    write_json(answers, {"videos": {"c": entry()}})
+    assert len(build_dataset(config(dataset_root, expressions_file=str(answers)), "train")) == 12
+
+
+def test_valid_without_object_ids_or_masks_says_what_is_needed(dataset_root: Path) -> None:
+    with pytest.raises(UserError, match=r"'0' of video 'c'.*no 'obj_id'.*--expressions_file"):
+        build_dataset(config(dataset_root), "valid")
+    for folder in (dataset_root / "valid" / "Annotations").iterdir():
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    (dataset_root / "valid" / "Annotations").rmdir()
+    with pytest.raises(UserError, match=r"valid/Annotations is missing; it should hold .*docs/data\.md"):
+        build_dataset(config(dataset_root), "valid")
+
+
+# --- videos for inference
+
+
+def test_valid_videos_are_those_that_the_test_file_does_not_list(dataset_root: Path) -> None:
+    videos = list_videos(config(dataset_root))
+    assert [video.name for video in videos] == ["c", "d"]
+    assert [path.stem for path in videos[0].frame_paths] == NAMES
+    assert all(path.is_file() for path in videos[0].frame_paths)
+    assert videos[0].expressions == {"0": "the red box on the left", "1": "a green box"}
+
+
+def test_without_the_test_file_folders_decide_and_one_line_says_so(
+    dataset_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expressions_path(dataset_root, "test").unlink()
+    with caplog.at_level(logging.INFO):
+        videos = list_videos(config(dataset_root))
+    assert [video.name for video in videos] == ["c", "d"]
+    assert len(caplog.records) == 1
+    assert "test/meta_expressions.json is missing" in caplog.text and "2 of 3 listed videos" in caplog.text
+
+
+@pytest.mark.parametrize(("split", "names"), [("train", ["a", "b"]), ("test", ["t"])])
+def test_other_splits_have_videos_too(dataset_root: Path, split: str, names: list[str]) -> None:
+    assert [video.name for video in list_videos(config(dataset_root, split=split))] == names
+
+
+def test_another_expressions_file_stands_in(dataset_root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    write_json(other, {"videos": {"d": {"frames": NAMES[:2], "expressions": {"x": {"exp": "Another  sentence"}}}}})
+    (video,) = list_videos(config(dataset_root, expressions_file=str(other)))
+    assert (video.name, video.expressions, len(video.frame_paths)) == ("d", {"x": "another sentence"}, 2)
+
+
+def test_load_frames_reads_all_frames_at_evaluation_size(dataset_root: Path) -> None:
+    video = list_videos(config(dataset_root))[0]
+    frames, size = load_frames(video, short_side=24, long_side=64)
+    assert size == (HEIGHT, WIDTH)
+    assert frames.shape == (FRAMES, 3, 24, 40) and frames.dtype == torch.float32
+    assert load_frames(video)[0].shape == (FRAMES, 3, 360, 600)
+    assert load_frames(video, short_side=48, long_side=60)[0].shape == (FRAMES, 3, 36, 60)
+
+
+def test_load_frames_gives_the_pixels_of_the_training_path(dataset_root: Path) -> None:
+    video = list_videos(config(dataset_root, split="train"))[0]
+    frames, _ = load_frames(video, HEIGHT, WIDTH)
+    assert torch.equal(frames, plain_clips(dataset_root, num_frames=None)[0][0])
+
+
+# --- bad input: found at construction
+
+
+def train_error(root: Path | str, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        build_dataset(config(root, **options), "train")
+    return check_sentence(caught.value)
+
+
+def check_sentence(error: UserError) -> str:
+    sentence = str(error)
+    assert sentence and "\n" not in sentence
+    return sentence
+
+
+def test_missing_root(tmp_path: Path) -> None:
+    sentence = train_error(tmp_path / "nowhere")
+    assert "nowhere is missing" in sentence and "docs/data.md" in sentence
+    (tmp_path / "file").write_text("")
+    assert "file is not a folder" in train_error(tmp_path / "file")
+
+
+@pytest.mark.parametrize("folder", ["JPEGImages", "Annotations"])
+def test_missing_folders(dataset_root: Path, folder: str) -> None:
+    (dataset_root / "train" / folder / "b").rename(dataset_root / "gone")
+    assert f"train/{folder}/b is missing" in train_error(dataset_root)
+    (dataset_root / "train" / folder).rename(dataset_root / "gone too")
+    sentence = train_error(dataset_root)
+    assert f"train/{folder} is missing; it should hold" in sentence and "docs/data.md" in sentence
+
+
+def test_missing_expressions_file(dataset_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.json is missing; it should hold the expressions of the valid split"):
+        list_videos(config(dataset_root, expressions_file=str(tmp_path / "none.json")))
+    expressions_path(dataset_root, "train").unlink()
+    assert "meta_expressions/train/meta_expressions.json is missing" in train_error(dataset_root)
+
+
+def test_unknown_split(dataset_root: Path) -> None:
+    with pytest.raises(UserError, match="unknown split 'val'"):
+        list_videos(config(dataset_root, split="val"))
+
+
+def test_no_video_left(dataset_root: Path) -> None:
+    expressions_path(dataset_root, "test").write_text(expressions_path(dataset_root, "valid").read_text())
+    with pytest.raises(UserError, match="no video left"):
+        list_videos(config(dataset_root))
+
+
+@pytest.mark.parametrize("sentence", ["", "  \t\n"])
+def test_empty_sentence_names_video_and_expression(dataset_root: Path, sentence: str) -> None:
+    edit(expressions_path(dataset_root, "train"), lambda v: v["b"]["expressions"]["1"].update(exp=sentence))
+    message = train_error(dataset_root)
+    assert "sentence of expression '1' of video 'b' is empty" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(a=[]), "video 'a' should be a JSON object"),
+        (lambda v: v["a"].pop("frames"), "video 'a' should have a list of frame names"),
+        (lambda v: v["a"].update(frames=[]), "video 'a' should have a list of frame names"),
+        (lambda v: v["a"].update(frames=[0, 5]), "frame of video 'a' is named 0"),
+        (lambda v: v["a"].pop("expressions"), "'expressions' of video 'a' should be a JSON object"),
+        (lambda v: v["a"]["expressions"].update({"0": "red"}), "expression '0' of video 'a' should be a JSON object"),
+        (lambda v: v["a"]["expressions"]["0"].pop("exp"), "should have its sentence under 'exp'"),
+        (lambda v: v["a"]["expressions"]["0"].update(exp=5), "should have its sentence under 'exp'"),
+        (lambda v: v["a"]["expressions"]["0"].pop("obj_id"), "expression '0' of video 'a'"),
+        (lambda v: v["a"]["expressions"]["0"].update(obj_id="x"), "'obj_id' of expression '0' of video 'a' is 'x'"),
+        (lambda v: v["a"]["expressions"]["0"].update(obj_id=0), "'obj_id' of expression '0' of video 'a' is 0"),
+        (lambda v: v["a"]["expressions"]["0"].update(obj_id="9"), "object 9, which"),
+        (lambda v: [v[name].update(expressions={}) for name in "ab"], "no expression"),
+        (lambda v: v.update({"../c": entry()}), "named '../c'"),
+        (lambda v: v.update({"..": entry()}), "named '..'"),
+        (lambda v: v["a"].update(frames=["../00000"]), "named '../00000'"),
+        (lambda v: v["a"]["expressions"].update({"a/b": {"exp": "x"}}), "named 'a/b'"),
+        (lambda v: v.clear(), "no video left"),
+    ],
+)
+def test_malformed_expressions(dataset_root: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    edit(expressions_path(dataset_root, "train"), change)
+    assert message in train_error(dataset_root)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"videos": []}', "{", "\x00"])
+def test_malformed_files(dataset_root: Path, content: str) -> None:
+    for path in (dataset_root / "train" / "meta.json", expressions_path(dataset_root, "train")):
+        path.write_text(content)
+        assert str(path) in train_error(dataset_root)
+
+
+def test_video_that_meta_json_lacks(dataset_root: Path) -> None:
+    edit(dataset_root / "train" / "meta.json", lambda v: v.pop("b"))
+    sentence = train_error(dataset_root)
+    assert "meta.json" in sentence and "video 'b'" in sentence
+
+
+# --- bad input: found when read
+
+
+def read_error(root: Path) -> str:
+    clips = plain_clips(root, num_frames=None)
+    with pytest.raises(UserError) as caught:
+        clips[0]
+    return check_sentence(caught.value)
+
+
+def frame_file(root: Path, index: int = 2) -> Path:
+    return root / "train" / "JPEGImages" / "a" / f"{NAMES[index]}.jpg"
+
+
+def mask_file(root: Path) -> Path:
+    return root / "train" / "Annotations" / "a" / f"{NAMES[2]}.png"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:50],
+        lambda data: b"",
+        lambda data: b"not an image",
+        lambda data: data[:2] + bytes(len(data) - 2),
+    ],
+    ids=["half", "head only", "empty", "text", "zeros"],
+)
+def test_broken_images_are_named(dataset_root: Path, spoil: Callable[[bytes], bytes]) -> None:
+    for kind, path in (("mask", mask_file(dataset_root)), ("frame", frame_file(dataset_root))):
+        path.write_bytes(spoil(path.read_bytes()))
+        assert f"{kind} {path} is broken" in read_error(dataset_root)
+
+
+def test_a_jpeg_without_its_end_is_broken(dataset_root: Path) -> None:
+    path = frame_file(dataset_root)
+    path.write_bytes(path.read_bytes()[:-2])
+    assert f"frame {path} is broken" in read_error(dataset_root)
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_broken_and_missing_frames_at_inference(dataset_root: Path, index: int) -> None:
+    video = list_videos(config(dataset_root, split="train"))[0]
+    path = frame_file(dataset_root, index)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError, match=f"{NAMES[index]}.jpg is broken") as caught:
+        load_frames(video)
+    check_sentence(caught.value)
+    path.unlink()
+    with pytest.raises(UserError, match=f"frame .*{NAMES[index]}.jpg is missing"):
+        load_frames(video)
+
+
+def test_missing_frame_and_mask(dataset_root: Path) -> None:
+    mask_file(dataset_root).unlink()
+    assert f"mask {mask_file(dataset_root)} is missing" in read_error(dataset_root)
+    frame_file(dataset_root).unlink()
+    assert f"frame {frame_file(dataset_root)} is missing" in read_error(dataset_root)
+
+
+def test_mask_of_another_size(dataset_root: Path) -> None:
+    write_mask(mask_file(dataset_root), np.zeros((HEIGHT, WIDTH - 1), dtype=np.uint8))
+    sentence = read_error(dataset_root)
+    assert f"{mask_file(dataset_root)} is 79×48 but its frame is 80×48" in sentence
+
+
+def test_colour_mask(dataset_root: Path) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT)).save(mask_file(dataset_root))
+    assert "is a 'RGB' image; it should be a palette PNG" in read_error(dataset_root)
+
+
+def test_grey_mask_is_read_like_a_palette_one(dataset_root: Path) -> None:
+    Image.fromarray(object_ids(2)).save(mask_file(dataset_root))
+    _, target = plain_clips(dataset_root, num_frames=None)[0]
+    assert torch.equal(target["masks"][2], torch.from_numpy(object_ids(2)) == 1)
+
+
+def test_frame_of_another_size(dataset_root: Path) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT + 2)).save(frame_file(dataset_root))
+    assert "differ in size (80×50 and 80×48)" in read_error(dataset_root)
+    with pytest.raises(UserError, match="differ in size"):
+        load_frames(list_videos(config(dataset_root, split="train"))[0])
+
+
+def test_grey_frame_becomes_rgb(dataset_root: Path) -> None:
+    Image.open(frame_file(dataset_root)).convert("L").save(frame_file(dataset_root))
+    frames, _ = plain_clips(dataset_root, num_frames=None)[0]
+    assert frames.shape == (FRAMES, 3, HEIGHT, WIDTH)

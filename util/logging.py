@@ -1,0 +1,69 @@
+"""What a training run tells: a progress line, JSON lines and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class RunLog:
+    """Logs of a run; only the main process writes.
+
+    Args:
+        folder: gets ``log.jsonl`` and ``tensorboard/``.
+        total_steps: length of the whole run, for the time left.
+        first_step: where a resumed run goes on.
+        active: False writes and shows nothing.
+    """
+
+    def __init__(self, folder: Path, total_steps: int, first_step: int, active: bool = True) -> None:
+        self.active = active
+        self.started = time.monotonic()
+        if not active:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self.bar = tqdm(
+            total=total_steps, initial=first_step, unit="step", desc="train", dynamic_ncols=True, file=sys.stdout
+        )
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self.active:
+            self.bar.update()
+
+    def write(self, step: int, values: dict[str, float], **labels: Any) -> None:
+        """Log numbers of a step: all of them to the files, the loss and the rate to the progress line."""
+        if not self.active:
+            return
+        record = {"step": step, **labels, **values, "seconds": round(time.monotonic() - self.started, 2)}
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        shown = {name: f"{values[name]:.3g}" for name in ("loss", "lr") if name in values}
+        self.bar.set_postfix(shown)
+
+    def say(self, sentence: str) -> None:
+        """Print a line above the progress bar."""
+        if self.active:
+            self.bar.write(sentence)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.active:
+            self.bar.close()
+            self.board.close()
+            self.file.close()
