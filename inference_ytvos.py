@@ -114,9 +114,7 @@ def run_inference(
     work = [(video, pending(video, cfg, record)) for video in videos]
     skipped = sum(len(video.expressions) - len(sentences) for video, sentences in work)
     if skipped:
-        print(
-            f"{skipped} of {sum(len(video.expressions) for video in videos)} expressions are written already: skipped"
-        )
+        print(f"skipped {skipped} of {_count(videos)} expressions, which are written already")
     work = [(video, sentences) for video, sentences in work if sentences]
     total = sum(len(video.frame_paths) * len(sentences) for video, sentences in work)
     with (

@@ -20,7 +20,6 @@ from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from util.errors import UserError
 
 LOCAL_REACH = 3  # frames: how far the two neighbours of the start frame may lie from it
-REVERSE_PROBABILITY = 0.3
 MAX_REPLACEMENTS = 100
 
 
@@ -124,18 +123,21 @@ def make_target(
     )
 
 
-def sample_frames(length: int, start: int, num_frames: int, rng: np.random.Generator) -> list[int]:
+def sample_frames(
+    length: int, start: int, num_frames: int, rng: np.random.Generator, reverse_probability: float = 0.3
+) -> list[int]:
     """Draw the frame indices of a training clip.
 
     The start frame, one 1–3 frames before it and one 1–3 after (clamped to the video, so an end frame can occur
-    twice), the rest from the remaining frames; in order of time, or, with probability 0.3, in reverse. Two frames are
-    the start and one of its neighbours. A video with too few frames is filled up with repeated ones.
+    twice), the rest from the remaining frames; in order of time, or, with ``reverse_probability``, in reverse. Two frames
+    are the start and one of its neighbours. A video with too few frames is filled up with repeated ones.
 
     Args:
         length: number of frames of the video, at least 1.
         start: index of the start frame.
         num_frames: number of indices to return, at least 1.
         rng: the source of randomness.
+        reverse_probability: how often the clip runs backwards.
     """
     before = max(0, start - int(rng.integers(1, LOCAL_REACH, endpoint=True)))
     after = min(length - 1, start + int(rng.integers(1, LOCAL_REACH, endpoint=True)))
@@ -144,7 +146,7 @@ def sample_frames(length: int, start: int, num_frames: int, rng: np.random.Gener
     remaining = rng.permutation([index for index in range(length) if index not in indices])
     indices += remaining[: num_frames - len(indices)].tolist()
     indices += np.resize(rng.permutation(length), num_frames - len(indices)).tolist()
-    return sorted(indices, reverse=bool(rng.random() < REVERSE_PROBABILITY))
+    return sorted(indices, reverse=bool(rng.random() < reverse_probability))
 
 
 class ClipDataset(Dataset[Sample], ABC):

@@ -26,7 +26,7 @@ LEAST_TRAVEL, MOST_DRIFT = 0.2, 0.3
 # more horizontal than vertical by STEEPNESS; it is false if the centres are never apart in that direction.
 RELATION_MARGIN, STEEPNESS = 0.11, 1.2
 
-MOST_OF_A_KIND = 2  # sentences of a video
+MOST_OF_A_KIND = 2  # sentences of a video; more where only a few kinds are made
 
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
@@ -242,7 +242,7 @@ def choose_sentences(
     texts: set[str] = set()
     times_named = [0] * len(facts.objects)
     order = [focus, *rng.sample([kind for kind in kinds if kind != focus], len(kinds) - 1)]
-    for kind in order * MOST_OF_A_KIND:
+    for kind in order * max(MOST_OF_A_KIND, most // len(kinds)):
         if len(chosen) == most or not pool[focus]:
             break
         if not pool[kind]:

@@ -39,6 +39,7 @@ class YtvosClips(ClipDataset):
         num_frames: frames per clip, or None.
         seed: of the run.
         expressions_file: another expressions file for this split.
+        reverse_probability: share of training clips that run backwards.
 
     Raises:
         UserError: a missing folder or file, or a malformed one; images are checked when they are read.
@@ -52,6 +53,7 @@ class YtvosClips(ClipDataset):
         num_frames: int | None,
         seed: int = 0,
         expressions_file: Path | None = None,
+        reverse_probability: float = 0.3,
     ) -> None:
         super().__init__(seed, replace_invisible=num_frames is not None)
         if num_frames is not None and num_frames < 1:
@@ -65,6 +67,7 @@ class YtvosClips(ClipDataset):
         _require_objects(root, split, self.videos)
         self.transform = transform
         self.num_frames = num_frames
+        self.reverse_probability = reverse_probability
         self._expressions = [(name, exp_id) for name, video in self.videos.items() for exp_id in video.expressions]
         # An array, because workers would copy the reference counts of a list of a hundred thousand tuples.
         self._clips = np.array(
@@ -86,7 +89,11 @@ class YtvosClips(ClipDataset):
         video = self.videos[name]
         expression = video.expressions[exp_id]
         length = len(video.frames)
-        indices = range(length) if self.num_frames is None else sample_frames(length, start, self.num_frames, rng)
+        indices = (
+            range(length)
+            if self.num_frames is None
+            else sample_frames(length, start, self.num_frames, rng, self.reverse_probability)
+        )
         names = [video.frames[i] for i in indices]
 
         frames = torch.stack(read_frames([self.images / name / f"{frame}.jpg" for frame in names]))
@@ -117,7 +124,9 @@ def build_clips(cfg: Config, split: str) -> YtvosClips:
         else EvalTransform(cfg.eval_size, cfg.max_size)
     )
     num_frames = cfg.num_frames if train else None
-    return YtvosClips(_root(cfg), split, transform, num_frames, cfg.seed, _expressions_file(cfg, split))
+    return YtvosClips(
+        _root(cfg), split, transform, num_frames, cfg.seed, _expressions_file(cfg, split), cfg.reverse_probability
+    )
 
 
 def build_videos(cfg: Config) -> list[Video]:

@@ -1,4 +1,4 @@
-"""The tiny frozen stack: layout, tokenizers, sane features, determinism, and how it treats folders."""
+"""The tiny frozen stack: layout, tokenizers, sane features, determinism."""
 
 from __future__ import annotations
 
@@ -16,21 +16,16 @@ from torch import Tensor
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessor,
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
-    CLIPVisionConfig,
     CLIPVisionModelWithProjection,
     RobertaConfig,
     RobertaModel,
     RobertaTokenizerFast,
 )
 
-from models.diffusion import tiny
 from models.diffusion.tiny import PARTS, STAMP, make_tiny_stack
 from models.diffusion.tiny_tokenizers import built_in_words
-from scripts.make_tiny_stack import main, read_sentences
-from util.errors import UserError, run_cli
 
 SENTENCES = ["the small red square moving left", "a large blue circle below the green triangle"]
 ODD_TEXTS = [
@@ -57,6 +52,11 @@ def clip_tokenizer(tiny_stack: Path) -> Any:
 @pytest.fixture(scope="module")
 def sentence_tokenizer(tiny_stack: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_stack / "roberta", local_files_only=True)
+
+
+@pytest.fixture(scope="module")
+def sentence_encoder(tiny_stack: Path) -> RobertaModel:
+    return RobertaModel.from_pretrained(tiny_stack / "roberta", local_files_only=True).eval()
 
 
 @pytest.fixture(scope="module")
@@ -170,28 +170,30 @@ def test_built_in_words_are_single_tokens(clip_tokenizer: Any, sentence_tokenize
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
 def test_odd_text_has_tokens(
-    tiny_stack: Path, clip_tokenizer: Any, sentence_tokenizer: Any, text_encoder: CLIPTextModel, text: str
+    clip_tokenizer: Any, sentence_tokenizer: Any, text_encoder: CLIPTextModel, sentence_encoder: RobertaModel, text: str
 ) -> None:
     assert torch.isfinite(clip_text(clip_tokenizer, text_encoder, [text])).all()
     ids = sentence_tokenizer(text, truncation=True).input_ids
     assert ids[0] == 0
     assert ids[-1] == 2
     assert sentence_tokenizer.unk_token_id not in ids
-    encoder = RobertaModel.from_pretrained(tiny_stack / "roberta", local_files_only=True).eval()
     with torch.inference_mode():
-        assert torch.isfinite(encoder(torch.tensor([ids])).last_hidden_state).all()
+        assert torch.isfinite(sentence_encoder(torch.tensor([ids])).last_hidden_state).all()
 
 
 # ----------------------------------------------------------------- features
 
 
 def test_token_features_are_sane(
-    tiny_stack: Path, clip_tokenizer: Any, sentence_tokenizer: Any, text_encoder: CLIPTextModel
+    tiny_stack: Path,
+    clip_tokenizer: Any,
+    sentence_tokenizer: Any,
+    text_encoder: CLIPTextModel,
+    sentence_encoder: RobertaModel,
 ) -> None:
     text = clip_text(clip_tokenizer, text_encoder, SENTENCES)
     assert text.shape == (2, 77, 64)
     image_encoder = CLIPVisionModelWithProjection.from_pretrained(tiny_stack / "clip", local_files_only=True).eval()
-    sentence_encoder = RobertaModel.from_pretrained(tiny_stack / "roberta", local_files_only=True).eval()
     with torch.inference_mode():
         image = image_encoder(images(2, 224, 224)).last_hidden_state
         words = sentence_encoder(**sentence_tokenizer(["the red", "the blue"], return_tensors="pt")).last_hidden_state
@@ -243,11 +245,9 @@ def test_unet_features_are_sane_and_depend_on_text_and_time(
     latents = torch.randn(1, 4, 3, 12, 16, generator=torch.Generator().manual_seed(0))
     later = latents.clone()
     later[:, :, 2] = -later[:, :, 2]
-    base, other_text, other_time = (
-        features(latents, SENTENCES[0]),
-        features(latents, SENTENCES[1]),
-        features(later, SENTENCES[0]),
-    )
+    base = features(latents, SENTENCES[0])
+    other_text = features(latents, SENTENCES[1])
+    other_time = features(later, SENTENCES[0])
     for name, feature in base.items():
         assert_sane(name, feature)
         assert_sane(f"{name} across positions", feature - feature.mean(dim=(2, 3), keepdim=True))
@@ -287,144 +287,3 @@ def test_command_writes_the_same_stack_in_another_process(tiny_stack: Path, tmp_
     assert {path.name for path in (tmp_path / "stack").iterdir()} == {*PARTS, STAMP}
     for name in [*WEIGHTS, *TOKENIZER_FILES]:
         assert (tmp_path / "stack" / name).read_bytes() == (tiny_stack / name).read_bytes(), name
-
-
-# ------------------------------------------------------------------ folders
-
-
-@pytest.fixture
-def stack(tmp_path: Path) -> Path:
-    """A stack that a test may change."""
-    return make_tiny_stack(tmp_path / "stack", **QUICK)
-
-
-def test_same_stack_is_kept(stack: Path) -> None:
-    (stack / "unet" / "notes.txt").write_text("mine")
-    assert make_tiny_stack(stack, **QUICK) == stack
-    assert (stack / "unet" / "notes.txt").exists(), "it was written again"
-
-
-def test_other_parameters_need_force(stack: Path) -> None:
-    before = (stack / WEIGHTS[0]).read_bytes()
-    for change in ({"seed": 1}, {"sentences": SENTENCES}, {"head_dim": 32}):
-        with pytest.raises(UserError, match="--force"):
-            make_tiny_stack(stack, **{**QUICK, **change})
-    assert (stack / WEIGHTS[0]).read_bytes() == before
-    make_tiny_stack(stack, seed=1, force=True, **QUICK)
-    assert (stack / WEIGHTS[0]).read_bytes() != before
-    assert [path.name for path in stack.parent.iterdir()] == ["stack"], "something was left beside it"
-
-
-@pytest.mark.parametrize("damage", ["missing", "cut off"])
-def test_incomplete_stack_is_named_and_repaired_by_force(stack: Path, damage: str) -> None:
-    broken = stack / WEIGHTS[1]
-    broken.unlink() if damage == "missing" else broken.write_bytes(broken.read_bytes()[:100])
-    with pytest.raises(UserError, match="incomplete"):
-        make_tiny_stack(stack, **QUICK)
-    make_tiny_stack(stack, force=True, **QUICK)
-    AutoencoderKL.from_pretrained(stack, subfolder="vae", local_files_only=True)
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_foreign_folder_is_never_replaced(stack: Path, tmp_path: Path, force: bool) -> None:
-    mine = tmp_path / "mine"
-    (mine / "unet").mkdir(parents=True)
-    (stack / "thesis.txt").write_text("years")
-    for folder in (mine, stack):
-        with pytest.raises(UserError, match="holds something else"):
-            make_tiny_stack(folder, seed=7, force=force, **QUICK)
-    assert (mine / "unet").is_dir()
-    assert (stack / "thesis.txt").read_text() == "years"
-
-
-def test_empty_folder_is_used_and_a_file_is_not(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert (make_tiny_stack(tmp_path / "empty", **QUICK) / STAMP).is_file()
-    (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match=r"file is a file|cannot write"):
-            make_tiny_stack(folder, **QUICK)
-
-
-def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_args: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tiny, "randomise", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        make_tiny_stack(tmp_path / "stack", **QUICK)
-    assert list(tmp_path.iterdir()) == []
-
-
-# ---------------------------------------------------------------- sentences
-
-
-def test_sentence_files(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("a red dog\n\na blue cat\n", encoding="utf-8")
-    (tmp_path / "b.json").write_text('["a red dog", "猫"]', encoding="utf-8")
-    expressions = {"videos": {"v": {"frames": ["0"], "expressions": {"0": {"exp": "a red dog", "obj_id": "1"}}}}}
-    (tmp_path / "c.json").write_text(json.dumps(expressions), encoding="utf-8")
-    assert read_sentences(tmp_path / "a.txt") == ["a red dog", "", "a blue cat"]
-    assert read_sentences(tmp_path / "b.json") == ["a red dog", "猫"]
-    assert read_sentences(tmp_path / "c.json") == ["a red dog"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("missing.json", None),
-        ("missing.txt", None),
-        ("broken.json", b"[1,"),
-        ("numbers.json", b"[1, 2]"),
-        ("text.json", b'"a red dog"'),
-        ("layout.json", b'{"videos": {"v": ["a red dog"]}}'),
-        ("value.json", b'{"videos": {"v": {"expressions": {"0": {"exp": 3}}}}}'),
-        ("empty.json", b"[]"),
-        ("blank.txt", b"\n  \n"),
-        ("picture.txt", b"\xff\xd8\xff\xe0"),
-    ],
-)
-def test_bad_sentence_files_end_in_one_sentence(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    content: bytes | None,
-) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    arguments = ["make_tiny_stack", "--output_dir", str(tmp_path / "stack"), "--sentences", str(tmp_path / name)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as caught:
-        run_cli(main)
-    assert caught.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert name in lines[0]
-    assert not (tmp_path / "stack").exists()
-
-
-# ---------------------------------------------------------- full-size sizes
-
-
-def test_full_size_configs_have_the_published_parameter_counts(root: Path) -> None:
-    folder = root / "configs" / "full_size"
-    with torch.device("meta"):
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
-        models = {
-            "unet": UNet3DConditionModel.from_config(UNet3DConditionModel.load_config(folder / "unet")),
-            "vae": torch.nn.ModuleList([vae.encoder, vae.quant_conv]),
-            "text_encoder": CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")),
-            "clip": CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder / "clip")),
-            "roberta": RobertaModel(RobertaConfig.from_pretrained(folder / "roberta")),
-        }
-    millions = {name: round(sum(p.numel() for p in model.parameters()) / 1e6, 1) for name, model in models.items()}
-    assert millions == {"unet": 1411.2, "vae": 34.2, "text_encoder": 340.4, "clip": 632.1, "roberta": 124.6}
-
-
-def test_full_size_configs_are_the_published_values(root: Path, shared: Path) -> None:
-    published = {path.parent.name: path for path in (shared / "golden" / "full_size_configs").glob("*/*.json")}
-    assert len(published) == 6
-    for part, path in published.items():
-        carried = root / "configs" / "full_size" / part / path.name
-        assert json.loads(carried.read_text(encoding="utf-8")) == json.loads(path.read_text(encoding="utf-8")), part

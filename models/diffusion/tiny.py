@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from safetensors import SafetensorError
 from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
@@ -99,10 +100,9 @@ def make_tiny_stack(
         _write_parts(temporary, texts, seed, chosen)
         write_json(temporary / STAMP, {"parameters": parameters, "files": _file_sizes(temporary)})
         _put_in_place(temporary, folder, parameters)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the stack to {folder}: {error.strerror or error}; choose another folder"
-        ) from error
+    except (OSError, SafetensorError) as error:  # a full disk is either, depending on the file
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write the stack to {folder}: {reason}; choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -112,7 +112,7 @@ def _write_parts(folder: Path, texts: list[str], seed: int, sizes: TinySizes) ->
     """Write every subfolder of the stack."""
     clip_tokens = write_clip_tokenizer(folder / "tokenizer", texts, sizes.max_tokens)
     sentence_tokens = write_roberta_tokenizer(folder / "roberta", texts, sizes.max_tokens)
-    scheduler = DDIMScheduler(
+    scheduler: Any = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -50,7 +51,7 @@ def _train_merges(corpus: Iterable[str], alphabet: Sequence[str], size: int, suf
     The trainer numbers symbols in the order of a hash table and breaks ties by those numbers; naming every symbol
     beforehand makes the merges the same in every process.
     """
-    word_end = {"end_of_word_suffix": suffix} if suffix else {}
+    word_end: dict[str, Any] = {"end_of_word_suffix": suffix} if suffix else {}
     tokenizer = Tokenizer(models.BPE(**word_end))
     tokenizer.normalizer = normalizers.NFC()
     if suffix:  # CLIP: words and runs of punctuation, a space belongs to no token
