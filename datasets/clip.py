@@ -129,8 +129,8 @@ def sample_frames(
     """Draw the frame indices of a training clip.
 
     The start frame, one 1–3 frames before it and one 1–3 after (clamped to the video, so an end frame can occur
-    twice), the rest from the remaining frames; in order of time, or, with ``reverse_probability``, in reverse. Two frames
-    are the start and one of its neighbours. A video with too few frames is filled up with repeated ones.
+    twice), the rest from the remaining frames; in order of time, or, with ``reverse_probability``, in reverse. Two
+    frames are the start and one of its neighbours. A video with too few frames is filled up with repeated ones.
 
     Args:
         length: number of frames of the video, at least 1.

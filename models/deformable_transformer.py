@@ -39,6 +39,11 @@ class MLP(nn.Module):
         widths = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The layers, in order."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` → ``[..., out]``."""
         for layer in self.layers[:-1]:
@@ -167,15 +172,17 @@ class DeformableTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, MSDeformAttn):
                 module.reset_parameters()
-        for projection in self.input_proj:
-            nn.init.zeros_(projection[0].bias)
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
         nn.init.zeros_(self.reference_point.bias)
         nn.init.normal_(self.level_embed)
         nn.init.normal_(self.query_position)
-        for head in self.box_heads:
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
-        self.box_heads[0].layers[-1].bias[2:] = -2.0
+        for i, head in enumerate(self.box_heads):
+            assert isinstance(head, MLP)
+            nn.init.zeros_(head.linears[-1].weight)
+            nn.init.zeros_(head.linears[-1].bias)
+            if i == 0:
+                head.linears[-1].bias[2:] = -2.0
 
     def forward(self, features: Sequence[Tensor], padding: Tensor, queries: Tensor) -> DecoderOutput:
         """Run encoder and decoder.

@@ -46,7 +46,7 @@ class DynamicMaskHead(nn.Module):
         self.channels = channels
         self.sizes = [(dim + 2) * channels, channels * MASK_CHANNELS, channels, MASK_CHANNELS]
         self.controller = MLP(dim, dim, sum(self.sizes), 3)
-        for layer in self.controller.layers:
+        for layer in self.controller.linears:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 

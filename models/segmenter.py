@@ -75,10 +75,11 @@ class Segmenter(nn.Module):
         self.sentence_encoder = sentence_encoder
         self.language_queries = language_queries
         self.transformer = transformer
-        self.class_heads = nn.ModuleList(nn.Linear(dim, 1) for _ in transformer.decoder)
+        heads = [nn.Linear(dim, 1) for _ in transformer.decoder]
+        self.class_heads = nn.ModuleList(heads)
         self.mask_head = mask_head
         self.refinement = refinement
-        for head in self.class_heads:
+        for head in heads:
             nn.init.constant_(head.bias, -math.log(99))
 
     def forward(

@@ -14,7 +14,7 @@ from models.position_encoding import sine_position_1d
 class SentenceEncoder(nn.Module):
     """Frozen RoBERTa with a trained projection to the decoder's width."""
 
-    def __init__(self, roberta: nn.Module, tokenizer: Any, dim: int, dropout: float) -> None:
+    def __init__(self, roberta: Any, tokenizer: Any, dim: int, dropout: float) -> None:
         super().__init__()
         self.backbone = Frozen(roberta)
         self.tokenizer = tokenizer

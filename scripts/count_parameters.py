@@ -1,6 +1,6 @@
 """Count parameters without allocating them: on the meta device, from configuration files.
 
-    python -m scripts.count_parameters [--config configs/vdit_ytvos.yaml] [--stack configs/full_size]
+python -m scripts.count_parameters [--config configs/vdit_ytvos.yaml] [--stack configs/full_size]
 """
 
 from __future__ import annotations

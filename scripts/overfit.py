@@ -139,9 +139,21 @@ def draw(model: Segmenter, clips: list[Sample], curve: list, output: Path, devic
         frames, target = clip
         masks, boxes, j = predict(model, clip, device)
         pictures = denormalise(frames).permute(0, 2, 3, 1).numpy()
-        for title, shown in (("truth", target["masks"]), (f"prediction, J {100 * j:.1f}", masks)):
-            tiles = [draw_overlay(picture, mask.numpy()) for picture, mask in zip(pictures, shown, strict=True)]
-            rows.append((f"{name} · {target['caption']} · {title}", tiles))
+        rows.append(
+            (
+                f"{name} · {target['caption']} · truth",
+                [draw_overlay(*pair) for pair in zip(pictures, target["masks"].numpy(), strict=True)],
+            )
+        )
+        rows.append(
+            (
+                f"{name} · {target['caption']} · prediction, J {100 * j:.1f}",
+                [
+                    draw_overlay(picture, mask, box=box)
+                    for picture, mask, box in zip(pictures, masks.numpy(), boxes.tolist(), strict=True)
+                ],
+            )
+        )
     contact_sheet(rows, output / "overlays.png")
 
 

@@ -11,13 +11,13 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from datasets.clip import collate
+from datasets.clip import Sample, Target, collate
 from datasets.transforms import normalise
 from models import build_criterion, build_model
 from models.adapters import convert_authors, convert_name, load_converted
@@ -55,9 +55,9 @@ class Fixture:
     pretrained: Path
 
     @property
-    def samples(self) -> list[tuple[Tensor, dict[str, Any]]]:
+    def samples(self) -> list[Sample]:
         """The clips with their targets, as a dataset would give them."""
-        samples = []
+        samples: list[Sample] = []
         for i, caption in enumerate(self.spec["captions"]):
             prefix = f"target.{i}."
             target: dict[str, Any] = {
@@ -66,7 +66,7 @@ class Fixture:
             target["caption"] = caption
             if "valid_indices" in target:
                 target["annotated"] = int(target.pop("valid_indices"))
-            samples.append((normalise(self.tensors[f"video.{i}"]), target))
+            samples.append((normalise(self.tensors[f"video.{i}"]), cast(Target, target)))
         return samples
 
 

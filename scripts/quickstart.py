@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.steps import ROOT, clear, run
+from scripts.steps import clear, near, run
 from util.errors import UserError, run_cli
 from util.io import write_json
 
@@ -120,13 +120,8 @@ def show(output: Path, results: dict[str, Any]) -> None:
     print(f"  sentences                 {results['val_jf']:5.1f}")
     print(f"  swapped sentences         {results['swapped_jf']:5.1f}")
     print(f"  largest object            {results['baseline_jf']:5.1f}")
-    print(f"results: {_near(output / 'results.json')}")
-    print(f"pictures: {_near(sheet)}, {_near(movies[0])} and {len(movies) - 1} more")
-
-
-def _near(path: Path) -> Path:
-    """Relative to the project's root where it lies inside."""
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    print(f"results: {near(output / 'results.json')}")
+    print(f"pictures: {near(sheet)}, {near(movies[0])} and {len(movies) - 1} more")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ class StepFailed(SystemExit):
     """A command of the sequence failed; the process ends with the same status."""
 
 
-def run(title: str, *command: str | Path) -> None:
+def run(title: str, *command: str | int | Path) -> None:
     """Print a title and the command, and run it with this Python from the project's root.
 
     Args:
@@ -48,3 +48,8 @@ def clear(folder: Path, *names: str) -> None:
                 shutil.rmtree(target)
         except OSError as error:
             raise UserError(f"cannot remove {target} of an earlier run: {error}; choose another folder") from error
+
+
+def near(path: Path) -> Path:
+    """The path as shown to a user: relative to the project's root where it lies inside."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -37,7 +37,7 @@ def test_only_trained_parameters_are_stored_and_come_back(tmp_path: Path) -> Non
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c.pth", _model(), "hcd", {})
-    with pytest.raises(UserError, match="'hcd'.*'vdit'"):
+    with pytest.raises(UserError, match=r"'hcd'.*'vdit'"):
         read_checkpoint(tmp_path / "c.pth", "vdit")
 
 

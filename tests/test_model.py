@@ -139,7 +139,8 @@ def test_posterior_is_sampled_in_training_only(model: Segmenter) -> None:
 
 def test_noise_is_standardised_per_clip(model: Segmenter) -> None:
     generator = torch.Generator().manual_seed(3)
-    noise = model.encoder.noise(torch.randn(2, 3, 4, 8, 12, generator=generator) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1, 1))
+    spread = torch.tensor([1.0, 5.0]).view(2, 1, 1, 1, 1)
+    noise = model.encoder.noise(torch.randn(2, 3, 4, 8, 12, generator=generator) * spread)
     torch.testing.assert_close(noise.flatten(1).mean(1), torch.zeros(2), atol=1e-4, rtol=0)
     torch.testing.assert_close(noise.flatten(1).std(1), torch.ones(2), atol=1e-2, rtol=0)
 

@@ -39,9 +39,9 @@ def _case(shapes: list[tuple[int, int]], seed: int = 0) -> tuple[Tensor, Tensor,
     batch, queries, heads, width, points = 2, 3, 2, 4, 3
     positions = sum(h * w for h, w in shapes)
     value = torch.randn(batch, positions, heads, width, dtype=torch.float64, generator=generator)
-    locations = torch.rand(
-        batch, queries, heads, len(shapes), points, 2, dtype=torch.float64, generator=generator
-    ) * 1.6 - 0.3
+    locations = (
+        torch.rand(batch, queries, heads, len(shapes), points, 2, dtype=torch.float64, generator=generator) * 1.6 - 0.3
+    )
     weights = torch.rand(batch, queries, heads, len(shapes), points, dtype=torch.float64, generator=generator)
     return value, locations, weights
 

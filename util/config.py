@@ -92,7 +92,10 @@ class Config:
     split: str = _data("valid", "split that inference reads")
     num_frames: int = _data(5, "frames of a training clip", minimum=1)
     reverse_probability: float = _data(
-        0.3, "share of training clips played backwards (0 where sentences name directions of motion)", minimum=0, maximum=1
+        0.3,
+        "share of training clips played backwards (0 where sentences name directions of motion)",
+        minimum=0,
+        maximum=1,
     )
     train_scales: tuple[int, ...] = _data(
         (288, 320, 352, 392, 416, 448, 480, 512), "shorter sides in training, one drawn per clip, in pixels", minimum=1

@@ -19,6 +19,9 @@ class CLIPPixels(nn.Module):
     As published it works on 8-bit values: the resize returns them too.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size

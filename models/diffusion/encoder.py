@@ -6,7 +6,6 @@ Legend: the suffix of a feature is its stride (``f4``, ``f8``, …); ``N`` = B·
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from models.diffusion.stride4 import VAETap, pointwise_pair
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Posterior = Literal["auto", "mode", "sample"]
 TAP_PAIRS = ((0, 5), (1, 4), (2, 3))
 """Taps of equal stride (8, 16, 32), concatenated first with last (models.md section 6)."""
 
@@ -48,13 +46,16 @@ class VideoEncoder(nn.Module):
             ``auto`` (a sample in training, the mode in evaluation, so that results are repeatable).
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         stack: FrozenStack,
         pyramid_channels: tuple[int, int, int, int],
         noise: str = "predicted",
         image_tokens: bool = True,
-        posterior: Posterior = "auto",
+        posterior: str = "auto",
     ) -> None:
         super().__init__()
         unet, vae = stack.unet, stack.vae

@@ -22,7 +22,7 @@ class TapUNet3D(UNet3DConditionModel):
 
     _keys_to_ignore_on_load_unexpected = (r"^up_blocks\.3\.", r"^conv_norm_out\.", r"^conv_out\.")
 
-    @functools.wraps(UNet3DConditionModel.__init__)
+    @functools.wraps(UNet3DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         del self.up_blocks[-1]

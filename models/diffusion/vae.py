@@ -16,7 +16,7 @@ class VAEEncoder(AutoencoderKL):
 
     _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^post_quant_conv\.")
 
-    @functools.wraps(AutoencoderKL.__init__)
+    @functools.wraps(AutoencoderKL.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         del self.decoder, self.post_quant_conv
