@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets import Video, list_videos, load_frames
+from datasets.clip import pad_clips
 from models import build_model
 from models.postprocessors import binary_masks, pixel_boxes
 from models.selection import best_query
@@ -167,9 +167,7 @@ def segment(
         expression id and its prediction.
     """
     height, width = frames.shape[-2:]
-    margins = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
-    clip = F.pad(frames, margins)[None].to(device)
-    padding = F.pad(torch.zeros(1, height, width, dtype=torch.bool), margins, value=True).to(device)
+    clip, padding = (tensor.to(device) for tensor in pad_clips([frames], MULTIPLE))
     for exp_id, sentence in sentences.items():
         started = time.perf_counter()
         torch.manual_seed(cfg.seed)  # noise, where the model draws any, depends on no other expression
@@ -297,4 +295,4 @@ def mask_options(cfg: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_cli(main)  # type: ignore[arg-type]
+    run_cli(main)

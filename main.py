@@ -59,8 +59,7 @@ class Loader:
 def main() -> None:
     """Train as the command line says."""
     cfg = load_config(sys.argv[1:], "Train a referring video object segmentation model.")
-    device = resolve_device(cfg.device)
-    init_distributed(device)
+    device = init_distributed(resolve_device(cfg.device))
     torch.manual_seed(cfg.seed)
 
     state = read_checkpoint(cfg.resume, cfg.model) if cfg.resume else {}
@@ -107,7 +106,7 @@ def main() -> None:
 
     network: nn.Module = model
     if world_size() > 1:
-        network = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        network = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     first = state.get("step", 0)
     with RunLog(output, schedule.total_steps, first, active=is_main()) as log:
         train(

@@ -81,7 +81,21 @@ class ClipBatch:
 
 def collate(samples: Sequence[Sample], multiple: int = 32) -> ClipBatch:
     """Pad clips of equal length to the largest height and width, each rounded up to a multiple of ``multiple``."""
-    clips = [frames for frames, _ in samples]
+    frames, padding = pad_clips([frames for frames, _ in samples], multiple)
+    targets = [target for _, target in samples]
+    return ClipBatch(frames, padding, [target["caption"] for target in targets], targets)
+
+
+def pad_clips(clips: Sequence[Tensor], multiple: int) -> tuple[Tensor, Tensor]:
+    """Stack clips of equal length, padded with zeros on the right and bottom.
+
+    Args:
+        clips: B × ``[T, 3, h, w]``.
+        multiple: of pixels, to which the largest height and width are rounded up.
+
+    Returns:
+        frames ``[B, T, 3, H, W]`` and padding bool ``[B, H, W]``, True where there is no frame.
+    """
     assert len({len(clip) for clip in clips}) == 1, "the clips of a batch have one number of frames"
     height, width = (
         -(-max(clip.shape[axis] for clip in clips) // multiple) * multiple  # rounded up
@@ -93,8 +107,7 @@ def collate(samples: Sequence[Sample], multiple: int = 32) -> ClipBatch:
         h, w = clip.shape[-2:]
         frames[i, :, :, :h, :w] = clip
         padding[i, :h, :w] = False
-    targets = [target for _, target in samples]
-    return ClipBatch(frames, padding, [target["caption"] for target in targets], targets)
+    return frames, padding
 
 
 def make_target(

@@ -16,11 +16,9 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 from util.errors import UserError
+from util.mask_files import BROKEN_IMAGE
 
 DATA_PAGE = "docs/data.md"
-
-# Pillow reports a broken PNG by any of these, depending on the chunk that is broken.
-_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 def require_folder(path: Path, holds: str) -> Path:
@@ -67,7 +65,7 @@ def read_object_ids(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     try:
         with Image.open(path) as image:
             mode, ids = image.mode, np.array(image)
-    except _BROKEN_IMAGE as error:
+    except BROKEN_IMAGE as error:
         raise UserError(f"mask {path} is broken ({error}); fetch or extract this file again") from error
     if mode not in ("P", "L"):
         raise UserError(f"mask {path} is a {mode!r} image; it should be a palette PNG whose value is the object id")

@@ -30,3 +30,13 @@ def tiny_stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from models.diffusion.tiny import make_tiny_stack
 
     return make_tiny_stack(tmp_path_factory.mktemp("pretrained") / "tiny_stack")
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small toy set in the layout of Ref-YouTube-VOS; only to be read."""
+    from datasets.toy import make_toy
+
+    root = tmp_path_factory.mktemp("data") / "toy"
+    make_toy(root, num_train=4, num_valid=2, num_test=1, frames=5, seed=7)
+    return root

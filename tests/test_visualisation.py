@@ -99,7 +99,7 @@ def test_sentence_goes_below_the_frame():
 def test_long_sentences_wrap():
     short, long = text_bar("a dog", 480), text_bar("a dog and a cat " * 20, 480)
     assert short.shape[1] == long.shape[1] == 480
-    assert len(long) > 4 * len(short)
+    assert len(long) > 3 * len(short)
     margin = long[:, -4:]
     assert (margin == margin[0, 0]).all(), "no letter runs over the edge"
 

@@ -127,7 +127,6 @@ class Config:
     output_dir: str = _run("runs/debug", "folder for everything that is written", path=True)
     device: str = _run("auto", "where to compute; auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
     resume: str = _run("", "checkpoint to go on from, or to use for inference", path=True, empty=True)
-    eval: bool = _run(False, "only evaluate")
     visualize: bool = _run(False, "also draw masks, boxes and sentences over the frames")
     threshold: float = _run(0.5, "mask probability from which a pixel belongs to the object", minimum=0, maximum=1)
 

@@ -9,13 +9,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def init_distributed(device: torch.device) -> None:
-    """Join the process group that ``torchrun`` announces; a plain ``python`` run stays alone."""
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        return
+def init_distributed(device: torch.device) -> torch.device:
+    """Join the process group that ``torchrun`` announces; a plain ``python`` run stays alone.
+
+    Returns:
+        this process's own device of the given kind.
+    """
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
 
 
 def world_size() -> int:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from util.errors import UserError
 
-# What Pillow raises on broken or hostile image files, beside OSError.
-_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+# What Pillow raises on broken or hostile image files, by the chunk that is broken.
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def _missing(path: Path, others: int = 0) -> UserError:
@@ -58,7 +58,7 @@ def _read_plane(path: Path) -> np.ndarray:
         raise
     except FileNotFoundError as error:
         raise _missing(path) from error
-    except _BROKEN_IMAGE as error:
+    except BROKEN_IMAGE as error:
         reason = getattr(error, "strerror", None) or "it is broken or no PNG"
         raise UserError(f"cannot read the mask {path}: {reason}; write the file again") from error
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -21,11 +20,10 @@ from PIL import Image
 
 from util.errors import UserError
 from util.io import atomic_path
+from util.mask_files import BROKEN_IMAGE
 
 ROOT = "Annotations"
 
-# What Pillow raises on broken or hostile image files, beside OSError.
-_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _BIT_DEPTH, _COLOUR_TYPE = 24, 25  # bytes of a PNG file
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # one date for all files: the same masks make the same zip
 
@@ -87,7 +85,7 @@ def frame_size(path: Path) -> tuple[int, int]:
             return image.height, image.width
     except FileNotFoundError as error:
         raise UserError(f"frame {path} is missing; the annotations list it (see docs/data.md)") from error
-    except _BROKEN_IMAGE as error:
+    except BROKEN_IMAGE as error:
         raise UserError(f"frame {path} is broken ({error}); fetch or extract this file again") from error
 
 
@@ -122,7 +120,7 @@ def mask_fault(file: BinaryIO, size: tuple[int, int]) -> str | None:
             if (image.height, image.width) != size:
                 return f"is {image.width}×{image.height}, not {size[1]}×{size[0]}"
             counts = image.histogram()
-    except _BROKEN_IMAGE as error:
+    except BROKEN_IMAGE as error:
         return f"is not a readable PNG ({error})"
     other = next((value for value in range(1, 255) if counts[value]), None)
     return None if other is None else f"holds the value {other}, not only 0 and 255"

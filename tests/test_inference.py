@@ -1,0 +1,414 @@
+"""inference_ytvos.py: what it writes, going on after a stop, never mixing runs, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import inference_ytvos
+from datasets import Video, list_videos
+from inference_ytvos import MULTIPLE, finish, mask_options, run_inference
+from models import build_model
+from models.selection import best_query
+from util.checkpoint import save_checkpoint
+from util.config import Config, config_dict
+from util.device import resolve_device
+from util.errors import RunError, UserError, run_cli
+from util.inference_record import InferenceRecord
+
+HEIGHT, WIDTH, FRAMES = 50, 90, 3
+EVAL_SIZE = 36  # frames of 36×64: the height needs padding to 48
+CPU = torch.device("cpu")
+SENTENCES = {"0": "the left half", "1": "the right half"}
+
+
+class StubModel(nn.Module):
+    """Finds the half of the frame that the sentence names; query 3 is best. Counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sentences: list[str] = []
+
+    def forward(self, frames: Tensor, padding: Tensor, captions: list[str], select: Any) -> SimpleNamespace:
+        assert select is best_query and len(captions) == 1
+        _, length, channels, height, width = frames.shape
+        assert channels == 3 and height % MULTIPLE == 0 and width % MULTIPLE == 0
+        assert padding.shape == (1, height, width) and padding.dtype == torch.bool
+        assert (frames * padding[:, None, None]).abs().sum() == 0, "padding has the mean colour"
+        self.sentences += captions
+        real = int((~padding[0, 0]).sum())
+        masks = torch.full((1, length, height, width), 9.0)  # padding included: it must be cut off
+        left = "left" in captions[0]
+        masks[..., : real // 2] = 5.0 if left else -5.0
+        masks[..., real // 2 : real] = -5.0 if left else 5.0
+        logits = torch.full((1, length, 5, 1), -3.0)
+        logits[:, :, 3] = 2.0
+        boxes = torch.tensor([0.25 if left else 0.75, 0.5, 0.5, 1.0]).expand(1, length, 5, 4)
+        output = SimpleNamespace(logits=logits, boxes=boxes, masks=masks)
+        output.chosen = select(output)
+        return output
+
+
+class BrokenModel(StubModel):
+    """Stops at its third sentence, as a killed run would."""
+
+    def forward(self, *args: Any, **options: Any) -> SimpleNamespace:
+        if len(self.sentences) == 2:
+            raise KeyboardInterrupt
+        return super().forward(*args, **options)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A valid split of two videos with two expressions each."""
+    root = tmp_path / "data"
+    names = [f"{5 * i:05d}" for i in range(FRAMES)]
+    videos = {name: {"frames": names, "expressions": {i: {"exp": s} for i, s in SENTENCES.items()}} for name in "ab"}
+    for name in videos:
+        (root / "valid" / "JPEGImages" / name).mkdir(parents=True)
+        for i, frame in enumerate(names):
+            picture = np.full((HEIGHT, WIDTH, 3), 60 + 40 * i, dtype=np.uint8)
+            Image.fromarray(picture).save(root / "valid" / "JPEGImages" / name / f"{frame}.jpg")
+    for split, content in (("valid", videos), ("test", {})):
+        path = root / "meta_expressions" / split / "meta_expressions.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"videos": content}))
+    return root
+
+
+@pytest.fixture
+def cfg(tmp_path: Path, data: Path) -> Config:
+    return Config(
+        ytvos_path=str(data), output_dir=str(tmp_path / "out"), eval_size=EVAL_SIZE, max_size=640, train_scales=(64,)
+    )
+
+
+def record_of(cfg: Config, checkpoint: str = "abc") -> InferenceRecord:
+    identity = {"checkpoint_sha256": checkpoint, **mask_options(cfg)}
+    return InferenceRecord(Path(cfg.output_dir) / "inference.json", identity, {"device": "cpu"})
+
+
+def run(cfg: Config, model: StubModel | None = None) -> tuple[StubModel, list[Video], InferenceRecord]:
+    """One run as ``main`` does it, with a stub model."""
+    model, videos, record = model or StubModel(), list_videos(cfg), record_of(cfg)
+    run_inference(model, videos, cfg, record, CPU)
+    finish(videos, cfg, record)
+    return model, videos, record
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and its content, but for the timings."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "inference.json"
+    }
+
+
+def test_masks_at_the_original_size(cfg: Config):
+    model, _, _ = run(cfg)
+    assert model.sentences == list(SENTENCES.values()) * 2
+    output = Path(cfg.output_dir)
+    files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+    masks = [f"Annotations/{v}/{e}/{f}.png" for v in "ab" for e in "01" for f in ("00000", "00005", "00010")]
+    assert files == sorted([*masks, "inference.json", "submission.zip"])
+    left = np.asarray(Image.open(output / "Annotations/a/0/00000.png"))
+    right = np.asarray(Image.open(output / "Annotations/a/1/00000.png"))
+    assert left.shape == (HEIGHT, WIDTH)
+    assert (left[:, :45] == 255).all() and (left[:, 45:] == 0).all()
+    assert (left == 255 - right).all()
+    with zipfile.ZipFile(output / "submission.zip") as archive:
+        assert sorted(archive.namelist()) == masks
+
+
+def test_the_record(cfg: Config):
+    run(cfg)
+    content = json.loads((Path(cfg.output_dir) / "inference.json").read_text())
+    result = content["expressions"]["b"]["1"]
+    assert result.pop("seconds") >= 0
+    assert result == {"sentence": "the right half", "score": 0.8808, "query": 3, "frames": FRAMES}
+    assert content["identity"]["checkpoint_sha256"] == "abc" and content["identity"]["threshold"] == 0.5
+    assert content["about"]["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert content["timing"]["frames"] == 4 * FRAMES
+
+
+def test_threshold(cfg: Config):
+    run(dataclasses.replace(cfg, threshold=0.999))
+    assert not np.asarray(Image.open(Path(cfg.output_dir) / "Annotations/a/0/00000.png")).any()
+
+
+def test_a_video_without_expressions_needs_nothing(cfg: Config, data: Path):
+    path = data / "meta_expressions" / "valid" / "meta_expressions.json"
+    content = json.loads(path.read_text())
+    content["videos"]["a"]["expressions"] = {}
+    path.write_text(json.dumps(content))
+    model, _, record = run(cfg)
+    assert len(model.sentences) == 2 and set(record.expressions) == {"b"}
+
+
+def test_a_finished_run_computes_nothing_again(cfg: Config, capsys: pytest.CaptureFixture[str]):
+    run(cfg)
+    before = tree(Path(cfg.output_dir))
+    model, _, _ = run(cfg)
+    assert model.sentences == []
+    assert "skipped 4 of 4 expressions" in capsys.readouterr().out
+    assert tree(Path(cfg.output_dir)) == before
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"half a f")])
+def test_a_damaged_mask_is_made_again(cfg: Config, damage):
+    run(cfg)
+    before = tree(Path(cfg.output_dir))
+    damage(Path(cfg.output_dir) / "Annotations" / "b" / "0" / "00005.png")
+    model, _, _ = run(cfg)
+    assert model.sentences == ["the left half"]
+    assert tree(Path(cfg.output_dir)) == before
+
+
+def test_a_stopped_run_goes_on(cfg: Config, tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt):
+        run(cfg, BrokenModel())
+    assert set(record_of(cfg).expressions) == {"a"}
+    model, _, _ = run(cfg)
+    assert len(model.sentences) == 2, "only the second video"
+    whole = dataclasses.replace(cfg, output_dir=str(tmp_path / "whole"))
+    run(whole)
+    assert tree(Path(cfg.output_dir)) == tree(Path(whole.output_dir))
+
+
+def test_a_changed_sentence_is_computed_again(cfg: Config, data: Path):
+    run(cfg)
+    path = data / "meta_expressions" / "valid" / "meta_expressions.json"
+    path.write_text(path.read_text().replace("the left half", "only the left part"))
+    model, _, _ = run(cfg)
+    assert model.sentences == ["only the left part"] * 2
+
+
+def test_random_noise_does_not_depend_on_what_was_skipped(cfg: Config):
+    class Noisy(StubModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noise: list[Tensor] = []
+
+        def forward(self, *args: Any, **options: Any) -> SimpleNamespace:
+            self.noise.append(torch.randn(3))
+            return super().forward(*args, **options)
+
+    model = Noisy()
+    run(cfg, model)
+    assert all(torch.equal(noise, model.noise[0]) for noise in model.noise)
+
+
+def test_pictures(cfg: Config):
+    cfg = dataclasses.replace(cfg, visualize=True)
+    run(cfg)
+    folder = Path(cfg.output_dir) / "visualize"
+    with Image.open(folder / "a" / "0" / "00005.png") as image:
+        overlay = np.asarray(image)
+    height, width = 266, 480
+    assert overlay.shape[1] == width and len(overlay) > height, "the sentence's bar is below the frame"
+    assert (overlay[100, 120] != overlay[100, 360]).any(), "the left half is tinted"
+    with av.open(str(folder / "b_1.mp4")) as container:
+        frames = list(container.decode(video=0))
+    assert [(frame.width, frame.height) for frame in frames] == [(width, len(overlay))] * FRAMES
+    with Image.open(folder / "contact_sheet.png") as sheet:
+        assert sheet.width == 6 + FRAMES * 326
+
+
+def test_visualize_draws_what_an_earlier_run_did_not(cfg: Config):
+    run(cfg)
+    cfg = dataclasses.replace(cfg, visualize=True)
+    model, _, _ = run(cfg)
+    assert len(model.sentences) == 4
+    (Path(cfg.output_dir) / "visualize" / "a_1.mp4").unlink()
+    model, _, _ = run(cfg)
+    assert model.sentences == ["the right half"]
+
+
+def test_another_checkpoint_does_not_mix(cfg: Config):
+    run(cfg)
+    with pytest.raises(UserError, match=r"made with checkpoint_sha256 'abc', and this run has 'def'; choose another"):
+        record_of(cfg, "def")
+
+
+@pytest.mark.parametrize("change", [{"threshold": 0.4}, {"eval_size": 32}, {"noise": "none"}, {"split": "test"}])
+def test_another_configuration_does_not_mix(cfg: Config, change: dict[str, Any]):
+    run(cfg)
+    with pytest.raises(UserError, match=f"made with {next(iter(change))} "):
+        record_of(dataclasses.replace(cfg, **change))
+
+
+@pytest.mark.parametrize("change", [{"device": "cpu"}, {"num_workers": 1}, {"visualize": True}, {"lr": 1.0}])
+def test_options_that_no_mask_depends_on(cfg: Config, change: dict[str, Any]):
+    run(cfg)
+    assert record_of(dataclasses.replace(cfg, **change)).find("a", "0")
+
+
+def test_a_record_without_results_binds_nobody(cfg: Config):
+    record_of(cfg)
+    assert record_of(cfg, "def").expressions == {}
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"expressions": {}}', "{"])
+def test_a_file_that_is_no_record(cfg: Config, content: str):
+    path = Path(cfg.output_dir) / "inference.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"inference\.json"):
+        record_of(cfg)
+
+
+def test_predictions_that_are_not_finite(cfg: Config):
+    class Diverged(StubModel):
+        def forward(self, *args: Any, **options: Any) -> SimpleNamespace:
+            output = super().forward(*args, **options)
+            output.logits = output.logits * float("nan")
+            return output
+
+    with pytest.raises(RunError, match="video 'a', expression '0' are not finite numbers"):
+        run(cfg, Diverged())
+
+
+def test_masks_that_cannot_be_written(cfg: Config):
+    record = record_of(cfg)
+    (Path(cfg.output_dir) / "Annotations").write_text("in the way")
+    with pytest.raises(UserError, match="a part of its folder is a file"):
+        run_inference(StubModel(), list_videos(cfg), cfg, record, CPU)
+
+
+def test_a_broken_frame(cfg: Config, data: Path):
+    path = data / "valid" / "JPEGImages" / "b" / "00010.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"b/00010\.jpg"):
+        run(cfg)
+    assert set(record_of(cfg).expressions) == {"a"}, "what came before is kept"
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == CPU
+    with pytest.raises(UserError, match="--device cuda, but PyTorch finds no CUDA device"):
+        resolve_device("cuda")
+    with pytest.raises(UserError, match="unknown device 'tpu'"):
+        resolve_device("tpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto").type == resolve_device("cuda").type == "cuda"
+    assert resolve_device("cpu") == CPU
+
+
+# --- the script itself, with the real model in small
+
+
+@pytest.fixture(scope="session")
+def tiny_config(root: Path, tiny_stack: Path) -> list[str]:
+    """Flags that build a tiny VD-IT."""
+    return ["--config", str(root / "configs" / "vdit_toy.yaml"), "--pretrained", str(tiny_stack), "--device", "cpu"]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny_config: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained weights."""
+    cfg = inference_ytvos.load_config(tiny_config, "")
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("run") / "checkpoint.pth"
+    save_checkpoint(path, build_model(cfg), cfg.model, config_dict(cfg), step=0)
+    return path
+
+
+@pytest.fixture
+def script(tiny_config: list[str], checkpoint: Path, data: Path, tmp_path: Path) -> list[str]:
+    """Flags of a good run; a later flag overrides."""
+    paths = ["--resume", str(checkpoint), "--ytvos_path", str(data), "--output_dir", str(tmp_path / "out")]
+    return [*tiny_config, *paths]
+
+
+def status_of(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["inference_ytvos.py", *argv])
+    with pytest.raises(SystemExit) as end:
+        run_cli(inference_ytvos.main)
+    return end.value.code
+
+
+def other_model(checkpoint: Path, path: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "model": "hcd"}, path)
+
+
+BAD_INPUT = {
+    "no checkpoint": (["--resume", ""], "no checkpoint is given"),
+    "missing checkpoint": (["--resume", "{tmp}/nothing.pth"], "nothing.pth does not exist"),
+    "truncated checkpoint": (["--resume", "{tmp}/half.pth"], "half.pth is not a readable checkpoint"),
+    "checkpoint of another model": (["--resume", "{tmp}/hcd.pth"], "is a checkpoint of the model 'hcd'"),
+    "checkpoint of other sizes": (["--hidden_dim", "32"], "made with another configuration"),
+    "missing data": (["--ytvos_path", "{tmp}/nowhere"], "nowhere is missing"),
+    "missing frame": (["--ytvos_path", "{tmp}/holes"], "holes/valid/JPEGImages/a/00005.jpg is missing (and 1 more)"),
+    "unknown split": (["--split", "val"], "unknown split 'val'"),
+    "no expression": (["--expressions_file", "{tmp}/none.json"], "no video left"),
+    "output in a file": (["--output_dir", "{tmp}/half.pth/out"], "a part of its folder is a file"),
+    "missing stack": (["--pretrained", "{tmp}/nowhere"], "nowhere"),
+    "threshold": (["--threshold", "1.5"], "--threshold must be"),
+    "flag": (["--tresh", "0.5"], "unknown flag --tresh"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_INPUT)
+def test_bad_input_is_one_sentence_and_status_2(
+    kind: str,
+    script: list[str],
+    checkpoint: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    (tmp_path / "half.pth").write_bytes(checkpoint.read_bytes()[:1000])
+    other_model(checkpoint, tmp_path / "hcd.pth")
+    (tmp_path / "none.json").write_text('{"videos": {}}')
+    shutil.copytree(data, tmp_path / "holes")
+    for name in ("a/00005", "b/00000"):
+        (tmp_path / "holes" / "valid" / "JPEGImages" / f"{name}.jpg").unlink()
+    flags, sentence = BAD_INPUT[kind]
+    assert status_of([*script, *(flag.format(tmp=tmp_path) for flag in flags)], monkeypatch) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1
+    assert sentence in message
+    assert not (tmp_path / "out" / "Annotations").exists()
+
+
+def test_cuda_without_one(script: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert status_of([*script, "--device", "cuda"], monkeypatch) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_script_from_end_to_end(root: Path, script: list[str], tmp_path: Path):
+    command = [sys.executable, "inference_ytvos.py", *script, "--eval_size", "32", "--visualize"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    outputs = [tmp_path / "out", tmp_path / "again"]
+    for output in outputs:
+        done = subprocess.run(
+            [*command, "--output_dir", str(output)], cwd=root, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"submission, checked: {output / 'submission.zip'}" in done.stdout
+        assert f"contact sheet: {output / 'visualize' / 'contact_sheet.png'}" in done.stdout
+    first, second = (tree(output) for output in outputs)
+    assert first == second, "the same run gives the same files"
+    assert len([name for name in first if name.startswith("Annotations/")]) == 4 * FRAMES
+    assert {name for name in first if name.endswith(".mp4")} == {f"visualize/{v}_{e}.mp4" for v in "ab" for e in "01"}
