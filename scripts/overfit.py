@@ -36,6 +36,8 @@ from util.logging import RunLog
 from util.metrics import expression_scores
 from util.visualisation import contact_sheet, draw_overlay, plot_curves
 
+MULTIPLE = 32  # pixels: the padding of training, so that what is asked is what was learned
+
 
 def choose_clips(cfg: Config, names: Sequence[str]) -> list[Sample]:
     """The named clips ("video/expression"), each ``num_frames`` frames evenly spread over the video.
@@ -70,7 +72,7 @@ def choose_clips(cfg: Config, names: Sequence[str]) -> list[Sample]:
 def predict(model: Segmenter, clip: Sample, device: torch.device) -> tuple[Tensor, Tensor, float]:
     """Masks bool ``[T, h, w]``, boxes in pixels ``[T, 4]`` and J of one clip, as inference would choose them."""
     frames, target = clip
-    batch = collate([clip], 16).to(device)
+    batch = collate([clip], MULTIPLE).to(device)
     output = model.eval()(batch.frames, batch.padding, batch.captions)
     size = (frames.shape[-2], frames.shape[-1])
     assert output.masks is not None and output.chosen is not None
@@ -88,7 +90,7 @@ def overfit(cfg: Config, clips: list[Sample], target_j: float, every: int, devic
     torch.manual_seed(cfg.seed)
     model = build_model(cfg).to(device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=cfg.weight_decay)
-    batch: ClipBatch = collate(clips, 32)
+    batch: ClipBatch = collate(clips, MULTIPLE)
     output, started = Path(cfg.output_dir), time.monotonic()
     schedule = Schedule(
         rate=cfg.lr, steps_per_epoch=every, epochs=-(-cfg.max_steps // every), warmup_steps=cfg.warmup_steps
