@@ -71,10 +71,10 @@ def quickstart(output: Path, plan: Plan) -> None:
     run("Inference on the validation videos", *infer, "--output_dir", output / "valid", "--visualize")
     swapped = output / "swapped" / "meta_expressions.json"
     run(
-        "The same with each sentence swapped for another object's",
+        "Swapping each sentence for another object's",
         *("-m", "scripts.baselines", "swap", "--expressions", sentences, "--output", swapped),
     )
-    run("", *infer, "--output_dir", output / "swapped", "--expressions_file", swapped)
+    run("Inference with swapped sentences", *infer, "--output_dir", output / "swapped", "--expressions_file", swapped)
     run(
         "A baseline that ignores sentences: the largest object",
         *("-m", "scripts.baselines", "largest", "--gt", truth, "--expressions", sentences),
@@ -82,7 +82,8 @@ def quickstart(output: Path, plan: Plan) -> None:
     )
 
     scores = {}
-    for name, title in (("valid", "Scores"), ("swapped", "Scores of swapped sentences"), ("largest", "of the largest")):
+    titles = {"valid": "Scores", "swapped": "Scores of swapped sentences", "largest": "Scores of the largest object"}
+    for name, title in titles.items():
         scores[name] = score(title, truth, output / name, swapped if name == "swapped" else sentences)
     results = {
         "val_jf": scores["valid"],
