@@ -44,7 +44,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class TinySizes:
-    """Sizes of the tiny stack; every channel count is a multiple of the 32 groups of the normalisations."""
+    """Sizes of the tiny stack; every channel count is a multiple of the normalisations' groups."""
 
     channels: tuple[int, ...] = (32, 32, 64, 64)
     """UNet channels per block."""
@@ -52,11 +52,14 @@ class TinySizes:
     layers_per_block: int = 2
     vae_channels: tuple[int, ...] = (32, 32, 32, 32)
     vae_layers_per_block: int = 2
+    vae_norm_groups: int = 32
     text_width: int = 64
     """Width of the diffusion text encoder and of the UNet's cross-attention."""
     image_width: int = 64
+    image_size: int = 224
+    """Height and width of the image encoder's images."""
     image_patch: int = 32
-    """Patch size of the image encoder, whose images have 224×224 pixels."""
+    """Patch size of the image encoder."""
     sentence_width: int = 64
     encoder_layers: int = 2
     """Layers of the text, image and sentence encoders."""
@@ -158,6 +161,7 @@ def _vae(sizes: TinySizes) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=sizes.vae_channels,
         layers_per_block=sizes.vae_layers_per_block,
+        norm_num_groups=sizes.vae_norm_groups,
         sample_size=64,
     )
 
@@ -184,7 +188,7 @@ def _image_config(sizes: TinySizes) -> CLIPVisionConfig:
         intermediate_size=2 * sizes.image_width,
         num_hidden_layers=sizes.encoder_layers,
         num_attention_heads=4,
-        image_size=224,
+        image_size=sizes.image_size,
         patch_size=sizes.image_patch,
         projection_dim=sizes.image_width // 2,
         hidden_act="gelu",
