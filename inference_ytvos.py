@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from datasets import Video, list_videos, load_frames
 from datasets.clip import pad_clips
-from models import build_model
+from models import Segmenter, build_model
 from models.postprocessors import binary_masks, pixel_boxes
 from models.selection import best_query
 from util.background import BackgroundTasks, read_ahead
@@ -70,7 +70,7 @@ class Prediction:
     """``[T]``: the chosen query's probability of being the referred object, in each frame."""
     query: int
     seconds: float
-    """From frames in memory to masks in memory."""
+    """From the video's pixel features to masks in memory."""
 
 
 def main() -> None:
@@ -96,12 +96,12 @@ def main() -> None:
 
 
 def run_inference(
-    model: nn.Module, videos: Sequence[Video], cfg: Config, record: InferenceRecord, device: torch.device
+    model: Segmenter, videos: Sequence[Video], cfg: Config, record: InferenceRecord, device: torch.device
 ) -> None:
     """Write the masks of every expression, and with ``cfg.visualize`` its overlays; skip those that are written.
 
     Args:
-        model: called as ``model(frames, padding, [sentence], select=best_query)``, in eval mode, on ``device``.
+        model: in eval mode, on ``device``.
         videos: what to segment.
         cfg: reads ``output_dir``, ``eval_size``, ``max_size``, ``threshold``, ``seed``, ``num_workers``, ``visualize``.
         record: which expressions are done; those of a video are added when all their files are written.
@@ -146,7 +146,7 @@ def run_inference(
 
 @torch.inference_mode()
 def segment(
-    model: nn.Module,
+    model: Segmenter,
     frames: Tensor,
     orig_size: tuple[int, int],
     sentences: Mapping[str, str],
@@ -168,10 +168,13 @@ def segment(
     """
     height, width = frames.shape[-2:]
     clip, padding = (tensor.to(device) for tensor in pad_clips([frames], MULTIPLE))
+    torch.manual_seed(cfg.seed)
+    pixels = model.encoder.encode_pixels(clip)  # what depends on the frames alone serves every sentence
     for exp_id, sentence in sentences.items():
         started = time.perf_counter()
         torch.manual_seed(cfg.seed)  # noise, where the model draws any, depends on no other expression
-        output = model(clip, padding, [sentence], select=best_query)
+        output = model.segment_pixels(pixels, padding, [sentence], select=best_query)
+        assert output.masks is not None and output.chosen is not None
         query = int(output.chosen[0])
         yield (
             exp_id,

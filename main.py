@@ -22,7 +22,7 @@ from util.checkpoint import load_state, read_checkpoint, save_checkpoint
 from util.config import Config, config_dict, load_config
 from util.device import resolve_device
 from util.distributed import init_distributed, is_main, rank, world_size
-from util.errors import run_cli
+from util.errors import UserError, run_cli
 from util.io import write_json
 from util.logging import RunLog
 
@@ -63,6 +63,9 @@ def main() -> None:
     torch.manual_seed(cfg.seed)
 
     state = read_checkpoint(cfg.resume, cfg.model) if cfg.resume else {}
+    if state and not {"optimizer", "step"} <= state.keys():
+        raise UserError(f"{cfg.resume} holds weights alone; give the checkpoint.pth of a training run with --resume")
+    first = state.get("step", 0)
     loader = Loader(cfg, pin_memory=device.type == "cuda")
     model = build_model(cfg)
     if state:
@@ -81,6 +84,13 @@ def main() -> None:
         warmup_steps=cfg.warmup_steps,
         max_steps=cfg.max_steps,
     )
+    if first >= schedule.total_steps:
+        if is_main():
+            print(
+                f"nothing left to train: {cfg.resume} is from step {first}, and this run has {schedule.total_steps} "
+                "steps; --epochs and --max_steps make it longer"
+            )
+        return
     output = Path(cfg.output_dir)
     if is_main():
         write_json(output / "config.json", config_dict(cfg))
@@ -88,7 +98,7 @@ def main() -> None:
         print(
             f"{cfg.model}: {count / 1e6:.2f} M trained parameters; {len(loader.dataset)} clips, "
             f"{schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, on {world_size()} × {device}"
-            + (f", from step {state['step']}" if state else ""),
+            + (f", from step {first}" if state else ""),
             flush=True,
         )
 
@@ -107,7 +117,6 @@ def main() -> None:
     network: nn.Module = model
     if world_size() > 1:
         network = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    first = state.get("step", 0)
     with RunLog(output, schedule.total_steps, first, active=is_main()) as log:
         train(
             network,

@@ -63,7 +63,7 @@ def read_object_ids(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     """
     _require_file(path, "mask")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             mode, ids = image.mode, np.array(image)
     except BROKEN_IMAGE as error:
         raise UserError(f"mask {path} is broken ({error}); fetch or extract this file again") from error

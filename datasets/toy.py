@@ -88,6 +88,7 @@ class ToyParameters:
 
     @property
     def counts(self) -> dict[str, int]:
+        """Number of videos of each split."""
         return {"train": self.num_train, "valid": self.num_valid, "test": self.num_test}
 
 

@@ -70,6 +70,7 @@ class Scene:
 
     @property
     def num_frames(self) -> int:
+        """Number of frames."""
         return len(self.objects[0].centres)
 
 

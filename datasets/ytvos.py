@@ -84,6 +84,11 @@ class YtvosClips(ClipDataset):
         return len(self._clips)
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
+        """Read and transform clip ``index``.
+
+        Raises:
+            UserError: a frame or mask is missing, broken or of another size.
+        """
         number, start = self._clips[index].tolist()
         name, exp_id = self._expressions[number]
         video = self.videos[name]

@@ -29,6 +29,7 @@ VOID = 255  # in DAVIS masks: belongs to no object
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Make the baseline that the command line names."""
     args = parse_args(argv)
     if args.command == "largest":
         run_largest(args.gt, args.expressions, args.output_dir, args.workers)
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
     parser = argparse.ArgumentParser(prog="python -m scripts.baselines", description="Make baselines to score against.")
     commands = parser.add_subparsers(dest="command", required=True)
     largest = commands.add_parser("largest", help="masks: every expression gets its video's largest object")

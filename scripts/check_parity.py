@@ -29,6 +29,8 @@ def main() -> int:
     if not args.folder.is_dir():
         raise UserError(f"the folder of fixtures {args.folder} does not exist")
     wanted = tuple(args.model or (m for m in PUBLISHED if (args.folder / m).is_dir()))
+    if not wanted:
+        raise UserError(f"{args.folder} holds no fixtures: it should have a folder {' or '.join(PUBLISHED)}")
     missed = [model for model in wanted if model not in BUILT]
     for model in missed:
         print(f"{model}: this project does not build this model yet" + ("; skipped" if args.model else ""))

@@ -23,11 +23,15 @@ def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> Segmenter:
     """The model of a configuration on the meta device, its frozen parts sized by the files in ``stack``.
 
     Raises:
-        UserError: the folder does not exist.
+        UserError: the folder does not exist or lacks a file.
     """
     if not stack.is_dir():
         raise UserError(f"{stack} does not exist; it should hold a configuration file for every frozen part")
-    frozen = empty_stack(stack)
+    try:
+        frozen = empty_stack(stack)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{stack} should hold a configuration file for every frozen part: {reason}") from error
     with torch.device("meta"):
         return build_model(cfg, frozen)
 

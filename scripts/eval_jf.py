@@ -26,6 +26,7 @@ EXPRESSIONS = "expressions"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.eval_jf", description="Score a folder of masks with J and F."
     )

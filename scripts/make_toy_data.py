@@ -11,6 +11,7 @@ from util.errors import run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Write the set that the command line describes and report what it holds."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.make_toy_data",
         description=__doc__,

@@ -93,7 +93,11 @@ def overfit(cfg: Config, clips: list[Sample], target_j: float, every: int, devic
     batch: ClipBatch = collate(clips, MULTIPLE)
     output, started = Path(cfg.output_dir), time.monotonic()
     schedule = Schedule(
-        rate=cfg.lr, steps_per_epoch=every, epochs=-(-cfg.max_steps // every), warmup_steps=cfg.warmup_steps
+        rate=cfg.lr,
+        steps_per_epoch=every,
+        epochs=-(-cfg.max_steps // every),
+        warmup_steps=cfg.warmup_steps,
+        max_steps=cfg.max_steps,
     )
     curve: list[tuple[int, list[float]]] = []
     step = 0
@@ -104,7 +108,7 @@ def overfit(cfg: Config, clips: list[Sample], target_j: float, every: int, devic
                 build_criterion(cfg),
                 lambda epoch, first: [batch] * every,
                 optimizer,
-                replace(schedule, max_steps=step + every),
+                replace(schedule, max_steps=min(step + every, cfg.max_steps)),
                 log,
                 save=lambda step: None,
                 seed=cfg.seed,

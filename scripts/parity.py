@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -85,11 +85,15 @@ def find_fixtures(folder: Path, models: tuple[str, ...]) -> list[Fixture]:
             tensors = path.with_suffix(".safetensors")
             if not tensors.is_file():
                 raise UserError(f"{tensors} is missing; it should hold the tensors of {path.name}")
+            try:
+                content = load_file(tensors)
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{tensors} is not a readable safetensors file: {error}") from error
             fixtures.append(
                 Fixture(
                     name=f"{model}/{path.stem}",
                     spec=read_json(path, "the sizes and losses of a fixture"),
-                    tensors=load_file(tensors),
+                    tensors=content,
                     checkpoint=path.with_name("checkpoint.pth"),
                     pretrained=pretrained,
                 )
@@ -108,13 +112,15 @@ def read_authors_state(path: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return content["model"]
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; it should hold the authors' checkpoint of these fixtures") from error
-    except (RuntimeError, KeyError, TypeError, ValueError, json.JSONDecodeError, EOFError) as error:
-        raise UserError(f"{path} is not a checkpoint of the authors' layout: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # the unpickler's own error classes, which differ between versions
-        raise UserError(f"{path} cannot be read safely: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # torch's readers raise many kinds, which differ between versions
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path} cannot be read, or not safely: {reason}") from error
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} is not a checkpoint of the authors' layout: it has no weights under 'model'")
+    return state
 
 
 def fixture_model(fixture: Fixture) -> tuple[Segmenter, Config]:

@@ -14,11 +14,13 @@ from util.errors import run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Convert the dataset that the command line names."""
     args = parse_args(argv)
     args.run(args)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.prepare_data",
         description="Convert a distributed dataset to the layout that its loader reads. The source is only read, and "
@@ -35,6 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def prepare_davis(args: argparse.Namespace) -> None:
+    """Convert Ref-DAVIS17 and report what the result holds."""
     summary = convert_davis(args.davis_root, args.output_dir, args.copy, args.workers)
     print(f"Ref-DAVIS17 in the layout of Ref-YouTube-VOS: {args.output_dir}")
     for split, videos in summary.videos.items():

@@ -59,7 +59,10 @@ def quickstart(output: Path, plan: Plan) -> None:
         *("-m", "scripts.make_toy_data", "--output_dir", data, "--force"),
         *("--train_videos", plan.train_videos, "--valid_videos", plan.valid_videos),
     )
-    run("A tiny frozen text-to-video stack with random weights", "-m", "scripts.make_tiny_stack", "--output_dir", stack)
+    run(
+        "A tiny frozen text-to-video stack with random weights",
+        *("-m", "scripts.make_tiny_stack", "--output_dir", stack, "--force"),
+    )
 
     options = ("--config", CONFIG, "--pretrained", stack, "--ytvos_path", data)
     checkpoint = output / "train" / "checkpoint.pth"

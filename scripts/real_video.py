@@ -33,7 +33,10 @@ def main() -> None:
         "Converting to the layout of Ref-YouTube-VOS",
         *("-m", "scripts.prepare_data", "davis", "--davis_root", root, "--output_dir", data),
     )
-    run("A tiny frozen text-to-video stack with random weights", "-m", "scripts.make_tiny_stack", "--output_dir", stack)
+    run(
+        "A tiny frozen text-to-video stack with random weights",
+        *("-m", "scripts.make_tiny_stack", "--output_dir", stack, "--force"),
+    )
     options = ("--config", CONFIG, "--pretrained", stack, "--ytvos_path", data)
     run("Training", "main.py", *options, "--output_dir", output / "train", "--max_steps", args.steps)
 

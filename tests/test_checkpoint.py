@@ -35,6 +35,12 @@ def test_only_trained_parameters_are_stored_and_come_back(tmp_path: Path) -> Non
     assert meta["config"] == {"lr": 0.1}
 
 
+def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.pth", "b.pth"):
+        save_checkpoint(tmp_path / name, _model(), "vdit", {"lr": 0.1}, step=7)
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c.pth", _model(), "hcd", {})
     with pytest.raises(UserError, match=r"'hcd'.*'vdit'"):

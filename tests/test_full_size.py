@@ -50,6 +50,13 @@ def test_configurations_are_the_published_ones(root: Path, shared: Path) -> None
         assert json.loads(carried.read_text()) == json.loads(published.read_text())
 
 
+def test_a_folder_without_configurations_is_one_sentence(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="configuration file for every frozen part") as error:
+            empty_model(Config(), folder)
+        assert "\n" not in str(error.value)
+
+
 def test_an_unknown_name_is_an_error_that_names_it() -> None:
     assert convert_name("sentence_proj.fc.weight") is None
     with pytest.raises(UserError, match=r"backbone\.0\.surprise"):

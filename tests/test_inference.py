@@ -43,8 +43,9 @@ class StubModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.sentences: list[str] = []
+        self.encoder = SimpleNamespace(encode_pixels=lambda frames: frames)
 
-    def forward(self, frames: Tensor, padding: Tensor, captions: list[str], select: Any) -> SimpleNamespace:
+    def segment_pixels(self, frames: Tensor, padding: Tensor, captions: list[str], select: Any) -> SimpleNamespace:
         assert select is best_query and len(captions) == 1
         _, length, channels, height, width = frames.shape
         assert channels == 3 and height % MULTIPLE == 0 and width % MULTIPLE == 0
@@ -67,10 +68,10 @@ class StubModel(nn.Module):
 class BrokenModel(StubModel):
     """Stops at its third sentence, as a killed run would."""
 
-    def forward(self, *args: Any, **options: Any) -> SimpleNamespace:
+    def segment_pixels(self, *args: Any, **options: Any) -> SimpleNamespace:
         if len(self.sentences) == 2:
             raise KeyboardInterrupt
-        return super().forward(*args, **options)
+        return super().segment_pixels(*args, **options)
 
 
 @pytest.fixture
@@ -205,9 +206,9 @@ def test_random_noise_does_not_depend_on_what_was_skipped(cfg: Config):
             super().__init__()
             self.noise: list[Tensor] = []
 
-        def forward(self, *args: Any, **options: Any) -> SimpleNamespace:
+        def segment_pixels(self, *args: Any, **options: Any) -> SimpleNamespace:
             self.noise.append(torch.randn(3))
-            return super().forward(*args, **options)
+            return super().segment_pixels(*args, **options)
 
     model = Noisy()
     run(cfg, model)
@@ -275,8 +276,8 @@ def test_a_file_that_is_no_record(cfg: Config, content: str):
 
 def test_predictions_that_are_not_finite(cfg: Config):
     class Diverged(StubModel):
-        def forward(self, *args: Any, **options: Any) -> SimpleNamespace:
-            output = super().forward(*args, **options)
+        def segment_pixels(self, *args: Any, **options: Any) -> SimpleNamespace:
+            output = super().segment_pixels(*args, **options)
             output.logits = output.logits * float("nan")
             return output
 

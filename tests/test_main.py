@@ -66,6 +66,24 @@ def test_a_resumed_run_gives_the_same_weights(train: Callable, call: Callable, t
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
 
 
+def test_a_finished_run_says_so_and_stays_as_it_is(
+    train: Callable, monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    checkpoint = tmp_path / "run" / "checkpoint.pth"
+    for arguments in (
+        ("--max_steps", "2"),
+        ("--max_steps", "2", "--resume", str(checkpoint)),
+        ("--max_steps", "1", "--resume", str(checkpoint), "--output_dir", str(tmp_path / "other")),
+    ):
+        monkeypatch.setattr(sys, "argv", ["main.py", *train(*arguments)])
+        main.main()
+    told = capsys.readouterr().out
+    assert told.count("wrote ") == 1
+    assert told.count("nothing left to train") == 2 and "from step 2, and this run has 1 steps" in told
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_log_has_every_term(train: Callable, call: Callable, tmp_path: Path) -> None:
     assert call(train("--max_steps", "2", "--log_every", "1"))[0] == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -146,6 +164,8 @@ def test_bad_data_is_one_sentence(
         (("--device", "cuda"), "cuda"),
         (("--num_frame", "1"), "--num_frames"),
         (("--resume", "nowhere.pth"), "nowhere.pth"),
+        (("--output_dir", "README.md"), "README.md"),
+        (("--eval_size", "1"), "--eval_size"),
     ],
 )
 def test_bad_arguments_are_one_sentence(
@@ -171,6 +191,18 @@ def test_a_checkpoint_of_another_model_is_refused(train: Callable, call: Callabl
     status, error = call(train("--resume", str(tmp_path / "other.pth")))
     assert status == 2
     assert "'hcd'" in error
+
+
+@pytest.mark.parametrize("lost", ["weights", "optimizer", "step"])
+def test_a_checkpoint_without_its_parts_is_refused(train: Callable, call: Callable, tmp_path: Path, lost: str) -> None:
+    assert call(train("--max_steps", "1"))[0] == 0
+    path = tmp_path / "run" / "checkpoint.pth"
+    content = torch.load(path, weights_only=True)
+    del content[lost]
+    torch.save(content, path)
+    status, error = call(train("--max_steps", "2", "--resume", str(path)))
+    assert status == 2
+    assert error.count("\n") == 0 and "checkpoint.pth" in error
 
 
 @pytest.mark.slow

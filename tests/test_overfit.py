@@ -38,10 +38,10 @@ def test_two_toy_clips_are_learned(root: Path, tiny_stack: Path, toy_data: Path,
 def test_a_target_that_is_not_reached_and_a_clip_that_is_not_there(
     root: Path, tiny_stack: Path, toy_data: Path, tmp_path: Path
 ) -> None:
-    once = ("--max_steps", "1", "--every", "1", "--target_j", "100")
+    once = ("--max_steps", "1", "--every", "50", "--target_j", "100")
     short = _overfit(root, tiny_stack, toy_data, tmp_path / "a", *once)
     assert short.returncode == 1
-    assert "NOT reached" in short.stdout
+    assert "NOT reached" in short.stdout and "after 1 steps" in short.stdout
     absent = _overfit(root, tiny_stack, toy_data, tmp_path / "b", "--clips", "no_video/0")
     assert absent.returncode == 2
     assert "no_video/0" in absent.stderr and absent.stderr.count("\n") == 1

@@ -59,19 +59,39 @@ def test_a_model_that_is_not_built_is_named(shared: Path, tmp_path: Path) -> Non
     assert "hcd" in skipped.stdout and "skipped" in skipped.stdout
 
 
-@pytest.mark.parametrize("broken", ["no folder", "no checkpoint", "no tensors", "checkpoint with code"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "no folder",
+        "empty folder",
+        "no checkpoint",
+        "no tensors",
+        "broken tensors",
+        "empty checkpoint",
+        "checkpoint with code",
+        "checkpoint of another layout",
+    ],
+)
 def test_bad_fixtures_are_one_sentence(shared: Path, tmp_path: Path, broken: str) -> None:
     folder = tmp_path / "golden"
-    if broken != "no folder":
+    if broken == "empty folder":
+        folder.mkdir()
+    elif broken != "no folder":
         (folder / "vdit").mkdir(parents=True)
         (folder / "pretrained").symlink_to(shared / "golden" / "pretrained")
         for suffix in ("json", "safetensors"):
             shutil.copy(shared / "golden" / "vdit" / f"image.{suffix}", folder / "vdit")
     if broken == "no tensors":
         (folder / "vdit" / "image.safetensors").unlink()
+    if broken == "broken tensors":
+        (folder / "vdit" / "image.safetensors").write_bytes(b"half a f")
+    if broken == "empty checkpoint":
+        (folder / "vdit" / "checkpoint.pth").touch()
+    if broken == "checkpoint of another layout":
+        torch.save({"model": {"step": 1}}, folder / "vdit" / "checkpoint.pth")
     if broken == "checkpoint with code":
         torch.save({"model": print}, folder / "vdit" / "checkpoint.pth")
-    result = _run(str(folder), "--model", "vdit")
+    result = _run(str(folder), *(() if broken == "empty folder" else ("--model", "vdit")))
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1

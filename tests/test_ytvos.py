@@ -424,6 +424,11 @@ def test_colour_mask(dataset_root: Path) -> None:
     assert "is a 'RGB' image; it should be a palette PNG" in read_error(dataset_root)
 
 
+def test_a_mask_that_is_no_png(dataset_root: Path) -> None:
+    Image.new("L", (WIDTH, HEIGHT)).save(mask_file(dataset_root), format="JPEG")
+    assert f"mask {mask_file(dataset_root)} is broken" in read_error(dataset_root)
+
+
 def test_grey_mask_is_read_like_a_palette_one(dataset_root: Path) -> None:
     Image.fromarray(object_ids(2)).save(mask_file(dataset_root))
     _, target = plain_clips(dataset_root, num_frames=None)[0]

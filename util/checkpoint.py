@@ -39,8 +39,9 @@ def save_checkpoint(path: str | Path, model: nn.Module, name: str, config: dict[
     """
     content = {"format": FORMAT, "model": name, "config": config, "weights": trained_state(model), **state}
     try:
-        with atomic_path(path) as temporary:
-            torch.save(content, temporary)
+        # An open file: given a path, torch writes its name into the file, and equal content has other bytes.
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:
         raise UserError(f"cannot write the checkpoint {path}: {error}; an older one there is intact") from error
 
@@ -60,6 +61,8 @@ def read_checkpoint(path: str | Path, expected_model: str) -> dict[str, Any]:
         raise UserError(f"{path} is not a readable checkpoint; it may be truncated or of another program") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project ({FORMAT})")
+    if not isinstance(content.get("weights"), dict):
+        raise UserError(f"{path} holds no weights; it is no checkpoint that main.py wrote")
     if content.get("model") != expected_model:
         raise UserError(
             f"{path} is a checkpoint of the model {content.get('model')!r}, and the configuration builds "

@@ -98,14 +98,14 @@ class Config:
         maximum=1,
     )
     train_scales: tuple[int, ...] = _data(
-        (288, 320, 352, 392, 416, 448, 480, 512), "shorter sides in training, one drawn per clip, in pixels", minimum=1
+        (288, 320, 352, 392, 416, 448, 480, 512), "shorter sides in training, one drawn per clip, in pixels", minimum=16
     )
     crop_scales: tuple[int, ...] = _data(
         (400, 500, 600), "shorter sides before a random crop, for half of the clips; empty: no crops", minimum=1
     )
     crop_range: tuple[int, ...] = _data((384, 600), "least and greatest side of a crop, in pixels", minimum=1, length=2)
     max_size: int = _data(640, "greatest longer side, in pixels", minimum=1)
-    eval_size: int = _data(360, "shorter side at inference, in pixels", minimum=1)
+    eval_size: int = _data(360, "shorter side at inference, in pixels", minimum=16)
     num_workers: int = _data(4, "processes that load data; 0 loads in the main one", minimum=0)
 
     epochs: int = _train(9, "epochs", minimum=1)

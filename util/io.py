@@ -22,26 +22,39 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     choose their format by it.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UserError: the folder cannot be made or written, or ``path`` is a folder itself.
     """
     path = Path(path)
+    try:
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder; remove it, or choose another output folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError) as error:
+        raise UserError(f"cannot write {path}: a part of its folder is a file; choose another output folder") from error
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
     temporary = path.with_name(f".{path.stem[:80]}.{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
     except PermissionError as error:
         raise UserError(f"cannot write {path}: permission denied; choose another output folder") from error
-    except (NotADirectoryError, FileExistsError) as error:
-        raise UserError(f"cannot write {path}: a part of its folder is a file; choose another output folder") from error
     finally:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write ``content`` as indented JSON, beside and renamed."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write ``content`` as indented JSON, beside and renamed.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
 
 
 def read_json(path: str | Path, what: str) -> Any:
@@ -61,5 +74,7 @@ def read_json(path: str | Path, what: str) -> Any:
         raise UserError(f"{path} is missing; it should hold {what}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path} ({what}): {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} ({what}) is nested too deeply; it is damaged or another file") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} ({what}) is not valid JSON: {error}") from error

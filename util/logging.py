@@ -12,6 +12,8 @@ from typing import Any, Self
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from util.errors import UserError
+
 
 class RunLog:
     """Logs of a run; only the main process writes.
@@ -21,6 +23,9 @@ class RunLog:
         total_steps: length of the whole run, for the time left.
         first_step: where a resumed run goes on.
         active: False writes and shows nothing.
+
+    Raises:
+        UserError: the logs cannot be written.
     """
 
     def __init__(self, folder: Path, total_steps: int, first_step: int, active: bool = True) -> None:
@@ -28,9 +33,15 @@ class RunLog:
         self.started = time.monotonic()
         if not active:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        self.file = (folder / "log.jsonl").open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = (folder / "log.jsonl").open("a", encoding="utf-8")
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the logs of {folder}: {error.strerror or error} ({error.filename}); choose another "
+                "output folder"
+            ) from error
         self.bar = tqdm(
             total=total_steps, initial=first_step, unit="step", desc="train", dynamic_ncols=True, file=sys.stdout
         )

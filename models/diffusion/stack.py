@@ -32,6 +32,7 @@ from util.errors import UserError
 
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 DEFAULT_TEXT_ENCODER = "roberta-base"
+BYTES = 256  # the least vocabulary of a byte-level tokenizer, as both are
 
 
 @dataclass
@@ -59,28 +60,21 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
         text_encoder: RoBERTa; empty: ``<pretrained>/roberta`` if there, else ``roberta-base``.
 
     Raises:
-        UserError: a part is missing or cannot be read.
+        UserError: a part is missing, incomplete, of another kind, or cannot be read.
     """
     image_encoder = image_encoder or _beside(pretrained, "clip", DEFAULT_IMAGE_ENCODER)
     text_encoder = text_encoder or _beside(pretrained, "roberta", DEFAULT_TEXT_ENCODER)
 
-    def part(what: str, flag: str, source: str, load: Callable[..., Any], **options: Any) -> Any:
-        where = source + (f"/{options['subfolder']}" if "subfolder" in options else "")
-        try:
-            return load(source, **options)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"cannot load the {what} from {where}: {reason.rstrip('.')}; "
-                f"give a complete local folder or a reachable hub id with {flag}"
-            ) from error
-
     _quiet_loading()
-    scheduler = part("scheduler", "--pretrained", pretrained, DDIMScheduler.from_pretrained, subfolder="scheduler")
-    return FrozenStack(
-        unet=part("UNet", "--pretrained", pretrained, TapUNet3D.from_pretrained, subfolder="unet"),
-        vae=part("VAE", "--pretrained", pretrained, VAEEncoder.from_pretrained, subfolder="vae"),
-        text_encoder=part(
+    scheduler = _part("scheduler", "--pretrained", pretrained, DDIMScheduler.from_pretrained, subfolder="scheduler")
+    stack = FrozenStack(
+        unet=_weights(
+            "UNet", "--pretrained", pretrained, TapUNet3D.from_pretrained, subfolder="unet", dtype=torch.float32
+        ),
+        vae=_weights(
+            "VAE", "--pretrained", pretrained, VAEEncoder.from_pretrained, subfolder="vae", dtype=torch.float32
+        ),
+        text_encoder=_weights(
             "diffusion text encoder",
             "--pretrained",
             pretrained,
@@ -88,15 +82,15 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
             subfolder="text_encoder",
             dtype=torch.float32,
         ),
-        tokenizer=part("tokenizer", "--pretrained", pretrained, CLIPTokenizer.from_pretrained, subfolder="tokenizer"),
-        image_encoder=part(
+        tokenizer=_part("tokenizer", "--pretrained", pretrained, CLIPTokenizer.from_pretrained, subfolder="tokenizer"),
+        image_encoder=_weights(
             "image encoder",
             "--image_encoder",
             image_encoder,
             CLIPVisionModelWithProjection.from_pretrained,
             dtype=torch.float32,
         ),
-        sentence_encoder=part(
+        sentence_encoder=_weights(
             "sentence encoder",
             "--text_encoder",
             text_encoder,
@@ -104,9 +98,18 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
             add_pooling_layer=False,
             dtype=torch.float32,
         ),
-        sentence_tokenizer=part("sentence tokenizer", "--text_encoder", text_encoder, AutoTokenizer.from_pretrained),
+        sentence_tokenizer=_part("sentence tokenizer", "--text_encoder", text_encoder, AutoTokenizer.from_pretrained),
         signal_rate=float(scheduler.alphas_cumprod[0]),
     )
+    _check_tokenizer(stack.tokenizer, stack.text_encoder.config, f"{pretrained}/tokenizer", "--pretrained")
+    _check_tokenizer(stack.sentence_tokenizer, stack.sentence_encoder.config, text_encoder, "--text_encoder")
+    if stack.tokenizer.model_max_length > stack.text_encoder.config.max_position_embeddings:
+        raise UserError(
+            f"the tokenizer of {pretrained}/tokenizer does not limit a text to the "
+            f"{stack.text_encoder.config.max_position_embeddings} tokens of its encoder; tokenizer_config.json may be "
+            "missing there, give a complete folder or hub id with --pretrained"
+        )
+    return stack
 
 
 def empty_stack(folder: str | Path) -> FrozenStack:
@@ -145,6 +148,41 @@ class Frozen(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the held module."""
         return self.module(*args, **kwargs)
+
+
+def _part(what: str, flag: str, source: str, load: Callable[..., Any], **options: Any) -> Any:
+    """``load(source, **options)``, whatever goes wrong told in one sentence."""
+    where = source + (f"/{options['subfolder']}" if "subfolder" in options else "")
+    try:
+        return load(source, **options)
+    except Exception as error:  # the libraries raise many kinds, the tokenizers' even Exception itself
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot load the {what} from {where}: {reason.rstrip('.: ')}; "
+            f"give a complete local folder or a reachable hub id with {flag}"
+        ) from error
+
+
+def _weights(what: str, flag: str, source: str, load: Callable[..., Any], **options: Any) -> Any:
+    """A model with all its weights: what a file lacks, the libraries fill with random numbers and a mere warning."""
+    model, info = _part(what, flag, source, load, output_loading_info=True, **options)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"the {what} of {source} lacks {missing[0]}"
+            + (f" and {len(missing) - 1} more weights; " if len(missing) > 1 else "; ")
+            + f"it is incomplete or another kind of model, give the right one with {flag}"
+        )
+    return model
+
+
+def _check_tokenizer(tokenizer: Any, config: Any, where: str, flag: str) -> None:
+    """Refuse a tokenizer without its files, which loads as one of a few special tokens, or one of another model."""
+    if not BYTES <= len(tokenizer) <= config.vocab_size:
+        raise UserError(
+            f"the tokenizer of {where} has {len(tokenizer)} tokens, and its encoder {config.vocab_size}; "
+            f"its files are missing or another model's, give a complete folder or hub id with {flag}"
+        )
 
 
 def _beside(pretrained: str, name: str, default: str) -> str:

@@ -1,0 +1,86 @@
+"""A small training loop for the toy stack's parts: progress, and going on after a stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from util.errors import RunError
+from util.io import atomic_path
+
+SAVE_SECONDS = 60
+
+
+def fit(
+    name: str,
+    modules: Sequence[nn.Module],
+    loss: Callable[[torch.Generator], Tensor],
+    steps: int,
+    rate: float,
+    folder: Path,
+    seed: int = 0,
+) -> float:
+    """Train modules with AdamW and a cosine schedule after a short warm-up.
+
+    Args:
+        name: of the part; its state is kept in ``folder/<name>.pth`` and loaded from there.
+        modules: what is trained.
+        loss: draws a batch with the generator it is given and returns its loss.
+        steps: in all.
+        rate: the greatest learning rate.
+        folder: for the state.
+        seed: a step's generator depends on it and on the step alone, so a resumed run is the same run.
+
+    Returns:
+        the mean loss of the last steps.
+
+    Raises:
+        RunError: the loss is not finite.
+    """
+    holder = nn.ModuleList(modules)
+    parameters = [p for p in holder.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    path = folder / f"{name}.pth"
+    step, recent = 0, 0.0
+    if path.is_file():
+        state = torch.load(path, weights_only=True)
+        holder.load_state_dict(state["modules"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, recent = state["step"], state["loss"]
+
+    def save() -> None:
+        state = {"modules": holder.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "loss": recent}
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+
+    saved = time.monotonic()
+    holder.train()
+    with tqdm(total=steps, initial=step, desc=name, unit="step", dynamic_ncols=True) as bar:
+        while step < steps:
+            warm = min(1.0, (step + 1) / 100)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            value = loss(generator)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            step += 1
+            current = float(value.detach())
+            if not math.isfinite(current):
+                raise RunError(f"the loss of {name} is not finite at step {step}; its state of before is in {path}")
+            recent = current if step == 1 else 0.98 * recent + 0.02 * current
+            bar.update()
+            bar.set_postfix(loss=f"{recent:.4f}", refresh=False)
+            if time.monotonic() - saved > SAVE_SECONDS or step == steps:
+                save()
+                saved = time.monotonic()
+    holder.eval()
+    return recent
