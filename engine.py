@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from util.distributed import rank
 from util.errors import RunError
 from util.logging import RunLog
 
@@ -121,7 +122,7 @@ def train(
         log: gets the means of every ``log_every`` steps.
         save: writes a checkpoint; called with the number of steps done, at each epoch's end, every
             ``save_every`` steps and at the end.
-        seed: what is random in a step depends on it and the step alone.
+        seed: what is random in a step depends on it, the step and the process alone.
         device: where batches go.
         first_step: steps already done.
         max_norm: greatest norm of the gradient; 0: no clipping.
@@ -135,7 +136,7 @@ def train(
     meter = Meter()
     step = first_step
     for epoch, batch in _batches(loader, schedule, first_step):
-        torch.manual_seed(seed + step)
+        torch.manual_seed((rank() << 32) + seed + step)
         rate = schedule.rate_at(step)
         for group in optimizer.param_groups:
             group["lr"] = rate

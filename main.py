@@ -21,7 +21,7 @@ from models import build_criterion, build_model, trained_parameters
 from util.checkpoint import load_state, read_checkpoint, save_checkpoint
 from util.config import Config, config_dict, load_config
 from util.device import resolve_device
-from util.distributed import init_distributed, is_main, rank, world_size
+from util.distributed import is_main, process_group, rank, world_size
 from util.errors import UserError, run_cli
 from util.io import write_json
 from util.logging import RunLog
@@ -59,14 +59,35 @@ class Loader:
 def main() -> None:
     """Train as the command line says."""
     cfg = load_config(sys.argv[1:], "Train a referring video object segmentation model.")
-    device = init_distributed(resolve_device(cfg.device))
-    torch.manual_seed(cfg.seed)
+    with process_group(resolve_device(cfg.device)) as device:
+        run(cfg, device)
 
+
+def run(cfg: Config, device: torch.device) -> None:
+    """Train, from the beginning or from ``cfg.resume`` on, in this process and its peers."""
+    torch.manual_seed(cfg.seed)
+    output = Path(cfg.output_dir)
     state = read_checkpoint(cfg.resume, cfg.model) if cfg.resume else {}
-    if state and not {"optimizer", "step"} <= state.keys():
+    if state and not {"optimizer", "step", "steps_per_epoch"} <= state.keys():
         raise UserError(f"{cfg.resume} holds weights alone; give the checkpoint.pth of a training run with --resume")
     first = state.get("step", 0)
     loader = Loader(cfg, pin_memory=device.type == "cuda")
+    schedule = build_schedule(cfg, loader.batches.batches_per_epoch)
+    if state and state["steps_per_epoch"] != schedule.steps_per_epoch:
+        raise UserError(
+            f"{cfg.resume} was trained with {state['steps_per_epoch']} steps per epoch, and this run has "
+            f"{schedule.steps_per_epoch}; resume with the same data, --batch_size and number of processes"
+        )
+    if first >= schedule.total_steps:
+        if is_main():
+            print(
+                f"nothing left to train: {cfg.resume} is from step {first}, and this run has {schedule.total_steps} "
+                "steps; --epochs and --max_steps make it longer"
+            )
+        return
+    if is_main():  # before the frozen parts are loaded: a folder that cannot be written is told at once
+        write_json(output / "config.json", config_dict(cfg))
+
     model = build_model(cfg)
     if state:
         load_state(model, state["weights"], cfg.resume)
@@ -75,30 +96,11 @@ def main() -> None:
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
     if state:
         optimizer.load_state_dict(state["optimizer"])
-
-    schedule = Schedule(
-        rate=cfg.lr * world_size() / cfg.lr_processes,
-        steps_per_epoch=loader.batches.batches_per_epoch,
-        epochs=cfg.epochs,
-        drops=cfg.lr_drop,
-        warmup_steps=cfg.warmup_steps,
-        max_steps=cfg.max_steps,
-    )
-    if first >= schedule.total_steps:
-        if is_main():
-            print(
-                f"nothing left to train: {cfg.resume} is from step {first}, and this run has {schedule.total_steps} "
-                "steps; --epochs and --max_steps make it longer"
-            )
-        return
-    output = Path(cfg.output_dir)
     if is_main():
-        write_json(output / "config.json", config_dict(cfg))
-        count = sum(trained_parameters(model).values())
         print(
-            f"{cfg.model}: {count / 1e6:.2f} M trained parameters; {len(loader.dataset)} clips, "
-            f"{schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, on {world_size()} × {device}"
-            + (f", from step {first}" if state else ""),
+            f"{cfg.model}: {sum(trained_parameters(model).values()) / 1e6:.2f} M trained parameters; "
+            f"{len(loader.dataset)} clips, {schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, "
+            f"on {world_size()} × {device}" + (f", from step {first}" if state else ""),
             flush=True,
         )
 
@@ -111,7 +113,7 @@ def main() -> None:
                 config_dict(cfg),
                 optimizer=optimizer.state_dict(),
                 step=step,
-                epoch=step // schedule.steps_per_epoch,
+                steps_per_epoch=schedule.steps_per_epoch,
             )
 
     network: nn.Module = model
@@ -135,6 +137,18 @@ def main() -> None:
         )
     if is_main():
         print(f"wrote {output / 'checkpoint.pth'}")
+
+
+def build_schedule(cfg: Config, steps_per_epoch: int) -> Schedule:
+    """Length and learning rate of the run; the rate is scaled with the number of processes."""
+    return Schedule(
+        rate=cfg.lr * world_size() / cfg.lr_processes,
+        steps_per_epoch=steps_per_epoch,
+        epochs=cfg.epochs,
+        drops=cfg.lr_drop,
+        warmup_steps=cfg.warmup_steps,
+        max_steps=cfg.max_steps,
+    )
 
 
 if __name__ == "__main__":

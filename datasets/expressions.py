@@ -68,8 +68,8 @@ def _expression(path: Path, video: str, exp_id: str, expression: Any) -> Express
     caption = normalise_sentence(sentence)
     if not caption:
         raise UserError(f"{path}: the sentence of {where} is empty; write what it refers to, or remove it")
-    if obj_id is not None and not (str(obj_id).isdecimal() and 1 <= int(obj_id) <= 255):
-        raise UserError(f"{path}: 'obj_id' of {where} is {obj_id!r}; it should be a mask value, 1 to 255")
+    if obj_id is not None and not (str(obj_id).isdecimal() and 1 <= int(obj_id) <= 254):
+        raise UserError(f"{path}: 'obj_id' of {where} is {obj_id!r}; it should be a mask value, 1 to 254")
     return Expression(caption, None if obj_id is None else int(obj_id))
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 from util.errors import UserError
-from util.mask_files import BROKEN_IMAGE
+from util.mask_files import read_index_mask
 
 DATA_PAGE = "docs/data.md"
 
@@ -61,21 +59,7 @@ def read_object_ids(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     Raises:
         UserError: the file is missing, broken, of another kind (colour, 16 bits) or of another size than its frame.
     """
-    _require_file(path, "mask")
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            mode, ids = image.mode, np.array(image)
-    except BROKEN_IMAGE as error:
-        raise UserError(f"mask {path} is broken ({error}); fetch or extract this file again") from error
-    if mode not in ("P", "L"):
-        raise UserError(f"mask {path} is a {mode!r} image; it should be a palette PNG whose value is the object id")
-    if size is not None and ids.shape != tuple(size):
-        (height, width), (frame_height, frame_width) = ids.shape, size
-        raise UserError(
-            f"mask {path} is {width}×{height} but its frame is {frame_width}×{frame_height}; "
-            "masks must have the size of their frames"
-        )
-    return torch.from_numpy(ids)
+    return torch.from_numpy(read_index_mask(path, size))
 
 
 def read_frames(paths: list[Path]) -> list[Tensor]:

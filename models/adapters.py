@@ -7,7 +7,7 @@ use, or an error that names it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -76,12 +76,6 @@ RENAMES = (
 
 _RENAMES = tuple((re.compile(pattern), name) for pattern, name in RENAMES)
 _UNUSED = re.compile("|".join(UNUSED))
-
-
-def is_authors_checkpoint(keys: Iterable[str]) -> bool:
-    """Whether parameter names are those of a released checkpoint."""
-    keys = set(keys)
-    return "query_tensors" in keys and "transformer.level_embed" in keys
 
 
 def convert_name(name: str) -> str | None:

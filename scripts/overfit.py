@@ -165,15 +165,17 @@ def draw(model: Segmenter, clips: list[Sample], curve: list, output: Path, devic
 
 def main() -> int:
     """Overfit as the command line says; 1 where the target is not reached."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     own.add_argument("--clips", nargs="+", default=[], metavar="VIDEO/EXPRESSION")
     own.add_argument("--target_j", type=float, default=70.0, help="stop when J of every clip reaches it, 0–100")
     own.add_argument("--every", type=int, default=50, help="steps between two looks at J")
     mine, rest = own.parse_known_args(sys.argv[1:])
-    cfg = load_config(rest, "Train on a few clips (--clips) until J reaches --target_j. Options of main.py:")
+    cfg = load_config(rest, f"Train on a few clips until the model knows them. {own.format_help()} Options of main.py:")
     cfg = replace(cfg, max_steps=cfg.max_steps or 1000)
+    if mine.every < 1:
+        raise UserError(f"--every must be at least 1, not {mine.every}")
     device = resolve_device(cfg.device)
-    result = overfit(cfg, choose_clips(cfg, mine.clips), mine.target_j, max(1, mine.every), device)
+    result = overfit(cfg, choose_clips(cfg, mine.clips), mine.target_j, mine.every, device)
     output = Path(cfg.output_dir)
     write_json(output / "results.json", result)
     verdict = "reached" if result["reached"] else "NOT reached"

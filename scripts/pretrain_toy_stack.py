@@ -90,8 +90,8 @@ def pretrain_vae(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
     nn.init.constant_(vae.quant_conv.bias[vae.config.latent_channels :], -6.0)
 
     def loss(generator: torch.Generator) -> Tensor:
-        images = corpus.frames[corpus.pick(generator, 16), torch.randint(corpus.frames.shape[1], (16,), generator=generator)]
-        pixels = images.float() / 127.5 - 1
+        which = torch.randint(corpus.frames.shape[1], (16,), generator=generator)
+        pixels = corpus.frames[corpus.pick(generator, 16), which].float() / 127.5 - 1
         posterior = vae.encode(pixels).latent_dist
         latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         decoded = vae.decode(latents).sample
@@ -106,7 +106,8 @@ def pretrain_vae(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
 
 def pretrain_contrastive(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
     """Text and image encoder: a frame and the caption of its video belong together, others do not."""
-    text, image = _text_encoder(stack), CLIPVisionModelWithProjection.from_pretrained(stack / "clip", dtype=torch.float32)
+    text = _text_encoder(stack)
+    image = CLIPVisionModelWithProjection.from_pretrained(stack / "clip", dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(stack / "tokenizer")
     prepare = CLIPPixels(image.config.image_size)
     project = nn.Linear(text.config.hidden_size, image.config.projection_dim, bias=False)
@@ -159,8 +160,9 @@ def pretrain_unet(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
     scheduler = DDIMScheduler.from_pretrained(stack / "scheduler")
     with torch.no_grad():
         latents = torch.stack(
-            [vae.encode(video.float() / 127.5 - 1).latent_dist.mean * vae.config.scaling_factor for video in corpus.frames]
+            [vae.encode(video.float() / 127.5 - 1).latent_dist.mean for video in corpus.frames]
         ).transpose(1, 2)  # [V, 4, T, h, w]
+        latents = latents * vae.config.scaling_factor
         texts = [c + s for c, s in zip(corpus.captions, corpus.sentences, strict=True)]
         states = [_encode(text, tokenizer, t) for t in texts]
         empty = _encode(text, tokenizer, [""])[0]

@@ -5,4 +5,8 @@ set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh
-exec .venv/bin/python -m scripts.quickstart ${QUICKSTART_SHORT:+--short} "$@"
+case "${QUICKSTART_SHORT:-0}" in
+0) ;;
+*) set -- --short "$@" ;;
+esac
+exec .venv/bin/python -m scripts.quickstart "$@"

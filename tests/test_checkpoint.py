@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from util.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from util.checkpoint import load_state, read_checkpoint, save_checkpoint
 from util.errors import UserError
 
 
@@ -30,9 +30,9 @@ def test_only_trained_parameters_are_stored_and_come_back(tmp_path: Path) -> Non
     other = _model()
     with torch.no_grad():
         other[0].weight.zero_()
-    meta = load_weights(other, path, "vdit")
+    load_state(other, content["weights"], path)
     assert torch.equal(other[0].weight, model[0].weight)
-    assert meta["config"] == {"lr": 0.1}
+    assert content["config"] == {"lr": 0.1}
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_other_sizes_are_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c.pth", _model(3), "vdit", {})
     with pytest.raises(UserError, match=r"0\.weight.*\[3, 2\].*\[4, 2\]"):
-        load_weights(_model(4), tmp_path / "c.pth", "vdit")
+        load_state(_model(4), read_checkpoint(tmp_path / "c.pth", "vdit")["weights"], "c.pth")
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "text", "foreign", "code"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -203,6 +204,43 @@ def test_a_checkpoint_without_its_parts_is_refused(train: Callable, call: Callab
     status, error = call(train("--max_steps", "2", "--resume", str(path)))
     assert status == 2
     assert error.count("\n") == 0 and "checkpoint.pth" in error
+
+
+def test_a_run_of_another_shape_is_not_resumed(train: Callable, call: Callable, tmp_path: Path) -> None:
+    assert call(train("--max_steps", "1"))[0] == 0
+    checkpoint = str(tmp_path / "run" / "checkpoint.pth")
+    status, error = call(train("--max_steps", "2", "--resume", checkpoint, "--batch_size", "3"))
+    assert status == 2
+    assert "steps per epoch" in error and "--batch_size" in error
+
+
+def test_a_resumed_log_has_every_step_once(train: Callable, call: Callable, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert call(train("--max_steps", "2", "--log_every", "1"))[0] == 0
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"step": 3}\n{"step": 4, "lo')  # a run that was killed after its last checkpoint
+    more = ("--max_steps", "3", "--log_every", "1", "--resume", str(run / "checkpoint.pth"))
+    assert call(train(*more))[0] == 0
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert "loss" in lines[-1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(train: Callable, root: Path, tmp_path: Path) -> None:
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "main.py")
+    result = subprocess.run(
+        [sys.executable, *launch, *train("--max_steps", "2", "--batch_size", "1")],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "on 2 × cpu" in result.stdout
+    content = read_checkpoint(tmp_path / "run" / "checkpoint.pth", "vdit")
+    assert content["step"] == 2
+    assert all(weight.isfinite().all() for weight in content["weights"].values())
 
 
 @pytest.mark.slow

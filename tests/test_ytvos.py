@@ -382,9 +382,11 @@ def mask_file(root: Path) -> Path:
     ids=["half", "head only", "empty", "text", "zeros"],
 )
 def test_broken_images_are_named(dataset_root: Path, spoil: Callable[[bytes], bytes]) -> None:
-    for kind, path in (("mask", mask_file(dataset_root)), ("frame", frame_file(dataset_root))):
+    said = {mask_file: "cannot read the mask {}: it is broken", frame_file: "frame {} is broken"}
+    for file_of, sentence in said.items():
+        path = file_of(dataset_root)
         path.write_bytes(spoil(path.read_bytes()))
-        assert f"{kind} {path} is broken" in read_error(dataset_root)
+        assert sentence.format(path) in read_error(dataset_root)
 
 
 def test_a_jpeg_without_its_end_is_broken(dataset_root: Path) -> None:
@@ -408,7 +410,7 @@ def test_broken_and_missing_frames_at_inference(dataset_root: Path, index: int) 
 
 def test_missing_frame_and_mask(dataset_root: Path) -> None:
     mask_file(dataset_root).unlink()
-    assert f"mask {mask_file(dataset_root)} is missing" in read_error(dataset_root)
+    assert f"{mask_file(dataset_root)} is missing" in read_error(dataset_root)
     frame_file(dataset_root).unlink()
     assert f"frame {frame_file(dataset_root)} is missing" in read_error(dataset_root)
 
@@ -416,17 +418,17 @@ def test_missing_frame_and_mask(dataset_root: Path) -> None:
 def test_mask_of_another_size(dataset_root: Path) -> None:
     write_mask(mask_file(dataset_root), np.zeros((HEIGHT, WIDTH - 1), dtype=np.uint8))
     sentence = read_error(dataset_root)
-    assert f"{mask_file(dataset_root)} is 79×48 but its frame is 80×48" in sentence
+    assert f"{mask_file(dataset_root)} is 79×48 pixels, but its frame is 80×48" in sentence
 
 
 def test_colour_mask(dataset_root: Path) -> None:
     Image.new("RGB", (WIDTH, HEIGHT)).save(mask_file(dataset_root))
-    assert "is a 'RGB' image; it should be a palette PNG" in read_error(dataset_root)
+    assert "is an image of mode RGB; a mask must be an 8-bit palette" in read_error(dataset_root)
 
 
 def test_a_mask_that_is_no_png(dataset_root: Path) -> None:
     Image.new("L", (WIDTH, HEIGHT)).save(mask_file(dataset_root), format="JPEG")
-    assert f"mask {mask_file(dataset_root)} is broken" in read_error(dataset_root)
+    assert f"cannot read the mask {mask_file(dataset_root)}" in read_error(dataset_root)
 
 
 def test_grey_mask_is_read_like_a_palette_one(dataset_root: Path) -> None:

@@ -91,18 +91,3 @@ def load_state(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)
-
-
-def load_weights(model: nn.Module, path: str | Path, expected_model: str) -> dict[str, Any]:
-    """Read a checkpoint's weights into a model.
-
-    Returns:
-        the checkpoint's other entries.
-
-    Raises:
-        UserError: see ``read_checkpoint`` and ``load_state``.
-    """
-    content = read_checkpoint(path, expected_model)
-    load_state(model, content.pop("weights"), path)
-    content.pop("optimizer", None)
-    return content

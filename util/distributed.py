@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from util.errors import UserError
 
-def init_distributed(device: torch.device) -> torch.device:
-    """Join the process group that ``torchrun`` announces; a plain ``python`` run stays alone.
 
-    Returns:
+@contextmanager
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """Join the process group that ``torchrun`` announces, and leave it at the end; a plain run stays alone.
+
+    Yields:
         this process's own device of the given kind.
+
+    Raises:
+        UserError: there are more processes than CUDA devices.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return device
+        yield device
+        return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= count:
+            raise UserError(f"process {local} of this machine has no GPU of its own: {count} are visible; start fewer")
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return device
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
 
 
 def world_size() -> int:

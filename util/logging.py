@@ -13,10 +13,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from util.errors import UserError
+from util.io import atomic_path
 
 
 class RunLog:
-    """Logs of a run; only the main process writes.
+    """Logs of a run; only the main process writes. What an earlier run logged after ``first_step`` is cut off.
 
     Args:
         folder: gets ``log.jsonl`` and ``tensorboard/``.
@@ -35,8 +36,9 @@ class RunLog:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _cut(folder / "log.jsonl", first_step)
             self.file = (folder / "log.jsonl").open("a", encoding="utf-8")
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         except OSError as error:
             raise UserError(
                 f"cannot write the logs of {folder}: {error.strerror or error} ({error.filename}); choose another "
@@ -78,3 +80,19 @@ class RunLog:
             self.bar.close()
             self.board.close()
             self.file.close()
+
+
+def _cut(path: Path, last_step: int) -> None:
+    """Keep the lines of steps up to ``last_step``; a line that a killed run left unfinished goes too."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] > last_step:
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        kept.append(line + "\n")
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")

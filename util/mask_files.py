@@ -20,7 +20,7 @@ BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.e
 
 def _missing(path: Path, others: int = 0) -> UserError:
     count = f" (and {others} more)" if others else ""
-    return UserError(f"{path} is missing{count}; every frame that is scored needs a mask there")
+    return UserError(f"{path} is missing{count}; every frame needs a mask there")
 
 
 def require_folder(folder: Path, holds: str) -> None:
@@ -53,7 +53,7 @@ def _read_plane(path: Path) -> np.ndarray:
                 raise UserError(
                     f"{path} is an image of mode {image.mode}; a mask must be an 8-bit palette or greyscale PNG"
                 )
-            return np.asarray(image).astype(np.uint8, copy=False)
+            return np.array(image, dtype=np.uint8)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -66,8 +66,8 @@ def _read_plane(path: Path) -> np.ndarray:
 def _require_size(path: Path, mask: np.ndarray, size: tuple[int, int] | None) -> None:
     if size is not None and mask.shape != size:
         raise UserError(
-            f"{path} is {mask.shape[1]}×{mask.shape[0]} pixels, but its ground truth is {size[1]}×{size[0]}; "
-            "write masks at the original size of the video"
+            f"{path} is {mask.shape[1]}×{mask.shape[0]} pixels, but its frame is {size[1]}×{size[0]}; "
+            "masks must have the original size of their video"
         )
 
 
