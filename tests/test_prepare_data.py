@@ -214,11 +214,11 @@ FIRST_TEXT = f"davis_text_annotations/{TEXTS[0]}"
         (edit("DAVIS/Annotations_unsupervised/480p/bear/00001.png", Path.unlink), "bear/00001.png is missing"),
         (
             edit("DAVIS/Annotations_unsupervised/480p/bear/00001.png", lambda path: path.write_bytes(b"")),
-            "bear/00001.png is broken",
+            "bear/00001.png: it is broken",
         ),
         (
             edit("DAVIS/JPEGImages/480p/bear/00001.jpg", lambda path: Image.new("RGB", (6, 4)).save(path)),
-            "00001.png is 12×8 but its frame is 6×4",
+            "00001.png is 12×8 pixels, but its frame is 6×4",
         ),
         (edit("DAVIS/JPEGImages/480p/bear/00001.jpg", lambda path: path.write_bytes(b"")), "00001.jpg is broken"),
     ],
