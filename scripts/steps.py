@@ -27,7 +27,7 @@ def run(title: str, *command: str | int | Path) -> None:
     Raises:
         StepFailed: the command failed; its own message is above.
     """
-    words = [str(word) for word in command]
+    words = [str(near(word) if isinstance(word, Path) else word) for word in command]
     print(f"\n=== {title}\n$ python {shlex.join(words)}", flush=True)
     status = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
     if status:
