@@ -5,7 +5,7 @@
 
 ``largest`` gives every expression its video's largest object, taken from the ground truth. ``swap`` writes an
 expressions file in which each sentence speaks of another object of the same video while ``obj_id`` stays: a model
-that reads the sentences scores far lower on it.
+that reads the sentences scores far lower on it. Negatives (sentences that name nothing) are left out of it.
 """
 
 from __future__ import annotations
@@ -105,13 +105,16 @@ def run_swap(expressions: Path, output: Path) -> None:
     if output.resolve() == expressions.resolve():
         raise UserError(f"--output is the expressions file itself ({output}); name another file")
     content = copy.deepcopy(read_json(expressions, "the expressions"))
-    swapped = unknown = alone = 0
+    swapped = unknown = alone = negatives = 0
     for name, video in read_expressions(expressions, "valid").items():
         entries = content["videos"][name]["expressions"]
         sentences = swap_sentences(video, {exp_id: entry.get("kind") for exp_id, entry in entries.items()})
-        unknown += sum(expression.obj_id is None for expression in video.expressions.values())
-        alone += sum(expression.obj_id is not None for expression in video.expressions.values()) - len(sentences)
+        named = sum(expression.obj_id is not None for expression in video.expressions.values())
+        nameless = sum(expression.negative for expression in video.expressions.values())
         swapped += len(sentences)
+        alone += named - len(sentences)
+        negatives += nameless
+        unknown += len(video.expressions) - named - nameless
         kept = {exp_id: {**entry, "exp": sentences[exp_id]} for exp_id, entry in entries.items() if exp_id in sentences}
         content["videos"][name]["expressions"] = kept
     if not swapped:
@@ -123,6 +126,8 @@ def run_swap(expressions: Path, output: Path) -> None:
     print(f"{swapped} sentences swapped in {output}")
     if alone:
         print(f"left out: {alone} expressions whose video has no sentence about another object")
+    if negatives:
+        print(f"left out: {negatives} negatives, sentences that name nothing")
     if unknown:
         print(f"left out: {unknown} expressions without obj_id (test videos have none)")
 

@@ -20,6 +20,7 @@ from util.io import write_json
 from util.jf_davis import SEMI_SUPERVISED, UNSUPERVISED, mean_over_objects, read_sequences, score_davis
 from util.jf_expressions import score_expressions
 from util.mask_files import require_folder
+from util.negatives import NEGATIVE
 from util.parallel import available_cores
 
 EXPRESSIONS = "expressions"
@@ -102,19 +103,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def print_expressions(scores: dict[str, Any]) -> None:
-    """Tables per kind and per video, the mean over expressions last."""
+    """Tables per kind and per video, the mean over expressions that name an object last; the negatives' accuracy."""
     for note in scores["notes"]:
         print(f"note: {note}")
-    total = {**scores["global"], "expressions": len(scores["per_expression"])}
+    negatives = sum(row["obj_id"] is None for row in scores["per_expression"].values())
+    total = {**scores["global"], "expressions": len(scores["per_expression"]) - negatives}
+    mean = f"mean without {NEGATIVE}" if negatives else "mean"
     for name, groups in (("kind", scores["per_kind"]), ("video", scores["per_video"])):
         if groups:
             print_table(
                 [name, "expressions", "J&F", "J", "F"],
                 [
                     [label, str(row["expressions"]), *(percent(row[key]) for key in ("JF", "J", "F"))]
-                    for label, row in [*groups.items(), ("mean", total)]
+                    for label, row in [*groups.items(), (mean, total)]
                 ],
             )
+    if negatives:
+        share = percent(total["negative_accuracy"])
+        print(f"\nnegatives with no mask in any frame: {share} % of {negatives}")
 
 
 def print_davis(scores: dict[str, Any]) -> None:

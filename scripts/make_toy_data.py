@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=96, help="pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of sentences")
+    parser.add_argument("--negatives", type=int, default=0, help="sentences per video that name nothing in it")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--force", action="store_true", help="replace a toy set of other parameters")
     args = parser.parse_args(argv)
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         width=args.width,
         seed=args.seed,
         kinds=args.kinds,
+        negatives=args.negatives,
         workers=args.workers,
         force=args.force,
     )

@@ -94,7 +94,10 @@ def pretrain_vae(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
 
     def loss(generator: torch.Generator) -> Tensor:
         which = torch.randint(corpus.frames.shape[1], (16,), generator=generator)
-        top, left = (int(torch.randint(side - crop + 1, (1,), generator=generator)) for side, crop in zip(size, CROP))
+        top, left = (
+            int(torch.randint(side - crop + 1, (1,), generator=generator))
+            for side, crop in zip(size, CROP, strict=True)
+        )
         window = (slice(None), slice(None), slice(top, top + CROP[0]), slice(left, left + CROP[1]))
         pixels = corpus.frames[corpus.pick(generator, 16), which][window].float() / 127.5 - 1
         posterior = vae.encode(pixels).latent_dist

@@ -78,7 +78,8 @@ class MSDeformAttn(nn.Module):
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1).unflatten(-1, grid[1:])
         centres = references[:, :, None, :, None, :2]
         if references.shape[-1] == 2:
-            extent = offsets.new_tensor([[w, h] for h, w in shapes])
+            # Filled on the device: a tensor made from a list would be copied there, and the host would wait.
+            extent = torch.stack([offsets.new_full((), side) for h, w in shapes for side in (w, h)]).view(-1, 2)
             locations = centres + offsets / extent[:, None]
         elif references.shape[-1] == 4:
             locations = centres + offsets / self.num_points * references[:, :, None, :, None, 2:] * 0.5

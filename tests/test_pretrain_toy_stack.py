@@ -1,0 +1,77 @@
+"""Pre-training of the toy stack: captions are true, a stopped run goes on exactly, the result loads as a stack."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datasets.toy import ToyParameters, make_video
+from datasets.toy_captions import describe_scene
+from datasets.toy_scene import COLOURS, KINDS, SHAPES
+from models.diffusion.stack import load_stack
+from scripts.fit import fit
+from scripts.pretrain_toy_stack import pretrain
+from util.errors import RunError
+
+
+def test_a_caption_names_every_object_and_nothing_else() -> None:
+    parameters = ToyParameters(6, 0, 0, 8, 64, 96, 3, KINDS)
+    for index in range(6):
+        scene = make_video(parameters, "train", index).scene
+        caption = describe_scene(random.Random(index), scene)
+        parts = re.split(r", | and ", caption)
+        assert len(parts) == len(scene.objects)
+        assert sorted(shape for part in parts for shape in SHAPES if shape in part.split()) == sorted(
+            obj.shape for obj in scene.objects
+        )
+        said = {colour for colour in COLOURS if colour in caption.replace(",", "").split()}
+        assert said <= {obj.colour for obj in scene.objects}
+        assert describe_scene(random.Random(index), scene) == caption
+
+
+def _regression(folder: Path, steps: int, stop_at: int | None = None) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    calls = 0
+
+    def loss(generator: torch.Generator) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if stop_at is not None and calls > stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(8, 3, generator=generator)
+        return (model(x)[:, 0] - x.sum(1)).square().mean()
+
+    fit("line", [model], loss, steps, 0.05, folder)
+    return model.state_dict()
+
+
+def test_fit_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.fit.SAVE_SECONDS", 0)
+    whole = _regression(tmp_path / "whole", 300)
+    with pytest.raises(KeyboardInterrupt):
+        _regression(tmp_path / "parts", 300, stop_at=120)
+    resumed = _regression(tmp_path / "parts", 300)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert float((whole["weight"] - 1).abs().max()) < 0.2
+
+
+def test_fit_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    with pytest.raises(RunError, match="not finite at step 1"):
+        fit("broken", [model], lambda generator: model.weight.sum() * float("nan"), 5, 0.1, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_pretrained_stack_loads_in_half_precision(tmp_path: Path) -> None:
+    pretrain(tmp_path / "stack", tmp_path / "work", videos=6, share=0.001)
+    loaded = load_stack(str(tmp_path / "stack"))
+    assert {p.dtype for p in loaded.unet.parameters()} == {torch.float32}
+    assert loaded.vae.config.scaling_factor != 0.18215
+    size = sum(path.stat().st_size for path in (tmp_path / "stack").rglob("*") if path.is_file())
+    assert size < 9 * 2**20
