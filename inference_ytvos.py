@@ -30,7 +30,7 @@ from util.checkpoint import load_state, read_checkpoint
 from util.config import Config, load_config
 from util.device import device_name, resolve_device
 from util.errors import RunError, UserError, run_cli
-from util.inference_record import InferenceRecord, file_sha256
+from util.inference_record import InferenceRecord, file_sha256, mask_options
 from util.submission import (
     check_submission,
     frame_size,
@@ -54,16 +54,13 @@ MULTIPLE = 16  # pixels: frames are padded to it, as the published models are ev
 FPS = 6  # of the MP4: Ref-YouTube-VOS keeps every fifth frame of 30 a second
 SHEET_ROWS, SHEET_COLUMNS = 8, 5
 
-# Beside the options of the model, those that masks depend on.
-MASK_OPTIONS = ("dataset_file", "ytvos_path", "expressions_file", "split", "eval_size", "max_size", "seed", "threshold")
-
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """What the model says about one expression."""
 
     masks: np.ndarray
-    """bool ``[T, H0, W0]`` at the original size."""
+    """bool ``[T, H0, W0]`` at the original size; empty where the mean score is below ``score_threshold``."""
     boxes: np.ndarray
     """``[T, 4]``: (x0, y0, x1, y1) in pixels of the original size."""
     scores: np.ndarray
@@ -103,7 +100,8 @@ def run_inference(
     Args:
         model: in eval mode, on ``device``.
         videos: what to segment.
-        cfg: reads ``output_dir``, ``eval_size``, ``max_size``, ``threshold``, ``seed``, ``num_workers``, ``visualize``.
+        cfg: reads ``output_dir``, ``eval_size``, ``max_size``, ``threshold``, ``score_threshold``, ``seed``,
+            ``num_workers`` and ``visualize``.
         record: which expressions are done; those of a video are added when all their files are written.
         device: where the model is.
 
@@ -160,7 +158,7 @@ def segment(
         frames: float32 ``[T, 3, h, w]``, ImageNet-normalised.
         orig_size: (H0, W0) of the masks.
         sentences: expression id → sentence.
-        cfg: reads ``threshold`` and ``seed``.
+        cfg: reads ``threshold``, ``score_threshold`` and ``seed``.
         device: where the model is.
 
     Yields:
@@ -176,12 +174,14 @@ def segment(
         output = model.segment_pixels(pixels, padding, [sentence], select=best_query)
         assert output.masks is not None and output.chosen is not None
         query = int(output.chosen[0])
+        scores = output.logits[0, :, query, 0].float().sigmoid().cpu().numpy()
+        named = scores.mean() >= cfg.score_threshold  # whether the sentence names anything at all
         yield (
             exp_id,
             Prediction(
-                masks=binary_masks(output.masks[0], (height, width), orig_size, cfg.threshold).numpy(),
+                masks=binary_masks(output.masks[0], (height, width), orig_size, cfg.threshold).numpy() & named,
                 boxes=pixel_boxes(output.boxes[0, :, query], orig_size).cpu().numpy(),
-                scores=output.logits[0, :, query, 0].float().sigmoid().cpu().numpy(),
+                scores=scores,
                 query=query,
                 seconds=time.perf_counter() - started,
             ),
@@ -282,19 +282,6 @@ def overlay_path(output: Path, video: Video, exp_id: str, frame: Path) -> Path:
 def movie_path(output: Path, video: Video, exp_id: str) -> Path:
     """Where the MP4 of an expression lies."""
     return output / "visualize" / f"{video.name}_{exp_id}.mp4"
-
-
-def mask_options(cfg: Config) -> dict[str, Any]:
-    """The options that masks depend on, as plain values; paths that exist are made absolute."""
-    options: dict[str, Any] = {}
-    for field in dataclasses.fields(cfg):
-        rule, value = field.metadata["rule"], getattr(cfg, field.name)
-        if rule.group != "model" and field.name not in MASK_OPTIONS:
-            continue
-        if rule.path and value and Path(value).exists():
-            value = str(Path(value).resolve())
-        options[field.name] = list(value) if isinstance(value, tuple) else value
-    return options
 
 
 if __name__ == "__main__":

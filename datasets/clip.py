@@ -24,7 +24,7 @@ MAX_REPLACEMENTS = 100
 
 
 class Target(TypedDict):
-    """The truth of a clip: one referred object."""
+    """The truth of a clip: one referred object, or none."""
 
     caption: str  # lower-cased, whitespace-normalised
     boxes: Tensor  # float32 [T, 4], (cx, cy, w, h) in 0…1 of the unpadded frame; 0, 0, 0, 0 where invisible
@@ -35,6 +35,7 @@ class Target(TypedDict):
     video: str
     exp_id: str
     frame_names: list[str]
+    negative: bool  # the sentence names nothing in the video: no mask, no box, no valid frame
     annotated: NotRequired[int]  # index of the one annotated frame, for datasets that have only one
 
 
@@ -111,7 +112,14 @@ def pad_clips(clips: Sequence[Tensor], multiple: int) -> tuple[Tensor, Tensor]:
 
 
 def make_target(
-    masks: Tensor, *, caption: str, orig_size: tuple[int, int], video: str, exp_id: str, frame_names: list[str]
+    masks: Tensor,
+    *,
+    caption: str,
+    orig_size: tuple[int, int],
+    video: str,
+    exp_id: str,
+    frame_names: list[str],
+    negative: bool = False,
 ) -> Target:
     """Build the truth of a clip from its transformed masks, bool ``[T, h, w]``.
 
@@ -133,6 +141,7 @@ def make_target(
         video=video,
         exp_id=exp_id,
         frame_names=frame_names,
+        negative=negative,
     )
 
 
@@ -169,7 +178,8 @@ class ClipDataset(Dataset[Sample], ABC):
 
     Args:
         seed: of the run, at least 0.
-        replace_invisible: give another clip in place of one whose object has no pixel left in any frame.
+        replace_invisible: give another clip in place of one whose object has no pixel left in any frame. Negatives
+            stay: they never had one.
     """
 
     def __init__(self, seed: int, replace_invisible: bool) -> None:
@@ -193,7 +203,7 @@ class ClipDataset(Dataset[Sample], ABC):
         rng = np.random.default_rng([self.seed, int(self._epoch), index])
         for _ in range(MAX_REPLACEMENTS):
             frames, target = self.load(index, rng)
-            if not self.replace_invisible or target["valid"].any():
+            if not self.replace_invisible or target["negative"] or target["valid"].any():
                 return frames, target
             index = int(rng.integers(len(self)))
         raise UserError(

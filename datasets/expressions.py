@@ -12,6 +12,7 @@ from datasets.clip import normalise_sentence
 from datasets.reading import DATA_PAGE
 from util.errors import UserError
 from util.io import read_json
+from util.negatives import is_negative
 
 # Names become parts of paths, also of files that are written: one plain component, no way out of the folder.
 _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")
@@ -19,10 +20,14 @@ _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")
 
 @dataclass(frozen=True)
 class Expression:
-    """A sentence (normalised) and the id (1…255) of the object it refers to, None where the file does not say."""
+    """A sentence (normalised) and the id (1…254) of the object it refers to.
+
+    ``obj_id`` is None where the file does not say, and where the sentence is ``negative``: it names nothing.
+    """
 
     caption: str
     obj_id: int | None
+    negative: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def _expression(path: Path, video: str, exp_id: str, expression: Any) -> Express
         raise UserError(f"{path}: the sentence of {where} is empty; write what it refers to, or remove it")
     if obj_id is not None and not (str(obj_id).isdecimal() and 1 <= int(obj_id) <= 254):
         raise UserError(f"{path}: 'obj_id' of {where} is {obj_id!r}; it should be a mask value, 1 to 254")
-    return Expression(caption, None if obj_id is None else int(obj_id))
+    return Expression(caption, None if obj_id is None else int(obj_id), is_negative(expression, path, where))
 
 
 def require_mapping(value: Any, path: Path, what: str) -> Mapping[str, Any]:

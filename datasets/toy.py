@@ -1,8 +1,8 @@
 """The toy benchmark: a generated folder in the layout of Ref-YouTube-VOS.
 
 Videos of 2 to 5 moving, overlapping shapes; sentences that name one of them by colour, shape, size, motion or
-relation. Beyond the layout, each expression of train and valid carries its ``kind``, valid has masks and ``obj_id``,
-and the objects in ``meta.json`` carry their looks.
+relation, and, if wanted, some that name nothing. Beyond the layout, each expression of train and valid carries its
+``kind``, valid has masks and ``obj_id``, and the objects in ``meta.json`` carry their looks.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datasets.toy_render import full_areas, render_frames, render_masks
+from datasets.toy_negatives import choose_negatives
+from datasets.toy_render import full_areas, object_palette, render_frames, render_masks
 from datasets.toy_scene import KINDS, MAX_OBJECTS, Scene, sample_scene
 from datasets.toy_sentences import Facts, Sentence, choose_sentences
 from util.errors import UserError
 from util.io import atomic_path, read_json, write_json
+from util.negatives import NEGATIVE
 from util.parallel import map_videos
 
 GENERATOR_VERSION = 1  # raise it whenever the same parameters give other files
@@ -33,6 +35,7 @@ SPLITS = ("train", "valid", "test")
 OWN_ENTRIES = (*SPLITS, "meta_expressions", STAMP)
 
 MAX_TRIES = 2000
+MAX_NEGATIVES = 6  # of a video, which has at most as many other sentences
 # An object counts as visible in a frame from this many pixels and this share of its area, and must be visible in at
 # least this share of the frames.
 VISIBLE_PIXELS, VISIBLE_AREA, VISIBLE_FRAMES = 12, 0.35, 0.75
@@ -72,6 +75,7 @@ class ToyParameters:
     width: int
     seed: int
     kinds: tuple[str, ...]
+    negatives: int = 0
 
     def __post_init__(self) -> None:
         for what, value, least, most in (
@@ -79,6 +83,7 @@ class ToyParameters:
             ("number of frames", self.frames, 4, 1000),
             ("height", self.height, 48, 1080),
             ("width", self.width, 48, 1920),
+            ("number of negatives per video", self.negatives, 0, MAX_NEGATIVES),
         ):
             if not least <= value <= most:
                 raise UserError(f"the {what} of the toy data is {value}; choose {least} to {most}")
@@ -90,6 +95,12 @@ class ToyParameters:
     def counts(self) -> dict[str, int]:
         """Number of videos of each split."""
         return {"train": self.num_train, "valid": self.num_valid, "test": self.num_test}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the stamp says of a set. Without negatives it is that of the sets made before there were any."""
+        values = {"generator_version": GENERATOR_VERSION, **asdict(self), "kinds": list(self.kinds)}
+        return values if self.negatives else {key: value for key, value in values.items() if key != "negatives"}
 
 
 def make_toy(
@@ -103,6 +114,7 @@ def make_toy(
     width: int = 96,
     seed: int = 0,
     kinds: Sequence[str] | None = None,
+    negatives: int = 0,
     workers: int = 1,
     force: bool = False,
 ) -> ToySummary:
@@ -114,6 +126,7 @@ def make_toy(
     Args:
         frames: per video; height, width: in pixels.
         kinds: kinds of sentences to make, some of KINDS; None for all.
+        negatives: sentences per video that name nothing in it, after the others, which do not depend on them.
         workers: processes; 1 works in this one.
         force: replace a toy set of other parameters.
 
@@ -122,20 +135,19 @@ def make_toy(
     """
     root = Path(root)
     parameters = ToyParameters(
-        num_train, num_valid, num_test, frames, height, width, seed, KINDS if kinds is None else tuple(kinds)
+        num_train, num_valid, num_test, frames, height, width, seed, KINDS if kinds is None else tuple(kinds), negatives
     )
-    identity = {"generator_version": GENERATOR_VERSION, **asdict(parameters), "kinds": list(parameters.kinds)}
-    if (finished := _examine(root, identity, parameters, force)) is not None:
+    if (finished := _examine(root, parameters, force)) is not None:
         return finished
     try:
-        return _write_set(root, parameters, identity, workers)
+        return _write_set(root, parameters, workers)
     except OSError as error:
         raise UserError(f"cannot write the toy data below {root}: {error.strerror or error}") from error
 
 
-def _write_set(root: Path, parameters: ToyParameters, identity: dict[str, Any], workers: int) -> ToySummary:
+def _write_set(root: Path, parameters: ToyParameters, workers: int) -> ToySummary:
     """Write everything. Only the stamp that is written last says that the set is complete."""
-    write_json(root / STAMP, {"parameters": identity})
+    write_json(root / STAMP, {"parameters": parameters.identity})
     summary = ToySummary(created=True)
     jobs = [(split, index) for split, count in parameters.counts.items() for index in range(count)]
     results = dict(zip(jobs, map_videos(partial(_write_video, root, parameters), jobs, workers), strict=True))
@@ -145,7 +157,7 @@ def _write_set(root: Path, parameters: ToyParameters, identity: dict[str, Any], 
     for split, videos in {**documents, "valid": documents["valid"] | test, "test": test}.items():
         write_json(root / "meta_expressions" / split / "meta_expressions.json", {"videos": videos})
     content = {key: value for key, value in asdict(summary).items() if key != "created"}
-    write_json(root / STAMP, {"parameters": identity, "content": content})
+    write_json(root / STAMP, {"parameters": parameters.identity, "content": content})
     return summary
 
 
@@ -156,25 +168,16 @@ def make_video(parameters: ToyParameters, split: str, index: int) -> ToyVideo:
     focus = kinds[index % len(kinds)]
     for _ in range(MAX_TRIES):
         scene = sample_scene(rng, parameters.frames, parameters.height, parameters.width, focus, kinds)
-        sentences = choose_sentences(rng, Facts(scene), kinds, focus)
+        facts = Facts(scene)
+        sentences = choose_sentences(rng, facts, kinds, focus)
         if not sentences:
             continue
         masks = render_masks(scene)
         if _all_visible(scene, masks):
+            own_rng = random.Random(f"{parameters.seed}/{split}/{index}/negatives")
+            sentences += choose_negatives(own_rng, facts, kinds, parameters.negatives, sentences)
             return ToyVideo(scene, masks, sentences)
     raise AssertionError(f"no scene for {parameters}, {split} video {index}")
-
-
-def object_palette() -> list[int]:
-    """The customary colours of object ids in DAVIS and YouTube-VOS masks: 256 × RGB, flat.
-
-    The bits of an id, three at a time from the lowest, are the high bits of red, green and blue.
-    """
-    return [
-        sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
-        for index in range(256)
-        for channel in range(3)
-    ]
 
 
 def _all_visible(scene: Scene, masks: np.ndarray) -> bool:
@@ -186,7 +189,7 @@ def _all_visible(scene: Scene, masks: np.ndarray) -> bool:
     )
 
 
-def _examine(root: Path, identity: dict[str, Any], parameters: ToyParameters, force: bool) -> ToySummary | None:
+def _examine(root: Path, parameters: ToyParameters, force: bool) -> ToySummary | None:
     """Return the summary of a finished set that can stay; otherwise clear what may be replaced and return None."""
     if root.exists() and not root.is_dir():
         raise UserError(f"{root} is a file; choose a folder for the toy data")
@@ -195,7 +198,7 @@ def _examine(root: Path, identity: dict[str, Any], parameters: ToyParameters, fo
     if not (root / STAMP).is_file():
         raise UserError(f"{root} is not empty and holds no toy data ({STAMP} is missing); choose another folder")
     stamp = read_json(root / STAMP, "the parameters of the toy data")
-    if not isinstance(stamp, dict) or stamp.get("parameters") != identity:
+    if not isinstance(stamp, dict) or stamp.get("parameters") != parameters.identity:
         if not force:
             raise UserError(
                 f"{root} holds toy data of other parameters or an older generator (see {STAMP}); choose another "
@@ -259,14 +262,19 @@ def _write_meta(
     kinds = Counter(item["kind"] for video in expressions.values() for item in video["expressions"].values())
     summary.videos[split] = len(named)
     summary.expressions[split] = kinds.total()
-    summary.kinds[split] = {kind: kinds[kind] for kind in parameters.kinds}
+    listed = (*parameters.kinds, NEGATIVE) if parameters.negatives else parameters.kinds
+    summary.kinds[split] = {kind: kinds[kind] for kind in listed}
     return expressions
 
 
 def describe_video(video: ToyVideo, frame_names: list[str]) -> tuple[dict, dict]:
     """A video's entry in the expressions file, and its objects' in ``meta.json``."""
     expressions = {
-        str(number): {"exp": sentence.text, "obj_id": str(sentence.obj_id), "kind": sentence.kind}
+        str(number): {
+            "exp": sentence.text,
+            "obj_id": None if sentence.obj_id is None else str(sentence.obj_id),
+            "kind": sentence.kind,
+        }
         for number, sentence in enumerate(video.sentences)
     }
     facts = Facts(video.scene)

@@ -68,11 +68,11 @@ class Description:
 
 @dataclass(frozen=True)
 class Sentence:
-    """An expression of the data set and what it was made from."""
+    """An expression of the data set and what it was made from. ``obj_id`` is None if it names nothing."""
 
     text: str
     kind: str
-    obj_id: int
+    obj_id: int | None
     description: Description
 
 
@@ -118,6 +118,10 @@ class Facts:
     def fitting(self, description: Description) -> list[int]:
         """All objects of which the description is true."""
         return [index for index in range(len(self.objects)) if self.judge(index, description)]
+
+    def denies(self, description: Description) -> bool:
+        """Is the description plainly false of every object?"""
+        return all(self.judge(index, description) is False for index in range(len(self.objects)))
 
 
 def _size(obj: ToyObject, side: int) -> str | None:
@@ -225,6 +229,11 @@ def _pick(choices: Sequence[str], share: float) -> str:
     return choices[int(share * len(choices))]
 
 
+def pick_description(rng: random.Random, options: Sequence[Description]) -> Description:
+    """Draw one; heads with a noun that says something are the more natural ones."""
+    return rng.choices(options, [3 if option.shape else 1 for option in options])[0]
+
+
 def choose_sentences(
     rng: random.Random, facts: Facts, kinds: Sequence[str], focus: str, most: int = 6
 ) -> list[Sentence]:
@@ -249,9 +258,7 @@ def choose_sentences(
             continue
         fewest = min(times_named[target] for target in pool[kind])
         target = rng.choice([target for target in pool[kind] if times_named[target] == fewest])
-        # Heads with a noun that says something are the more natural ones.
-        options = pool[kind][target]
-        description = rng.choices(options, [3 if option.shape else 1 for option in options])[0]
+        description = pick_description(rng, pool[kind][target])
         pair = kind == "size" and len(facts.fitting(description.without("size"))) == 2
         text = phrase(rng, description, comparative=pair and rng.random() < 0.5)
         if text not in texts:

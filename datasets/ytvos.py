@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datasets.clip import ClipDataset, Sample, make_target, sample_frames
 from datasets.expressions import VideoEntry, read_expressions, require_mapping
@@ -34,7 +35,7 @@ class YtvosClips(ClipDataset):
 
     Args:
         root: the dataset's folder.
-        split: which split; its folder must hold ``Annotations`` and its expressions an ``obj_id``.
+        split: which split; its folder must hold ``Annotations`` and its expressions an ``obj_id``, or be negatives.
         transform: applied to every clip.
         num_frames: frames per clip, or None.
         seed: of the run.
@@ -103,18 +104,31 @@ class YtvosClips(ClipDataset):
 
         frames = torch.stack(read_frames([self.images / name / f"{frame}.jpg" for frame in names]))
         height, width = frames.shape[-2:]
-        assert expression.obj_id is not None, "the constructor has checked it"
-        object_masks = {
-            frame: read_object_ids(self.annotations / name / f"{frame}.png", (height, width)).eq(expression.obj_id)
-            for frame in dict.fromkeys(names)
-        }
-        masks = torch.stack([object_masks[frame] for frame in names])
+        if expression.negative:
+            masks = torch.zeros(len(names), height, width, dtype=torch.bool)
+        else:
+            masks = self._read_masks(name, names, expression.obj_id, (height, width))
 
         frames, masks, caption = self.transform(frames, masks, expression.caption, rng)
         target = make_target(
-            masks, caption=caption, orig_size=(height, width), video=name, exp_id=exp_id, frame_names=names
+            masks,
+            caption=caption,
+            orig_size=(height, width),
+            video=name,
+            exp_id=exp_id,
+            frame_names=names,
+            negative=expression.negative,
         )
         return frames, target
+
+    def _read_masks(self, name: str, frames: list[str], obj_id: int | None, size: tuple[int, int]) -> Tensor:
+        """An object's masks, bool ``[T, H, W]``; a frame that occurs again is read once."""
+        assert obj_id is not None, "the constructor has checked it"
+        masks = {
+            frame: read_object_ids(self.annotations / name / f"{frame}.png", size).eq(obj_id)
+            for frame in dict.fromkeys(frames)
+        }
+        return torch.stack([masks[frame] for frame in frames])
 
 
 def build_clips(cfg: Config, split: str) -> YtvosClips:
@@ -187,7 +201,10 @@ def _without_test_videos(videos: dict[str, VideoEntry], test_file: Path, images:
 
 
 def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> None:
-    """Every expression needs an object, and one of those that ``meta.json`` lists, where there is such a file."""
+    """Every expression needs an object, and one of those that ``meta.json`` lists, where there is such a file.
+
+    Negatives need none.
+    """
     meta_file = root / split / "meta.json"
     meta: Mapping[str, Any] | None = None
     if meta_file.is_file():
@@ -199,6 +216,8 @@ def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> N
             entry = require_mapping(meta.get(name), meta_file, f"video {name!r}")
             listed = require_mapping(entry.get("objects"), meta_file, f"'objects' of video {name!r}")
         for exp_id, expression in video.expressions.items():
+            if expression.negative:
+                continue
             where = f"expression {exp_id!r} of video {name!r} ({split} split of {root})"
             if expression.obj_id is None:
                 raise UserError(

@@ -1,6 +1,7 @@
 """Models: ``build_model`` and ``build_criterion`` are the only places that read a configuration.
 
 VD-IT (arXiv 2403.12042) = encoder with predicted noise and VAE tap + dynamic mask head.
+HCD (arXiv 2508.13584) = encoder without noise, with temporal stem + dynamic mask head + query-dot head.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from models.criterion import Criterion
 from models.deformable_transformer import DeformableTransformer
 from models.diffusion.encoder import VideoEncoder
 from models.diffusion.stack import FrozenStack, load_stack
-from models.mask_heads import DynamicMaskHead, MaskRefinement
+from models.diffusion.stride4 import TemporalStem, VAETap
+from models.mask_heads import DynamicMaskHead, MaskRefinement, QueryDotHead
 from models.matcher import Matcher
 from models.segmenter import Segmenter
 from models.text_encoder import LanguageQueries, SentenceEncoder
@@ -30,7 +32,10 @@ def build_model(cfg: Config, stack: FrozenStack | None = None) -> Segmenter:
     """
     stack = stack or load_stack(cfg.pretrained, cfg.image_encoder, cfg.text_encoder)
     c4, c8, c16, c32 = cfg.pyramid_channels
-    encoder = VideoEncoder(stack, (c4, c8, c16, c32), cfg.noise, cfg.image_tokens, cfg.posterior)
+    hcd = cfg.model == "hcd"
+    stride4 = TemporalStem(c4) if hcd else VAETap(stack.vae.stride4_channels, c8, c4)
+    noise = ("none" if hcd else "predicted") if cfg.noise == "auto" else cfg.noise
+    encoder = VideoEncoder(stack, stride4, (c4, c8, c16, c32), noise, cfg.image_tokens, cfg.posterior)
     return Segmenter(
         encoder=encoder,
         sentence_encoder=SentenceEncoder(stack.sentence_encoder, stack.sentence_tokenizer, cfg.hidden_dim, cfg.dropout),
@@ -48,6 +53,7 @@ def build_model(cfg: Config, stack: FrozenStack | None = None) -> Segmenter:
             dropout=cfg.dropout,
         ),
         mask_head=DynamicMaskHead(cfg.hidden_dim, cfg.dynamic_mask_channels),
+        query_dot_head=QueryDotHead() if hcd else None,
         refinement=MaskRefinement(c4, c8),
         dim=cfg.hidden_dim,
     )

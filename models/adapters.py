@@ -18,7 +18,7 @@ from util.errors import UserError
 Value = TypeVar("Value")
 
 _DECODER = r"(?:transformer\.decoder\.)?"
-_BACKBONE = r"backbone\.0\.diff_ftex\."
+_BACKBONE = r"backbone\.(?:0\.diff_ftex|diff_feature_extract)\."  # VD-IT, HCD
 
 UNUSED = (
     r"sentence_proj\..*",  # frozen and never called in the released code
@@ -64,10 +64,17 @@ RENAMES = (
     (_BACKBONE + r"noise_pred\.(.*)", r"encoder.noise.conv.\1"),
     (_BACKBONE + r"noise_fc\.0\.(.*)", r"encoder.noise.linear1.\1"),
     (_BACKBONE + r"noise_fc\.2\.(.*)", r"encoder.noise.linear2.\1"),
-    (_BACKBONE + r"act_(?:1_postprocess|postprocess\.0)\.(.*)", r"encoder.stride4.project.\1"),
-    (_BACKBONE + r"act_(?:2_postprocess|postprocess\.1)\.(.*)", r"encoder.levels.0.\1"),
-    (_BACKBONE + r"act_(?:3_postprocess|postprocess\.2)\.(.*)", r"encoder.levels.1.\1"),
-    (_BACKBONE + r"act_(?:4_postprocess|postprocess\.3)\.(.*)", r"encoder.levels.2.\1"),
+    (r"backbone\.0\.diff_ftex\.act_(?:1_postprocess|postprocess\.0)\.(.*)", r"encoder.stride4.project.\1"),
+    (r"backbone\.0\.diff_ftex\.act_(?:2_postprocess|postprocess\.1)\.(.*)", r"encoder.levels.0.\1"),
+    (r"backbone\.0\.diff_ftex\.act_(?:3_postprocess|postprocess\.2)\.(.*)", r"encoder.levels.1.\1"),
+    (r"backbone\.0\.diff_ftex\.act_(?:4_postprocess|postprocess\.3)\.(.*)", r"encoder.levels.2.\1"),
+    # HCD has no convolutions at level 0, so its list of levels begins with level 1.
+    (r"backbone\.diff_feature_extract\.act_(?:2_postprocess|postprocess\.0)\.(.*)", r"encoder.levels.0.\1"),
+    (r"backbone\.diff_feature_extract\.act_(?:3_postprocess|postprocess\.1)\.(.*)", r"encoder.levels.1.\1"),
+    (r"backbone\.diff_feature_extract\.act_(?:4_postprocess|postprocess\.2)\.(.*)", r"encoder.levels.2.\1"),
+    (_BACKBONE + r"first_feature\.down_sample\.(.*)", r"encoder.stride4.spatial.\1"),
+    (_BACKBONE + r"first_feature\.conv_temporal\.(.*)", r"encoder.stride4.temporal.\1"),
+    (r"linear3_16\.(.*)", r"query_dot_head.mix.\1"),
     (_BACKBONE + r"unet\.(.*)", r"encoder.unet.module.\1"),
     (_BACKBONE + r"vae\.(.*)", r"encoder.vae.module.\1"),
     (_BACKBONE + r"text_encoder\.(?:text_model\.)?(.*)", r"encoder.text_encoder.module.\1"),
@@ -90,7 +97,7 @@ def convert_name(name: str) -> str | None:
         match = pattern.fullmatch(name)
         if match:
             return match.expand(ours)
-    raise UserError(f"the checkpoint holds {name}, which is neither part of VD-IT nor known to be unused")
+    raise UserError(f"the checkpoint holds {name}, which is part of neither VD-IT nor HCD, nor known to be unused")
 
 
 def convert_authors(state: Mapping[str, Value]) -> dict[str, Value]:

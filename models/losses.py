@@ -1,4 +1,8 @@
-"""The loss terms (training.md, "Losses"): small functions of one decoder layer's prediction."""
+"""The loss terms (training.md, "Losses"): small functions of one decoder layer's prediction.
+
+A clip without target has a class loss only. In the other terms it has the weight 0, and the others 1, so that nothing
+on the host depends on the targets' values.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ def dice_share(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def loss_labels(prediction: LayerPrediction, target: Target, count: Tensor, alpha: float) -> dict[str, Tensor]:
-    """Focal loss over all logits; the matched query is positive on valid frames."""
+    """Focal loss over all logits; the matched query is positive on valid frames, so none is without a target."""
     logits = prediction.logits[..., 0]
     _, frames, queries = logits.shape
     assert prediction.chosen is not None
@@ -38,10 +42,10 @@ def loss_labels(prediction: LayerPrediction, target: Target, count: Tensor, alph
 
 def loss_boxes(prediction: LayerPrediction, target: Target, count: Tensor, alpha: float) -> dict[str, Tensor]:
     """L1 and generalised IoU of the matched query on all frames."""
-    boxes = _of_chosen(prediction.boxes, prediction.chosen)
+    boxes, present = _of_chosen(prediction.boxes, prediction.chosen), target.present[:, None]
     return {
-        "loss_bbox": (boxes - target.boxes).abs().sum() / count,
-        "loss_giou": (1 - paired_giou(boxes, target.boxes)).sum() / count,
+        "loss_bbox": ((boxes - target.boxes).abs() * present[..., None]).sum() / count,
+        "loss_giou": ((1 - paired_giou(boxes, target.boxes)) * present).sum() / count,
     }
 
 
@@ -49,8 +53,8 @@ def loss_masks(prediction: LayerPrediction, target: Target, count: Tensor, alpha
     """Focal and dice loss of the refined mask and of the low mask before refinement."""
     assert prediction.masks is not None
     low = _of_chosen(prediction.low_masks, prediction.chosen)
-    refined = _mask_terms(prediction.masks, target.masks, count, alpha)
-    coarse = _mask_terms(low, target.low_masks, count, alpha)
+    refined = _mask_terms(prediction.masks, target.masks, target.present, count, alpha)
+    coarse = _mask_terms(low, target.low_masks, target.present, count, alpha)
     return {
         "loss_mask": refined[0],
         "loss_dice": refined[1],
@@ -71,8 +75,9 @@ def _of_chosen(per_query: Tensor, chosen: Tensor | None) -> Tensor:
     return per_query[torch.arange(per_query.shape[0], device=per_query.device), :, chosen]
 
 
-def _mask_terms(logits: Tensor, truth: Tensor, count: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Focal and dice loss, each clip's frames as one vector, summed over clips / N."""
+def _mask_terms(logits: Tensor, truth: Tensor, present: Tensor, count: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Focal and dice loss, each clip's frames as one vector, summed over clips with a target / N."""
     logits, truth = logits.flatten(1), truth.flatten(1)
-    focal = sigmoid_focal_loss(logits, truth, alpha=alpha, gamma=2.0).mean(1).sum() / count
-    return focal, (1 - dice_share(logits, truth)).sum() / count
+    focal = sigmoid_focal_loss(logits, truth, alpha=alpha, gamma=2.0).mean(1)
+    dice = 1 - dice_share(logits, truth)
+    return (focal * present).sum() / count, (dice * present).sum() / count

@@ -1,4 +1,4 @@
-"""Mask heads: the dynamic one (CondInst; Tian et al., ECCV 2020) and the refinement (models.md sections 9, 10).
+"""Mask heads: dynamic (CondInst; Tian et al., ECCV 2020), query-dot (HCD), refinement (models.md sections 9, 10).
 
 A low mask is held as 16 channels at stride 8; pixel shuffle by 4 makes it one channel at stride 2.
 """
@@ -73,6 +73,34 @@ class DynamicMaskHead(nn.Module):
         x = F.relu(x + bias1[..., None])
         x = weight2 @ x + bias2[..., None]
         return x.unflatten(-1, (h, w))
+
+
+class QueryDotHead(nn.Module):
+    """HCD: memories mixed to 16 channels per pixel and dotted with the query, which is added to the dynamic head.
+
+    Each memory is dotted with the query at its own size, and the products are resized and mixed: the
+    same function, as all three steps are linear, and no copy of the features per query.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(3, MASK_CHANNELS)
+
+    def forward(self, memory: Sequence[Tensor], states: Tensor) -> Tensor:
+        """Masks of all queries.
+
+        Args:
+            memory: three encoder memories ``[N, C, h, w]`` (strides 8, 16, 32).
+            states: decoder queries ``[N, Q, C]``.
+
+        Returns:
+            ``[N, Q, 16, h, w]`` at stride 8.
+        """
+        size = memory[0].shape[-2:]
+        products = [torch.einsum("nqc,nchw->nqhw", states, m) for m in memory]
+        resized = [F.interpolate(p, size=size, mode="bicubic", align_corners=False) for p in products[1:]]
+        mixed = torch.einsum("nqlhw,kl->nqkhw", torch.stack([products[0], *resized], dim=2), self.mix.weight)
+        return mixed + (states.sum(-1)[..., None] * self.mix.bias)[..., None, None]
 
 
 def pixel_centres(h: int, w: int, like: Tensor) -> Tensor:

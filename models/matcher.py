@@ -15,7 +15,10 @@ from models.targets import Target
 
 @dataclass(frozen=True)
 class Matcher:
-    """Chooses the query of least cost for a whole clip; the fields are the costs' weights."""
+    """Chooses the query of least cost for a whole clip; the fields are the costs' weights.
+
+    For a clip without target the choice means nothing, and no loss depends on it.
+    """
 
     cost_class: float = 2.0
     cost_bbox: float = 5.0
@@ -36,7 +39,7 @@ class Matcher:
         positive = self.alpha * (1 - p) ** self.gamma * -torch.log(p + 1e-8)
         negative = (1 - self.alpha) * p**self.gamma * -torch.log(1 - p + 1e-8)
         valid = target.valid[..., None]
-        # A clip of which no frame is valid has no class cost.
+        # A clip without target has no class cost.
         by_class = ((positive - negative) * valid).sum(1) / valid.sum(1).clamp(min=1)
 
         boxes, truth = prediction.boxes, target.boxes[:, :, None]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.deformable_transformer import DeformableTransformer
 from models.diffusion.encoder import PixelFeatures, VideoEncoder
-from models.mask_heads import DynamicMaskHead, MaskRefinement, shuffle_mask, sum_memories
+from models.mask_heads import DynamicMaskHead, MaskRefinement, QueryDotHead, shuffle_mask, sum_memories
 from models.selection import LayerPrediction, Selector, best_query
 from models.text_encoder import LanguageQueries, SentenceEncoder
 
@@ -56,6 +56,7 @@ class Segmenter(nn.Module):
         language_queries: words → decoder queries.
         transformer: pyramid and queries → states, boxes, memories.
         mask_head: states → low masks.
+        query_dot_head: added to it (HCD); None: without (VD-IT).
         refinement: low mask → full-resolution mask.
         dim: width of the decoder.
     """
@@ -67,6 +68,7 @@ class Segmenter(nn.Module):
         language_queries: LanguageQueries,
         transformer: DeformableTransformer,
         mask_head: DynamicMaskHead,
+        query_dot_head: QueryDotHead | None,
         refinement: MaskRefinement,
         dim: int,
     ) -> None:
@@ -78,6 +80,7 @@ class Segmenter(nn.Module):
         heads = [nn.Linear(dim, 1) for _ in transformer.decoder]
         self.class_heads = nn.ModuleList(heads)
         self.mask_head = mask_head
+        self.query_dot_head = query_dot_head
         self.refinement = refinement
         for head in heads:
             nn.init.constant_(head.bias, -math.log(99))
@@ -135,6 +138,8 @@ class Segmenter(nn.Module):
         for i in range(first, len(decoded.states)):
             states, boxes = decoded.states[i], decoded.boxes[i]
             low = self.mask_head(features, states, boxes[..., :2].detach() * sizes)
+            if self.query_dot_head is not None:
+                low = low + self.query_dot_head(decoded.memory, states)
             prediction = LayerPrediction(
                 logits=self.class_heads[i](states).unflatten(0, (batch, frames)),
                 boxes=boxes.unflatten(0, (batch, frames)),

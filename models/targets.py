@@ -25,6 +25,11 @@ class Target:
     """``[B, T]``: 1 where the object is visible."""
 
     @property
+    def present(self) -> Tensor:
+        """``[B]``: 0 for a clip without target (its sentence names nothing in it), else 1."""
+        return self.valid.amax(1)
+
+    @property
     def low_masks(self) -> Tensor:
         """The masks at every second pixel, starting at 1: ``[B, T, H/2, W/2]``."""
         return self.masks[..., 1::LOW_STRIDE, 1::LOW_STRIDE]

@@ -37,9 +37,15 @@ def make_sample(height: int, width: int, frames: int = 2, caption: str = "the ca
 class RandomClips(ClipDataset):
     """Clips whose one pixel is a random number; the clips at ``invisible`` have no object."""
 
-    def __init__(self, length: int = 6, invisible: tuple[int, ...] = (), replace_invisible: bool = True) -> None:
+    def __init__(
+        self,
+        length: int = 6,
+        invisible: tuple[int, ...] = (),
+        replace_invisible: bool = True,
+        negative: tuple[int, ...] = (),
+    ) -> None:
         super().__init__(seed=3, replace_invisible=replace_invisible)
-        self.length, self.invisible = length, invisible
+        self.length, self.invisible, self.negative = length, invisible, negative
 
     def __len__(self) -> int:
         return self.length
@@ -53,6 +59,7 @@ class RandomClips(ClipDataset):
             video=f"video {index}",
             exp_id="0",
             frame_names=["0"],
+            negative=index in self.negative,
         )
         return frames, target
 
@@ -227,6 +234,14 @@ def test_an_invisible_object_is_replaced_by_another_clip() -> None:
 def test_an_invisible_object_stays_where_clips_are_not_replaced() -> None:
     _, target = RandomClips(invisible=(0,), replace_invisible=False)[0]
     assert target["caption"] == "object 0" and target["valid"].tolist() == [0]
+
+
+def test_a_negative_stays() -> None:
+    _, target = RandomClips(invisible=(0, 1), negative=(0,))[0]
+    assert target["caption"] == "object 0" and target["negative"]
+    assert not target["masks"].any() and not target["boxes"].any() and target["valid"].tolist() == [0]
+    _, target = RandomClips(invisible=(0, 1), negative=(0,))[1]
+    assert target["caption"] != "object 1" and target["negative"] == (target["caption"] == "object 0")
 
 
 def test_no_visible_object_at_all_is_an_error() -> None:

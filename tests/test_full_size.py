@@ -15,13 +15,14 @@ from util.config import Config
 from util.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def full_size() -> Segmenter:
-    return empty_model(Config())
+@pytest.fixture(scope="module", params=["vdit", "hcd"])
+def full_size(request: pytest.FixtureRequest) -> Segmenter:
+    return empty_model(Config(model=request.param))
 
 
 def test_trained_parameters_are_the_published_number(full_size: Segmenter) -> None:
-    assert round(sum(trained_parameters(full_size).values()) / 1e6, 2) == 30.04
+    published = 30.04 if full_size.query_dot_head is None else 30.09
+    assert round(sum(trained_parameters(full_size).values()) / 1e6, 2) == published
 
 
 def test_frozen_parts_have_their_published_sizes(full_size: Segmenter) -> None:
@@ -36,7 +37,8 @@ def test_frozen_parts_have_their_published_sizes(full_size: Segmenter) -> None:
 
 
 def test_every_name_of_a_released_checkpoint_finds_its_place(full_size: Segmenter, shared: Path) -> None:
-    released = json.loads((shared / "golden" / "full_size_vdit_keys.json").read_text())
+    name = "vdit" if full_size.query_dot_head is None else "hcd"
+    released = json.loads((shared / "golden" / f"full_size_{name}_keys.json").read_text())
     own = {name: list(tensor.shape) for name, tensor in full_size.state_dict().items()}
     converted = convert_authors(released)
     assert {name: own.get(name) for name in converted} == converted

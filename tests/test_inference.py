@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 import inference_ytvos
 from datasets import Video, list_videos
-from inference_ytvos import MULTIPLE, finish, mask_options, run_inference
+from inference_ytvos import MULTIPLE, finish, run_inference
 from models import build_model
 from models.selection import best_query
 from util.checkpoint import save_checkpoint
 from util.config import Config, config_dict
 from util.device import resolve_device
 from util.errors import RunError, UserError, run_cli
-from util.inference_record import InferenceRecord
+from util.inference_record import InferenceRecord, mask_options
 
 HEIGHT, WIDTH, FRAMES = 50, 90, 3
 EVAL_SIZE = 36  # frames of 36×64: the height needs padding to 48
@@ -153,6 +153,38 @@ def test_threshold(cfg: Config):
     assert not np.asarray(Image.open(Path(cfg.output_dir) / "Annotations/a/0/00000.png")).any()
 
 
+@pytest.mark.parametrize(("least", "empty"), [(0.0, ""), (0.88, ""), (0.89, "01"), (1.0, "01")])
+def test_score_threshold(cfg: Config, least: float, empty: str):
+    """The stub's score is 0.8808 for every sentence."""
+    run(dataclasses.replace(cfg, score_threshold=least))
+    for exp_id in SENTENCES:
+        for path in (Path(cfg.output_dir) / "Annotations" / "a" / exp_id).iterdir():
+            assert np.asarray(Image.open(path)).any() == (exp_id not in empty)
+    content = json.loads((Path(cfg.output_dir) / "inference.json").read_text())
+    assert content["expressions"]["a"]["0"]["score"] == 0.8808, "the score is recorded all the same"
+
+
+def test_score_threshold_asks_for_the_mean_over_the_clip(cfg: Config):
+    class Unsure(StubModel):
+        """Sure of the left half in the first frame only, of the right half in all frames but the first."""
+
+        def segment_pixels(self, *args: Any, **options: Any) -> SimpleNamespace:
+            output = super().segment_pixels(*args, **options)
+            output.logits[:, :, 3] = 5.0 if "right" in self.sentences[-1] else -5.0
+            output.logits[:, 0, 3] *= -1
+            output.chosen[:] = 3
+            return output
+
+    run(dataclasses.replace(cfg, score_threshold=0.5), Unsure())
+    shown = {
+        exp_id: [
+            np.asarray(Image.open(path)).any() for path in (Path(cfg.output_dir) / "Annotations/b" / exp_id).iterdir()
+        ]
+        for exp_id in SENTENCES
+    }
+    assert shown == {"0": [False] * FRAMES, "1": [True] * FRAMES}
+
+
 def test_a_video_without_expressions_needs_nothing(cfg: Config, data: Path):
     path = data / "meta_expressions" / "valid" / "meta_expressions.json"
     content = json.loads(path.read_text())
@@ -247,7 +279,10 @@ def test_another_checkpoint_does_not_mix(cfg: Config):
         record_of(cfg, "def")
 
 
-@pytest.mark.parametrize("change", [{"threshold": 0.4}, {"eval_size": 32}, {"noise": "none"}, {"split": "test"}])
+CHANGES = [{"threshold": 0.4}, {"score_threshold": 0.1}, {"eval_size": 32}, {"noise": "none"}, {"split": "test"}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_another_configuration_does_not_mix(cfg: Config, change: dict[str, Any]):
     run(cfg)
     with pytest.raises(UserError, match=f"made with {next(iter(change))} "):
@@ -363,6 +398,7 @@ BAD_INPUT = {
     "output in a file": (["--output_dir", "{tmp}/half.pth/out"], "a part of its folder is a file"),
     "missing stack": (["--pretrained", "{tmp}/nowhere"], "nowhere"),
     "threshold": (["--threshold", "1.5"], "--threshold must be"),
+    "score threshold": (["--score_threshold", "-1"], "--score_threshold must be a number of at least 0"),
     "flag": (["--tresh", "0.5"], "unknown flag --tresh"),
 }
 

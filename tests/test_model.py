@@ -12,7 +12,8 @@ from torch import Tensor
 from models import build_criterion, build_model
 from models.diffusion.encoder import VideoEncoder
 from models.diffusion.stack import load_stack
-from models.mask_heads import DynamicMaskHead, shuffle_mask
+from models.diffusion.stride4 import TemporalStem
+from models.mask_heads import DynamicMaskHead, QueryDotHead, shuffle_mask
 from models.segmenter import Segmenter
 from models.selection import LayerPrediction, all_queries, best_query
 from util.config import Config
@@ -147,7 +148,8 @@ def test_noise_is_standardised_per_clip(model: Segmenter) -> None:
 
 @pytest.mark.parametrize(("noise", "image_tokens"), [("none", True), ("gaussian", False)])
 def test_ablations_build_and_run(tiny_stack: Path, noise: str, image_tokens: bool) -> None:
-    encoder = VideoEncoder(load_stack(str(tiny_stack)), SIZES["pyramid_channels"], noise, image_tokens).eval()  # type: ignore[arg-type]
+    stack = load_stack(str(tiny_stack))
+    encoder = VideoEncoder(stack, TemporalStem(32), (32, 64, 128, 256), noise, image_tokens).eval()
     frames, _, captions = _clips(1, 2)
     with torch.inference_mode():
         pixels = encoder.encode_pixels(frames)
@@ -175,6 +177,17 @@ def test_dynamic_head_is_a_convolution_per_query() -> None:
             hidden = F.conv2d(torch.cat([features[n], relative])[None], weight1.view(16, 10, 1, 1), bias1).relu()
             expected = F.conv2d(hidden, weight2.view(16, 16, 1, 1), bias2)[0]
             torch.testing.assert_close(ours[n, q], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_query_dot_head_mixes_then_dots() -> None:
+    torch.manual_seed(0)
+    head = QueryDotHead()
+    memory = [torch.randn(2, 8, 6, 10), torch.randn(2, 8, 3, 5), torch.randn(2, 8, 2, 3)]
+    states = torch.randn(2, 4, 8)
+    resized = [F.interpolate(m, size=(6, 10), mode="bicubic", align_corners=False) for m in memory]
+    mixed = head.mix(torch.stack(resized, dim=-1))  # [N, C, h, w, 16]
+    expected = torch.einsum("nqc,nchwk->nqkhw", states, mixed)
+    torch.testing.assert_close(head(memory, states), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_shuffled_mask_is_four_times_as_large() -> None:

@@ -352,6 +352,52 @@ def test_video_that_meta_json_lacks(dataset_root: Path) -> None:
     assert "meta.json" in sentence and "video 'b'" in sentence
 
 
+# --- negatives
+
+
+NEGATIVE = {"exp": "A blue box", "obj_id": None, "kind": "negative"}
+
+
+@pytest.mark.parametrize("num_frames", [3, None])
+def test_a_negative_has_empty_truth(dataset_root: Path, num_frames: int | None) -> None:
+    edit(expressions_path(dataset_root, "train"), lambda v: v["a"]["expressions"].update({"0": NEGATIVE}))
+    clips = plain_clips(dataset_root, num_frames)
+    frames, target = clips[0]
+    assert target["negative"] and (target["exp_id"], target["caption"]) == ("0", "a blue box")
+    assert target["masks"].shape == (len(frames), HEIGHT, WIDTH) and target["masks"].dtype == torch.bool
+    assert not target["masks"].any() and not target["boxes"].any() and not target["valid"].any()
+    others = [clips[i][1] for i in range(len(clips)) if clips[i][1]["exp_id"] != "0"]
+    assert others and not any(other["negative"] for other in others)
+
+
+def test_a_negative_is_a_training_clip_like_others(dataset_root: Path) -> None:
+    edit(expressions_path(dataset_root, "train"), lambda v: v["a"]["expressions"].update({"0": NEGATIVE}))
+    frames, target = build_dataset(config(dataset_root), "train")[0]
+    assert target["negative"] and target["masks"].shape == (3, *frames.shape[-2:]) and not target["masks"].any()
+    (batch,) = ClipLoader([(frames, target)], batch_size=1, collate_fn=collate)  # type: ignore[arg-type]
+    assert batch.targets[0]["negative"] is True
+
+
+def test_a_negative_is_a_sentence_for_inference(dataset_root: Path) -> None:
+    edit(expressions_path(dataset_root, "valid"), lambda v: v["c"]["expressions"].update({"0": NEGATIVE}))
+    assert list_videos(config(dataset_root))[0].expressions == {"0": "a blue box", "1": "a green box"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"obj_id": "1"}, "expression '0' of video 'a' is of the kind 'negative', which names nothing, but has"),
+        ({"kind": "colour"}, "has no 'obj_id', so its mask is unknown"),
+        ({"kind": None}, "has no 'obj_id', so its mask is unknown"),
+        ({"kind": ["negative"]}, "has no 'obj_id', so its mask is unknown"),
+        ({"exp": " "}, "the sentence of expression '0' of video 'a' is empty"),
+    ],
+)
+def test_what_is_no_negative(dataset_root: Path, change: dict[str, Any], message: str) -> None:
+    edit(expressions_path(dataset_root, "train"), lambda v: v["a"]["expressions"].update({"0": {**NEGATIVE, **change}}))
+    assert message in train_error(dataset_root)
+
+
 # --- bad input: found when read
 
 

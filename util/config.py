@@ -33,7 +33,7 @@ class Config:
         UserError: a value has a wrong type, is out of range, or contradicts another one.
     """
 
-    model: str = _model("vdit", "which model to build", choices=("vdit",))
+    model: str = _model("vdit", "which model to build", choices=("vdit", "hcd"))
     pretrained: str = _model(
         "ali-vilab/text-to-video-ms-1.7b", "frozen text-to-video stack: a local folder or a hub id", path=True
     )
@@ -51,7 +51,11 @@ class Config:
         path=True,
         empty=True,
     )
-    noise: str = _model("predicted", "what is added to the latents", choices=("predicted", "gaussian", "none"))
+    noise: str = _model(
+        "auto",
+        "what is added to the latents: auto = predicted for vdit, none for hcd",
+        choices=("auto", "predicted", "gaussian", "none"),
+    )
     image_tokens: bool = _model(True, "join image tokens to the text condition of the UNet")
     posterior: str = _model(
         "auto",
@@ -129,6 +133,12 @@ class Config:
     resume: str = _run("", "checkpoint to go on from, or to use for inference", path=True, empty=True)
     visualize: bool = _run(False, "also draw masks, boxes and sentences over the frames")
     threshold: float = _run(0.5, "mask probability from which a pixel belongs to the object", minimum=0, maximum=1)
+    score_threshold: float = _run(
+        0.0,
+        "mean score of the chosen query over the clip, below which the sentence names nothing: its masks are empty",
+        minimum=0,
+        maximum=1,
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -5,6 +5,7 @@ Masks of two checkpoints or two configurations never mix: a folder belongs to on
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import platform
 from collections.abc import Mapping
@@ -12,10 +13,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from util.config import Config
 from util.errors import UserError
 from util.io import read_json, write_json
 
 _LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "numpy")
+
+# Beside the options of the model, those that masks depend on.
+MASK_OPTIONS = (
+    *("dataset_file", "ytvos_path", "expressions_file", "split", "eval_size", "max_size", "seed"),
+    *("threshold", "score_threshold"),
+)
 
 
 class InferenceRecord:
@@ -82,6 +90,19 @@ class InferenceRecord:
                 "expressions": self.expressions,
             },
         )
+
+
+def mask_options(cfg: Config) -> dict[str, Any]:
+    """The options that masks depend on, as plain values; paths that exist are made absolute."""
+    options: dict[str, Any] = {}
+    for field in dataclasses.fields(cfg):
+        rule, value = field.metadata["rule"], getattr(cfg, field.name)
+        if rule.group != "model" and field.name not in MASK_OPTIONS:
+            continue
+        if rule.path and value and Path(value).exists():
+            value = str(Path(value).resolve())
+        options[field.name] = list(value) if isinstance(value, tuple) else value
+    return options
 
 
 def file_sha256(path: Path) -> str:

@@ -14,17 +14,19 @@ from util.errors import UserError
 from util.io import read_json
 from util.mask_files import read_binary_mask, read_index_mask, require_folder, require_masks
 from util.metrics import Shape, shape_scores
+from util.negatives import NEGATIVE, is_negative
 from util.parallel import map_videos
 
 _HOLDS = (
-    "the valid videos, their frames and expressions, each expression with the obj_id of its object; "
+    "the valid videos, their frames and expressions, each expression with the obj_id of its object (null, and the kind "
+    f"{NEGATIVE!r}, if it names nothing); "
     "name another file with --expressions"
 )
 
 
 @dataclass(frozen=True)
 class _Expression:
-    obj_id: int
+    obj_id: int | None  # None: a negative
     kind: str | None
 
 
@@ -43,27 +45,32 @@ def default_expressions(gt: Path) -> Path:
 def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, workers: int = 1) -> dict[str, Any]:
     """J and F of every expression over all its video's frames, and their means over expressions.
 
+    A negative (a sentence that names nothing) scores 1 in a frame where its mask is empty, else 0. It counts in the
+    means of its kind only.
+
     The videos scored are those of the expressions' file whose folder exists in ``gt``: the
     challenge's file also lists the test videos.
 
     Args:
         gt: folder of ``<video>/<frame>.png``, palette PNGs whose value is the object id.
         pred: folder of ``<video>/<exp_id>/<frame>.png``, 8-bit PNGs of 0 and 255.
-        expressions: ``meta_expressions.json`` whose expressions carry ``obj_id`` and, if they
-            like, ``kind``; None is ``default_expressions(gt)``.
+        expressions: ``meta_expressions.json`` whose expressions carry ``obj_id`` (null with the kind ``negative``)
+            and, if they like, ``kind``; None is ``default_expressions(gt)``.
         workers: processes.
 
     Returns:
         Ready for JSON, every score 0…1, ``JF`` the mean of J and F:
 
         - ``per_expression``: ``<video>/<exp_id>`` → ``J F JF obj_id`` (and ``kind``)
-        - ``per_video``, ``per_kind``: name → ``J F JF``, means over its ``expressions`` (a number)
-        - ``global``: ``J F JF``, the means over all expressions
+        - ``per_video``, ``per_kind``: name → ``J F JF``, means over its ``expressions`` (a number); a video without
+          any expression that names an object has no row
+        - ``global``: ``J F JF``, the means over all expressions that name an object; where there are negatives also
+          ``negative_accuracy``, the share of them whose masks are all empty
         - ``notes``: sentences that a reader of the scores should know, such as videos left out
 
     Raises:
         UserError: a missing folder or file, a broken image, a wrong size, an expression without
-            ``obj_id``, a prediction that is not of 0 and 255.
+            ``obj_id``, a prediction that is not of 0 and 255, negatives alone.
     """
     require_folder(gt, "the ground truth, <video>/<frame>.png, palette PNGs whose value is the object id")
     require_folder(pred, "the predictions, <video>/<exp_id>/<frame>.png")
@@ -87,19 +94,26 @@ def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, wor
             f"the objects of {len(invisible)} expressions (first {invisible[0]}) are in no frame of {gt}; "
             "is their obj_id right?"
         )
+    named = {video.name: _named(rows.values()) for video, (rows, _) in zip(videos, results, strict=True)}
+    means = _means(_named(per_expression.values()))
+    if negatives := [row for row in per_expression.values() if row["obj_id"] is None]:
+        means["negative_accuracy"] = float(np.mean([row["JF"] == 1 for row in negatives]))
     kinds = sorted({row["kind"] for row in per_expression.values() if "kind" in row})
     return {
         "task": "expressions",
         "notes": notes,
-        "global": _means(per_expression.values()),
+        "global": means,
         "per_kind": {
             kind: _counted_means([row for row in per_expression.values() if row.get("kind") == kind]) for kind in kinds
         },
-        "per_video": {
-            video.name: _counted_means(list(rows.values())) for video, (rows, _) in zip(videos, results, strict=True)
-        },
+        "per_video": {name: _counted_means(rows) for name, rows in named.items() if rows},
         "per_expression": per_expression,
     }
+
+
+def _named(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the expressions that name an object."""
+    return [row for row in rows if row["obj_id"] is not None]
 
 
 def _means(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
@@ -122,13 +136,13 @@ def _score_video(video: _Video, gt: Path, pred: Path) -> tuple[dict[str, dict[st
     visible: set[int] = set()
     for frame in video.frames:
         index = read_index_mask(gt / video.name / f"{frame}.png")
-        objects = {expression.obj_id for expression in video.expressions.values()}
+        objects = {expression.obj_id for expression in video.expressions.values() if expression.obj_id is not None}
         truths = {number: Shape.of(index == number) for number in objects}
         visible |= {number for number, truth in truths.items() if truth.area}
         guesses = [Shape.of(read_binary_mask(path, index.shape)) for path in _predictions(pred, video, frame)]
         scores.append(
             [
-                shape_scores(truths[expression.obj_id], guess)
+                _negative_scores(guess) if expression.obj_id is None else shape_scores(truths[expression.obj_id], guess)
                 for expression, guess in zip(video.expressions.values(), guesses, strict=True)
             ]
         )
@@ -137,7 +151,14 @@ def _score_video(video: _Video, gt: Path, pred: Path) -> tuple[dict[str, dict[st
         rows[exp_id] = {"J": float(j), "F": float(f), "JF": float(j + f) / 2, "obj_id": expression.obj_id}
         if expression.kind is not None:
             rows[exp_id]["kind"] = expression.kind
-    return rows, [exp_id for exp_id, expression in video.expressions.items() if expression.obj_id not in visible]
+    seen = {None, *visible}  # a negative has nothing to be seen
+    return rows, [exp_id for exp_id, expression in video.expressions.items() if expression.obj_id not in seen]
+
+
+def _negative_scores(guess: Shape) -> tuple[float, float]:
+    """(J, F) of a frame in which nothing is named. The boundary is not asked: that of a full frame is empty too."""
+    score = 0.0 if guess.area else 1.0
+    return score, score
 
 
 def _choose_videos(path: Path, gt: Path) -> tuple[list[_Video], list[str]]:
@@ -150,6 +171,8 @@ def _choose_videos(path: Path, gt: Path) -> tuple[list[_Video], list[str]]:
             f"none of the {len(listed)} videos of {path} has a folder in {gt}; "
             "give the folder of masks that belongs to these expressions"
         )
+    if all(expression.obj_id is None for video in videos for expression in video.expressions.values()):
+        raise UserError(f"{path}: no expression names an object, so there is no J and F; it must hold {_HOLDS}")
     notes = []
     if len(videos) < len(listed):
         absent = len(listed) - len(videos)
@@ -173,6 +196,8 @@ def _read_video(path: Path, name: str, content: Any) -> _Video:
 
 
 def _read_expression(path: Path, where: str, content: Any) -> _Expression:
+    if is_negative(content, path, where):
+        return _Expression(None, NEGATIVE)
     text = str(_entry(content, "obj_id", (str, int), path, where))
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 254):
         raise UserError(f"{path}: {where} has the obj_id {text!r}; it must be the object's value in the masks, 1…254")

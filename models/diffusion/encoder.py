@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.diffusion.conditioning import CLIPPixels, ImageTokenProjection, TextImageFusion
 from models.diffusion.noise import build_noise
 from models.diffusion.stack import Frozen, FrozenStack
-from models.diffusion.stride4 import VAETap, pointwise_pair
+from models.diffusion.stride4 import pointwise_pair
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,8 +28,8 @@ class PixelFeatures:
 
     latents: Tensor
     """``[B, T, 4, H/8, W/8]``, scaled."""
-    vae_f4: Tensor
-    """``[N, C, H/4, W/4]``."""
+    f4: Tensor
+    """Level 0 of the pyramid ``[N, C, H/4, W/4]``."""
     image_tokens: Tensor | None
     """``[N, K, image width]``, or None without image tokens."""
 
@@ -39,6 +39,7 @@ class VideoEncoder(nn.Module):
 
     Args:
         stack: the frozen parts.
+        stride4: makes level 0 of the pyramid (``VAETap`` or ``TemporalStem``).
         pyramid_channels: channels of the four levels.
         noise: ``predicted``, ``gaussian`` or ``none``.
         image_tokens: whether image tokens join the text condition.
@@ -52,6 +53,7 @@ class VideoEncoder(nn.Module):
     def __init__(
         self,
         stack: FrozenStack,
+        stride4: nn.Module,
         pyramid_channels: tuple[int, int, int, int],
         noise: str = "predicted",
         image_tokens: bool = True,
@@ -78,8 +80,8 @@ class VideoEncoder(nn.Module):
             self.fusion = TextImageFusion(text_dim, text_dim // unet.config.attention_head_dim)
 
         self.noise = build_noise(noise, unet.config.in_channels)
-        c4, c8, c16, c32 = pyramid_channels
-        self.stride4 = VAETap(vae.stride4_channels, c8, c4)
+        _, c8, c16, c32 = pyramid_channels
+        self.stride4 = stride4
         taps = unet.tap_channels
         sums = [taps[first] + taps[last] for first, last in TAP_PAIRS]
         self.levels = nn.ModuleList(
@@ -90,14 +92,14 @@ class VideoEncoder(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def encode_pixels(self, frames: Tensor) -> PixelFeatures:
-        """Everything that does not depend on the sentence. No gradient flows into it.
+        """Everything that does not depend on the sentence. The frozen parts run without a graph.
 
         Args:
             frames: ``[B, T, 3, H, W]``, ImageNet-normalised, zero-padded; H and W multiples of 16.
         """
         with torch.no_grad():
-            x01 = frames.flatten(0, 1) * self.pixel_std + self.pixel_mean
-            moments, vae_f4 = self.vae(2 * x01 - 1)
+            x01 = frames * self.pixel_std + self.pixel_mean
+            moments, vae_f4 = self.vae(2 * x01.flatten(0, 1) - 1)
             mean, log_variance = moments.chunk(2, dim=1)
             if self.posterior == "sample" or (self.posterior == "auto" and self.training):
                 std = torch.exp(0.5 * log_variance.clamp(-30, 20))
@@ -105,8 +107,8 @@ class VideoEncoder(nn.Module):
             latents = (self.latent_scale * mean).unflatten(0, frames.shape[:2])
             tokens = None
             if self.image_encoder is not None:
-                tokens = self.image_encoder(self.clip_pixels(x01)).last_hidden_state
-        return PixelFeatures(latents, vae_f4, tokens)
+                tokens = self.image_encoder(self.clip_pixels(x01.flatten(0, 1))).last_hidden_state
+        return PixelFeatures(latents, self.stride4(x01, vae_f4), tokens)
 
     def encode_text(self, captions: list[str]) -> Tensor:
         """Token features of the diffusion model's text encoder ``[B, 77, D]``."""
@@ -140,7 +142,7 @@ class VideoEncoder(nn.Module):
             latents = self.signal_rate**0.5 * latents + (1 - self.signal_rate) ** 0.5 * self.noise(latents)
         taps = self.unet(latents.transpose(1, 2), condition)
 
-        pyramid = [self.stride4(pixels.vae_f4)]
+        pyramid = [pixels.f4]
         for level, (first, last) in zip(self.levels, TAP_PAIRS, strict=True):
             pyramid.append(level(torch.cat([taps[first], taps[last]], dim=1)))
         return pyramid
