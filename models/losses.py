@@ -11,15 +11,29 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from models.selection import LayerPrediction
 from models.targets import Target
 
+BOX_EPS = 1e-7
+
 
 def paired_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of corresponding boxes ``[..., 4]`` (cx, cy, w, h) → ``[...]``."""
-    return 1 - generalized_box_iou_loss(box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy"))
+    """Generalised IoU of corresponding boxes ``[..., 4]`` (cx, cy, w, h) → ``[...]``.
+
+    torchvision's paired form selects by a boolean mask, for which a GPU would make the host wait.
+    """
+    a, b = box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy")
+
+    def area(corners: Tensor) -> Tensor:
+        size = (corners[..., 2:] - corners[..., :2]).clamp(min=0)
+        return size[..., 0] * size[..., 1]
+
+    inner = area(torch.cat([torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])], dim=-1))
+    outer = area(torch.cat([torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])], dim=-1))
+    union = area(a) + area(b) - inner
+    return inner / (union + BOX_EPS) - (outer - union) / (outer + BOX_EPS)
 
 
 def dice_share(logits: Tensor, truth: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ YAML_MISTAKES = {
     "resume:": "resume in {path}, line 1 must be a path or '', not null",
     "split: ''": "split in {path}, line 1 must be text, not ''",
     "split: 2024-13-45": "split in {path}, line 1 must be text: month must be in 1..12",
-    "noise: pink": "noise in {path}, line 1 must be one of predicted, gaussian, none, not 'pink'",
+    "noise: pink": "noise in {path}, line 1 must be one of auto, predicted, gaussian, none, not 'pink'",
     "dropout: 1": "dropout in {path}, line 1 must be a number of at least 0 and below 1, not 1.0",
     "train_scales: 64": "train_scales in {path}, line 1 must be a list of whole numbers of at least 16, not 64",
     "train_scales: [64, 1.5]": "must be a list of whole numbers of at least 16, not [64, 1.5]",

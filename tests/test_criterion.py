@@ -100,3 +100,17 @@ def test_nothing_on_the_host_waits_for_values(criterion: Criterion, monkeypatch:
     fields = {name: value.detach().to("meta") for name, value in vars(prediction).items() if value is not None}
     total, _ = losses(criterion, (LayerPrediction(**fields), targets))
     assert total.is_meta
+
+
+def test_generalised_iou_is_torchvisions() -> None:
+    from torchvision.ops import box_convert, generalized_box_iou_loss
+
+    from models.losses import paired_giou
+
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 50, 3, 4, generator=generator)
+    b[0] = 0  # an invisible object's box
+    corners = [box_convert(boxes, "cxcywh", "xyxy") for boxes in (a, b)]
+    torch.testing.assert_close(paired_giou(a, b), 1 - generalized_box_iou_loss(*corners), rtol=1e-5, atol=1e-5)
+    far = torch.tensor([0.1, 0.1, 0.1, 0.1]), torch.tensor([0.9, 0.9, 0.1, 0.1])
+    assert float(paired_giou(*far)) == pytest.approx(0.02 / 0.81 - 1, abs=1e-4)
