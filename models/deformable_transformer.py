@@ -192,7 +192,7 @@ class DeformableTransformer(nn.Module):
             padding: pixel mask of every frame ``[N, H, W]``, True where padded.
             queries: the decoder's input for every frame ``[N, Q, C]``.
         """
-        maps = [project(f) for project, f in zip(self.input_proj, features, strict=False)]
+        maps = [project(f) for project, f in zip(self.input_proj[:-1], features, strict=True)]
         maps.append(self.input_proj[-1](features[-1]))
         shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
         masks = [resize_padding(padding, shape) for shape in shapes]
@@ -226,9 +226,9 @@ class DeformableTransformer(nn.Module):
             boxes.append(box)
             reference = box.detach()
 
-        parts = memory.split([h * w for h, w in shapes], dim=1)[:3]
-        memories = [part.transpose(1, 2).unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=False)]
-        return DecoderOutput(states, initial, boxes, memories)
+        parts = memory.split([h * w for h, w in shapes], dim=1)
+        memories = [part.transpose(1, 2).unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
+        return DecoderOutput(states, initial, boxes, memories[:-1])
 
 
 def resize_padding(padding: Tensor, shape: tuple[int, int]) -> Tensor:

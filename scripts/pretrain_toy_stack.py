@@ -10,7 +10,7 @@ classifier-free). Stops and goes on where it stopped. Half precision on disk.
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import random
 import shutil
 from collections.abc import Sequence
@@ -37,9 +37,10 @@ from datasets.toy_captions import describe_scene
 from datasets.toy_render import render_frames
 from datasets.toy_scene import KINDS
 from models.diffusion.conditioning import CLIPPixels
-from models.diffusion.tiny import make_tiny_stack
+from models.diffusion.tiny import STAMP, make_tiny_stack
 from scripts.fit import fit
-from util.errors import run_cli
+from util.errors import UserError, run_cli
+from util.io import read_json, write_json
 
 SIZES: dict[str, Any] = {
     "layers_per_block": 1,
@@ -214,22 +215,34 @@ PARTS = {
 
 
 def pretrain(output: Path, work: Path, videos: int, share: float) -> None:
-    """Pre-train all parts in ``work`` and copy the finished stack to ``output``."""
+    """Pre-train all parts in ``work`` and copy the finished stack to ``output``.
+
+    Raises:
+        UserError: a number is out of range, or ``output`` holds something else than a toy stack.
+    """
+    if videos < 1 or share <= 0:
+        raise UserError(f"--videos must be at least 1 and --share above 0, not {videos} and {share:g}")
+    if output.exists() and not (output / STAMP).is_file():
+        raise UserError(f"{output} is there already and is no toy stack; choose another --output_dir")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     torch.manual_seed(SEED)
     corpus = make_corpus(videos, frames=8, height=64, width=96)
     every = sorted({text for video in corpus.sentences + corpus.captions for text in video})
-    stack, losses = work / "stack", work / "done.json"
-    make_tiny_stack(stack, every, SEED, force=True, **SIZES) if not losses.is_file() else None
-    done: list[str] = json.loads(losses.read_text()) if losses.is_file() else []
+    stack, record = work / "stack", work / "done.json"
+    done: list[str] = read_json(record, "the parts that are pre-trained") if record.is_file() else []
+    if not done:
+        make_tiny_stack(stack, every, SEED, force=True, **SIZES)
     for name, train in PARTS.items():
         if name not in done:
             train(corpus, stack, work, max(1, round(share * STEPS[name])))
             done.append(name)
-            losses.write_text(json.dumps(done))
-    shutil.rmtree(output, ignore_errors=True)
-    shutil.copytree(stack, output)
+            write_json(record, done)
+    copy = output.with_name(f".{output.name}.{os.getpid()}")
+    shutil.copytree(stack, copy)
+    if output.exists():
+        shutil.rmtree(output)
+    copy.rename(output)
     print(f"wrote {output}")
 
 

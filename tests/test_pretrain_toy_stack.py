@@ -16,7 +16,7 @@ from datasets.toy_scene import COLOURS, KINDS, SHAPES
 from models.diffusion.stack import load_stack
 from scripts.fit import fit
 from scripts.pretrain_toy_stack import pretrain
-from util.errors import RunError
+from util.errors import RunError, UserError
 
 
 def test_a_caption_names_every_object_and_nothing_else() -> None:
@@ -65,6 +65,16 @@ def test_fit_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(RunError, match="not finite at step 1"):
         fit("broken", [model], lambda generator: model.weight.sum() * float("nan"), 5, 0.1, tmp_path)
+
+
+def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("keep me")
+    with pytest.raises(UserError, match="no toy stack"):
+        pretrain(tmp_path / "letters", tmp_path / "work", videos=1, share=0.001)
+    assert (tmp_path / "letters" / "a.txt").read_text() == "keep me"
+    with pytest.raises(UserError, match="--videos"):
+        pretrain(tmp_path / "stack", tmp_path / "work", videos=0, share=1)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from util.errors import UserError
@@ -194,7 +195,7 @@ def _check_together(config: Config) -> None:
             f"crop_range must be least and greatest side in this order, not {list(config.crop_range)}",
         ),
         (
-            all(first < second for first, second in zip(config.lr_drop, config.lr_drop[1:], strict=False)),
+            all(first < second for first, second in pairwise(config.lr_drop)),
             f"lr_drop must be epochs in rising order, not {list(config.lr_drop)}",
         ),
         (
