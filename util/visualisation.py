@@ -175,6 +175,7 @@ def write_video(path: Path, pictures: Iterable[Picture], fps: float = 6) -> None
             stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
             assert isinstance(stream, av.VideoStream)
             stream.pix_fmt = "yuv420p"
+            stream.thread_count = 1  # expressions are written side by side already
             stream.options = {"crf": "18", "preset": "veryfast"} if codec == "libx264" else {"qscale": "3"}
             size = None
             for picture in pictures:
