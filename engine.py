@@ -27,6 +27,8 @@ class Schedule:
     warmup_steps: int = 0
     max_steps: int = 0
     """0: no limit."""
+    cosine: bool = False
+    """Fall to 0 along half a cosine over the whole run, in place of the drops."""
 
     @property
     def total_steps(self) -> int:
@@ -37,6 +39,8 @@ class Schedule:
     def rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.cosine:
+            return self.rate * warmup * 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
         return self.rate * warmup * 0.1 ** sum(step // self.steps_per_epoch >= drop for drop in self.drops)
 
 

@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from datasets import Video, list_videos, load_frames
 from datasets.clip import pad_clips
-from models import Segmenter, build_model
+from models import Segmenter, build_model, merge_lora
+from models.loading import load_weights, open_checkpoint
 from models.postprocessors import binary_masks, pixel_boxes
 from models.selection import best_query
 from util.background import BackgroundTasks, read_ahead
-from util.checkpoint import load_state, read_checkpoint
 from util.config import Config, load_config
 from util.device import device_name, resolve_device
 from util.errors import RunError, UserError, run_cli
@@ -76,18 +76,21 @@ def main() -> None:
     device = resolve_device(cfg.device)
     if not cfg.resume:
         raise UserError("no checkpoint is given; name the checkpoint.pth that main.py wrote by --resume")
-    checkpoint = read_checkpoint(cfg.resume, cfg.model)
+    checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)
     videos = [video for video in list_videos(cfg) if video.expressions]
     if not videos:
         raise UserError(f"the {cfg.split} split of {cfg.ytvos_path} has no expression; its expressions file lists none")
     require_frames(videos)
     record = InferenceRecord(
         Path(cfg.output_dir) / "inference.json",
-        {"checkpoint_sha256": file_sha256(Path(cfg.resume)), **mask_options(cfg)},
-        {"checkpoint": str(Path(cfg.resume).resolve()), "device": device_name(device)},
+        {"checkpoint_sha256": file_sha256(checkpoint["path"]), **mask_options(cfg)},
+        {"checkpoint": str(checkpoint["path"].resolve()), "device": device_name(device)},
     )
     model = build_model(cfg)
-    load_state(model, checkpoint["weights"], cfg.resume)
+    for note in load_weights(model, checkpoint, cfg).notes:
+        print(f"note: {note}")
+    del checkpoint  # and with it the memory map of its file
+    merge_lora(model)  # the same function, at no cost
     run_inference(model.to(device).eval(), videos, cfg, record, device)
     print("\n".join(finish(videos, cfg, record)))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets import ClipBatch, ClipLoader, build_dataset, collate
 from datasets.sampler import EpochBatches
 from engine import Schedule, train
-from models import build_criterion, build_model, trained_parameters
-from util.checkpoint import load_state, read_checkpoint, save_checkpoint
+from models import build_criterion, build_model, has_lora, trained_parameters
+from models.identity import frozen_identity
+from models.loading import load_weights, open_checkpoint
+from util.checkpoint import TRAINING_KEYS, save_checkpoint
 from util.config import Config, config_dict, load_config
 from util.device import resolve_device
 from util.distributed import is_main, process_group, rank, world_size
@@ -67,9 +70,14 @@ def run(cfg: Config, device: torch.device) -> None:
     """Train, from the beginning or from ``cfg.resume`` on, in this process and its peers."""
     torch.manual_seed(cfg.seed)
     output = Path(cfg.output_dir)
-    state = read_checkpoint(cfg.resume, cfg.model) if cfg.resume else {}
-    if state and not {"optimizer", "step", "steps_per_epoch"} <= state.keys():
-        raise UserError(f"{cfg.resume} holds weights alone; give the checkpoint.pth of a training run with --resume")
+    state = open_checkpoint(cfg.resume, "--resume", cfg.model) if cfg.resume else {}
+    if state and not state.keys() >= TRAINING_KEYS.keys():
+        raise UserError(
+            f"{state['path']} holds weights alone; --resume goes on with the checkpoint.pth of a training run, and "
+            "--pretrained_weights begins a new run from weights"
+        )
+    begin = cfg.pretrained_weights and not state
+    weights = open_checkpoint(cfg.pretrained_weights, "--pretrained_weights", cfg.model) if begin else state
     first = state.get("step", 0)
     loader = Loader(cfg, pin_memory=device.type == "cuda")
     schedule = build_schedule(cfg, loader.batches.batches_per_epoch)
@@ -89,18 +97,25 @@ def run(cfg: Config, device: torch.device) -> None:
         write_json(output / "config.json", config_dict(cfg))
 
     model = build_model(cfg)
-    if state:
-        load_state(model, state["weights"], cfg.resume)
+    if weights:
+        loaded = load_weights(model, weights, cfg, fresh=not state)
+        frozen, notes = loaded.frozen, loaded.notes
+    else:
+        frozen, notes = frozen_identity(model, cfg), []
+    del weights
     model.to(device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
     if state:
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(deepcopy(state["optimizer"]))
+        state.clear()  # the file is memory-mapped, and will be replaced
     if is_main():
+        for note in notes:
+            print(f"note: {note}")
         print(
             f"{cfg.model}: {sum(trained_parameters(model).values()) / 1e6:.2f} M trained parameters; "
             f"{len(loader.dataset)} clips, {schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, "
-            f"on {world_size()} × {device}" + (f", from step {first}" if state else ""),
+            f"on {world_size()} × {device}" + (f", from step {first}" if cfg.resume else ""),
             flush=True,
         )
 
@@ -111,6 +126,7 @@ def run(cfg: Config, device: torch.device) -> None:
                 model,
                 cfg.model,
                 config_dict(cfg),
+                frozen=frozen,
                 optimizer=optimizer.state_dict(),
                 step=step,
                 steps_per_epoch=schedule.steps_per_epoch,
@@ -118,7 +134,12 @@ def run(cfg: Config, device: torch.device) -> None:
 
     network: nn.Module = model
     if world_size() > 1:
-        network = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        network = DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            # single frames bypass the temporal attentions, and with them their adapters
+            find_unused_parameters=cfg.num_frames == 1 and has_lora(model),
+        )
     with RunLog(output, schedule.total_steps, first, active=is_main()) as log:
         train(
             network,
@@ -148,6 +169,7 @@ def build_schedule(cfg: Config, steps_per_epoch: int) -> Schedule:
         drops=cfg.lr_drop,
         warmup_steps=cfg.warmup_steps,
         max_steps=cfg.max_steps,
+        cosine=cfg.lr_schedule == "cosine",
     )
 
 

@@ -102,6 +102,12 @@ def sample_scene(
     return Scene(height, width, objects, background_seed=rng.getrandbits(32))
 
 
+def free_scene(rng: random.Random, num_frames: int, height: int, width: int, count: int) -> Scene:
+    """Draw a scene of ``count`` objects that have nothing to do with each other."""
+    objects = tuple(_place(rng, _any_plan(rng), i + 1, num_frames, height, width) for i in range(count))
+    return Scene(height, width, objects, background_seed=rng.getrandbits(32))
+
+
 def _plan(rng: random.Random, focus: str, kinds: Sequence[str]) -> list[Plan]:
     count = rng.randint(3 if focus == "relation" else 2, MAX_OBJECTS)
     plans = _related_trio(rng) if focus == "relation" else _pair(rng, focus)

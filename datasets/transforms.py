@@ -57,8 +57,8 @@ class TrainTransform:
 
     Half of the time the shorter side becomes one of ``train_scales``; otherwise it first becomes one of
     ``crop_scales`` and a random rectangle is cut, whose sides lie in ``crop_range`` (or are the whole side where that
-    is shorter), before the same resize. Then a horizontal flip, half of the time, and brightness, contrast and
-    saturation distortion. All lengths are in pixels; without ``crop_scales`` nothing is cut.
+    is shorter), before the same resize. Then a horizontal flip, half of the time, and, with ``colour_distortion``,
+    brightness, contrast and saturation distortion. All lengths are in pixels; without ``crop_scales`` nothing is cut.
 
     Raises:
         UserError: no scale, a length below 1 or a reversed range.
@@ -68,6 +68,7 @@ class TrainTransform:
     crop_scales: Sequence[int] = (400, 500, 600)
     crop_range: Sequence[int] = (384, 600)
     max_size: int = 640
+    colour_distortion: bool = True
 
     def __post_init__(self) -> None:
         if not self.train_scales:
@@ -89,7 +90,8 @@ class TrainTransform:
         frames, masks = resize(frames, masks, int(rng.choice(self.train_scales)), self.max_size)
         if rng.random() < 0.5:
             frames, masks, caption = flip(frames, masks, caption)
-        return normalise(distort_colours(frames, rng)), _as_bool(masks), caption
+        frames = distort_colours(frames, rng) if self.colour_distortion else frames
+        return normalise(frames), _as_bool(masks), caption
 
     def _crop(self, frames: Tensor, masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         low, high = self.crop_range

@@ -138,7 +138,7 @@ def build_clips(cfg: Config, split: str) -> YtvosClips:
     """
     train = split == "train"
     transform: ClipTransform = (
-        TrainTransform(cfg.train_scales, cfg.crop_scales, cfg.crop_range, cfg.max_size)
+        TrainTransform(cfg.train_scales, cfg.crop_scales, cfg.crop_range, cfg.max_size, cfg.colour_distortion)
         if train
         else EvalTransform(cfg.eval_size, cfg.max_size)
     )

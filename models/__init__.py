@@ -1,23 +1,44 @@
 """Models: ``build_model`` and ``build_criterion`` are the only places that read a configuration.
 
 VD-IT (arXiv 2403.12042) = encoder with predicted noise and VAE tap + dynamic mask head.
-HCD (arXiv 2508.13584) = encoder without noise, with temporal stem + dynamic mask head + query-dot head.
+HCD (arXiv 2508.13584) = encoder without noise, with temporal stem and LoRA + dynamic mask head + query-dot head.
+Every part has an option of its own, so that each can be exchanged alone (docs/ablations.md).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+from models.backbones import BackboneEncoder, build_backbone
 from models.criterion import Criterion
 from models.deformable_transformer import DeformableTransformer
 from models.diffusion.encoder import VideoEncoder
-from models.diffusion.stack import FrozenStack, load_stack
+from models.diffusion.stack import FrozenStack, load_sentence_encoder, load_stack
 from models.diffusion.stride4 import TemporalStem, VAETap
+from models.lora import add_lora, has_lora, merge_lora, merged_state
 from models.mask_heads import DynamicMaskHead, MaskRefinement, QueryDotHead
 from models.matcher import Matcher
 from models.segmenter import Segmenter
 from models.text_encoder import LanguageQueries, SentenceEncoder
 from util.config import Config
 
-__all__ = ["Criterion", "Segmenter", "build_criterion", "build_model", "trained_parameters"]
+__all__ = [
+    "Criterion",
+    "Segmenter",
+    "build_criterion",
+    "build_model",
+    "has_lora",
+    "merge_lora",
+    "merged_state",
+    "trained_parameters",
+]
+
+T2V = "t2v"
+PARTS: dict[str, dict[str, Any]] = {
+    "vdit": {"noise": "predicted", "stride4": "vae", "lora_rank": 0},
+    "hcd": {"noise": "none", "stride4": "stem", "lora_rank": 16},
+}
+"""What an option that is "auto" means for each model."""
 
 
 def build_model(cfg: Config, stack: FrozenStack | None = None) -> Segmenter:
@@ -25,20 +46,27 @@ def build_model(cfg: Config, stack: FrozenStack | None = None) -> Segmenter:
 
     Args:
         cfg: the configuration.
-        stack: frozen parts already loaded; None: loaded from ``cfg.pretrained`` and the like.
+        stack: frozen parts already loaded; None: those needed are loaded from ``cfg.pretrained`` and the like.
 
     Raises:
-        UserError: a frozen part cannot be loaded.
+        UserError: a frozen part or the backbone cannot be loaded.
     """
-    stack = stack or load_stack(cfg.pretrained, cfg.image_encoder, cfg.text_encoder)
+    encoder: VideoEncoder | BackboneEncoder
+    if cfg.backbone == T2V:
+        stack = stack or load_stack(cfg.pretrained, cfg.image_encoder, cfg.text_encoder)
+        encoder = _build_encoder(cfg, stack)
+    else:
+        backbone = build_backbone(cfg.backbone, cfg.backbone_weights)
+        encoder = BackboneEncoder(backbone, cfg.pyramid_channels, cfg.train_backbone)
+    roberta, tokenizer = (
+        (stack.sentence_encoder, stack.sentence_tokenizer)
+        if stack
+        else load_sentence_encoder(cfg.pretrained, cfg.text_encoder)
+    )
     c4, c8, c16, c32 = cfg.pyramid_channels
-    hcd = cfg.model == "hcd"
-    stride4 = TemporalStem(c4) if hcd else VAETap(stack.vae.stride4_channels, c8, c4)
-    noise = ("none" if hcd else "predicted") if cfg.noise == "auto" else cfg.noise
-    encoder = VideoEncoder(stack, stride4, (c4, c8, c16, c32), noise, cfg.image_tokens, cfg.posterior)
     return Segmenter(
         encoder=encoder,
-        sentence_encoder=SentenceEncoder(stack.sentence_encoder, stack.sentence_tokenizer, cfg.hidden_dim, cfg.dropout),
+        sentence_encoder=SentenceEncoder(roberta, tokenizer, cfg.hidden_dim, cfg.dropout),
         language_queries=LanguageQueries(cfg.num_queries, cfg.hidden_dim),
         transformer=DeformableTransformer(
             in_channels=(c8, c16, c32),
@@ -53,10 +81,34 @@ def build_model(cfg: Config, stack: FrozenStack | None = None) -> Segmenter:
             dropout=cfg.dropout,
         ),
         mask_head=DynamicMaskHead(cfg.hidden_dim, cfg.dynamic_mask_channels),
-        query_dot_head=QueryDotHead() if hcd else None,
+        query_dot_head=QueryDotHead() if cfg.model == "hcd" else None,
         refinement=MaskRefinement(c4, c8),
         dim=cfg.hidden_dim,
     )
+
+
+def _build_encoder(cfg: Config, stack: FrozenStack) -> VideoEncoder:
+    """The text-to-video backbone, with LoRA where its rank is above 0."""
+    noise, stride4, rank = (_chosen(cfg, option) for option in ("noise", "stride4", "lora_rank"))
+    c4, c8, c16, c32 = cfg.pyramid_channels
+    encoder = VideoEncoder(
+        stack,
+        TemporalStem(c4) if stride4 == "stem" else VAETap(stack.vae.stride4_channels, c8, c4),
+        (c4, c8, c16, c32),
+        noise,
+        cfg.image_tokens,
+        cfg.posterior,
+        cfg.unet_text,
+    )
+    if rank:
+        add_lora(encoder.unet, rank, cfg.lora_alpha, cfg.lora_dropout, cfg.lora_targets)
+    return encoder
+
+
+def _chosen(cfg: Config, option: str) -> Any:
+    """An option's value, "auto" as the model has it."""
+    value = getattr(cfg, option)
+    return PARTS[cfg.model][option] if value == "auto" else value
 
 
 def build_criterion(cfg: Config) -> Criterion:

@@ -1,103 +1,191 @@
-"""Reading the authors' released checkpoints: their parameter names in, this project's names out.
+"""The authors' parameter names and this project's, both ways.
 
-Every key of a released checkpoint is either mapped, or on the list of parts that the models never
+Every name of a released checkpoint is either one of this project's, or on the list of parts that the models never
 use, or an error that names it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import cache
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from util.errors import UserError
 
 Value = TypeVar("Value")
 
-_DECODER = r"(?:transformer\.decoder\.)?"
-_BACKBONE = r"backbone\.(?:0\.diff_ftex|diff_feature_extract)\."  # VD-IT, HCD
+BACKBONE = {"vdit": "backbone.0.diff_ftex.", "hcd": "backbone.diff_feature_extract."}
+"""How the names of the visual encoder begin: this tells the two models' checkpoints apart."""
 
 UNUSED = (
-    r"sentence_proj\..*",  # frozen and never called in the released code
-    _BACKBONE + r"unet\.(up_blocks\.3|conv_norm_out|conv_out)\..*",  # behind the last tap
-    _BACKBONE + r"vae\.(decoder|post_quant_conv)\..*",
-    _BACKBONE + r"cv_model\.visual_projection\..*",  # CLIP's joint space; the tokens are read before it
-    r"text_encoder\.text_backbone\.pooler\..*",
-    r".*\.position_ids",  # constant buffers of older transformers versions
+    "sentence_proj.{rest}",  # frozen and never called in the released code
+    "@unet.up_blocks.3.{rest}",  # behind the last tap
+    "@unet.conv_norm_out.{rest}",
+    "@unet.conv_out.{rest}",
+    "@vae.decoder.{rest}",
+    "@vae.post_quant_conv.{rest}",
+    "text_encoder.text_backbone.pooler.{rest}",
+    "{rest}.position_ids",  # constant buffers of older transformers versions
 )
+"""What released checkpoints hold and the models never use, as templates; ``@`` is the model's ``BACKBONE``."""
 
-RENAMES = (
-    (r"query_tensors", "language_queries.vectors"),
-    (r"fusion_module\.multihead_attn\.(.*)", r"language_queries.attention.\1"),
-    (r"text_proj\.fc\.(.*)", r"sentence_encoder.linear.\1"),
-    (r"text_proj\.layer_norm\.(.*)", r"sentence_encoder.norm.\1"),
-    (r"text_encoder\.text_backbone\.(.*)", r"sentence_encoder.backbone.module.\1"),
-    (r"query_embed\.weight", "transformer.query_position"),
-    (r"transformer\.level_embed", "transformer.level_embed"),
-    (r"transformer\.reference_points\.(.*)", r"transformer.reference_point.\1"),
-    (r"input_proj\.(.*)", r"transformer.input_proj.\1"),
-    (r"transformer\.encoder\.layers\.(\d+)\.self_attn\.(.*)", r"transformer.encoder.\1.attention.\2"),
-    (r"transformer\.encoder\.layers\.(\d+)\.norm1\.(.*)", r"transformer.encoder.\1.norm.\2"),
-    (r"transformer\.encoder\.layers\.(\d+)\.norm2\.(.*)", r"transformer.encoder.\1.feed_forward.norm.\2"),
-    (r"transformer\.(encoder|decoder)\.layers\.(\d+)\.(linear[12])\.(.*)", r"transformer.\1.\2.feed_forward.\3.\4"),
-    (r"transformer\.decoder\.layers\.(\d+)\.(self|cross)_attn\.(.*)", r"transformer.decoder.\1.\2_attention.\3"),
+NAMES = (
+    ("query_tensors", "language_queries.vectors"),
+    ("fusion_module.multihead_attn.{rest}", "language_queries.attention.{rest}"),
+    ("text_proj.fc.{rest}", "sentence_encoder.linear.{rest}"),
+    ("text_proj.layer_norm.{rest}", "sentence_encoder.norm.{rest}"),
+    ("text_encoder.text_backbone.{rest}", "sentence_encoder.backbone.module.{rest}"),
+    ("query_embed.weight", "transformer.query_position"),
+    ("transformer.level_embed", "transformer.level_embed"),
+    ("transformer.reference_points.{rest}", "transformer.reference_point.{rest}"),
+    ("input_proj.{rest}", "transformer.input_proj.{rest}"),
+    ("transformer.encoder.layers.{n}.self_attn.{rest}", "transformer.encoder.{n}.attention.{rest}"),
+    ("transformer.encoder.layers.{n}.norm1.{rest}", "transformer.encoder.{n}.norm.{rest}"),
+    ("transformer.encoder.layers.{n}.norm2.{rest}", "transformer.encoder.{n}.feed_forward.norm.{rest}"),
+    ("transformer.encoder.layers.{n}.linear{k}.{rest}", "transformer.encoder.{n}.feed_forward.linear{k}.{rest}"),
+    ("transformer.decoder.layers.{n}.linear{k}.{rest}", "transformer.decoder.{n}.feed_forward.linear{k}.{rest}"),
+    ("transformer.decoder.layers.{n}.self_attn.{rest}", "transformer.decoder.{n}.self_attention.{rest}"),
+    ("transformer.decoder.layers.{n}.cross_attn.{rest}", "transformer.decoder.{n}.cross_attention.{rest}"),
     # Deformable DETR numbers its norms in the order of definition; self-attention runs first.
-    (r"transformer\.decoder\.layers\.(\d+)\.norm2\.(.*)", r"transformer.decoder.\1.norm1.\2"),
-    (r"transformer\.decoder\.layers\.(\d+)\.norm1\.(.*)", r"transformer.decoder.\1.norm2.\2"),
-    (r"transformer\.decoder\.layers\.(\d+)\.norm3\.(.*)", r"transformer.decoder.\1.feed_forward.norm.\2"),
-    (_DECODER + r"bbox_embed\.(.*)", r"transformer.box_heads.\1"),
-    (r"class_embed\.(.*)", r"class_heads.\1"),
-    (r"controller\.(.*)", r"mask_head.controller.\1"),
-    (r"mask_refine\.conv1_1div([48])\.(.*)", r"refinement.refine\1.1.\2"),
-    (r"mask_refine\.conv2_1div([48])\.(.*)", r"refinement.refine\1.3.\2"),
-    (_BACKBONE + r"projection\.(.*)", r"encoder.image_projection.\1"),
-    (_BACKBONE + r"cross_attn\.cros_attn\.w_qs\.(.*)", r"encoder.fusion.query.\1"),
-    (_BACKBONE + r"cross_attn\.cros_attn\.w_ks\.(.*)", r"encoder.fusion.key.\1"),
-    (_BACKBONE + r"cross_attn\.cros_attn\.w_vs\.(.*)", r"encoder.fusion.value.\1"),
-    (_BACKBONE + r"cross_attn\.cros_attn\.fc\.(.*)", r"encoder.fusion.output.\1"),
-    (_BACKBONE + r"cross_attn\.cros_attn\.layer_norm\.(.*)", r"encoder.fusion.norm1.\1"),
-    (_BACKBONE + r"cross_attn\.pos_ffn\.w_([12])\.(.*)", r"encoder.fusion.linear\1.\2"),
-    (_BACKBONE + r"cross_attn\.pos_ffn\.layer_norm\.(.*)", r"encoder.fusion.norm2.\1"),
-    (_BACKBONE + r"noise_pred\.(.*)", r"encoder.noise.conv.\1"),
-    (_BACKBONE + r"noise_fc\.0\.(.*)", r"encoder.noise.linear1.\1"),
-    (_BACKBONE + r"noise_fc\.2\.(.*)", r"encoder.noise.linear2.\1"),
-    (r"backbone\.0\.diff_ftex\.act_(?:1_postprocess|postprocess\.0)\.(.*)", r"encoder.stride4.project.\1"),
-    (r"backbone\.0\.diff_ftex\.act_(?:2_postprocess|postprocess\.1)\.(.*)", r"encoder.levels.0.\1"),
-    (r"backbone\.0\.diff_ftex\.act_(?:3_postprocess|postprocess\.2)\.(.*)", r"encoder.levels.1.\1"),
-    (r"backbone\.0\.diff_ftex\.act_(?:4_postprocess|postprocess\.3)\.(.*)", r"encoder.levels.2.\1"),
-    # HCD has no convolutions at level 0, so its list of levels begins with level 1.
-    (r"backbone\.diff_feature_extract\.act_(?:2_postprocess|postprocess\.0)\.(.*)", r"encoder.levels.0.\1"),
-    (r"backbone\.diff_feature_extract\.act_(?:3_postprocess|postprocess\.1)\.(.*)", r"encoder.levels.1.\1"),
-    (r"backbone\.diff_feature_extract\.act_(?:4_postprocess|postprocess\.2)\.(.*)", r"encoder.levels.2.\1"),
-    (_BACKBONE + r"first_feature\.down_sample\.(.*)", r"encoder.stride4.spatial.\1"),
-    (_BACKBONE + r"first_feature\.conv_temporal\.(.*)", r"encoder.stride4.temporal.\1"),
-    (r"linear3_16\.(.*)", r"query_dot_head.mix.\1"),
-    (_BACKBONE + r"unet\.(.*)", r"encoder.unet.module.\1"),
-    (_BACKBONE + r"vae\.(.*)", r"encoder.vae.module.\1"),
-    (_BACKBONE + r"text_encoder\.(?:text_model\.)?(.*)", r"encoder.text_encoder.module.\1"),
-    (_BACKBONE + r"cv_model\.(.*)", r"encoder.image_encoder.module.\1"),
+    ("transformer.decoder.layers.{n}.norm2.{rest}", "transformer.decoder.{n}.norm1.{rest}"),
+    ("transformer.decoder.layers.{n}.norm1.{rest}", "transformer.decoder.{n}.norm2.{rest}"),
+    ("transformer.decoder.layers.{n}.norm3.{rest}", "transformer.decoder.{n}.feed_forward.norm.{rest}"),
+    ("bbox_embed.{rest}", "transformer.box_heads.{rest}"),
+    ("class_embed.{rest}", "class_heads.{rest}"),
+    ("controller.{rest}", "mask_head.controller.{rest}"),
+    ("mask_refine.conv1_1div{n}.{rest}", "refinement.refine{n}.1.{rest}"),
+    ("mask_refine.conv2_1div{n}.{rest}", "refinement.refine{n}.3.{rest}"),
+    ("@projection.{rest}", "encoder.image_projection.{rest}"),
+    ("@cross_attn.cros_attn.w_qs.{rest}", "encoder.fusion.query.{rest}"),
+    ("@cross_attn.cros_attn.w_ks.{rest}", "encoder.fusion.key.{rest}"),
+    ("@cross_attn.cros_attn.w_vs.{rest}", "encoder.fusion.value.{rest}"),
+    ("@cross_attn.cros_attn.fc.{rest}", "encoder.fusion.output.{rest}"),
+    ("@cross_attn.cros_attn.layer_norm.{rest}", "encoder.fusion.norm1.{rest}"),
+    ("@cross_attn.pos_ffn.w_{k}.{rest}", "encoder.fusion.linear{k}.{rest}"),
+    ("@cross_attn.pos_ffn.layer_norm.{rest}", "encoder.fusion.norm2.{rest}"),
+    ("@unet.{rest}", "encoder.unet.module.{rest}"),
+    ("@vae.{rest}", "encoder.vae.module.{rest}"),
+    ("@text_encoder.text_model.{rest}", "encoder.text_encoder.module.{rest}"),
+    ("@cv_model.{rest}", "encoder.image_encoder.module.{rest}"),
 )
+"""The authors' names and this project's, as templates; ``@`` is the model's ``BACKBONE``."""
 
-_RENAMES = tuple((re.compile(pattern), name) for pattern, name in RENAMES)
-_UNUSED = re.compile("|".join(UNUSED))
+OWN_NAMES = {
+    "vdit": (
+        ("@noise_pred.{rest}", "encoder.noise.conv.{rest}"),
+        ("@noise_fc.0.{rest}", "encoder.noise.linear1.{rest}"),
+        ("@noise_fc.2.{rest}", "encoder.noise.linear2.{rest}"),
+    ),
+    "hcd": (
+        ("@first_feature.down_sample.{rest}", "encoder.stride4.spatial.{rest}"),
+        ("@first_feature.conv_temporal.{rest}", "encoder.stride4.temporal.{rest}"),
+        ("linear3_16.{rest}", "query_dot_head.mix.{rest}"),
+    ),
+}
+"""What only one of the models has."""
+
+ALIASES = (("transformer.decoder.bbox_embed.{rest}", "transformer.box_heads.{rest}"),)
+"""Second names of tensors that released checkpoints hold twice."""
+
+OTHER_VERSIONS = (("@text_encoder.{rest}", "encoder.text_encoder.module.{rest}"),)
+"""What newer versions of the libraries would call a part."""
+
+LEVELS = {
+    "vdit": ("encoder.stride4.project", "encoder.levels.0", "encoder.levels.1", "encoder.levels.2"),
+    # HCD has no convolutions at level 0, so its list of levels begins with level 1.
+    "hcd": ("encoder.levels.0", "encoder.levels.1", "encoder.levels.2"),
+}
+"""What ``act_postprocess.0`` and its successors are; ``act_1_postprocess`` … are the same, counted to 4."""
+
+_FIELDS = {"{n}": r"(?P<n>\d+)", "{k}": r"(?P<k>[12])", "{rest}": r"(?P<rest>.+)"}
+
+
+class AuthorsNames:
+    """The names of one of the two models.
+
+    Args:
+        model: ``vdit`` or ``hcd``.
+    """
+
+    def __init__(self, model: str) -> None:
+        levels = LEVELS[model]
+        first = 5 - len(levels)
+        own = OWN_NAMES[model]
+        names = [
+            *NAMES,
+            *own,
+            *((f"@act_{first + i}_postprocess.{{rest}}", f"{to}.{{rest}}") for i, to in enumerate(levels)),
+        ]
+        aliases = [*ALIASES, *((f"@act_postprocess.{i}.{{rest}}", f"{to}.{{rest}}") for i, to in enumerate(levels))]
+        self._unused = [_pattern(theirs, model) for theirs in UNUSED]
+        self._ours = [(_pattern(a, model), ours) for a, ours in (*names, *aliases, *OTHER_VERSIONS)]
+        self._theirs = [(_pattern(ours, model), a.replace("@", BACKBONE[model])) for a, ours in (*names, *aliases)]
+
+    def ours(self, theirs: str) -> str | None:
+        """This project's name of a released parameter; None where the models never use it.
+
+        Raises:
+            UserError: the name is unknown.
+        """
+        if any(pattern.fullmatch(theirs) for pattern in self._unused):
+            return None
+        for pattern, ours in self._ours:
+            match = pattern.fullmatch(theirs)
+            if match:
+                return ours.format(**match.groupdict())
+        raise UserError(
+            f"the checkpoint holds {theirs}, which is part of neither VD-IT nor HCD, nor known to be unused"
+        )
+
+    def theirs(self, ours: str) -> list[str]:
+        """The released name of one of this project's parameters, and its alias where it has one.
+
+        Raises:
+            UserError: the released models have no such parameter.
+        """
+        matches = ((pattern.fullmatch(ours), theirs) for pattern, theirs in self._theirs)
+        names = [theirs.format(**match.groupdict()) for match, theirs in matches if match]
+        if not names:
+            raise UserError(f"the authors' layout has no place for {ours}, which belongs to an option of this project")
+        return names
+
+
+def _pattern(template: str, model: str) -> re.Pattern[str]:
+    text = re.escape(template.replace("@", BACKBONE[model]))
+    for field, pattern in _FIELDS.items():
+        text = text.replace(re.escape(field), pattern)
+    return re.compile(text)
+
+
+authors_names = cache(AuthorsNames)
+
+
+def authors_model(names: Collection[str]) -> str:
+    """Which model has parameters of these names in the authors' layout: ``vdit`` or ``hcd``.
+
+    Raises:
+        UserError: neither of them.
+    """
+    found = [model for model, prefix in BACKBONE.items() if any(name.startswith(prefix) for name in names)]
+    if len(found) != 1:
+        raise UserError("the checkpoint is in the layout of the authors, but of neither VD-IT nor HCD")
+    return found[0]
 
 
 def convert_name(name: str) -> str | None:
-    """This project's name of a released parameter; None where the models never use it.
+    """This project's name of a released parameter of either model; None where the models never use it.
 
     Raises:
         UserError: the name is unknown.
     """
-    if _UNUSED.fullmatch(name):
-        return None
-    for pattern, ours in _RENAMES:
-        match = pattern.fullmatch(name)
-        if match:
-            return match.expand(ours)
-    raise UserError(f"the checkpoint holds {name}, which is part of neither VD-IT nor HCD, nor known to be unused")
+    try:
+        return authors_names("vdit").ours(name)
+    except UserError:
+        return authors_names("hcd").ours(name)
 
 
 def convert_authors(state: Mapping[str, Value]) -> dict[str, Value]:
@@ -106,35 +194,26 @@ def convert_authors(state: Mapping[str, Value]) -> dict[str, Value]:
     Aliases of one tensor come out as one entry.
 
     Raises:
-        UserError: a name is unknown.
+        UserError: the names are of neither model, one of them is unknown, or two aliases are tensors of other values.
     """
-    renamed = {}
+    table = authors_names(authors_model(state))
+    renamed: dict[str, Value] = {}
+    sources: dict[str, str] = {}
     for name, value in state.items():
-        ours = convert_name(name)
-        if ours is not None:
-            renamed[ours] = value
+        ours = table.ours(name)
+        if ours is None:
+            continue
+        if ours in renamed and not _same(renamed[ours], value):
+            raise UserError(
+                f"the checkpoint's {sources[ours]} and {name} should be one tensor, and are two; it is damaged"
+            )
+        renamed.setdefault(ours, value)
+        sources.setdefault(ours, name)
     return renamed
 
 
-def load_converted(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Load a converted state dict; the frozen parts may be left out, as they are in the model already.
-
-    Raises:
-        UserError: a trained parameter is missing, a name is not the model's, or a shape differs.
-    """
-    own = model.state_dict()
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for name, value in state.items():
-        if name not in own:
-            raise UserError(f"the checkpoint holds {name}, which this model does not have")
-        if own[name].shape != value.shape:
-            raise UserError(
-                f"the checkpoint's {name} has shape {list(value.shape)}, the model's {list(own[name].shape)}; "
-                "the sizes of checkpoint and configuration differ"
-            )
-    missing = sorted(trained - state.keys())
-    if missing:
-        raise UserError(f"the checkpoint lacks {missing[0]} and {len(missing) - 1} more trained parameters")
-    with torch.no_grad():
-        for name, value in state.items():
-            own[name].copy_(value)
+def _same(first: object, second: object) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        shared = first.data_ptr() == second.data_ptr() and first.shape == second.shape
+        return shared or torch.equal(first, second)
+    return first == second

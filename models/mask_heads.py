@@ -25,16 +25,18 @@ def shuffle_mask(mask: Tensor) -> Tensor:
 
 def sum_memories(memory: Sequence[Tensor]) -> Tensor:
     """Mask features: the encoder memories, resized to stride 8 and summed, ``[N, C, h, w]``."""
-    size = memory[0].shape[-2:]
-    resized = [F.interpolate(m, size=size, mode="bicubic", align_corners=False) for m in memory[1:]]
-    return memory[0] + sum(resized)
+    features = memory[0]
+    for m in memory[1:]:
+        features = features + F.interpolate(m, size=features.shape[-2:], mode="bicubic", align_corners=False)
+    return features
 
 
 class DynamicMaskHead(nn.Module):
     """Every query makes the weights of its own two 1×1 convolutions over the mask features.
 
     The features are never copied per query: the first convolution's share of the features is one
-    matrix product for all queries, and its share of the coordinates is linear in the position.
+    matrix product for all queries, and its share of the coordinates is linear in the position. At
+    most two maps of 16 channels per query live at a time, the output included.
 
     Args:
         dim: width of queries and mask features.
@@ -61,18 +63,20 @@ class DynamicMaskHead(nn.Module):
         Returns:
             ``[N, Q, 16, h, w]``.
         """
-        h, w = features.shape[-2:]
+        batch, channels, h, w = features.shape
+        queries = states.shape[1]
         weight1, weight2, bias1, bias2 = self.controller(states).split(self.sizes, dim=-1)
-        weight1 = weight1.unflatten(-1, (self.channels, -1))  # [N, Q, c, C + 2]
-        weight2 = weight2.unflatten(-1, (MASK_CHANNELS, self.channels))
-        by_feature, by_place = weight1.split([features.shape[1], 2], dim=-1)
+        by_feature, by_place = weight1.unflatten(-1, (self.channels, -1)).split([channels, 2], dim=-1)
+        weight2 = weight2.unflatten(-1, (MASK_CHANNELS, self.channels)).flatten(0, 1)  # [N·Q, 16, c]
 
-        x = torch.einsum("nqkc,ncp->nqkp", by_feature, features.flatten(2))
         # weight · (centre − pixel) = weight · centre − weight · pixel
-        x = x + (by_place @ centres[..., None]) - by_place @ pixel_centres(h, w, features)
-        x = F.relu(x + bias1[..., None])
-        x = weight2 @ x + bias2[..., None]
-        return x.unflatten(-1, (h, w))
+        constant = (bias1[..., None] + by_place @ centres[..., None]).flatten(1, 2)  # [N, Q·c, 1]
+        pixels = -pixel_centres(h, w, features).expand(batch, -1, -1)
+        x = torch.baddbmm(constant, by_place.flatten(1, 2), pixels)  # [N, Q·c, h·w]
+        x = torch.baddbmm(x, by_feature.flatten(1, 2), features.flatten(2))
+        x = F.relu(x, inplace=True).view(batch * queries, self.channels, h * w)
+        x = torch.baddbmm(bias2.reshape(-1, MASK_CHANNELS, 1), weight2, x)
+        return x.view(batch, queries, MASK_CHANNELS, h, w)
 
 
 class QueryDotHead(nn.Module):
@@ -97,10 +101,17 @@ class QueryDotHead(nn.Module):
             ``[N, Q, 16, h, w]`` at stride 8.
         """
         size = memory[0].shape[-2:]
-        products = [torch.einsum("nqc,nchw->nqhw", states, m) for m in memory]
+        products = [(states @ m.flatten(2)).unflatten(-1, m.shape[-2:]) for m in memory]
         resized = [F.interpolate(p, size=size, mode="bicubic", align_corners=False) for p in products[1:]]
-        mixed = torch.einsum("nqlhw,kl->nqkhw", torch.stack([products[0], *resized], dim=2), self.mix.weight)
-        return mixed + (states.sum(-1)[..., None] * self.mix.bias)[..., None, None]
+        stacked = torch.stack([products[0], *resized], dim=2)  # [N, Q, 3, h, w]
+        constant = states.sum(-1)[..., None] * self.mix.bias  # [N, Q, 16]
+        count = constant.shape[0] * constant.shape[1]
+        mixed = torch.baddbmm(
+            constant.reshape(count, MASK_CHANNELS, 1),
+            self.mix.weight.expand(count, -1, -1),
+            stacked.view(count, len(memory), -1),
+        )
+        return mixed.view(*constant.shape, *size)
 
 
 def pixel_centres(h: int, w: int, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.backbones import BackboneEncoder, PyramidFeatures
 from models.deformable_transformer import DeformableTransformer
 from models.diffusion.encoder import PixelFeatures, VideoEncoder
 from models.mask_heads import DynamicMaskHead, MaskRefinement, QueryDotHead, shuffle_mask, sum_memories
@@ -63,7 +64,7 @@ class Segmenter(nn.Module):
 
     def __init__(
         self,
-        encoder: VideoEncoder,
+        encoder: VideoEncoder | BackboneEncoder,
         sentence_encoder: SentenceEncoder,
         language_queries: LanguageQueries,
         transformer: DeformableTransformer,
@@ -110,14 +111,14 @@ class Segmenter(nn.Module):
 
     def segment_pixels(
         self,
-        pixels: PixelFeatures,
+        pixels: PixelFeatures | PyramidFeatures,
         padding: Tensor,
         captions: list[str],
         select: Selector = best_query,
         annotated: Tensor | None = None,
     ) -> SegmenterOutput:
         """The same from ``encoder.encode_pixels``, which serves every sentence of a video."""
-        batch, frames = pixels.latents.shape[:2]
+        batch, frames = pixels.batch_shape
         pyramid = self.encoder(pixels, captions)
         if annotated is not None:
             index = torch.arange(batch, device=annotated.device) * frames + annotated

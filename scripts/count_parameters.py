@@ -6,6 +6,7 @@ python -m scripts.count_parameters [--config configs/vdit_ytvos.yaml] [--stack c
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> Segmenter:
         reason = str(error).splitlines()[0]
         raise UserError(f"{stack} should hold a configuration file for every frozen part: {reason}") from error
     with torch.device("meta"):
-        return build_model(cfg, frozen)
+        return build_model(dataclasses.replace(cfg, backbone_weights=""), frozen)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from util.distributed import is_main, rank, world_size
 from util.errors import RunError
 from util.io import atomic_path
 
@@ -20,7 +21,7 @@ SAVE_SECONDS = 60
 def fit(
     name: str,
     modules: Sequence[nn.Module],
-    loss: Callable[[torch.Generator], Tensor],
+    loss: Callable[[torch.Generator, int], Tensor],
     steps: int,
     rate: float,
     folder: Path,
@@ -31,7 +32,7 @@ def fit(
     Args:
         name: of the part; its state is kept in ``folder/<name>.pth`` and loaded from there.
         modules: what is trained.
-        loss: draws a batch with the generator it is given and returns its loss.
+        loss: draws the batch of a step with the generator it is given and returns its loss.
         steps: in all.
         rate: the greatest learning rate.
         folder: for the state.
@@ -61,15 +62,16 @@ def fit(
 
     saved = time.monotonic()
     holder.train()
-    with tqdm(total=steps, initial=step, desc=name, unit="step", dynamic_ncols=True) as bar:
+    with tqdm(total=steps, initial=step, desc=name, unit="step", dynamic_ncols=True, disable=not is_main()) as bar:
         while step < steps:
             warm = min(1.0, (step + 1) / 100)
             for group in optimizer.param_groups:
                 group["lr"] = rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            value = loss(generator)
+            generator = torch.Generator().manual_seed(((rank() << 20) + seed) * 1_000_003 + step)
+            value = loss(generator, step)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
+            _average(parameters)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             step += 1
@@ -80,7 +82,20 @@ def fit(
             bar.update()
             bar.set_postfix(loss=f"{recent:.4f}", refresh=False)
             if time.monotonic() - saved > SAVE_SECONDS or step == steps:
-                save()
+                if is_main():
+                    save()
                 saved = time.monotonic()
     holder.eval()
     return recent
+
+
+def _average(parameters: Sequence[nn.Parameter]) -> None:
+    """The mean over processes of the gradients, which all processes have for the same parameters."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))

@@ -6,7 +6,6 @@ JSON of sizes, sentences and expected losses.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,16 @@ from torch import Tensor, nn
 from datasets.clip import Sample, Target, collate
 from datasets.transforms import normalise
 from models import build_criterion, build_model
-from models.adapters import convert_authors, convert_name, load_converted
+from models.adapters import convert_authors, convert_name
+from models.authors import is_authors
+from models.diffusion.encoder import VideoEncoder
 from models.segmenter import Segmenter
 from models.selection import Selector, all_queries, best_query
+from util.checkpoint import read_content
 from util.config import Config
 from util.errors import UserError
 from util.io import read_json
+from util.state import load_state
 
 TOLERANCE = 1e-3
 TOKEN_TOLERANCE = 0.1
@@ -112,18 +115,10 @@ def read_authors_state(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing or not such a checkpoint.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; it should hold the authors' checkpoint of these fixtures") from error
-    except Exception as error:  # torch's readers raise many kinds, which differ between versions
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path} cannot be read, or not safely: {reason}") from error
-    state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    content = read_content(path)
+    if not is_authors(content):
         raise UserError(f"{path} is not a checkpoint of the authors' layout: it has no weights under 'model'")
-    return state
+    return content["model"]
 
 
 def fixture_model(fixture: Fixture) -> tuple[Segmenter, Config]:
@@ -145,9 +140,10 @@ def fixture_model(fixture: Fixture) -> tuple[Segmenter, Config]:
         pretrained=str(fixture.pretrained),
         pyramid_channels=tuple(fixture.spec["dims"]["lay"]),
         posterior="mode",
+        lora_rank=0,  # the published UNet has its adapters merged in
     )
     model = build_model(cfg)
-    load_converted(model, convert_authors(read_authors_state(fixture.checkpoint)))
+    load_state(model, convert_authors(read_authors_state(fixture.checkpoint)), fixture.checkpoint)
     return model, cfg
 
 
@@ -182,7 +178,7 @@ class Recorder:
             self.found["inter_refs"] = torch.stack(output.boxes)
             self.found.update({f"memory.{i}": memory for i, memory in enumerate(output.memory)})
 
-        assert encoder.image_encoder is not None
+        assert isinstance(encoder, VideoEncoder) and encoder.image_encoder is not None
         self.handles = [
             encoder.image_encoder.register_forward_hook(tokens),
             encoder.fusion.register_forward_hook(lambda m, a, out: self.found.update(cond=out)),

@@ -13,7 +13,8 @@ import argparse
 import os
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from diffusers.models.resnet import TemporalConvLayer
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import (
@@ -33,28 +36,35 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from datasets.toy import ToyParameters, make_video
-from datasets.toy_captions import describe_scene
+from datasets.toy_captions import describe_object, describe_scene
 from datasets.toy_render import render_frames
-from datasets.toy_scene import KINDS
+from datasets.toy_scene import KINDS, free_scene
 from models.diffusion.conditioning import CLIPPixels
 from models.diffusion.tiny import STAMP, make_tiny_stack
 from scripts.fit import fit
+from util.distributed import is_main, process_group, wait_for_all
 from util.errors import UserError, run_cli
 from util.io import read_json, write_json
 
 SIZES: dict[str, Any] = {
+    "channels": (32, 64, 64, 64),
     "layers_per_block": 1,
     "vae_channels": (16, 32, 32, 32),
     "vae_layers_per_block": 1,
     "vae_norm_groups": 16,
     "image_size": 64,
     "image_patch": 8,
+    "text_tokens": 48,
+    "max_tokens": 1200,
 }
 SEED = 1  # not the benchmark's: its videos stay unseen
-CAPTIONS = 4  # per video, beside its referring sentences
+OBJECTS = (1, 1, 1, 2, 2, 2, 0, 0, 0, 0)
+"""Objects of the videos in turn; 0: a video like the benchmark's. Few objects make words easy to learn."""
 CROP = (32, 48)
 """Height and width of what the VAE learns on, in pixels: a quarter of the work of whole frames."""
-STEPS = {"vae": 2000, "contrastive": 1000, "sentences": 1000, "unet": 3000}
+FRAMES = 4
+"""Of a clip that the UNet denoises; two of three steps are on single frames, as image data joins video data."""
+STEPS = {"vae": 2000, "contrastive": 1500, "sentences": 1000, "unet": 2200}
 RATES = {"vae": 2e-3, "contrastive": 1e-3, "sentences": 2e-3, "unet": 1e-3}
 
 
@@ -64,10 +74,8 @@ class Corpus:
 
     frames: Tensor
     """uint8 ``[V, T, 3, H, W]``."""
-    captions: list[list[str]]
-    """of the whole scene, per video."""
-    sentences: list[list[str]]
-    """that refer to one object, per video."""
+    texts: list[list[str]]
+    """per video: captions of the scene, of single objects, and the benchmark's sentences."""
 
     def pick(self, generator: torch.Generator, count: int) -> Tensor:
         """Indices of ``count`` random videos."""
@@ -77,14 +85,19 @@ class Corpus:
 def make_corpus(videos: int, frames: int, height: int, width: int) -> Corpus:
     """Toy videos in memory, of a seed of their own."""
     parameters = ToyParameters(videos, 0, 0, frames, height, width, SEED, KINDS)
-    pixels, captions, sentences = [], [], []
-    for index in tqdm(range(videos), desc="videos", unit="video", dynamic_ncols=True):
-        video = make_video(parameters, "train", index)
+    pixels, texts = [], []
+    for index in tqdm(range(videos), desc="videos", unit="video", dynamic_ncols=True, disable=not is_main()):
         rng = random.Random(f"{SEED}/captions/{index}")
-        pixels.append(torch.from_numpy(render_frames(video.scene)).permute(0, 3, 1, 2))
-        captions.append([describe_scene(rng, video.scene) for _ in range(CAPTIONS)])
-        sentences.append([sentence.text for sentence in video.sentences])
-    return Corpus(torch.stack(pixels), captions, sentences)
+        count = OBJECTS[index % len(OBJECTS)]
+        if count:
+            scene, sentences = free_scene(rng, frames, height, width, count), []
+        else:
+            video = make_video(parameters, "train", index)
+            scene, sentences = video.scene, [sentence.text for sentence in video.sentences]
+        pixels.append(torch.from_numpy(render_frames(scene)).permute(0, 3, 1, 2))
+        captions = [describe_scene(rng, scene) for _ in range(4)]
+        texts.append(captions + [describe_object(rng, scene) for _ in range(4)] + sentences)
+    return Corpus(torch.stack(pixels), texts)
 
 
 def pretrain_vae(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
@@ -93,14 +106,14 @@ def pretrain_vae(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
     vae = AutoencoderKL.from_pretrained(stack / "vae", torch_dtype=torch.float32)
     nn.init.constant_(vae.quant_conv.bias[vae.config.latent_channels :], -6.0)
 
-    def loss(generator: torch.Generator) -> Tensor:
-        which = torch.randint(corpus.frames.shape[1], (16,), generator=generator)
+    def loss(generator: torch.Generator, step: int) -> Tensor:
+        which = torch.randint(corpus.frames.shape[1], (8,), generator=generator)
         top, left = (
             int(torch.randint(side - crop + 1, (1,), generator=generator))
             for side, crop in zip(size, CROP, strict=True)
         )
         window = (slice(None), slice(None), slice(top, top + CROP[0]), slice(left, left + CROP[1]))
-        pixels = corpus.frames[corpus.pick(generator, 16), which][window].float() / 127.5 - 1
+        pixels = corpus.frames[corpus.pick(generator, 8), which][window].float() / 127.5 - 1
         posterior = vae.encode(pixels).latent_dist
         latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         decoded = vae.decode(latents).sample
@@ -110,7 +123,8 @@ def pretrain_vae(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
     with torch.no_grad():
         means = vae.encode(corpus.frames[:32, 0].float() / 127.5 - 1).latent_dist.mean
     vae.register_to_config(scaling_factor=round(float(1 / means.std()), 5))
-    vae.half().save_pretrained(stack / "vae")
+    if is_main():
+        vae.half().save_pretrained(stack / "vae")
 
 
 def pretrain_contrastive(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
@@ -122,32 +136,32 @@ def pretrain_contrastive(corpus: Corpus, stack: Path, work: Path, steps: int) ->
     project = nn.Linear(text.config.hidden_size, image.config.projection_dim, bias=False)
     scale = nn.Linear(1, 1, bias=False)  # its one weight is the log of the inverse temperature
     nn.init.constant_(scale.weight, 2.3)
-    tokens = [tokenizer(c, padding="max_length", return_tensors="pt").input_ids for c in corpus.captions]
-    table = torch.stack(tokens)  # [V, captions, 77]
+    table = [_tokens(tokenizer, texts) for texts in corpus.texts]
 
-    def loss(generator: torch.Generator) -> Tensor:
+    def loss(generator: torch.Generator, step: int) -> Tensor:
         videos = corpus.pick(generator, 64)
-        which = torch.randint(table.shape[1], (len(videos),), generator=generator)
+        ids = torch.stack([_one_of(table[v], generator) for v in videos.tolist()])
         frame = torch.randint(corpus.frames.shape[1], (len(videos),), generator=generator)
         seen = image(prepare(corpus.frames[videos, frame].float() / 255)).image_embeds
-        read = project(text(table[videos, which]).pooler_output)
+        read = project(text(ids).pooler_output)
         logits = F.normalize(read, dim=-1) @ F.normalize(seen, dim=-1).T * scale.weight.exp()
         truth = torch.arange(len(videos))
         return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
 
     fit("contrastive", [text, image, project, scale], loss, steps, RATES["contrastive"], work)
     weights = {f"text_model.{name}": value.half() for name, value in text.state_dict().items()}
-    text.half().save_pretrained(stack / "text_encoder", state_dict=weights)
-    image.half().save_pretrained(stack / "clip")
+    if is_main():
+        text.half().save_pretrained(stack / "text_encoder", state_dict=weights)
+        image.half().save_pretrained(stack / "clip")
 
 
 def pretrain_sentences(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
     """The sentence encoder: fill in masked words."""
     tokenizer = AutoTokenizer.from_pretrained(stack / "roberta")
     model = RobertaForMaskedLM.from_pretrained(stack / "roberta", dtype=torch.float32)
-    texts = [text for video in corpus.sentences for text in video] + [c for video in corpus.captions for c in video]
+    texts = [text for video in corpus.texts for text in video]
 
-    def loss(generator: torch.Generator) -> Tensor:
+    def loss(generator: torch.Generator, step: int) -> Tensor:
         chosen = torch.randint(len(texts), (64,), generator=generator).tolist()
         batch = tokenizer([texts[i] for i in chosen], padding=True, return_tensors="pt")
         ids = batch.input_ids
@@ -158,11 +172,15 @@ def pretrain_sentences(corpus: Corpus, stack: Path, work: Path, steps: int) -> N
         return model(input_ids=given, attention_mask=batch.attention_mask, labels=ids.masked_fill(~masked, -100)).loss
 
     fit("sentences", [model], loss, steps, RATES["sentences"], work)
-    model.roberta.half().save_pretrained(stack / "roberta")
+    if is_main():
+        model.roberta.half().save_pretrained(stack / "roberta")
 
 
 def pretrain_unet(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
-    """Denoise latents of clips of four frames, given a text of the video, which a tenth of the time is empty."""
+    """Denoise latents of single frames and of clips, given a text of the video, which a tenth of the time is empty.
+
+    Single frames bypass the temporal layers as they do in ``TapUNet3D``.
+    """
     vae = AutoencoderKL.from_pretrained(stack / "vae", torch_dtype=torch.float32)
     text, tokenizer = _text_encoder(stack), CLIPTokenizer.from_pretrained(stack / "tokenizer")
     unet = UNet3DConditionModel.from_pretrained(stack / "unet", torch_dtype=torch.float32)
@@ -172,38 +190,57 @@ def pretrain_unet(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
             [vae.encode(video.float() / 127.5 - 1).latent_dist.mean for video in corpus.frames]
         ).transpose(1, 2)  # [V, 4, T, h, w]
         latents = latents * vae.config.scaling_factor
-        texts = [c + s for c, s in zip(corpus.captions, corpus.sentences, strict=True)]
-        states = [_encode(text, tokenizer, t) for t in texts]
-        empty = _encode(text, tokenizer, [""])[0]
+        states = [text(_tokens(tokenizer, texts)).last_hidden_state for texts in corpus.texts]
+        empty = text(_tokens(tokenizer, [""])).last_hidden_state[0]
 
-    def loss(generator: torch.Generator) -> Tensor:
-        videos = corpus.pick(generator, 8)
-        start = int(torch.randint(latents.shape[2] - 3, (1,), generator=generator))
-        clean = latents[videos, :, start : start + 4]
+    def loss(generator: torch.Generator, step: int) -> Tensor:
+        still = step % 3 > 0
+        frames = 1 if still else FRAMES
+        videos = corpus.pick(generator, 32 // frames)
+        start = int(torch.randint(latents.shape[2] - frames + 1, (1,), generator=generator))
+        clean = latents[videos, :, start : start + frames]
         condition = torch.stack(
             [
-                empty
-                if torch.rand((), generator=generator) < 0.1
-                else states[v][int(torch.randint(len(states[v]), (1,), generator=generator))]
+                empty if torch.rand((), generator=generator) < 0.1 else _one_of(states[v], generator)
                 for v in videos.tolist()
             ]
         )
         noise = torch.randn(clean.shape, generator=generator)
-        step = torch.randint(scheduler.config.num_train_timesteps, (len(videos),), generator=generator)
-        noised = scheduler.add_noise(clean, noise, step)
-        return F.mse_loss(unet(noised, step, condition).sample, noise)
+        level = torch.randint(scheduler.config.num_train_timesteps, (len(videos),), generator=generator)
+        noised = scheduler.add_noise(clean, noise, level)
+        with without_time(unet) if still else nullcontext():
+            return F.mse_loss(unet(noised, level, condition).sample, noise)
 
     fit("unet", [unet], loss, steps, RATES["unet"], work)
-    unet.half().save_pretrained(stack / "unet")
+    if is_main():
+        unet.half().save_pretrained(stack / "unet")
+
+
+@contextmanager
+def without_time(unet: UNet3DConditionModel) -> Iterator[None]:
+    """The temporal layers pass on what they get, but for the mid block's first convolution (see ``TapUNet3D``)."""
+    layers = [m for m in unet.modules() if isinstance(m, (TransformerTemporalModel, TemporalConvLayer))]
+    layers = [layer for layer in layers if layer is not unet.mid_block.temp_convs[0]]
+    for layer in layers:
+        attention = isinstance(layer, TransformerTemporalModel)
+        layer.forward = (lambda x, **_: (x,)) if attention else (lambda x, **_: x)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def _text_encoder(stack: Path) -> CLIPTextModel:
     return CLIPTextModel.from_pretrained(stack / "text_encoder", dtype=torch.float32)
 
 
-def _encode(text: CLIPTextModel, tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    ids = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return text(ids).last_hidden_state
+def _tokens(tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    return tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def _one_of(rows: Tensor, generator: torch.Generator) -> Tensor:
+    return rows[int(torch.randint(len(rows), (1,), generator=generator))]
 
 
 PARTS = {
@@ -226,24 +263,33 @@ def pretrain(output: Path, work: Path, videos: int, share: float) -> None:
         raise UserError(f"{output} is there already and is no toy stack; choose another --output_dir")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    with process_group(torch.device("cpu")):
+        _pretrain_parts(work, videos, share)
+        if is_main():
+            copy = output.with_name(f".{output.name}.{os.getpid()}")
+            shutil.copytree(work / "stack", copy)
+            if output.exists():
+                shutil.rmtree(output)
+            copy.rename(output)
+            print(f"wrote {output}")
+
+
+def _pretrain_parts(work: Path, videos: int, share: float) -> None:
+    """All parts that are not done yet, in ``work``."""
     torch.manual_seed(SEED)
     corpus = make_corpus(videos, frames=8, height=64, width=96)
-    every = sorted({text for video in corpus.sentences + corpus.captions for text in video})
+    every = sorted({text for texts in corpus.texts for text in texts})
     stack, record = work / "stack", work / "done.json"
     done: list[str] = read_json(record, "the parts that are pre-trained") if record.is_file() else []
-    if not done:
+    if not done and is_main():
         make_tiny_stack(stack, every, SEED, force=True, **SIZES)
     for name, train in PARTS.items():
+        wait_for_all()
         if name not in done:
             train(corpus, stack, work, max(1, round(share * STEPS[name])))
             done.append(name)
-            write_json(record, done)
-    copy = output.with_name(f".{output.name}.{os.getpid()}")
-    shutil.copytree(stack, copy)
-    if output.exists():
-        shutil.rmtree(output)
-    copy.rename(output)
-    print(f"wrote {output}")
+            if is_main():
+                write_json(record, done)
 
 
 def main() -> None:
@@ -251,7 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pre-train the tiny frozen stack on toy videos.")
     parser.add_argument("--output_dir", type=Path, default=Path("toy/stack"))
     parser.add_argument("--work_dir", type=Path, default=Path("runs/toy_stack"))
-    parser.add_argument("--videos", type=int, default=1500)
+    parser.add_argument("--videos", type=int, default=3000)
     parser.add_argument("--share", type=float, default=1.0, help="of the steps of every part")
     args = parser.parse_args()
     pretrain(args.output_dir, args.work_dir, args.videos, args.share)

@@ -54,3 +54,11 @@ def test_meter_gives_means_and_names_what_is_not_finite() -> None:
     meter.add(4, ["b/1", "c/2"], {"loss": torch.tensor(float("nan")), "loss_ce": torch.tensor(3.0)})
     with pytest.raises(RunError, match=r"step 4, clips b/1; c/2: loss nan, loss_ce 3"):
         meter.flush()
+
+
+def test_the_rate_falls_along_a_cosine() -> None:
+    schedule = Schedule(rate=2.0, steps_per_epoch=10, epochs=4, drops=(1,), warmup_steps=4, cosine=True)
+    assert schedule.total_steps == 40
+    assert schedule.rate_at(0) == pytest.approx(0.5)
+    assert schedule.rate_at(20) == pytest.approx(1.0)  # the drops have no effect
+    assert 0 < schedule.rate_at(39) < 0.01

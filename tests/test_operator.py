@@ -46,6 +46,13 @@ def _case(shapes: list[tuple[int, int]], seed: int = 0) -> tuple[Tensor, Tensor,
     return value, locations, weights
 
 
+@pytest.fixture(autouse=True, params=["by matrix", "by grid"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to sample."""
+    if request.param == "by grid":
+        monkeypatch.setattr("models.ops.functional.DENSE_POSITIONS", 0)
+
+
 @pytest.mark.parametrize("shapes", [[(5, 7)], [(1, 1)], [(6, 4), (3, 2), (2, 1), (1, 1)]])
 def test_it_samples_as_defined(shapes: list[tuple[int, int]]) -> None:
     value, locations, weights = _case(shapes)

@@ -39,7 +39,7 @@ def _regression(folder: Path, steps: int, stop_at: int | None = None) -> dict[st
     model = nn.Linear(3, 1)
     calls = 0
 
-    def loss(generator: torch.Generator) -> Tensor:
+    def loss(generator: torch.Generator, step: int) -> Tensor:
         nonlocal calls
         calls += 1
         if stop_at is not None and calls > stop_at:
@@ -64,7 +64,7 @@ def test_fit_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_fit_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(RunError, match="not finite at step 1"):
-        fit("broken", [model], lambda generator: model.weight.sum() * float("nan"), 5, 0.1, tmp_path)
+        fit("broken", [model], lambda generator, step: model.weight.sum() * float("nan"), 5, 0.1, tmp_path)
 
 
 def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:

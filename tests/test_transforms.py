@@ -216,3 +216,13 @@ def test_impossible_sizes_are_refused(change: dict[str, Any], sentence: str) -> 
 def test_impossible_evaluation_size_is_refused() -> None:
     with pytest.raises(UserError, match="eval_size is 0"):
         EvalTransform(eval_size=0)
+
+
+def test_without_colour_distortion_the_colours_stay() -> None:
+    frames = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(2, 32, 48, dtype=torch.bool)
+    transform = TrainTransform(train_scales=(32,), crop_scales=(), max_size=64, colour_distortion=False)
+    for seed in range(4):
+        out, _, _ = transform(frames, masks, "a dog", np.random.default_rng(seed))
+        plain = normalise(frames)
+        assert torch.equal(out, plain) or torch.equal(out, plain.flip(-1))

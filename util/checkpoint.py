@@ -1,27 +1,37 @@
-"""Checkpoints of a run: what is trained, and what it takes to go on.
+"""Checkpoint files: what is trained, and what it takes to go on (docs/checkpoints.md).
 
-A file holds ``format``, ``model`` (its name), ``config`` (the options it was made with), ``weights`` (the
-trained parameters alone: the frozen parts are loaded from where they come from), and for training
-``optimizer``, ``step`` and ``epoch``. It is read with ``weights_only``, so it cannot run code.
+A run's ``checkpoint.pth`` holds ``format``, ``model`` (its name), ``config`` (the options it was made with),
+``weights`` (what is trained, and frozen parts only where they are not the pretrained ones), ``frozen`` (the
+identity of the frozen parts), and for going on ``optimizer``, ``step`` and ``steps_per_epoch``. For passing on,
+``save_weights`` writes the first five as a safetensors file. Both are read without running code that a file may
+carry, and memory-mapped: a tensor takes memory when it is used.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from util.errors import UserError
 from util.io import atomic_path
+from util.state import stored_state
 
 FORMAT = "t2v-rvos-1"
-
-
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters of a model, by name."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+TRAINING_KEYS = {"optimizer": dict, "step": int, "steps_per_epoch": int}
+"""What going on takes beside the weights, and its types."""
+_JSON_KEYS = ("config", "frozen", "args", "epoch")
+"""What a safetensors file holds as JSON, beside ``format`` and ``model``."""
+_UNUSED = "unused."
+"""Prefix of the tensors in a safetensors file that belong to the authors' layout alone."""
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, name: str, config: dict[str, Any], **state: Any) -> None:
@@ -29,15 +39,23 @@ def save_checkpoint(path: str | Path, model: nn.Module, name: str, config: dict[
 
     Args:
         path: the file.
-        model: its trained parameters are stored.
+        model: what it has trained is stored, and frozen parts that came with a checkpoint.
         name: which model it is ("vdit").
         config: the run's options.
-        state: further entries, such as ``optimizer``, ``step`` and ``epoch``.
+        state: further entries, such as ``frozen``, ``optimizer``, ``step`` and ``steps_per_epoch``.
 
     Raises:
         UserError: the file cannot be written; an older one stays intact.
     """
-    content = {"format": FORMAT, "model": name, "config": config, "weights": trained_state(model), **state}
+    write_pickle(path, {"format": FORMAT, "model": name, "config": config, "weights": stored_state(model), **state})
+
+
+def write_pickle(path: str | Path, content: dict[str, Any]) -> None:
+    """Write with ``torch.save`` beside ``path`` and rename.
+
+    Raises:
+        UserError: the file cannot be written; an older one stays intact.
+    """
     try:
         # An open file: given a path, torch writes its name into the file, and equal content has other bytes.
         with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -46,48 +64,130 @@ def save_checkpoint(path: str | Path, model: nn.Module, name: str, config: dict[
         raise UserError(f"cannot write the checkpoint {path}: {error}; an older one there is intact") from error
 
 
-def read_checkpoint(path: str | Path, expected_model: str) -> dict[str, Any]:
-    """Read a checkpoint's content onto the CPU.
+def save_weights(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint without what training needs as a safetensors file, beside ``path`` and renamed.
+
+    Args:
+        path: the file; its name ends in ``.safetensors``.
+        content: ``model``, ``config``, ``frozen`` and ``weights``, and where there is any, what the authors' layout
+            has beside them: ``unused`` tensors by its names, and ``args``.
+
+    Raises:
+        UserError: the file cannot be written; an older one stays intact.
+    """
+    tensors = {**content["weights"], **{_UNUSED + key: value for key, value in content.get("unused", {}).items()}}
+    about = {key: json.dumps(content[key]) for key in _JSON_KEYS if content.get(key) is not None}
+    try:
+        with atomic_path(path) as temporary:
+            save_file(
+                {key: value.contiguous() for key, value in tensors.items()},
+                temporary,
+                {"format": FORMAT, "model": content["model"], **about},
+            )
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)  # as any other file; the library leaves it to its owner alone
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"cannot write the checkpoint {path}: {error}; an older one there is intact") from error
+
+
+def read_checkpoint(path: str | Path, expected_model: str = "") -> dict[str, Any]:
+    """A checkpoint of this project, of either kind, on the CPU.
+
+    Args:
+        path: the file.
+        expected_model: the model that the configuration builds; empty: any.
 
     Raises:
         UserError: the file is missing, truncated, of another kind, or of another model.
     """
+    return check_content(read_content(path), path, expected_model)
+
+
+def read_content(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint file of any kind, memory-mapped: a safetensors file or a ``torch.save`` of a dict.
+
+    Raises:
+        UserError: the file is missing, truncated, of another kind, or holds anything but plain values and tensors.
+    """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"the checkpoint {path} does not exist; give the path of a checkpoint.pth with --resume")
+        raise UserError(f"the checkpoint {path} does not exist; give the path of a checkpoint.pth")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's readers raise many kinds, which differ between versions
-        raise UserError(f"{path} is not a readable checkpoint; it may be truncated or of another program") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint of this project ({FORMAT})")
-    if not isinstance(content.get("weights"), dict):
-        raise UserError(f"{path} holds no weights; it is no checkpoint that main.py wrote")
-    if content.get("model") != expected_model:
-        raise UserError(
-            f"{path} is a checkpoint of the model {content.get('model')!r}, and the configuration builds "
-            f"{expected_model!r}; give a configuration with model: {content.get('model')}"
-        )
     return content
 
 
-def load_state(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
-    """Put trained parameters into a model.
+def check_content(content: dict[str, Any], path: str | Path, expected_model: str = "") -> dict[str, Any]:
+    """``content``, if it is a checkpoint of this project with all that every one of them has.
 
     Raises:
-        UserError: a parameter is missing, unknown or of another shape.
+        UserError: it is not, or of another model.
     """
-    own = trained_state(model)
-    strangers, missing = sorted(weights.keys() - own.keys()), sorted(own.keys() - weights.keys())
-    if strangers or missing:
-        what = f"holds {strangers[0]}, which this model lacks" if strangers else f"lacks {missing[0]}"
-        raise UserError(f"{path} {what}; it was made with another configuration")
-    for name, value in weights.items():
-        if own[name].shape != value.shape:
-            raise UserError(
-                f"{path} holds {name} of shape {list(value.shape)}, and this model's is {list(own[name].shape)}; "
-                "it was made with another configuration"
-            )
-    with torch.no_grad():
-        for name, value in weights.items():
-            own[name].copy_(value)
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of this project ({FORMAT})")
+    if not is_state(content.get("weights")):
+        raise UserError(f"{path} holds no weights; it is no checkpoint that main.py wrote")
+    if not isinstance(content.get("config"), dict) or not isinstance(content.setdefault("frozen", {}), dict):
+        raise UserError(f"{path} does not say with which options it was made; it is no checkpoint that main.py wrote")
+    for key, kind in TRAINING_KEYS.items():
+        if key in content and not isinstance(content[key], kind):
+            raise UserError(f"{path} is damaged: its {key} is no {kind.__name__}")
+    check_model(content.get("model"), path, expected_model)
+    return content
+
+
+def is_state(value: Any) -> bool:
+    """Whether a value is a dict of named tensors."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    )
+
+
+def check_model(name: Any, path: str | Path, expected_model: str) -> None:
+    """Refuse a checkpoint of another model than the configuration builds (empty: any).
+
+    Raises:
+        UserError: it is of another one.
+    """
+    if expected_model and name != expected_model:
+        raise UserError(
+            f"{path} is a checkpoint of the model {name!r}, and the configuration builds "
+            f"{expected_model!r}; give a configuration with model: {name}"
+        )
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file starts as safetensors does: the length of a JSON header, and its brace."""
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            about = file.metadata() or {}
+            tensors = file.get_tensors()
+        content: dict[str, Any] = {key: json.loads(about[key]) for key in _JSON_KEYS if key in about}
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a readable checkpoint; it may be truncated or of another program") from error
+    content.update({key: about[key] for key in ("format", "model") if key in about})
+    content["weights"] = {key: value for key, value in tensors.items() if not key.startswith(_UNUSED)}
+    content["unused"] = {key.removeprefix(_UNUSED): value for key, value in tensors.items() if key.startswith(_UNUSED)}
+    return content
+
+
+def _read_pickle(path: Path) -> Any:
+    """The authors' files carry their command line as an ``argparse.Namespace``, which is only data."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch's readers raise many kinds, which differ between versions
+        raise UserError(
+            f"{path} is not a readable checkpoint; it may be truncated, of another program, or carry code, which is "
+            "never run"
+        ) from error

@@ -13,8 +13,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+from util.config_files import read_yaml
 from util.errors import UserError
-from util.options import checked, option, read_flags, read_yaml
+from util.options import checked, option, read_flags
 
 _model = partial(option, "model")
 _loss = partial(option, "matching and losses")
@@ -58,6 +59,36 @@ class Config:
         choices=("auto", "predicted", "gaussian", "none"),
     )
     image_tokens: bool = _model(True, "join image tokens to the text condition of the UNet")
+    unet_text: bool = _model(True, "give the sentence to the UNet; off: the states of the empty sentence")
+    stride4: str = _model(
+        "auto",
+        "level 0 of the pyramid: the VAE's stride-4 feature or the temporal stem; auto = vae for vdit, stem for hcd",
+        choices=("auto", "vae", "stem"),
+    )
+    lora_rank: int | str = _model(
+        "auto", "rank of the LoRA adapters in the UNet; 0: none; auto = 0 for vdit, 16 for hcd", minimum=0, auto=True
+    )
+    lora_alpha: float = _model(32.0, "LoRA: what an adapter adds is scaled by lora_alpha / lora_rank", above=0)
+    lora_dropout: float = _model(0.1, "LoRA: dropout on an adapter's input", minimum=0, below=1)
+    lora_targets: tuple[str, ...] = _model(
+        ("to_q", "to_v"),
+        "LoRA: the layers of the UNet that get an adapter, in every spatial, temporal and cross attention",
+        choices=("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+    )
+    backbone: str = _model(
+        "t2v",
+        "what gives the pyramid's features: the text-to-video stack, torchvision's Video Swin, or a timm model "
+        "(timm:resnet50)",
+        choices=("t2v", "swin3d_t", "swin3d_s", "swin3d_b"),
+        prefix="timm:",
+    )
+    backbone_weights: str = _model(
+        "",
+        "weights of another backbone than t2v: DEFAULT (downloads the library's) or a file; empty: random",
+        path=True,
+        empty=True,
+    )
+    train_backbone: bool = _model(False, "train another backbone than t2v, which is frozen otherwise")
     posterior: str = _model(
         "auto",
         "how latents are drawn from the VAE posterior: auto = sample in training, mode in evaluation",
@@ -96,6 +127,7 @@ class Config:
     )
     split: str = _data("valid", "split that inference reads")
     num_frames: int = _data(5, "frames of a training clip", minimum=1)
+    colour_distortion: bool = _data(True, "distort brightness, contrast and saturation of training frames")
     reverse_probability: float = _data(
         0.3,
         "share of training clips played backwards (0 where sentences name directions of motion)",
@@ -114,6 +146,11 @@ class Config:
     num_workers: int = _data(4, "processes that load data; 0 loads in the main one", minimum=0)
 
     epochs: int = _train(9, "epochs", minimum=1)
+    lr_schedule: str = _train(
+        "step",
+        "how lr falls: step = to a tenth after the epochs of lr_drop; cosine = to 0 over the whole run",
+        choices=("step", "cosine"),
+    )
     lr_drop: tuple[int, ...] = _train((6, 8), "epochs after which the rate falls to a tenth", minimum=1)
     lr: float = _train(1e-4, "learning rate of all trained parameters", above=0)
     lr_processes: int = _train(
@@ -131,7 +168,23 @@ class Config:
     config: str = _run("", "YAML file that sets any of these options; flags override it", path=True, empty=True)
     output_dir: str = _run("runs/debug", "folder for everything that is written", path=True)
     device: str = _run("auto", "where to compute; auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
-    resume: str = _run("", "checkpoint to go on from, or to use for inference", path=True, empty=True)
+    resume: str = _run(
+        "",
+        "checkpoint to go on from, or to use for inference: a file, a folder that holds one, or hf://org/repo",
+        path=True,
+        empty=True,
+    )
+    pretrained_weights: str = _run(
+        "",
+        "checkpoint whose weights begin a new run: a file, a folder that holds one, or hf://org/repo; also the "
+        "authors'. With --resume it is not read",
+        path=True,
+        empty=True,
+    )
+    keep_class_heads: bool = _run(False, "take the class heads of pretrained_weights, too; else they are new")
+    ignore_frozen_identity: bool = _run(
+        False, "accept frozen parts other than those that a checkpoint was trained with"
+    )
     visualize: bool = _run(False, "also draw masks, boxes and sentences over the frames")
     threshold: float = _run(0.5, "mask probability from which a pixel belongs to the object", minimum=0, maximum=1)
     score_threshold: float = _run(
@@ -202,7 +255,29 @@ def _check_together(config: Config) -> None:
             any(getattr(config, f"set_cost_{part}") for part in ("class", "bbox", "giou", "mask", "dice")),
             "at least one of the set_cost_* options must be above 0, or no query can be matched",
         ),
+        (bool(config.lora_targets), "lora_targets must name at least one layer; --lora_rank 0 is without LoRA"),
+        *_backbone_rules(config),
     )
     for good, sentence in rules:
         if not good:
             raise UserError(sentence)
+
+
+def _backbone_rules(config: Config) -> list[tuple[bool, str]]:
+    """What holds of the backbone's options; a setting that would have no effect is refused, lest a table claim it."""
+    name = config.backbone
+    if name == "t2v":
+        return [
+            (not config.backbone_weights, "backbone_weights is for other backbones; t2v's are named by pretrained"),
+            (not config.train_backbone, "train_backbone is for other backbones; t2v is adapted by lora_rank"),
+        ]
+    return [
+        (value in absent, f"{option} {value} has no effect with backbone {name}; leave it at {absent[0]}")
+        for option, value, absent in (
+            ("noise", config.noise, ("auto", "none")),
+            ("stride4", config.stride4, ("auto",)),
+            ("lora_rank", config.lora_rank, ("auto", 0)),
+            ("unet_text", config.unet_text, (True,)),
+            ("image_tokens", config.image_tokens, (True,)),
+        )
+    ]

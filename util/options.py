@@ -1,7 +1,7 @@
-"""A flat dataclass as YAML file, command-line flags and help text at once.
+"""A flat dataclass as command-line flags and help text at once.
 
 The dataclass (``util.config.Config``) declares every option once, with ``option``; the functions here read it from
-YAML, then from flags that override the file, and say in one sentence what is wrong with a value and where it stands.
+flags, and say in one sentence what is wrong with a value and where it stands. ``util.config_files`` reads it from YAML.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
-import yaml
-
 from util.errors import UserError
 
 Options = dict[str, Any]
 
-_INTS = tuple[int, ...]  # the type of a list option
-_METAVARS: dict[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT", _INTS: "INT"}
+AUTO = "auto"
+_LISTS: dict[Any, type] = {tuple[int, ...]: int, tuple[str, ...]: str}  # the types of list options, and of their items
+_METAVARS: dict[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +33,8 @@ class Rule:
         group: heading under which ``--help`` shows the option.
         help: one line about it.
         choices: the allowed texts.
+        prefix: texts that begin with it are allowed beside ``choices``.
+        auto: the text "auto" is allowed beside a whole number; the option's type is then ``int | str``.
         minimum, maximum: inclusive bounds of a number, or of each number of a list.
         above, below: exclusive bounds.
         length: how many numbers a list holds; None is any number of them, including none.
@@ -44,6 +45,8 @@ class Rule:
     group: str
     help: str
     choices: tuple[str, ...] = ()
+    prefix: str = ""
+    auto: bool = False
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None
@@ -74,13 +77,17 @@ def checked(cls: type, name: str, value: Any, where: str) -> Any:
         value = str(Path(text).expanduser()) if text == "~" or text.startswith("~/") else text
     if kind is float and isinstance(value, (str, int)) and not isinstance(value, bool):
         value = _number(float, value)  # text too: YAML 1.1 reads 1e-4, without a point, as text
-    if kind == _INTS and isinstance(value, (list, tuple)):
-        value = tuple(value)
-        good = all(_within(rule, int, item) for item in value) and rule.length in (None, len(value))
+    if kind in _LISTS:
+        value = tuple(value) if isinstance(value, (list, tuple)) else value
+        wrong = [item for item in value if not _within(rule, _LISTS[kind], item)] if type(value) is tuple else [value]
+        good = not wrong and rule.length in (None, len(value))
     else:
-        good = _within(rule, kind, value)
+        wrong = [value]
+        good = (rule.auto and value == AUTO) or _within(rule, kind, value)
     if not good:
-        raise UserError(f"{where} must be {expected(cls, name)}, not {_shown(value)}")
+        near = nearest(wrong[0], rule.choices) if wrong and isinstance(wrong[0], str) else None
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise UserError(f"{where} must be {expected(cls, name)}, not {shown(value)}{hint}")
     return value
 
 
@@ -88,7 +95,8 @@ def expected(cls: type, name: str) -> str:
     """What option ``name`` accepts, in words ("a whole number of at least 1")."""
     kind, rule = _kind(cls, name), _rule(cls, name)
     if rule.choices:
-        return "one of " + ", ".join(rule.choices)
+        names = ", ".join(_choices(rule))
+        return f"a list of {names}" if kind in _LISTS else f"one of {names}"
     bounds = [
         f"{words} {bound}"
         for words, bound in (
@@ -100,36 +108,14 @@ def expected(cls: type, name: str) -> str:
         if bound is not None
     ]
     limits = " " + " and ".join(bounds) if bounds else ""
-    if kind == _INTS:
-        return f"a list of {'' if rule.length is None else f'{rule.length} '}whole numbers{limits}"
+    if rule.auto:
+        return f"{AUTO} or a whole number{limits}"
+    if kind in _LISTS:
+        items = "whole numbers" if _LISTS[kind] is int else "texts"
+        return f"a list of {'' if rule.length is None else f'{rule.length} '}{items}{limits}"
     if kind is str:
         return ("a path" if rule.path else "text") + (" or ''" if rule.empty else "")
     return {bool: "true or false", int: f"a whole number{limits}", float: f"a number{limits}"}[kind]
-
-
-def read_yaml(cls: type, path: str | Path) -> Options:
-    """Read the options that a YAML file sets.
-
-    Raises:
-        UserError: the file is missing, unreadable, no YAML or no mapping, or one of its keys is unknown, given twice
-            or has a wrong value.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"the config file {path} is missing; the project's own are in configs/") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the config file {path}: {error}") from error
-    try:
-        return _mapping(cls, yaml.SafeLoader(text), path)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UserError(f"{path}{line} is not valid YAML: {reason}") from error
-    except RecursionError as error:
-        raise UserError(f"{path} is nested too deeply; it should hold one `key: value` a line") from error
 
 
 def read_flags(cls: type, argv: Sequence[str] | None, description: str) -> Options:
@@ -159,7 +145,7 @@ def read_flags(cls: type, argv: Sequence[str] | None, description: str) -> Optio
         flag = unknown[0].split("=")[0]
         if not flag.startswith("-"):
             raise UserError(f"unexpected argument {flag!r}; every option is given as --name value, see --help")
-        near = _nearest(flag.lstrip("-").replace("-", "_"), names)
+        near = nearest(flag.lstrip("-").replace("-", "_"), names)
         raise UserError(f"unknown flag {flag}" + (f"; did you mean --{near}?" if near else "; see --help"))
     return {name: checked(cls, name, _typed(cls, name, text), f"--{name}") for name, text in vars(given).items()}
 
@@ -178,49 +164,18 @@ def _flag(cls: type, field: dataclasses.Field) -> Options:
     text = f"{rule.help} (default: {'none' if default == '' else default})".replace("%", "%%")
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction, "help": text}
-    metavar = "{" + ",".join(rule.choices) + "}" if rule.choices else "PATH" if rule.path else _METAVARS[kind]
-    count = {"nargs": "*" if rule.length is None else "+"} if kind == _INTS else {}
+    metavar = "{" + ",".join(_choices(rule)) + "}" if rule.choices else "PATH" if rule.path else ""
+    count = {"nargs": "*" if rule.length is None else "+"} if kind in _LISTS else {}
+    metavar = metavar or _METAVARS[_LISTS.get(kind, kind)] + ("|auto" if rule.auto else "")
     return {"metavar": metavar, "help": text, **count}
-
-
-def _mapping(cls: type, loader: yaml.SafeLoader, path: Path) -> Options:
-    """The options of a YAML document that is one flat mapping, with the line of each mistake."""
-    try:
-        root = loader.get_single_node()
-        if not isinstance(root, yaml.MappingNode):
-            raise UserError(f"{path} should hold one `key: value` a line, and holds {_node_words(root)}")
-        names = [field.name for field in dataclasses.fields(cls)]
-        options: Options = {}
-        for key_node, value_node in root.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else _node_words(key_node)
-            line = f"{path}, line {key_node.start_mark.line + 1}"
-            if key not in names:
-                near = _nearest(key, names)
-                hint = f"; did you mean {near!r}?" if near else "; `python main.py --help` lists the known ones"
-                raise UserError(f"unknown key {_shown(key)} in {line}{hint}")
-            if key in options:
-                raise UserError(f"{key} in {line} is given a second time; remove one of the two")
-            try:
-                value = loader.construct_object(value_node, deep=True)
-            except ValueError as error:  # what looks like a date and is none
-                raise UserError(f"{key} in {line} must be {expected(cls, key)}: {error}") from error
-            options[key] = checked(cls, key, value, f"{key} in {line}")
-        return options
-    finally:
-        loader.dispose()
-
-
-def _node_words(node: yaml.Node | None) -> str:
-    if node is None:
-        return "nothing"
-    return "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
 
 
 _kinds = cache(get_type_hints)
 
 
 def _kind(cls: type, name: str) -> Any:
-    return _kinds(cls)[name]
+    """The type of an option; of one that may also be "auto", the type of its other values."""
+    return int if _rule(cls, name).auto else _kinds(cls)[name]
 
 
 def _rule(cls: type, name: str) -> Rule:
@@ -232,7 +187,9 @@ def _within(rule: Rule, kind: Any, value: Any) -> bool:
     if type(value) is not kind:  # exactly: True is no whole number
         return False
     if isinstance(value, str):
-        return value in rule.choices if rule.choices else bool(value) or rule.empty
+        if not rule.choices:
+            return bool(value) or rule.empty
+        return value in rule.choices or (rule.prefix != "" and value.removeprefix(rule.prefix) not in (value, ""))
     return (
         math.isfinite(value)
         and (rule.minimum is None or value >= rule.minimum)
@@ -245,8 +202,8 @@ def _within(rule: Rule, kind: Any, value: Any) -> bool:
 def _typed(cls: type, name: str, text: Any) -> Any:
     """A flag's text as the option's type; text that is no such number stays as it is, for ``checked`` to refuse."""
     kind = _kind(cls, name)
-    if kind == _INTS:
-        return [_number(int, item) for item in text]
+    if kind in _LISTS:
+        return [_number(int, item) if _LISTS[kind] is int else item for item in text]
     return _number(kind, text) if kind in (int, float) else text
 
 
@@ -257,10 +214,16 @@ def _number(kind: type[int] | type[float], value: str | int) -> int | float | st
         return value
 
 
-def _nearest(name: str, names: Sequence[str]) -> str | None:
+def _choices(rule: Rule) -> list[str]:
+    """The allowed texts, as help and messages name them."""
+    return [*rule.choices, *([f"{rule.prefix}NAME"] if rule.prefix else [])]
+
+
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """The known name that a mistyped one most resembles; None where none does."""
     return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.6)), None)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """The value in a message, cut where it is long."""
     return "null" if value is None else reprlib.repr(list(value) if isinstance(value, tuple) else value)

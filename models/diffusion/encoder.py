@@ -33,6 +33,11 @@ class PixelFeatures:
     image_tokens: Tensor | None
     """``[N, K, image width]``, or None without image tokens."""
 
+    @property
+    def batch_shape(self) -> tuple[int, int]:
+        """(B, T)."""
+        return self.latents.shape[0], self.latents.shape[1]
+
 
 class VideoEncoder(nn.Module):
     """The visual backbone: VAE, image and text tokens, noise, UNet taps, pyramid.
@@ -45,6 +50,7 @@ class VideoEncoder(nn.Module):
         image_tokens: whether image tokens join the text condition.
         posterior: how a latent is drawn from the VAE's posterior: its ``mode``, a ``sample``, or
             ``auto`` (a sample in training, the mode in evaluation, so that results are repeatable).
+        text: whether the UNet is given the sentence; else the empty sentence's states (ablation).
     """
 
     pixel_mean: Tensor
@@ -58,12 +64,14 @@ class VideoEncoder(nn.Module):
         noise: str = "predicted",
         image_tokens: bool = True,
         posterior: str = "auto",
+        text: bool = True,
     ) -> None:
         super().__init__()
         unet, vae = stack.unet, stack.vae
         text_dim = unet.config.cross_attention_dim
         self.pyramid_channels = tuple(pyramid_channels)
         self.posterior = posterior
+        self.text = text
         self.signal_rate = stack.signal_rate
         self.latent_scale = vae.config.scaling_factor
 
@@ -113,7 +121,7 @@ class VideoEncoder(nn.Module):
     def encode_text(self, captions: list[str]) -> Tensor:
         """Token features of the diffusion model's text encoder ``[B, 77, D]``."""
         tokens = self.tokenizer(
-            captions,
+            captions if self.text else [""] * len(captions),
             padding="max_length",
             max_length=self.tokenizer.model_max_length,
             truncation=True,

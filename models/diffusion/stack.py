@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
-from torch import nn
+from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     CLIPTextConfig,
@@ -29,6 +29,7 @@ from transformers import logging as transformers_logging
 from models.diffusion.unet import TapUNet3D
 from models.diffusion.vae import VAEEncoder
 from util.errors import UserError
+from util.hub import without_scheme
 
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 DEFAULT_TEXT_ENCODER = "roberta-base"
@@ -62,11 +63,12 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     Raises:
         UserError: a part is missing, incomplete, of another kind, or cannot be read.
     """
-    image_encoder = image_encoder or _beside(pretrained, "clip", DEFAULT_IMAGE_ENCODER)
-    text_encoder = text_encoder or _beside(pretrained, "roberta", DEFAULT_TEXT_ENCODER)
+    sources = part_sources(pretrained, image_encoder, text_encoder)
+    pretrained, image_encoder, text_encoder = (sources[p] for p in ("unet", "image_encoder", "sentence_encoder"))
 
     _quiet_loading()
     scheduler = _part("scheduler", "--pretrained", pretrained, DDIMScheduler.from_pretrained, subfolder="scheduler")
+    sentence_encoder, sentence_tokenizer = _sentence_encoder(text_encoder)
     stack = FrozenStack(
         unet=_weights(
             "UNet", "--pretrained", pretrained, TapUNet3D.from_pretrained, subfolder="unet", dtype=torch.float32
@@ -90,19 +92,11 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
             CLIPVisionModelWithProjection.from_pretrained,
             dtype=torch.float32,
         ),
-        sentence_encoder=_weights(
-            "sentence encoder",
-            "--text_encoder",
-            text_encoder,
-            RobertaModel.from_pretrained,
-            add_pooling_layer=False,
-            dtype=torch.float32,
-        ),
-        sentence_tokenizer=_part("sentence tokenizer", "--text_encoder", text_encoder, AutoTokenizer.from_pretrained),
+        sentence_encoder=sentence_encoder,
+        sentence_tokenizer=sentence_tokenizer,
         signal_rate=float(scheduler.alphas_cumprod[0]),
     )
     _check_tokenizer(stack.tokenizer, stack.text_encoder.config, f"{pretrained}/tokenizer", "--pretrained")
-    _check_tokenizer(stack.sentence_tokenizer, stack.sentence_encoder.config, text_encoder, "--text_encoder")
     if stack.tokenizer.model_max_length > stack.text_encoder.config.max_position_embeddings:
         raise UserError(
             f"the tokenizer of {pretrained}/tokenizer does not limit a text to the "
@@ -110,6 +104,40 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
             "missing there, give a complete folder or hub id with --pretrained"
         )
     return stack
+
+
+def load_sentence_encoder(pretrained: str, text_encoder: str = "") -> tuple[RobertaModel, Any]:
+    """The sentence encoder alone, with its tokenizer: all that a model on another backbone needs of the stack.
+
+    Args:
+        pretrained, text_encoder: as ``load_stack`` takes them.
+
+    Raises:
+        UserError: it is missing, incomplete, of another kind, or cannot be read.
+    """
+    _quiet_loading()
+    return _sentence_encoder(part_sources(pretrained, "", text_encoder)["sentence_encoder"])
+
+
+def _sentence_encoder(source: str) -> tuple[RobertaModel, Any]:
+    flag = "--text_encoder"
+    options = {"add_pooling_layer": False, "dtype": torch.float32}
+    encoder = _weights("sentence encoder", flag, source, RobertaModel.from_pretrained, **options)
+    tokenizer = _part("sentence tokenizer", flag, source, AutoTokenizer.from_pretrained)
+    _check_tokenizer(tokenizer, encoder.config, source, flag)
+    return encoder, tokenizer
+
+
+def part_sources(pretrained: str, image_encoder: str = "", text_encoder: str = "") -> dict[str, str]:
+    """Where every part with weights comes from: a local folder or a hub id.
+
+    Args:
+        pretrained, image_encoder, text_encoder: as ``load_stack`` takes them; a hub id may begin with ``hf://``.
+    """
+    image_encoder = image_encoder or _beside(pretrained, "clip", DEFAULT_IMAGE_ENCODER)
+    text_encoder = text_encoder or _beside(pretrained, "roberta", DEFAULT_TEXT_ENCODER)
+    stack, image, sentence = (without_scheme(source) for source in (pretrained, image_encoder, text_encoder))
+    return {"unet": stack, "vae": stack, "text_encoder": stack, "image_encoder": image, "sentence_encoder": sentence}
 
 
 def empty_stack(folder: str | Path) -> FrozenStack:
@@ -134,16 +162,76 @@ def empty_stack(folder: str | Path) -> FrozenStack:
         )
 
 
+@dataclass
+class StockParts:
+    """State dicts of parts as their libraries build them, with what this project never loads (for exports)."""
+
+    unet: dict[str, Tensor]
+    vae: dict[str, Tensor]
+    sentence_encoder: dict[str, Tensor]
+
+
+def load_stock_parts(pretrained: str, text_encoder: str = "") -> StockParts:
+    """Load these parts as a whole.
+
+    Args:
+        pretrained, text_encoder: as ``load_stack`` takes them. What a sentence encoder lacks of the pooling layer,
+            which nothing reads, is zero.
+
+    Raises:
+        UserError: a part is missing, incomplete, of another kind, or cannot be read.
+    """
+    _quiet_loading()
+    sources = part_sources(pretrained, "", text_encoder)
+    stack, source, options = sources["unet"], sources["sentence_encoder"], {"dtype": torch.float32}
+    unet = _weights("UNet", "--pretrained", stack, UNet3DConditionModel.from_pretrained, subfolder="unet", **options)
+    vae = _weights("VAE", "--pretrained", stack, AutoencoderKL.from_pretrained, subfolder="vae", **options)
+    sentence_encoder, info = _part(
+        "sentence encoder",
+        "--text_encoder",
+        source,
+        RobertaModel.from_pretrained,
+        add_pooling_layer=True,
+        output_loading_info=True,
+        **options,
+    )
+    sentences = sentence_encoder.state_dict()
+    sentences.update({name: torch.zeros_like(sentences[name]) for name in info["missing_keys"]})
+    return StockParts(unet.state_dict(), vae.state_dict(), sentences)
+
+
+def empty_stock_parts(folder: str | Path) -> StockParts:
+    """The same on the meta device, from the configuration files that ``empty_stack`` reads."""
+    folder = Path(folder)
+    with torch.device("meta"):
+        unet = UNet3DConditionModel.from_config(UNet3DConditionModel.load_config(folder / "unet"))
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
+        roberta = RobertaModel(RobertaConfig.from_pretrained(folder / "roberta"), add_pooling_layer=True)
+    return StockParts(unet.state_dict(), vae.state_dict(), roberta.state_dict())
+
+
 class Frozen(nn.Module):
-    """Holds a module that is never trained: no gradients for its weights, evaluation mode always."""
+    """Holds a module that is never trained: no gradients for its weights, evaluation mode always.
+
+    Attributes:
+        carried: its weights came with a checkpoint and are not the pretrained ones, so that checkpoints of this
+            model hold them too (``util.state``).
+        awake: layers of adapters inside it (``models.lora``), which follow the parent's mode.
+    """
+
+    carried: bool = False
+    awake: tuple[nn.Module, ...] = ()
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Frozen:
-        """Stay in evaluation mode whatever the parent is told."""
-        return super().train(False)
+        """Stay in evaluation mode whatever the parent is told, but for what is ``awake``."""
+        super().train(False)
+        for layer in self.awake:
+            layer.train(mode)
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the held module."""

@@ -55,6 +55,8 @@ class TinySizes:
     vae_norm_groups: int = 32
     text_width: int = 64
     """Width of the diffusion text encoder and of the UNet's cross-attention."""
+    text_tokens: int = CLIP_LENGTH
+    """Tokens of a text for the diffusion text encoder."""
     image_width: int = 64
     image_size: int = 224
     """Height and width of the image encoder's images."""
@@ -113,7 +115,7 @@ def make_tiny_stack(
 
 def _write_parts(folder: Path, texts: list[str], seed: int, sizes: TinySizes) -> None:
     """Write every subfolder of the stack."""
-    clip_tokens = write_clip_tokenizer(folder / "tokenizer", texts, sizes.max_tokens)
+    clip_tokens = write_clip_tokenizer(folder / "tokenizer", texts, sizes.max_tokens, sizes.text_tokens)
     sentence_tokens = write_roberta_tokenizer(folder / "roberta", texts, sizes.max_tokens)
     scheduler: Any = DDIMScheduler(
         beta_start=0.00085,
@@ -173,7 +175,7 @@ def _text_config(sizes: TinySizes, tokens: int) -> CLIPTextConfig:
         intermediate_size=4 * sizes.text_width,
         num_hidden_layers=sizes.encoder_layers,
         num_attention_heads=4,
-        max_position_embeddings=CLIP_LENGTH,
+        max_position_embeddings=sizes.text_tokens,
         projection_dim=sizes.text_width // 2,
         hidden_act="gelu",
         bos_token_id=tokens - 2,

@@ -92,8 +92,8 @@ def built_in_words() -> list[str]:
     return list(dict.fromkeys(word for words in WORDS_BY_KIND.values() for word in words.split()))
 
 
-def write_clip_tokenizer(folder: Path, sentences: Sequence[str], max_tokens: int) -> int:
-    """Train and write a CLIP tokenizer: lower-casing BPE with ``</w>`` at word ends, 77 tokens.
+def write_clip_tokenizer(folder: Path, sentences: Sequence[str], max_tokens: int, length: int = CLIP_LENGTH) -> int:
+    """Train and write a CLIP tokenizer: lower-casing BPE with ``</w>`` at word ends.
 
     The layout is the published one: bytes, bytes that end a word, merges, ``<|startoftext|>``, ``<|endoftext|>``.
     Padding is "!" (id 0), as in the published text-to-video stack.
@@ -102,6 +102,7 @@ def write_clip_tokenizer(folder: Path, sentences: Sequence[str], max_tokens: int
         folder: where the files go.
         sentences: text to learn merges from, beside the built-in words.
         max_tokens: upper limit of the vocabulary, more than 514.
+        length: tokens of a text, 77 as published.
 
     Returns:
         The number of tokens; the last two ids are start and end of text.
@@ -112,7 +113,7 @@ def write_clip_tokenizer(folder: Path, sentences: Sequence[str], max_tokens: int
     tokens = [*symbols, *(symbol + suffix for symbol in symbols), *(left + right for left, right in merges), *special]
     config: dict[str, object] = {
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": CLIP_LENGTH,
+        "model_max_length": length,
         "do_lower_case": True,
         "add_prefix_space": False,
         "errors": "replace",

@@ -1,0 +1,266 @@
+"""Discriminative backbones in the place of the text-to-video stack, as the papers compare: frames → pyramid.
+
+``swin3d_t``, ``swin3d_s`` and ``swin3d_b`` are torchvision's Video Swin Transformers, ``timm:NAME`` is any of timm's
+models that gives features at strides 4, 8, 16 and 32. Like the text-to-video stack they are frozen, unless they are to
+be trained, and 1×1 convolutions bring their levels to the pyramid's channels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models import get_model
+from torchvision.models.swin_transformer import PatchMerging
+
+from models.diffusion.encoder import IMAGENET_MEAN, IMAGENET_STD
+from models.diffusion.stack import Frozen
+from util.errors import UserError
+from util.options import nearest
+
+_log = logging.getLogger(__name__)
+
+STRIDES = (4, 8, 16, 32)
+TIMM = "timm:"
+DOWNLOAD = "DEFAULT"
+"""The weights that the library offers for a model."""
+RANDOM_SEED = 0
+"""Of random weights: no checkpoint holds those of a frozen backbone, so every run must draw the same."""
+
+
+@dataclass
+class PyramidFeatures:
+    """What a backbone that never sees the sentence makes of the frames: the pyramid itself."""
+
+    levels: list[Tensor]
+    """Four maps ``[B·T, C, H/s, W/s]`` for s = 4, 8, 16, 32."""
+    batch_shape: tuple[int, int]
+    """(B, T)."""
+
+
+class BackboneEncoder(nn.Module):
+    """The same interface as ``VideoEncoder``, on a discriminative backbone.
+
+    Args:
+        backbone: frames ``[B, T, 3, H, W]`` → four maps ``[B·T, C, h, w]``; ``channels`` names their C.
+        pyramid_channels: channels of the four levels.
+        trained: whether the backbone is trained. Batch normalisation keeps its statistics also then: clips are few
+            per process, and checkpoints hold parameters alone.
+    """
+
+    def __init__(self, backbone: VideoSwin | TimmFeatures, pyramid_channels: tuple[int, ...], trained: bool) -> None:
+        super().__init__()
+        self.trained = trained
+        self.backbone = backbone if trained else Frozen(backbone)
+        self.levels = nn.ModuleList(
+            nn.Conv2d(own, wanted, 1) for own, wanted in zip(backbone.channels, pyramid_channels, strict=True)
+        )
+
+    def train(self, mode: bool = True) -> BackboneEncoder:
+        """Training or evaluation mode, but for the statistics of batch normalisation."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+    def encode_pixels(self, frames: Tensor) -> PyramidFeatures:
+        """The pyramid: nothing in it depends on the sentence.
+
+        Args:
+            frames: ``[B, T, 3, H, W]``, ImageNet-normalised, zero-padded; H and W multiples of 16.
+        """
+        with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
+            maps = self.backbone(frames)
+        levels = [project(features) for project, features in zip(self.levels, maps, strict=True)]
+        return PyramidFeatures(levels, (frames.shape[0], frames.shape[1]))
+
+    def forward(self, pixels: PyramidFeatures, captions: list[str]) -> list[Tensor]:
+        """The pyramid ``4 × [B·T, C, H/s, W/s]`` of B clips, whatever their sentences."""
+        assert len(captions) == pixels.batch_shape[0]
+        return pixels.levels
+
+
+class VideoSwin(nn.Module):
+    """torchvision's Video Swin Transformer (Liu et al., CVPR 2022), with a feature for every frame.
+
+    It was trained with patches of 2×4×4: two frames make one token. Here patches are 1×4×4, and the two temporal
+    slices of the embedding's kernel are summed, as the family does (ReferFormer). This is exactly the trained network
+    on a clip in which every frame stands twice. Windows of 8 steps then span 8 frames.
+
+    Each stage's output goes through a layer normalisation without parameters, as in Swin's detectors; the scale and
+    shift are the 1×1 convolutions'.
+
+    Args:
+        network: as torchvision builds it; its embedding is changed, its head not used.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        stock = network.patch_embed.proj
+        patch = (1, *stock.kernel_size[1:])
+        single = nn.Conv3d(stock.in_channels, stock.out_channels, patch, stride=patch)
+        single.weight = nn.Parameter(stock.weight.detach().sum(dim=2, keepdim=True))
+        single.bias = stock.bias
+        self.patch_embed = network.patch_embed
+        self.patch_embed.proj = single
+        self.patch_embed.tuple_patch_size = patch
+        self.features = network.features
+        self.channels = tuple(network.num_features // 2**i for i in (3, 2, 1, 0))
+
+    def forward(self, frames: Tensor) -> list[Tensor]:
+        """``[B, T, 3, H, W]``, ImageNet-normalised → four maps ``[B·T, C, H/s, W/s]``, s = 4, 8, 16, 32."""
+        x = self.patch_embed(frames.transpose(1, 2))  # [B, T, h, w, C]
+        levels = []
+        for layer in self.features:
+            x = layer(x)
+            if not isinstance(layer, PatchMerging):
+                levels.append(rearrange(F.layer_norm(x, x.shape[-1:]), "b t h w c -> (b t) c h w").contiguous())
+        return levels
+
+
+class TimmFeatures(nn.Module):
+    """A timm model that sees every frame by itself.
+
+    Frames are padded to a multiple of 32 on the right and bottom, and the levels cropped: level s is then ⌈H/s⌉ high
+    with every model.
+
+    Args:
+        network: made with ``features_only=True``.
+
+    Raises:
+        ValueError: it has no features at one of the strides.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        found = {stride: i for i, stride in enumerate(network.feature_info.reduction())}
+        if not set(STRIDES) <= found.keys():
+            raise ValueError(f"it has features at strides {', '.join(map(str, found))}")
+        self.network = network
+        self.taken = [found[stride] for stride in STRIDES]
+        self.channels = tuple(network.feature_info.channels()[i] for i in self.taken)
+        self.channels_last = str(getattr(network, "output_fmt", "")).endswith("NHWC")
+        # From ImageNet's normalisation to the model's own: (x·std + mean − own mean) / own std
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        own_mean, own_std = (torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+        self.register_buffer("scale", std / own_std, persistent=False)
+        self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
+
+    def forward(self, frames: Tensor) -> list[Tensor]:
+        """``[B, T, 3, H, W]``, ImageNet-normalised → four maps ``[B·T, C, ⌈H/s⌉, ⌈W/s⌉]``, s = 4, 8, 16, 32."""
+        height, width = frames.shape[-2:]
+        images = F.pad(frames.flatten(0, 1), (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
+        maps = self.network(images * self.scale + self.shift)
+        levels = []
+        for i, stride in zip(self.taken, STRIDES, strict=True):
+            level = maps[i].movedim(-1, 1) if self.channels_last else maps[i]
+            levels.append(level[..., : -(-height // stride), : -(-width // stride)].contiguous())
+        return levels
+
+
+def build_backbone(name: str, weights: str = "") -> VideoSwin | TimmFeatures:
+    """A backbone by its name, on the CPU.
+
+    Args:
+        name: ``swin3d_t``, ``swin3d_s``, ``swin3d_b`` or ``timm:NAME``.
+        weights: ``DEFAULT`` downloads those the library offers; a path is a local file of them (``.pth`` or
+            ``.safetensors``, with the library's names); empty: random ones, the same in every run.
+
+    Raises:
+        UserError: the model is unknown or does not fit, or the weights cannot be had or are another model's.
+    """
+    if not weights:
+        _log.warning("backbone %s has random weights; --backbone_weights DEFAULT downloads pretrained ones", name)
+    elif weights != DOWNLOAD and not Path(weights).is_file():
+        raise UserError(f"the weights {weights} do not exist; give a file, DEFAULT or nothing with --backbone_weights")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        return _timm(name.removeprefix(TIMM), weights) if name.startswith(TIMM) else _video_swin(name, weights)
+
+
+def _video_swin(name: str, weights: str) -> VideoSwin:
+    with _weights_of(name, weights):
+        network = get_model(name, weights=DOWNLOAD if weights == DOWNLOAD else None)
+        if weights not in ("", DOWNLOAD):
+            network.load_state_dict(_read_weights(Path(weights)))
+    return VideoSwin(network)
+
+
+def _timm(name: str, weights: str) -> TimmFeatures:
+    import timm  # seconds to import, and most runs do without
+
+    if not timm.is_model(name):
+        near = nearest(name, timm.list_models())
+        hint = f"did you mean {TIMM}{near}?" if near else "timm.list_models() lists the known ones"
+        raise UserError(f"timm has no model {name!r}, which --backbone names; {hint}")
+    backbone, options = _fitting(name)
+    if not weights:
+        return backbone
+    with _weights_of(f"{TIMM}{name}", weights):
+        options["pretrained"] = True
+        if weights != DOWNLOAD:
+            options["pretrained_cfg_overlay"] = {"file": weights}
+            timm.create_model(name, **options)  # whole: feature extractors accept files that lack weights
+        return TimmFeatures(timm.create_model(name, features_only=True, **options))
+
+
+def _fitting(name: str) -> tuple[TimmFeatures, dict[str, Any]]:
+    """A timm model with random weights, tried on frames of a size that is not its own, and the options that took."""
+    import timm
+
+    problem: Exception | None = None
+    options: dict[str, Any]
+    for options in ({}, {"strict_img_size": False}):  # the latter of models that otherwise take one size alone
+        try:
+            backbone = TimmFeatures(timm.create_model(name, features_only=True, **options)).eval()
+            with torch.no_grad():
+                backbone(torch.zeros(1, 1, 3, 64, 96))
+            return backbone, options
+        except Exception as error:  # each model has its own way to say that it cannot
+            problem = problem or error
+    reason = next(iter(str(problem).splitlines()), type(problem).__name__)
+    raise UserError(
+        f"{TIMM}{name} does not give features at strides {', '.join(map(str, STRIDES))} of frames of any size "
+        f"({reason}); choose a model such as {TIMM}resnet50"
+    )
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict, read without running code that the file may carry."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+
+
+@contextmanager
+def _weights_of(name: str, weights: str) -> Iterator[None]:
+    """Whatever goes wrong with the weights of a backbone told in one sentence: the libraries raise many kinds."""
+    try:
+        yield
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        if weights == DOWNLOAD:
+            raise UserError(
+                f"cannot download the weights of {name}: {lines[0].rstrip('.: ')}; give a local file with "
+                "--backbone_weights, or leave it empty for random ones"
+            ) from error
+        reason = lines[1] if len(lines) > 1 and lines[0].startswith("Error") else lines[0]  # of load_state_dict
+        raise UserError(
+            f"{weights} does not hold the weights of {name}: {reason[:200].rstrip('.: ')}; give another file with "
+            "--backbone_weights"
+        ) from error

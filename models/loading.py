@@ -1,0 +1,120 @@
+"""Putting a checkpoint into a model: this project's files and the authors', from a path or from the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from models.adapters import authors_names
+from models.authors import SIZES, is_authors, read_authors
+from models.identity import Identity, check_identity, frozen_identity, held_parts
+from util.checkpoint import check_content, check_model, read_content
+from util.config import Config, config_dict
+from util.errors import UserError
+from util.hub import checkpoint_path
+from util.state import LORA, load_state, trained_state
+
+CLASS_HEADS = "class_heads."
+
+
+@dataclass
+class Loaded:
+    """What loading a checkpoint found out."""
+
+    frozen: Identity
+    """The identity of the model's frozen parts, for its own checkpoints."""
+    notes: list[str]
+    """What the user should know."""
+
+
+def open_checkpoint(source: str, flag: str, expected_model: str = "") -> dict[str, Any]:
+    """Read a checkpoint of this project or of the authors, memory-mapped.
+
+    Args:
+        source: a file, a folder that holds one checkpoint, or ``hf://org/repo[@revision][/file]``.
+        flag: the option that names it, for messages.
+        expected_model: the model that the configuration builds; empty: any.
+
+    Returns:
+        ``path``, ``format``, ``model``, ``config``, ``weights`` (by this project's names) and ``frozen``; for a run
+        that can go on also ``optimizer``, ``step`` and ``steps_per_epoch``; of the authors' layout (``layout``) also
+        what it has beside the model: ``unused`` tensors, ``args`` and ``epoch``.
+
+    Raises:
+        UserError: it cannot be read or found, is of another kind or model, or holds an unknown name.
+    """
+    path = checkpoint_path(source, flag)
+    content = read_content(path)
+    if is_authors(content):
+        content = read_authors(content, path)
+        check_model(content["model"], path, expected_model)
+    else:
+        content = check_content(content, path, expected_model)
+    return {**content, "path": path}
+
+
+def load_weights(model: nn.Module, checkpoint: dict[str, Any], cfg: Config, fresh: bool = False) -> Loaded:
+    """Put the weights of a checkpoint into a model, and verify that its frozen parts are those it was trained with.
+
+    Args:
+        model: on the CPU, with its frozen parts.
+        checkpoint: from ``open_checkpoint``.
+        cfg: reads ``keep_class_heads``, ``ignore_frozen_identity`` and where the frozen parts come from.
+        fresh: the weights begin a new run: class heads are new unless ``keep_class_heads``, and adapters may be.
+
+    Raises:
+        UserError: the weights are not this model's, or a frozen part is another one.
+    """
+    path, weights, notes = checkpoint["path"], checkpoint["weights"], []
+    _check_sizes(checkpoint, cfg)
+    dropped = fresh and not cfg.keep_class_heads
+    if dropped:
+        heads = {name for name in trained_state(model) if name.startswith(CLASS_HEADS)}
+        weights = {name: value for name, value in weights.items() if name not in heads}
+        notes.append(f"starting from {path} with new class heads (--keep_class_heads keeps its own)")
+    elif fresh:
+        notes.append(f"starting from {path} with its class heads")
+    # New adapters change nothing, and a checkpoint with a UNet but no adapters has merged them into it.
+    held = held_parts(weights)
+    adapters = (fresh or "unet" in held) and not any(LORA in name for name in weights)
+
+    def optional(name: str) -> bool:
+        return (dropped and name.startswith(CLASS_HEADS)) or (adapters and LORA in name)
+
+    load_state(model, weights, path, optional, file_name(checkpoint))
+    frozen = frozen_identity(model, cfg)
+    notes += check_identity(checkpoint["frozen"], frozen, path, held, cfg.ignore_frozen_identity)
+    return Loaded(frozen, notes)
+
+
+def file_name(checkpoint: dict[str, Any]) -> Callable[[str], str]:
+    """What a checkpoint's file calls a parameter of this project."""
+
+    def shown(name: str) -> str:
+        try:
+            return authors_names(checkpoint["model"]).theirs(name)[0]
+        except UserError:  # it has no place there
+            return name
+
+    return shown if checkpoint.get("layout") == "authors" else str
+
+
+def _check_sizes(checkpoint: dict[str, Any], cfg: Config) -> None:
+    """Refuse a checkpoint of other sizes, by the option's name; some would fit, and compute something else.
+
+    Raises:
+        UserError: a size differs.
+    """
+    names = {*SIZES, "pyramid_channels"} - {"dropout"}  # which has no weights, and may change
+    if any(LORA in name for name in checkpoint["weights"]):
+        names.add("lora_alpha")
+    theirs, ours = checkpoint["config"], config_dict(cfg)
+    for name in sorted(names):
+        if name in theirs and theirs[name] != ours.get(name):
+            raise UserError(
+                f"{checkpoint['path']} was made with another configuration: {name} {theirs[name]}, and here it is "
+                f"{ours.get(name)}"
+            )

@@ -1,0 +1,92 @@
+"""LoRA on the frozen UNet (HCD; Hu et al., ICLR 2022; models.md section 4b), by the ``peft`` library.
+
+An adapted layer computes W x + (alpha / rank) · B A dropout(x). W stays frozen, A and B are trained, and B starts at
+zero, so that training starts from the pretrained function. Folded into W ("merged"), adapters cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from models.diffusion.stack import Frozen
+
+ADAPTER = "default"
+"""The adapters' name in peft; it is part of their parameters' names."""
+
+
+def add_lora(
+    unet: Frozen, rank: int, alpha: float, dropout: float = 0.0, targets: Sequence[str] = ("to_q", "to_v")
+) -> None:
+    """Give layers of a frozen module adapters, in place; they are trained, and their dropout follows training mode.
+
+    Layers that are never called get no gradient: with single frames (T = 1) these are the temporal attentions'.
+
+    Args:
+        unet: the UNet as the encoder holds it.
+        rank: width of an adapter, at least 1.
+        alpha: what an adapter adds is scaled by alpha / rank.
+        dropout: probability, on an adapter's input.
+        targets: ends of the names of the layers that get one; ``to_q`` and ``to_v`` are every attention's query and
+            value projection (spatial, temporal and cross attention).
+
+    Raises:
+        ValueError: no layer has such a name, or there are adapters already.
+    """
+    if has_lora(unet):
+        raise ValueError("the module has LoRA adapters already")
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))  # type: ignore[arg-type]
+    inject_adapter_in_model(config, unet.module, ADAPTER)
+    unet.awake = tuple(layer.lora_dropout for _, layer in _adapted_layers(unet))
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether a layer of a model has an adapter."""
+    return any(True for _ in _adapted_layers(model))
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Fold every adapter of a model into its layer, in place: the same function, the original names, no adapters.
+
+    What the layers then hold is frozen. A model without adapters stays as it is.
+    """
+    for name, layer in list(_adapted_layers(model)):
+        layer.merge()
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, layer.get_base_layer())
+    for module in model.modules():
+        if isinstance(module, Frozen):
+            module.awake = ()
+        if "peft_config" in vars(module):  # peft's note of what it injected
+            del module.peft_config
+
+
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict that a model would have after ``merge_lora``; the model itself stays as it is.
+
+    Args:
+        model: with or without adapters: the UNet (``encoder.unet.module``), or the whole network.
+
+    Returns:
+        Weights under the names of the model without adapters. Those of adapted layers are new tensors, the others the
+        model's own.
+    """
+    state: dict[str, Tensor] = dict(model.state_dict())
+    for name, layer in _adapted_layers(model):
+        base = f"{name}.base_layer."
+        for key in [key for key in state if key.startswith(f"{name}.")]:
+            value = state.pop(key)
+            if key.startswith(base):
+                own = key.removeprefix(base)
+                state[f"{name}.{own}"] = value + layer.get_delta_weight(ADAPTER) if own == "weight" else value
+    return state
+
+
+def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """Name and module of every layer with an adapter."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))

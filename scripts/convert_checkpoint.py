@@ -1,0 +1,153 @@
+"""Turn a checkpoint into the file that is passed on, and back into the authors' layout (docs/checkpoints.md).
+
+python -m scripts.convert_checkpoint IN OUT.safetensors [--dtype float16]
+python -m scripts.convert_checkpoint IN OUT.pth --to authors [--pretrained FOLDER]
+
+IN is a file or folder of this project or of the authors, or hf://org/repo[/file].
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import build_model
+from models.authors import authors_state
+from models.diffusion.stack import load_stock_parts
+from models.identity import PARTS, held_parts, weights_identity
+from models.loading import file_name, load_weights, open_checkpoint
+from models.lora import merged_state
+from scripts.count_parameters import FULL_SIZE, empty_model
+from util.checkpoint import save_weights, write_pickle
+from util.config import Config
+from util.errors import UserError, run_cli
+from util.state import check_state, trained_state
+
+DTYPES = ("float16", "bfloat16", "float32")
+IN = "the first argument"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert as the command line says."""
+    args = parse_args(argv)
+    checkpoint = open_checkpoint(args.input, IN)
+    convert = to_authors if args.to == "authors" else to_project
+    print("\n".join(convert(checkpoint, args)))
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.convert_checkpoint",
+        description="Turn a checkpoint of this project or of the authors into a file of weights to pass on "
+        "(.safetensors), or into the authors' layout (.pth).",
+    )
+    parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or hf://org/repo[/file]")
+    parser.add_argument("output", metavar="OUT", type=Path, help="the file to write")
+    parser.add_argument("--to", choices=("project", "authors"), default="project", help="layout of OUT")
+    project = parser.add_argument_group("to this project's format")
+    project.add_argument("--dtype", choices=DTYPES, help="precision of the weights; default: as they are")
+    project.add_argument(
+        "--carry",
+        nargs="+",
+        choices=tuple(PARTS),
+        default=[],
+        help="frozen parts of an authors' checkpoint to keep in OUT (HCD's UNet always is, as LoRA is merged into it)",
+    )
+    project.add_argument(
+        "--stack",
+        type=Path,
+        default=FULL_SIZE,
+        help="configuration files of the frozen parts that an authors' checkpoint was made with "
+        "(default: the published sizes)",
+    )
+    authors = parser.add_argument_group("to the authors' layout: where the frozen parts are, as in main.py")
+    for name in ("pretrained", "image_encoder", "text_encoder"):
+        authors.add_argument(f"--{name}", help="a folder or hub id; default: what the checkpoint was made with")
+    authors.add_argument("--ignore_frozen_identity", action="store_true", help="accept other frozen parts")
+    args = parser.parse_args(argv)
+    suffix = ".pth" if args.to == "authors" else ".safetensors"
+    if args.output.suffix != suffix:
+        raise UserError(f"{args.output} should end in {suffix}, as that is what --to {args.to} writes")
+    return args
+
+
+def to_project(checkpoint: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """Write what is trained as a safetensors file; of an authors' checkpoint also HCD's UNet, and what is asked for.
+
+    Returns:
+        lines for the user.
+
+    Raises:
+        UserError: an authors' weight is missing, unknown or of another shape, or the file cannot be written.
+    """
+    path, weights, frozen = checkpoint["path"], dict(checkpoint["weights"]), dict(checkpoint["frozen"])
+    dropped: set[str] = set()
+    if checkpoint.get("layout") == "authors":
+        model = empty_model(config_of(checkpoint), args.stack)
+        check_state(model, weights, path, shown=file_name(checkpoint))
+        frozen = {part: {**entry, "source": path.name} for part, entry in weights_identity(weights).items()}
+        dropped = held_parts(weights) - {*args.carry, *(["unet"] if checkpoint["model"] == "hcd" else [])}
+        trained = trained_state(model).keys()
+        weights = {
+            name: value for name, value in weights.items() if name in trained or not held_parts([name]) & dropped
+        }
+    if args.dtype:
+        weights = {name: value.to(getattr(torch, args.dtype)) for name, value in weights.items()}
+        for part, entry in weights_identity(weights).items():  # of what the file holds now
+            frozen[part] = {**frozen.get(part, {}), **entry}
+    save_weights(args.output, {**checkpoint, "weights": weights, "frozen": frozen})
+    held = held_parts(weights)
+    count = sum(value.numel() for value in weights.values()) / 1e6
+    return [
+        f"{checkpoint['model']}: {count:.2f} M parameters" + (f", with the {', '.join(sorted(held))}" if held else ""),
+        *([f"left out, but recognised when loading: {', '.join(sorted(dropped))}"] if dropped else []),
+        f"wrote {args.output}",
+    ]
+
+
+def to_authors(checkpoint: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """Write the whole model in the authors' layout, its LoRA merged.
+
+    Returns:
+        lines for the user.
+
+    Raises:
+        UserError: the weights do not fit, a frozen part is another one than it was trained with, an option of this
+            project has no place in that layout, or the file cannot be written.
+    """
+    given = {name: getattr(args, name) for name in ("pretrained", "image_encoder", "text_encoder")}
+    cfg = config_of(checkpoint, ignore_frozen_identity=args.ignore_frozen_identity, **given)
+    model = build_model(cfg)
+    notes = load_weights(model, checkpoint, cfg).notes
+    stock = load_stock_parts(cfg.pretrained, cfg.text_encoder)
+    state = authors_state(merged_state(model), cfg.model, stock, checkpoint.get("unused", {}))
+    options = checkpoint.get("args") or checkpoint["config"]
+    write_pickle(
+        args.output,
+        {"model": state, "epoch": checkpoint.get("epoch", 0), "args": argparse.Namespace(**options)},
+    )
+    return [*(f"note: {note}" for note in notes), f"wrote {args.output}: {len(state)} weights of {cfg.model}"]
+
+
+def config_of(checkpoint: dict[str, Any], **options: Any) -> Config:
+    """The configuration that a checkpoint was made with, options that are not None or empty put in.
+
+    Raises:
+        UserError: its options make no configuration.
+    """
+    known = {field.name for field in dataclasses.fields(Config)}
+    values = {name: value for name, value in checkpoint["config"].items() if name in known}
+    try:
+        return Config(**{**values, **{name: value for name, value in options.items() if value}})
+    except UserError as error:
+        raise UserError(f"the options in {checkpoint['path']} make no configuration: {error}") from error
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,131 @@
+"""Make the carried toy weights from nothing: the frozen stack, and a model trained on it (``scripts/train_toy.sh``).
+
+The model is trained in phases, each from the weights of the one before: single frames first, which are cheap, with
+sentences about colours and then about all that a frame can show; then clips, whose sentences also speak of motion.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.toy_scene import KINDS
+from scripts.steps import run
+from util.errors import UserError, run_cli
+from util.io import read_json, write_json
+from util.negatives import NEGATIVE
+
+PROCESSES = 2
+"""They decide the result together with the seeds, so their number does not follow the machine."""
+VIDEOS, VALID_VIDEOS = 2500, 60
+SEEN_IN_A_FRAME = tuple(kind for kind in KINDS if kind != "motion")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training."""
+
+    name: str
+    title: str
+    kinds: tuple[str, ...]
+    frames: int
+    batch: int
+    """clips per process"""
+    steps: int
+    schedule: str = "step"
+
+
+PHASES = (
+    Phase("colours", "single frames, sentences about colours", ("colour",), frames=1, batch=16, steps=800),
+    Phase("frames", "single frames, all that a frame can show", SEEN_IN_A_FRAME, frames=1, batch=16, steps=2400),
+    Phase("clips", "clips of three frames", (*KINDS, NEGATIVE), frames=3, batch=8, steps=1500, schedule="cosine"),
+)
+RATE = 1e-3
+
+
+def main() -> None:
+    """Make what the command line asks for."""
+    parser = argparse.ArgumentParser(description="Make the toy weights again from nothing.")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--stack-only", action="store_true", help="the frozen stack alone")
+    part.add_argument("--model-only", action="store_true", help="the model alone, on the stack that is there")
+    parser.add_argument("--model", choices=("vdit", "hcd"), default="vdit")
+    parser.add_argument("--output_dir", type=Path, default=Path("toy"), help="gets stack/ and MODEL.safetensors")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/toy"), help="data and states of stopped runs")
+    parser.add_argument("--share", type=float, default=1.0, help="of all steps; less makes worse weights sooner")
+    args = parser.parse_args()
+    if args.share <= 0:
+        raise UserError(f"--share must be above 0, not {args.share:g}")
+    output, work = args.output_dir.absolute(), args.work_dir.absolute()
+    if not args.model_only:
+        make_stack(output / "stack", work / "stack", args.share)
+    if not args.stack_only:
+        make_model(args.model, output, work, args.share)
+
+
+def make_stack(stack: Path, work: Path, share: float) -> None:
+    """Pre-train the frozen stack."""
+    run(
+        "The frozen stack: VAE, text and image encoder, sentence encoder, UNet",
+        *launched("-m", "scripts.pretrain_toy_stack"),
+        *("--output_dir", stack, "--work_dir", work, "--share", str(share)),
+    )
+
+
+def make_model(model: str, output: Path, work: Path, share: float) -> None:
+    """Train a model in its phases and write its weights, in half precision.
+
+    Raises:
+        UserError: there is no stack.
+    """
+    stack, data = output / "stack", work / "data"
+    if not stack.is_dir():
+        raise UserError(f"{stack} is missing; make it with --stack-only first")
+    run(
+        "Toy data",
+        *("-m", "scripts.make_toy_data", "--output_dir", data, "--negatives", 1),
+        *("--train_videos", VIDEOS, "--valid_videos", VALID_VIDEOS),
+    )
+    weights: Path | None = None
+    for phase in PHASES:
+        folder = work / model / phase.name
+        sentences = folder / "expressions.json"
+        write_kinds(data / "meta_expressions" / "train" / "meta_expressions.json", phase.kinds, sentences)
+        checkpoint = folder / "checkpoint.pth"
+        begin = ("--pretrained_weights", weights, "--keep_class_heads") if weights else ()
+        steps = max(2, round(share * phase.steps))
+        run(
+            f"Training on {phase.title}",
+            *launched("main.py", "--config", f"configs/{model}_toy.yaml"),
+            *("--pretrained", stack, "--ytvos_path", data, "--expressions_file", sentences, "--output_dir", folder),
+            *("--num_frames", phase.frames, "--batch_size", phase.batch, "--max_steps", steps, "--save_every", 100),
+            *("--lr", str(RATE), "--lr_processes", PROCESSES, "--lr_schedule", phase.schedule, "--warmup_steps", 100),
+            *(("--resume", checkpoint) if checkpoint.is_file() else begin),
+        )
+        weights = checkpoint
+    assert weights is not None
+    run(
+        "The weights alone, in half precision",
+        *("-m", "scripts.convert_checkpoint", weights, output / f"{model}.safetensors", "--dtype", "float16"),
+    )
+
+
+def launched(*command: str) -> tuple[str, ...]:
+    """A command's arguments, run by the fixed number of processes."""
+    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES), *command)
+
+
+def write_kinds(expressions: Path, kinds: tuple[str, ...], output: Path) -> None:
+    """Write an expressions file with the sentences of some kinds alone; videos without any are left out."""
+    content = read_json(expressions, "the expressions")
+    videos = {}
+    for name, video in content["videos"].items():
+        kept = {number: entry for number, entry in video["expressions"].items() if entry["kind"] in kinds}
+        if kept:
+            videos[name] = {**video, "expressions": kept}
+    write_json(output, {**content, "videos": videos})
+
+
+if __name__ == "__main__":
+    run_cli(main)

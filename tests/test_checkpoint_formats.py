@@ -1,0 +1,248 @@
+"""Both kinds of this project's checkpoints in a model, the identity of its frozen parts, and beginning from weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import main
+from models import Segmenter
+from models.identity import frozen_identity, part_hash
+from models.loading import CLASS_HEADS, load_weights, open_checkpoint
+from tests.checkpoint_tools import change_unet, differences, tiny_config, tiny_model
+from util.checkpoint import read_checkpoint, read_content, save_checkpoint, save_weights
+from util.config import Config, config_dict
+from util.errors import UserError, run_cli
+from util.state import stored_state, trained_state
+
+
+@pytest.fixture(scope="module")
+def cfg(tiny_stack: Path) -> Config:
+    return tiny_config(tiny_stack)
+
+
+@pytest.fixture(scope="module")
+def source(cfg: Config) -> Segmenter:
+    """A model that nothing changes."""
+    return tiny_model(cfg, seed=1)
+
+
+@pytest.fixture(scope="module")
+def files(source: Segmenter, cfg: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Its checkpoint of both kinds."""
+    folder = tmp_path_factory.mktemp("formats")
+    paths = {"pth": folder / "checkpoint.pth", "safetensors": folder / "weights.safetensors"}
+    frozen = frozen_identity(source, cfg)
+    save_checkpoint(paths["pth"], source, cfg.model, config_dict(cfg), frozen=frozen, step=3)
+    save_weights(paths["safetensors"], read_checkpoint(paths["pth"]))
+    return paths
+
+
+@pytest.fixture
+def target(cfg: Config) -> Segmenter:
+    return tiny_model(cfg, seed=2)
+
+
+def load(model: Segmenter, path: Path, cfg: Config, **options: Any) -> list[str]:
+    return load_weights(model, open_checkpoint(str(path), "--resume", cfg.model), cfg, **options).notes
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_both_kinds_hold_the_same(
+    source: Segmenter, target: Segmenter, files: dict[str, Path], cfg: Config, kind: str
+) -> None:
+    content = read_checkpoint(files[kind], cfg.model)
+    assert content["weights"].keys() == trained_state(source).keys()
+    assert content["config"] == config_dict(cfg)
+    assert content["frozen"].keys() == {"unet", "vae", "text_encoder", "image_encoder", "sentence_encoder"}
+    assert ("step" in content) == (kind == "pth")
+    assert load(target, files[kind], cfg) == []
+    assert differences(target.state_dict(), source.state_dict()) == []
+    assert stored_state(target).keys() == trained_state(target).keys(), "no frozen part is carried"
+
+
+def test_a_file_of_weights_is_as_readable_as_any_other(files: dict[str, Path]) -> None:
+    assert files["safetensors"].stat().st_mode == files["pth"].stat().st_mode
+
+
+def test_files_are_mapped_and_not_read(files: dict[str, Path]) -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        pytest.skip("this system does not list its memory maps")
+    contents = [read_content(path) for path in files.values()]
+    text = maps.read_text()
+    assert all(str(path) in text for path in files.values())
+    del contents
+
+
+def test_the_hash_is_of_values(cfg: Config) -> None:
+    weights = {"b": torch.arange(6.0).view(2, 3), "a": torch.ones(2)}
+    expected = part_hash(weights)
+    assert part_hash(dict(reversed(weights.items()))) == expected
+    assert part_hash({name: value.half() for name, value in weights.items()}) == expected
+    assert part_hash({**weights, "b": weights["b"].view(3, 2)}) != expected
+    assert part_hash({**weights, "b": weights["b"] + 1e-6}) != expected
+    assert part_hash({"c": weights["b"], "a": weights["a"]}) != expected
+
+
+@pytest.mark.parametrize("part", ["unet", "image_encoder", "sentence_encoder"])
+def test_another_frozen_part_is_refused_by_name(
+    target: Segmenter, files: dict[str, Path], cfg: Config, part: str
+) -> None:
+    module = {
+        "unet": target.encoder.unet,
+        "image_encoder": target.encoder.image_encoder,
+        "sentence_encoder": target.sentence_encoder.backbone,
+    }[part]
+    with torch.no_grad():
+        next(module.parameters()).add_(1)  # type: ignore[union-attr]
+    words = {"unet": "UNet", "image_encoder": "image encoder", "sentence_encoder": "sentence encoder"}[part]
+    with pytest.raises(UserError, match=f"trained with another {words} .*--ignore_frozen_identity") as error:
+        load(target, files["safetensors"], cfg)
+    assert "\n" not in str(error.value)
+    notes = load(target, files["safetensors"], dataclasses.replace(cfg, ignore_frozen_identity=True))
+    assert len(notes) == 1 and words in notes[0]
+
+
+def test_a_file_that_knows_no_identity_is_taken_with_a_note(
+    source: Segmenter, target: Segmenter, cfg: Config, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "c.pth", source, cfg.model, config_dict(cfg))
+    notes = load(target, tmp_path / "c.pth", cfg)
+    assert len(notes) == 1 and "does not say with which UNet, VAE" in notes[0]
+
+
+def test_a_carried_part_travels_on(cfg: Config, target: Segmenter, tmp_path: Path) -> None:
+    model = tiny_model(cfg, seed=1)
+    change_unet(model)
+    model.encoder.unet.carried = True
+    path = tmp_path / "c.pth"
+    save_checkpoint(path, model, cfg.model, config_dict(cfg), frozen=frozen_identity(model, cfg))
+    assert load(target, path, cfg) == []
+    assert target.encoder.unet.carried and not target.encoder.vae.carried
+    assert differences(target.state_dict(), model.state_dict()) == []
+    assert frozen_identity(target, cfg)["unet"]["source"] == "a checkpoint"
+
+
+def test_class_heads_are_new_by_rule(source: Segmenter, target: Segmenter, files: dict[str, Path], cfg: Config) -> None:
+    before = {name: value.clone() for name, value in trained_state(target).items()}
+    assert "new class heads" in load(target, files["pth"], cfg, fresh=True)[0]
+    changed = {name for name, value in trained_state(target).items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if not name.startswith(CLASS_HEADS)}
+
+    assert (
+        "its class heads" in load(target, files["pth"], dataclasses.replace(cfg, keep_class_heads=True), fresh=True)[0]
+    )
+    assert differences(trained_state(target), trained_state(source)) == []
+
+
+def test_new_adapters_on_weights_without(files: dict[str, Path], tiny_stack: Path) -> None:
+    cfg = tiny_config(tiny_stack, lora_rank=2)
+    model = tiny_model(cfg, seed=2)
+    load(model, files["pth"], cfg, fresh=True)
+    with pytest.raises(UserError, match=r"lacks .*\.lora_"):
+        load(model, files["pth"], cfg)
+
+
+def test_other_sizes_are_named(files: dict[str, Path], tiny_stack: Path, target: Segmenter) -> None:
+    with pytest.raises(UserError, match="another configuration: nheads 4, and here it is 2"):
+        load(target, files["pth"], tiny_config(tiny_stack, nheads=2))
+
+
+def _rename(tensors: dict) -> None:
+    tensors["surprise"] = tensors.pop("language_queries.vectors")
+
+
+def _reshape(tensors: dict) -> None:
+    tensors["language_queries.vectors"] = tensors["language_queries.vectors"].flatten()
+
+
+DAMAGE = {"renamed": (_rename, "surprise"), "reshaped": (_reshape, "language_queries.vectors of shape [320]")}
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+@pytest.mark.parametrize("damage", [*DAMAGE, "truncated", "empty", "code", "another program's"])
+def test_damage_is_one_sentence(
+    files: dict[str, Path], cfg: Config, source: Segmenter, tmp_path: Path, kind: str, damage: str
+) -> None:
+    path = tmp_path / files[kind].name
+    change, named = DAMAGE.get(damage, (None, path.name))
+    if damage in ("truncated", "empty"):
+        path.write_bytes(files[kind].read_bytes()[: {"truncated": 50_000, "empty": 0}[damage]])
+    elif damage == "code":
+        torch.save({"format": print}, path)
+    elif damage == "another program's":
+        save_file({"x": torch.ones(1)}, path) if kind == "safetensors" else torch.save({"x": torch.ones(1)}, path)
+    elif kind == "pth":
+        content = torch.load(files[kind], weights_only=True)
+        change(content["weights"])
+        torch.save(content, path)
+    else:
+        from safetensors import safe_open
+
+        with safe_open(files[kind], framework="pt") as file:
+            about = file.metadata()
+        tensors = load_file(files[kind])
+        change(tensors)
+        save_file(tensors, path, about)
+    with pytest.raises(UserError) as error:
+        load(source, path, cfg)
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture
+def train(
+    monkeypatch: pytest.MonkeyPatch, root: Path, cfg: Config, toy_data: Path, tmp_path: Path, capsys: Any
+) -> Callable[..., tuple[int, str, str]]:
+    """main.py with further arguments: status, output and errors; it trains one step."""
+
+    def run(*more: str) -> tuple[int, str, str]:
+        options = (
+            "--config",
+            "configs/vdit_toy.yaml",
+            "--dim_feedforward",
+            "64",
+            "--batch_size",
+            "2",
+            "--device",
+            "cpu",
+        )
+        paths = ("--pretrained", cfg.pretrained, "--ytvos_path", str(toy_data), "--output_dir", str(tmp_path / "run"))
+        monkeypatch.chdir(root)
+        monkeypatch.setattr(sys, "argv", ["main.py", *options, *paths, "--max_steps", "1", "--lr", "1e-12", *more])
+        with pytest.raises(SystemExit) as stop:
+            run_cli(main.main)
+        said = capsys.readouterr()
+        errors = [line for line in said.err.splitlines() if line.startswith("error")]
+        return int(stop.value.code or 0), said.out, "\n".join(errors)
+
+    return run
+
+
+def test_a_run_begins_from_weights(
+    train: Callable, files: dict[str, Path], source: Segmenter, cfg: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    shutil.copy(files["safetensors"], tmp_path / "folder" / "model.safetensors")
+    status, output, error = train("--pretrained_weights", str(tmp_path / "folder"), "--keep_class_heads")
+    assert status == 0, error
+    assert output.count("starting from") == 1 and "from step" not in output
+    content = read_checkpoint(tmp_path / "run" / "checkpoint.pth", cfg.model)
+    assert content["step"] == 1 and content["frozen"] == frozen_identity(source, cfg)
+    own = trained_state(source)
+    assert all(torch.allclose(content["weights"][name], value, atol=1e-6) for name, value in own.items())
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_weights_alone_are_not_resumed(train: Callable, files: dict[str, Path], kind: str) -> None:
+    status, _, error = train("--resume", str(files[kind]))
+    assert status == 2
+    assert error.count("\n") == 0 and "--pretrained_weights" in error

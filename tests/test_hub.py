@@ -1,0 +1,167 @@
+"""Checkpoints by folder and by hub address: which file is meant, and what is said where there is none. No network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from models.diffusion.stack import part_sources
+from util import hub
+from util.errors import UserError
+from util.hub import cached_revision, checkpoint_path, without_scheme
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return folder
+
+
+def add_to_cache(cache: Path, repo: str, *files: str) -> Path:
+    """Files of a repository as an earlier download leaves them."""
+    root = cache / f"models--{repo.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(COMMIT)
+    for file in files:
+        path = root / "snapshots" / COMMIT / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(file)
+    return root / "snapshots" / COMMIT
+
+
+def test_a_file_is_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").touch()
+    assert checkpoint_path(str(tmp_path / "a.pth"), "--resume") == tmp_path / "a.pth"
+
+
+@pytest.mark.parametrize(
+    ("files", "meant"),
+    [
+        (("checkpoint.pth", "weights.safetensors", "config.json"), "checkpoint.pth"),
+        (("other.pth", "weights.safetensors"), "weights.safetensors"),
+        (("other.pth", ".hidden.pth", "log.txt"), "other.pth"),
+    ],
+)
+def test_a_folder_is_the_checkpoint_in_it(tmp_path: Path, files: tuple[str, ...], meant: str) -> None:
+    for file in files:
+        (tmp_path / file).touch()
+    assert checkpoint_path(str(tmp_path), "--resume") == tmp_path / meant
+
+
+@pytest.mark.parametrize(("files", "said"), [((), "no checkpoint"), (("a.pth", "b.pth"), r"several.*a\.pth, b\.pth")])
+def test_a_folder_without_the_one_checkpoint(tmp_path: Path, files: tuple[str, ...], said: str) -> None:
+    for file in files:
+        (tmp_path / file).touch()
+    with pytest.raises(UserError, match=f"{said}.*--resume"):
+        checkpoint_path(str(tmp_path), "--resume")
+
+
+def test_what_does_not_exist() -> None:
+    with pytest.raises(UserError, match=r"nowhere/c\.pth does not exist; .* hf://org/repo with --pretrained_weights"):
+        checkpoint_path("nowhere/c.pth", "--pretrained_weights")
+
+
+@pytest.mark.parametrize("source", ["hf://org/repo", "hf://org/repo/sub/model.pth"])
+def test_a_cached_repository_needs_no_network(cache: Path, source: str) -> None:
+    folder = add_to_cache(cache, "org/repo", "sub/model.pth", "README.md")
+    assert checkpoint_path(source, "--resume") == folder / "sub/model.pth"
+
+
+@pytest.mark.parametrize("source", ["hf://org/repo", "hf://org/repo/model.pth", "hf://org/repo@v2/model.pth"])
+def test_offline_is_one_sentence(cache: Path, source: str) -> None:
+    with pytest.raises(UserError, match=r"not in the cache, and the hub cannot be reached.*--resume") as error:
+        checkpoint_path(source, "--resume")
+    assert str(error.value).startswith(source) and "\n" not in str(error.value)
+
+
+def test_a_cached_repository_without_that_file(cache: Path) -> None:
+    add_to_cache(cache, "org/repo", "model.pth")
+    with pytest.raises(UserError, match=r"hf://org/repo/other\.pth is not in the cache"):
+        checkpoint_path("hf://org/repo/other.pth", "--resume")
+
+
+@pytest.mark.parametrize("source", ["hf://", "hf://org", "hf://org/", "hf:///repo"])
+def test_no_repository(source: str) -> None:
+    with pytest.raises(UserError, match="names no repository"):
+        checkpoint_path(source, "--resume")
+
+
+def test_a_name_that_no_repository_can_have(cache: Path) -> None:
+    with pytest.raises(UserError, match="has no repository"):
+        checkpoint_path("hf://org/re po/c.pth", "--resume")
+
+
+class Online:
+    """The hub, with one repository."""
+
+    files = ("README.md", "VD-IT_ytvos.pth")
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def model_info(self, repo: str, revision: str | None) -> SimpleNamespace:
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.files])
+
+    def download(self, repo: str, file: str, revision: str | None) -> str:
+        self.asked.append((repo, file, revision))
+        if file not in self.files:
+            raise EntryNotFoundError(f"404 {file}")
+        return f"/cache/{file}"
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Online:
+    found = Online()
+    monkeypatch.setattr(hub, "HfApi", lambda: found)
+    monkeypatch.setattr(hub, "hf_hub_download", found.download)
+    return found
+
+
+def test_a_repository_is_the_checkpoint_in_it(online: Online) -> None:
+    assert checkpoint_path("hf://buxiangzhiren/VD-IT", "--resume") == Path("/cache/VD-IT_ytvos.pth")
+    checkpoint_path("hf://buxiangzhiren/VD-IT@main/VD-IT_ytvos.pth", "--resume")
+    assert online.asked == [
+        ("buxiangzhiren/VD-IT", "VD-IT_ytvos.pth", None),
+        ("buxiangzhiren/VD-IT", "VD-IT_ytvos.pth", "main"),
+    ]
+
+
+def test_a_file_that_the_repository_lacks(online: Online) -> None:
+    with pytest.raises(UserError, match=r"repository org/repo has no file other\.pth"):
+        checkpoint_path("hf://org/repo/other.pth", "--resume")
+
+
+@pytest.mark.parametrize("error", [OfflineModeIsEnabled("off"), LocalEntryNotFoundError("none"), ConnectionError("x")])
+def test_a_hub_that_goes_away(online: Online, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    with pytest.raises(UserError, match="cannot be reached"):
+        checkpoint_path("hf://org/repo", "--resume")
+
+
+def test_revisions(cache: Path) -> None:
+    add_to_cache(cache, "org/stack", "unet/config.json")
+    assert cached_revision("org/stack", "unet/config.json") == COMMIT
+    assert cached_revision("org/stack", "vae/config.json") is None
+    assert cached_revision("org/other", "config.json") is None
+    assert cached_revision("/no/hub/id", "config.json") is None
+
+
+def test_frozen_parts_may_be_named_like_checkpoints() -> None:
+    assert without_scheme("hf://org/repo") == without_scheme("org/repo") == "org/repo"
+    sources = part_sources("hf://ali-vilab/text-to-video-ms-1.7b", text_encoder="hf://roberta-base")
+    assert sources["unet"] == "ali-vilab/text-to-video-ms-1.7b"
+    assert sources["sentence_encoder"] == "roberta-base"

@@ -1,0 +1,85 @@
+"""The carried toy weights: they score, training on from them holds the score, and the frozen stack matters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datasets.toy import make_toy
+from models.diffusion.tiny import make_tiny_stack
+from scripts.pretrain_toy_stack import SIZES
+from scripts.train_toy import write_kinds
+from util.jf_expressions import score_expressions
+
+MOST_MEGABYTES = 12
+
+
+def _run(root: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, *map(str, command)]
+    return subprocess.run(words, cwd=root, capture_output=True, text=True)
+
+
+def _score(root: Path, data: Path, stack: Path, checkpoint: Path, output: Path, *more: str) -> float:
+    """J&F over all sentences that name an object, 0–100."""
+    options = ("--config", "configs/vdit_toy.yaml", "--pretrained", stack, "--ytvos_path", data)
+    result = _run(root, "inference_ytvos.py", *options, "--resume", checkpoint, "--output_dir", output, *more)
+    assert result.returncode == 0, result.stderr[-2000:]
+    scores = score_expressions(data / "valid" / "Annotations", output / "Annotations")
+    return 100 * scores["global"]["JF"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small toy set of the benchmark's own size of frames."""
+    root = tmp_path_factory.mktemp("benchmark") / "toy"
+    make_toy(root, num_train=60, num_valid=12, num_test=0, negatives=1)
+    return root
+
+
+def test_the_carried_weights_are_small(root: Path) -> None:
+    files = [path for path in (root / "toy" / "stack").rglob("*") if path.is_file()] + [root / "toy/vdit.safetensors"]
+    assert sum(path.stat().st_size for path in files) <= MOST_MEGABYTES * 1e6
+
+
+@pytest.mark.slow
+def test_sixty_steps_hold_the_score(root: Path, data: Path, tmp_path: Path) -> None:
+    stack, carried = root / "toy" / "stack", root / "toy" / "vdit.safetensors"
+    before = _score(root, data, stack, carried, tmp_path / "before")
+    options = ("--config", "configs/vdit_toy.yaml", "--pretrained", stack, "--ytvos_path", data)
+    begin = ("--pretrained_weights", carried, "--keep_class_heads", "--max_steps", "60")
+    trained = _run(root, "main.py", *options, *begin, "--output_dir", tmp_path / "train")
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    after = _score(root, data, stack, tmp_path / "train" / "checkpoint.pth", tmp_path / "after")
+    assert after > before - 3
+    assert before > 30  # far above what ignores the sentence on this set
+
+
+@pytest.mark.slow
+def test_another_stack_is_refused_and_lowers_the_score(root: Path, data: Path, tmp_path: Path) -> None:
+    carried = root / "toy" / "vdit.safetensors"
+    known = json.loads((data / "meta_expressions" / "train" / "meta_expressions.json").read_text())
+    texts = [entry["exp"] for video in known["videos"].values() for entry in video["expressions"].values()]
+    random = make_tiny_stack(tmp_path / "random", texts, 0, **SIZES)
+    options = ("--config", "configs/vdit_toy.yaml", "--pretrained", random, "--ytvos_path", data)
+    refused = _run(root, "inference_ytvos.py", *options, "--resume", carried, "--output_dir", tmp_path / "refused")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    with_own = _score(root, data, root / "toy" / "stack", carried, tmp_path / "own")
+    with_random = _score(root, data, random, carried, tmp_path / "other", "--ignore_frozen_identity")
+    assert with_random < with_own - 10
+
+
+def test_sentences_of_some_kinds(data: Path, tmp_path: Path) -> None:
+    source = data / "meta_expressions" / "train" / "meta_expressions.json"
+    write_kinds(source, ("colour", "shape"), tmp_path / "some.json")
+    whole, some = json.loads(source.read_text())["videos"], json.loads((tmp_path / "some.json").read_text())["videos"]
+    assert {e["kind"] for video in some.values() for e in video["expressions"].values()} == {"colour", "shape"}
+    for name, video in some.items():
+        assert video["frames"] == whole[name]["frames"]
+        assert video["expressions"].items() <= whole[name]["expressions"].items()
+    wanted = sum(e["kind"] in ("colour", "shape") for video in whole.values() for e in video["expressions"].values())
+    assert sum(len(video["expressions"]) for video in some.values()) == wanted > 0

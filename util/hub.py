@@ -1,0 +1,122 @@
+"""Checkpoints by path, by folder, or by their place on the Hugging Face hub: ``hf://org/repo[@revision][/file]``.
+
+What comes from the hub is kept in the hub's own cache, and found there without a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from util.errors import UserError
+
+HUB = "hf://"
+USUAL_NAMES = ("checkpoint.pth", "weights.safetensors")
+SUFFIXES = (".pth", ".safetensors")
+
+
+def without_scheme(source: str) -> str:
+    """A local folder or hub id as the libraries take it: ``hf://org/repo`` is ``org/repo``."""
+    return source.removeprefix(HUB)
+
+
+def checkpoint_path(source: str, flag: str) -> Path:
+    """The file of a checkpoint, from the hub if need be.
+
+    Args:
+        source: a file, a folder that holds one checkpoint, or ``hf://org/repo[@revision][/file]``.
+        flag: the option that names it, for messages.
+
+    Raises:
+        UserError: there is no such file, more than one to choose from, or the hub cannot be reached.
+    """
+    if source.startswith(HUB):
+        return _from_hub(source, flag)
+    path = Path(source)
+    if path.is_dir():
+        return path / _choose([file.name for file in path.iterdir() if file.is_file()], source, flag)
+    if not path.is_file():
+        raise UserError(
+            f"the checkpoint {source} does not exist; give a file, a folder that holds one, or hf://org/repo "
+            f"with {flag}"
+        )
+    return path
+
+
+def cached_revision(repo: str, file: str) -> str | None:
+    """The commit of the cached ``file`` of a repository's main branch; None where it is not cached, or no such id."""
+    try:
+        path = try_to_load_from_cache(repo, file)
+    except HFValidationError:
+        return None
+    if not isinstance(path, str):
+        return None
+    parts = Path(path).parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+
+def _choose(names: Sequence[str], where: str, flag: str) -> str:
+    """The one checkpoint among file names: one with a usual name, else the only one."""
+    found = sorted(name for name in names if name.endswith(SUFFIXES) and not Path(name).name.startswith("."))
+    for usual in USUAL_NAMES:
+        if usual in found:
+            return usual
+    if not found:
+        raise UserError(f"{where} holds no checkpoint (*.pth, *.safetensors); give another with {flag}")
+    if len(found) > 1:
+        shown = ", ".join(found[:5]) + (", …" if len(found) > 5 else "")
+        raise UserError(f"{where} holds several checkpoints ({shown}); name one: {flag} {where.rstrip('/')}/{found[0]}")
+    return found[0]
+
+
+def _from_hub(source: str, flag: str) -> Path:
+    org, _, rest = source.removeprefix(HUB).partition("/")
+    name, _, file = rest.strip("/").partition("/")
+    name, _, revision = name.partition("@")
+    if not org or not name:
+        raise UserError(f"{source} names no repository; write hf://org/repo or hf://org/repo/file with {flag}")
+    repo = f"{org}/{name}"
+    try:
+        file = file or _choose(_list_files(repo, revision or None), source, flag)
+        return Path(hf_hub_download(repo, file, revision=revision or None))
+    except LocalEntryNotFoundError as error:  # before the next: it is one of those, too
+        raise _unreachable(source, flag) from error
+    except GatedRepoError as error:
+        raise UserError(
+            f"{source} asks for consent first; give it on its page, and log in with `hf auth login`"
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise UserError(f"the hub has no repository {source}, or it is private; give another with {flag}") from error
+    except EntryNotFoundError as error:
+        raise UserError(f"the hub's repository {repo} has no file {file}; give another with {flag}") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise _unreachable(source, flag) from error
+
+
+def _list_files(repo: str, revision: str | None) -> list[str]:
+    """The names of a repository's files; without a network, of those in the cache."""
+    try:
+        return [file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()]
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except Exception:  # no network: the HTTP library, the hub's and the system each have their own kinds
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def _unreachable(source: str, flag: str) -> UserError:
+    return UserError(
+        f"{source} is not in the cache, and the hub cannot be reached; connect to the network once, or download the "
+        f"file and give its path with {flag}"
+    )
