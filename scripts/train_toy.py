@@ -1,7 +1,7 @@
 """Make the carried toy weights from nothing: the frozen stack, and a model trained on it (``scripts/train_toy.sh``).
 
-The model is trained in phases, each from the weights of the one before: single frames first, which are cheap, with
-sentences about colours and then about all that a frame can show; then clips, whose sentences also speak of motion.
+The model is trained in two phases, the second from the weights of the first: single frames, which are cheap, then
+clips, which show motion.
 """
 
 from __future__ import annotations
@@ -10,16 +10,12 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.toy_scene import KINDS
 from scripts.steps import run
 from util.errors import UserError, run_cli
-from util.io import read_json, write_json
-from util.negatives import NEGATIVE
 
 PROCESSES = 2
 """They decide the result together with the seeds, so their number does not follow the machine."""
 VIDEOS, VALID_VIDEOS = 2500, 60
-SEEN_IN_A_FRAME = tuple(kind for kind in KINDS if kind != "motion")
 
 
 @dataclass(frozen=True)
@@ -28,18 +24,16 @@ class Phase:
 
     name: str
     title: str
-    kinds: tuple[str, ...]
     frames: int
     batch: int
     """clips per process"""
     steps: int
-    schedule: str = "step"
+    schedule: str
 
 
 PHASES = (
-    Phase("colours", "single frames, sentences about colours", ("colour",), frames=1, batch=16, steps=800),
-    Phase("frames", "single frames, all that a frame can show", SEEN_IN_A_FRAME, frames=1, batch=16, steps=2400),
-    Phase("clips", "clips of three frames", (*KINDS, NEGATIVE), frames=3, batch=8, steps=1500, schedule="cosine"),
+    Phase("frames", "single frames", frames=1, batch=16, steps=2400, schedule="step"),
+    Phase("clips", "clips of three frames", frames=3, batch=8, steps=900, schedule="cosine"),
 )
 RATE = 1e-3
 
@@ -90,15 +84,13 @@ def make_model(model: str, output: Path, work: Path, share: float) -> None:
     weights: Path | None = None
     for phase in PHASES:
         folder = work / model / phase.name
-        sentences = folder / "expressions.json"
-        write_kinds(data / "meta_expressions" / "train" / "meta_expressions.json", phase.kinds, sentences)
         checkpoint = folder / "checkpoint.pth"
         begin = ("--pretrained_weights", weights, "--keep_class_heads") if weights else ()
         steps = max(2, round(share * phase.steps))
         run(
             f"Training on {phase.title}",
             *launched("main.py", "--config", f"configs/{model}_toy.yaml"),
-            *("--pretrained", stack, "--ytvos_path", data, "--expressions_file", sentences, "--output_dir", folder),
+            *("--pretrained", stack, "--ytvos_path", data, "--output_dir", folder),
             *("--num_frames", phase.frames, "--batch_size", phase.batch, "--max_steps", steps, "--save_every", 100),
             *("--lr", str(RATE), "--lr_processes", PROCESSES, "--lr_schedule", phase.schedule, "--warmup_steps", 100),
             *(("--resume", checkpoint) if checkpoint.is_file() else begin),
@@ -114,17 +106,6 @@ def make_model(model: str, output: Path, work: Path, share: float) -> None:
 def launched(*command: str) -> tuple[str, ...]:
     """A command's arguments, run by the fixed number of processes."""
     return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES), *command)
-
-
-def write_kinds(expressions: Path, kinds: tuple[str, ...], output: Path) -> None:
-    """Write an expressions file with the sentences of some kinds alone; videos without any are left out."""
-    content = read_json(expressions, "the expressions")
-    videos = {}
-    for name, video in content["videos"].items():
-        kept = {number: entry for number, entry in video["expressions"].items() if entry["kind"] in kinds}
-        if kept:
-            videos[name] = {**video, "expressions": kept}
-    write_json(output, {**content, "videos": videos})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,18 @@ from models import Segmenter, build_model
 from models.authors import SIZES, authors_state
 from models.diffusion.stack import load_stock_parts
 from models.lora import merged_state
-from util.config import Config, load_config
+from util.config import Config
 
-ROOT = Path(__file__).resolve().parents[1]
+TINY: dict[str, Any] = {
+    **{"pyramid_channels": (32, 64, 128, 256), "hidden_dim": 64, "dim_feedforward": 64, "enc_layers": 2},
+    **{"dec_layers": 2, "nheads": 4, "num_frames": 3, "train_scales": (64,), "crop_scales": (), "max_size": 96},
+    **{"eval_size": 64, "num_workers": 0, "batch_size": 2, "lora_rank": 0, "device": "cpu"},
+}
 
 
 def tiny_config(stack: Path, **options: Any) -> Config:
-    """The sizes of the toy configuration, a little smaller."""
-    cfg = load_config(["--config", str(ROOT / "configs" / "vdit_toy.yaml")], "")
-    sizes: dict[str, Any] = {"dim_feedforward": 64, "lora_rank": 0}
-    return dataclasses.replace(cfg, pretrained=str(stack), device="cpu", **{**sizes, **options})
+    """A configuration of tiny sizes."""
+    return Config(**{**TINY, "pretrained": str(stack), **options})
 
 
 def tiny_model(cfg: Config, seed: int) -> Segmenter:
@@ -40,18 +41,18 @@ def tiny_model(cfg: Config, seed: int) -> Segmenter:
 def write_authors(path: Path, model: Segmenter, cfg: Config) -> dict[str, Tensor]:
     """Write a model as the authors would have released it; its state dict."""
     stock = load_stock_parts(cfg.pretrained)
-    state = authors_state(merged_state(model), cfg.model, stock, _sentence_projection(cfg))
+    state = authors_state(merged_state(model), cfg.model, stock, _sentence_projection(model))
     sizes = {name: getattr(cfg, name) for name in SIZES}
     torch.save({"model": state, "epoch": 5, "args": argparse.Namespace(lr_drop=[6, 8], **sizes)}, path)
     return state
 
 
-def _sentence_projection(cfg: Config) -> dict[str, Tensor]:
+def _sentence_projection(model: Segmenter) -> dict[str, Tensor]:
     """The unused weights that released checkpoints have beside the model's."""
     generator = torch.Generator().manual_seed(3)
-    width = cfg.hidden_dim
-    shapes = {"fc.weight": (width, 64), "fc.bias": (width,), "layer_norm.weight": (width,), "layer_norm.bias": (width,)}
-    return {f"sentence_proj.{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    like = {f"fc.{key}": value for key, value in model.sentence_encoder.linear.named_parameters()}
+    like.update({f"layer_norm.{key}": value for key, value in model.sentence_encoder.norm.named_parameters()})
+    return {f"sentence_proj.{key}": torch.randn(value.shape, generator=generator) for key, value in like.items()}
 
 
 def change_unet(model: Segmenter) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import main
@@ -186,8 +188,6 @@ def test_damage_is_one_sentence(
         change(content["weights"])
         torch.save(content, path)
     else:
-        from safetensors import safe_open
-
         with safe_open(files[kind], framework="pt") as file:
             about = file.metadata()
         tensors = load_file(files[kind])
@@ -205,19 +205,11 @@ def train(
     """main.py with further arguments: status, output and errors; it trains one step."""
 
     def run(*more: str) -> tuple[int, str, str]:
-        options = (
-            "--config",
-            "configs/vdit_toy.yaml",
-            "--dim_feedforward",
-            "64",
-            "--batch_size",
-            "2",
-            "--device",
-            "cpu",
-        )
-        paths = ("--pretrained", cfg.pretrained, "--ytvos_path", str(toy_data), "--output_dir", str(tmp_path / "run"))
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump({name: value for name, value in config_dict(cfg).items() if value != ""}))
+        paths = ("--config", str(config), "--ytvos_path", str(toy_data), "--output_dir", str(tmp_path / "run"))
         monkeypatch.chdir(root)
-        monkeypatch.setattr(sys, "argv", ["main.py", *options, *paths, "--max_steps", "1", "--lr", "1e-12", *more])
+        monkeypatch.setattr(sys, "argv", ["main.py", *paths, "--max_steps", "1", "--lr", "1e-12", *more])
         with pytest.raises(SystemExit) as stop:
             run_cli(main.main)
         said = capsys.readouterr()

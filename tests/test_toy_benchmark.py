@@ -12,7 +12,6 @@ import pytest
 from datasets.toy import make_toy
 from models.diffusion.tiny import make_tiny_stack
 from scripts.pretrain_toy_stack import SIZES
-from scripts.train_toy import write_kinds
 from util.jf_expressions import score_expressions
 
 MOST_MEGABYTES = 12
@@ -71,15 +70,3 @@ def test_another_stack_is_refused_and_lowers_the_score(root: Path, data: Path, t
     with_own = _score(root, data, root / "toy" / "stack", carried, tmp_path / "own")
     with_random = _score(root, data, random, carried, tmp_path / "other", "--ignore_frozen_identity")
     assert with_random < with_own - 10
-
-
-def test_sentences_of_some_kinds(data: Path, tmp_path: Path) -> None:
-    source = data / "meta_expressions" / "train" / "meta_expressions.json"
-    write_kinds(source, ("colour", "shape"), tmp_path / "some.json")
-    whole, some = json.loads(source.read_text())["videos"], json.loads((tmp_path / "some.json").read_text())["videos"]
-    assert {e["kind"] for video in some.values() for e in video["expressions"].values()} == {"colour", "shape"}
-    for name, video in some.items():
-        assert video["frames"] == whole[name]["frames"]
-        assert video["expressions"].items() <= whole[name]["expressions"].items()
-    wanted = sum(e["kind"] in ("colour", "shape") for video in whole.values() for e in video["expressions"].values())
-    assert sum(len(video["expressions"]) for video in some.values()) == wanted > 0
