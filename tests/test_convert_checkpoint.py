@@ -132,7 +132,7 @@ def test_adapters_are_merged_for_the_authors(run: tuple[Segmenter, Config, Path]
         (("nowhere.pth", "b.safetensors"), "nowhere.pth does not exist"),
         (("nowhere.pth", "b.pth"), "should end in .safetensors"),
         (("nowhere.pth", "b.safetensors", "--to", "authors"), "should end in .pth"),
-        (("{run}", "b.pth", "--to", "authors", "--pretrained", "nowhere/stack"), "nowhere/stack"),
+        (("{run}", "b.pth", "--to", "authors", "--pretrained", "nowhere/a/stack"), "nowhere/a/stack"),
         (("{released}", "b.safetensors"), "of shape"),  # it is not of the published sizes
         (("{released}", "b.safetensors", "--stack", "nowhere/stack"), "nowhere/stack does not exist"),
     ],
