@@ -1,17 +1,20 @@
-"""The training loop. Model, criterion and loader are handed in."""
+"""The loops of training and of evaluation item by item. Model, criterion, loader and evaluator are handed in."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from util.distributed import rank
+from util.distributed import gather_objects, is_main, rank
 from util.errors import RunError
+from util.evaluation import Evaluator, QueryPredictions
 from util.logging import RunLog
 
 
@@ -168,3 +171,34 @@ def _batches(loader: Any, schedule: Schedule, first_step: int) -> Iterator[tuple
             step += 1
             if step == schedule.total_steps:
                 return
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    evaluator: Evaluator,
+    select: Any,
+    predictions: Callable[[Any, Any], Sequence[QueryPredictions]],
+    *,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Hand the predictions for this process's items to the evaluator, and then what all processes have collected.
+
+    Args:
+        model: its forward takes frames, padding, captions, selector and annotated frames.
+        loader: batches of this process's items, in no particular order.
+        evaluator: of the dataset.
+        select: which queries are refined.
+        predictions: called with the model's output and the batch's targets.
+        seed: what is random for an item depends on it alone.
+        device: where batches go.
+    """
+    model.eval()
+    for batch in tqdm(loader, unit="item", desc="evaluate", dynamic_ncols=True, file=sys.stdout, disable=not is_main()):
+        torch.manual_seed(seed)  # noise, where the model draws any, depends on no other item
+        batch = batch.to(device, non_blocking=True)
+        output = model(batch.frames, batch.padding, batch.captions, select, batch.annotated)
+        evaluator.update(predictions(output, batch.targets))
+    evaluator.merge(gather_objects(evaluator.state()))

@@ -1,35 +1,64 @@
-"""Train a model.
+"""Train a model, or score a checkpoint.
 
 python main.py --config configs/vdit_ytvos.yaml --ytvos_path data/ref-youtube-vos --output_dir runs/vdit
+python main.py --config configs/vdit_ytvos.yaml --ytvos_path data/ref-youtube-vos --output_dir runs/vdit/valid \\
+    --eval --resume runs/vdit/checkpoint.pth
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets import ClipBatch, ClipLoader, build_dataset, collate
+from datasets import (
+    ClipBatch,
+    ClipLoader,
+    build_dataset,
+    build_evaluator,
+    build_scorer,
+    collate,
+    is_video_set,
+    list_videos,
+    load_clip,
+)
 from datasets.sampler import EpochBatches
 from engine import Schedule, train
-from models import build_criterion, build_model, has_lora, trained_parameters
+from engine import evaluate as evaluate_items
+from models import Segmenter, build_criterion, build_model, has_lora, trained_parameters
 from models.identity import frozen_identity
 from models.loading import load_weights, open_checkpoint
+from models.postprocessors import query_predictions
+from models.prediction import MULTIPLE, load_for_inference, segment
+from models.selection import all_queries
+from util.benchmarks import scored_parts
 from util.checkpoint import TRAINING_KEYS, save_checkpoint
 from util.config import Config, config_dict, load_config
-from util.device import resolve_device
-from util.distributed import is_main, process_group, rank, world_size
+from util.device import device_name, resolve_device
+from util.distributed import balanced_share, is_main, process_group, rank, wait_for_all, world_size
 from util.errors import UserError, run_cli
+from util.inference_record import file_sha256, open_record
 from util.io import write_json
 from util.logging import RunLog
+from util.mask_layouts import LAYOUTS
+from util.results import write_results
+from util.submission import require_frames
+from util.video_inference import run_inference
+from util.video_scores import video_counts, video_metrics
 
 TRAIN_MULTIPLE = 32
+PATIENCE = timedelta(hours=12)  # of a process that has scored its share, for the slowest one
+
+Scores = tuple[dict[str, float], dict[str, int]]  # metrics and counts
 
 
 class Loader:
@@ -60,10 +89,10 @@ class Loader:
 
 
 def main() -> None:
-    """Train as the command line says."""
-    cfg = load_config(sys.argv[1:], "Train a referring video object segmentation model.")
-    with process_group(resolve_device(cfg.device)) as device:
-        run(cfg, device)
+    """Train or score as the command line says."""
+    cfg = load_config(sys.argv[1:], "Train a referring video object segmentation model, or score one.")
+    with process_group(resolve_device(cfg.device), PATIENCE if cfg.eval else None) as device:
+        (evaluate if cfg.eval else run)(cfg, device)
 
 
 def run(cfg: Config, device: torch.device) -> None:
@@ -109,9 +138,8 @@ def run(cfg: Config, device: torch.device) -> None:
     if state:
         optimizer.load_state_dict(deepcopy(state["optimizer"]))
         state.clear()  # the file is memory-mapped, and will be replaced
+    tell(notes)
     if is_main():
-        for note in notes:
-            print(f"note: {note}")
         print(
             f"{cfg.model}: {sum(trained_parameters(model).values()) / 1e6:.2f} M trained parameters; "
             f"{len(loader.dataset)} clips, {schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, "
@@ -171,6 +199,97 @@ def build_schedule(cfg: Config, steps_per_epoch: int) -> Schedule:
         max_steps=cfg.max_steps,
         cosine=cfg.lr_schedule == "cosine",
     )
+
+
+def evaluate(cfg: Config, device: torch.device) -> None:
+    """Score ``cfg.resume`` on ``cfg.dataset_file``, or on every part of a mixture, and write ``results.json``.
+
+    Raises:
+        UserError: data, truth or checkpoint is missing or broken; found out before the model is built, where possible.
+    """
+    if not cfg.resume:
+        raise UserError("no checkpoint is given; name the one to score by --resume")
+    output, names = Path(cfg.output_dir), scored_parts(cfg.dataset_file)
+    folders = {name: output / name if len(names) > 1 else output for name in names}
+    parts = {name: replace(cfg, dataset_file=name, output_dir=str(folders[name])) for name in names}
+    checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)
+    about = {"checkpoint": str(checkpoint["path"].resolve()), "checkpoint_sha256": file_sha256(checkpoint["path"])}
+    prepared = {
+        name: prepare_videos(part, checkpoint["path"], device) if is_video_set(part) else prepare_items(part, device)
+        for name, part in parts.items()
+    }
+    model, notes = load_for_inference(cfg, checkpoint, device)
+    del checkpoint  # and with it the memory map of its file
+    tell(notes)
+    scores = {name: score(model) for name, score in prepared.items()}
+    if not is_main():
+        return
+    metrics, counts = ({name: part[i] for name, part in scores.items()} for i in (0, 1))
+    mixed = len(names) > 1
+    write_results(
+        output / "results.json",
+        metrics if mixed else metrics[names[0]],
+        counts if mixed else counts[names[0]],
+        config_dict(cfg),
+        {**about, "device": device_name(device), "processes": world_size()},
+    )
+    for name, (values, _) in scores.items():
+        print(f"{name}, {parts[name].split} split: " + ", ".join(f"{key} {value:.2f}" for key, value in values.items()))
+    print(f"wrote {output / 'results.json'}")
+
+
+def prepare_videos(cfg: Config, checkpoint: Path, device: torch.device) -> Callable[[Segmenter], Scores]:
+    """Get ready to segment this process's share of the videos and to score all masks, which stay in the output folder.
+
+    Masks that are there from the same checkpoint and options are not made again.
+    """
+    videos = [video for video in list_videos(cfg) if video.expressions]
+    require_frames(videos)
+    scorer = build_scorer(cfg) if is_main() else None
+    record = open_record(cfg, checkpoint, device_name(device), rank())
+    costs = [len(video.frame_paths) * len(video.expressions) for video in videos]
+    share = [videos[i] for i in balanced_share(costs, rank(), world_size())]
+
+    def score(model: Segmenter) -> Scores:
+        read = partial(load_clip, short_side=cfg.eval_size, long_side=cfg.max_size)
+        predict = partial(segment, model, cfg=cfg, device=device, soft=LAYOUTS[cfg.dataset_file].soft)
+        run_inference(share, cfg, record, read, predict, show=is_main())
+        wait_for_all()
+        if scorer is None:
+            return {}, {}
+        scores = scorer(max(1, cfg.num_workers))
+        write_json(Path(cfg.output_dir) / "scores.json", scores)
+        tell(scores.get("notes", []))
+        frames = sum(len(video.frame_paths) for video in videos)
+        return video_metrics(scores), {**video_counts(scores), "frames": frames}
+
+    return score
+
+
+def prepare_items(cfg: Config, device: torch.device) -> Callable[[Segmenter], Scores]:
+    """Get ready to score this process's share of the frames or images, all queries of each."""
+    dataset, evaluator = build_dataset(cfg, cfg.split), build_evaluator(cfg)
+    loader = ClipLoader(
+        dataset,
+        sampler=range(rank(), len(dataset), world_size()),
+        num_workers=cfg.num_workers,
+        collate_fn=partial(collate, multiple=MULTIPLE),
+        pin_memory=device.type == "cuda",
+    )
+
+    def score(model: Segmenter) -> Scores:
+        predictions: Any = partial(query_predictions, threshold=cfg.threshold)
+        evaluate_items(model, loader, evaluator, all_queries, predictions, seed=cfg.seed, device=device)
+        return (evaluator.results(), evaluator.counts()) if is_main() else ({}, {})
+
+    return score
+
+
+def tell(notes: Sequence[str]) -> None:
+    """Print what the user should know, once."""
+    if is_main():
+        for note in notes:
+            print(f"note: {note}", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torchvision.ops import box_convert, masks_to_boxes
 
 from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from util.errors import UserError
+from util.padding import pad_clips
 
 LOCAL_REACH = 3  # frames: how far the two neighbours of the start frame may lie from it
 MAX_REPLACEMENTS = 100
@@ -36,7 +37,7 @@ class Target(TypedDict):
     exp_id: str
     frame_names: list[str]
     negative: bool  # the sentence names nothing in the video: no mask, no box, no valid frame
-    annotated: NotRequired[int]  # index of the one annotated frame, for datasets that have only one
+    annotated: NotRequired[int]  # the one annotated frame's index in the clip; boxes, masks and valid have T = 1 then
 
 
 Sample = tuple[Tensor, Target]  # frames float32 [T, 3, h, w], ImageNet-normalised, and the truth
@@ -85,30 +86,6 @@ def collate(samples: Sequence[Sample], multiple: int = 32) -> ClipBatch:
     frames, padding = pad_clips([frames for frames, _ in samples], multiple)
     targets = [target for _, target in samples]
     return ClipBatch(frames, padding, [target["caption"] for target in targets], targets)
-
-
-def pad_clips(clips: Sequence[Tensor], multiple: int) -> tuple[Tensor, Tensor]:
-    """Stack clips of equal length, padded with zeros on the right and bottom.
-
-    Args:
-        clips: B × ``[T, 3, h, w]``.
-        multiple: of pixels, to which the largest height and width are rounded up.
-
-    Returns:
-        frames ``[B, T, 3, H, W]`` and padding bool ``[B, H, W]``, True where there is no frame.
-    """
-    assert len({len(clip) for clip in clips}) == 1, "the clips of a batch have one number of frames"
-    height, width = (
-        -(-max(clip.shape[axis] for clip in clips) // multiple) * multiple  # rounded up
-        for axis in (2, 3)
-    )
-    frames = clips[0].new_zeros(len(clips), len(clips[0]), 3, height, width)
-    padding = torch.ones(len(clips), height, width, dtype=torch.bool)
-    for i, clip in enumerate(clips):
-        h, w = clip.shape[-2:]
-        frames[i, :, :, :h, :w] = clip
-        padding[i, :h, :w] = False
-    return frames, padding
 
 
 def make_target(

@@ -1,22 +1,30 @@
-"""Ref-DAVIS17: from the distributed folders to the layout of Ref-YouTube-VOS (docs/data.md)."""
+"""Ref-DAVIS17: from the distributed folders to the layout of Ref-YouTube-VOS, and clips from it (docs/data.md)."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datasets import ytvos
 from datasets.reading import DATA_PAGE, read_object_ids, require_folder
+from datasets.video import Video
 from util.errors import UserError
-from util.io import atomic_path, read_json, write_json
+from util.evaluation import Scorer
+from util.files import bring_file
+from util.io import read_json, write_json
+from util.jf_ref_davis import score_ref_davis
+from util.mask_layouts import davis_object
 from util.parallel import map_videos
 from util.submission import frame_size
+
+if TYPE_CHECKING:
+    from util.config import Config
 
 SPLITS = {"train": "train.txt", "valid": "val.txt"}
 # In the order of their number a; an expression's id is 4 · (object id − 1) + a.
@@ -29,6 +37,7 @@ ANNOTATIONS = (
 MISSPELT = {"clasic-car": "classic-car", "dog-scale": "dogs-scale", "motor-bike": "motorbike"}
 VOID = 255
 
+_NUMBER = re.compile("0|[1-9][0-9]*")
 _LINE = re.compile(r'(?P<video>[^\s/\\]+)\s+(?P<obj_id>[0-9]+)\s+"(?P<exp>.*\S.*)"')
 
 
@@ -44,6 +53,46 @@ class DavisSummary:
 
 # video → object id → annotation number → sentence
 Sentences = dict[str, dict[int, dict[int, str]]]
+
+
+def build_clips(cfg: Config, split: str) -> ytvos.YtvosClips:
+    """Build training clips (``train``) or whole videos (``valid``) of the converted Ref-DAVIS17 at ``cfg.davis_path``.
+
+    Raises:
+        UserError: a missing folder or file, or a malformed one.
+    """
+    return ytvos.build_clips(cfg, split, Path(cfg.davis_path))
+
+
+def build_videos(cfg: Config) -> list[Video]:
+    """List the videos of ``cfg.split`` of the converted Ref-DAVIS17 at ``cfg.davis_path``.
+
+    Raises:
+        UserError: a missing folder or file, a malformed one, or expressions that are not numbered 4 · (object − 1) + a.
+    """
+    videos = ytvos.build_videos(cfg, Path(cfg.davis_path))
+    for video in videos:
+        for exp_id in video.expressions:
+            if not _NUMBER.fullmatch(exp_id) or davis_object(exp_id) >= VOID:
+                raise UserError(
+                    f"expression {exp_id!r} of video {video.name!r} in {cfg.davis_path} is not numbered as in "
+                    f"Ref-DAVIS17, 4 · (object id − 1) + a; make the folder by scripts.prepare_data (see {DATA_PAGE})"
+                )
+    return videos
+
+
+def build_scorer(cfg: Config) -> Scorer:
+    """Find the truth of ``cfg.split``; what is returned scores the masks below ``cfg.output_dir`` against it.
+
+    See ``util.jf_ref_davis.score_ref_davis``.
+
+    Raises:
+        UserError: the truth is missing.
+    """
+    names = [video.name for video in build_videos(cfg) if video.expressions]
+    truth = require_folder(Path(cfg.davis_path) / cfg.split / "Annotations", "a folder of palette PNG masks per video")
+    ytvos.require_video_folders(truth, names)
+    return partial(score_ref_davis, truth, Path(cfg.output_dir), names)
 
 
 def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = False, workers: int = 1) -> DavisSummary:
@@ -139,28 +188,9 @@ def _convert_video(davis: Path, target: Path, copy: bool, name: str) -> _Video:
         for obj_id in np.unique(ids).tolist():
             if obj_id not in (0, VOID):
                 objects.setdefault(obj_id, []).append(frame)
-        _bring(image, target / "JPEGImages" / name / image.name, copy)
-        _bring(mask, target / "Annotations" / name / mask.name, copy)
+        bring_file(image, target / "JPEGImages" / name / image.name, copy)
+        bring_file(mask, target / "Annotations" / name / mask.name, copy)
     return _Video(frames, dict(sorted(objects.items())))
-
-
-def _bring(source: Path, target: Path, copy: bool) -> None:
-    """Link or copy a file, unless it is there already."""
-    if target.is_file():
-        same = target.samefile(source)
-        if (same and not copy) or (not same and target.stat().st_size == source.stat().st_size):
-            return
-    with atomic_path(target) as temporary:
-        if not copy:
-            try:
-                temporary.symlink_to(source.resolve())
-                return
-            except OSError:  # a file system without links
-                pass
-        try:
-            shutil.copyfile(source, temporary)
-        except OSError as error:
-            raise UserError(f"cannot copy {source} to {target}: {error.strerror or error}") from error
 
 
 def _describe_objects(video: _Video, categories: dict[str, Any]) -> dict[str, Any]:

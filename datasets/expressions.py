@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from datasets.clip import normalise_sentence
-from datasets.reading import DATA_PAGE
+from datasets.reading import DATA_PAGE, plain_name
 from util.errors import UserError
 from util.io import read_json
 from util.negatives import is_negative
-
-# Names become parts of paths, also of files that are written: one plain component, no way out of the folder.
-_PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")
 
 
 @dataclass(frozen=True)
@@ -30,12 +26,18 @@ class Expression:
     negative: bool = False
 
 
+ExpressionT = TypeVar("ExpressionT")
+
+
 @dataclass(frozen=True)
-class VideoEntry:
+class Entry(Generic[ExpressionT]):
     """One video of an expressions file: its frame names, in order of time, and its expressions by id."""
 
     frames: list[str]
-    expressions: dict[str, Expression]
+    expressions: dict[str, ExpressionT]
+
+
+VideoEntry = Entry[Expression]
 
 
 def read_expressions(path: Path, split: str) -> dict[str, VideoEntry]:
@@ -44,35 +46,60 @@ def read_expressions(path: Path, split: str) -> dict[str, VideoEntry]:
     Raises:
         UserError: the file is missing, not JSON, of another structure, or holds an empty sentence.
     """
+    return read_entries(path, split, _expression)
+
+
+def read_entries(
+    path: Path, split: str, read: Callable[[Path, str, Mapping[str, Any]], ExpressionT]
+) -> dict[str, Entry[ExpressionT]]:
+    """The same for a dataset whose expressions have other parts.
+
+    Args:
+        path: the file.
+        split: which it describes, for messages.
+        read: makes an expression of the file, its place in it, for messages, and its JSON value.
+
+    Raises:
+        UserError: the file is missing, not JSON or of another structure.
+    """
     content = read_json(path, f"the expressions of the {split} split, see {DATA_PAGE}")
     videos = require_mapping(require_mapping(content, path, "the file").get("videos"), path, "'videos'")
-    return {_plain_name(name, path, "video"): _video_entry(path, name, video) for name, video in videos.items()}
+    return {plain_name(name, path, "video"): _entry(path, name, video, read) for name, video in videos.items()}
 
 
-def _video_entry(path: Path, name: str, video: Any) -> VideoEntry:
-    video = require_mapping(video, path, f"video {name!r}")
-    frames = video.get("frames")
-    if not isinstance(frames, list) or not frames:
-        raise UserError(f"{path}: video {name!r} should have a list of frame names, 'frames' (see {DATA_PAGE})")
-    expressions = require_mapping(video.get("expressions"), path, f"'expressions' of video {name!r}")
-    return VideoEntry(
-        [_plain_name(frame, path, f"frame of video {name!r}") for frame in frames],
-        {
-            _plain_name(exp_id, path, f"expression of video {name!r}"): _expression(path, name, exp_id, expression)
-            for exp_id, expression in expressions.items()
-        },
-    )
+def read_caption(path: Path, where: str, expression: Mapping[str, Any]) -> str:
+    """Read an expression's sentence, normalised.
 
-
-def _expression(path: Path, video: str, exp_id: str, expression: Any) -> Expression:
-    where = f"expression {exp_id!r} of video {video!r}"
-    expression = require_mapping(expression, path, where)
-    sentence, obj_id = expression.get("exp"), expression.get("obj_id")
+    Raises:
+        UserError: there is none, or it is empty.
+    """
+    sentence = expression.get("exp")
     if not isinstance(sentence, str):
         raise UserError(f"{path}: {where} should have its sentence under 'exp' (see {DATA_PAGE})")
     caption = normalise_sentence(sentence)
     if not caption:
         raise UserError(f"{path}: the sentence of {where} is empty; write what it refers to, or remove it")
+    return caption
+
+
+def _entry(
+    path: Path, name: str, video: Any, read: Callable[[Path, str, Mapping[str, Any]], ExpressionT]
+) -> Entry[ExpressionT]:
+    video = require_mapping(video, path, f"video {name!r}")
+    frames = video.get("frames")
+    if not isinstance(frames, list) or not frames:
+        raise UserError(f"{path}: video {name!r} should have a list of frame names, 'frames' (see {DATA_PAGE})")
+    listed = require_mapping(video.get("expressions"), path, f"'expressions' of video {name!r}")
+    expressions = {}
+    for exp_id, expression in listed.items():
+        where = f"expression {exp_id!r} of video {name!r}"
+        expression = require_mapping(expression, path, where)
+        expressions[plain_name(exp_id, path, f"expression of video {name!r}")] = read(path, where, expression)
+    return Entry([plain_name(frame, path, f"frame of video {name!r}") for frame in frames], expressions)
+
+
+def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> Expression:
+    caption, obj_id = read_caption(path, where, expression), expression.get("obj_id")
     if obj_id is not None and not (str(obj_id).isdecimal() and 1 <= int(obj_id) <= 254):
         raise UserError(f"{path}: 'obj_id' of {where} is {obj_id!r}; it should be a mask value, 1 to 254")
     return Expression(caption, None if obj_id is None else int(obj_id), is_negative(expression, path, where))
@@ -83,9 +110,3 @@ def require_mapping(value: Any, path: Path, what: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: {what} should be a JSON object (see {DATA_PAGE} for the file's form)")
     return value
-
-
-def _plain_name(name: Any, path: Path, what: str) -> str:
-    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
-        raise UserError(f"{path}: {what} is named {name!r}; a name is text without slashes")
-    return name

@@ -7,7 +7,9 @@ hands out the palette indices of a PNG.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ from util.errors import UserError
 from util.mask_files import read_index_mask
 
 DATA_PAGE = "docs/data.md"
+
+# Names become parts of paths, also of files that are written: one plain component, no way out of the folder.
+_PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")
 
 
 def require_folder(path: Path, holds: str) -> Path:
@@ -33,6 +38,13 @@ def require_folder(path: Path, holds: str) -> Path:
         state = "is not a folder" if path.exists() else "is missing"
         raise UserError(f"{path} {state}; it should hold {holds} (see {DATA_PAGE})")
     return path
+
+
+def plain_name(name: Any, path: Path, what: str) -> str:
+    """Return ``name``, which the file ``path`` gives to ``what``; raise a ``UserError`` if it is no part of a path."""
+    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+        raise UserError(f"{path}: {what} is named {name!r}; a name is text without slashes")
+    return name
 
 
 def read_frame(path: Path) -> Tensor:

@@ -20,15 +20,16 @@ import numpy as np
 from PIL import Image
 
 from datasets.toy_negatives import choose_negatives
-from datasets.toy_render import full_areas, object_palette, render_frames, render_masks
+from datasets.toy_render import full_areas, render_frames, render_masks
 from datasets.toy_scene import KINDS, MAX_OBJECTS, Scene, sample_scene
 from datasets.toy_sentences import Facts, Sentence, choose_sentences
 from util.errors import UserError
 from util.io import atomic_path, read_json, write_json
+from util.mask_files import object_palette
 from util.negatives import NEGATIVE
 from util.parallel import map_videos
 
-GENERATOR_VERSION = 1  # raise it whenever the same parameters give other files
+GENERATOR_VERSION = 2  # raise it whenever the same parameters give other files
 STAMP = "toy_set.json"
 SPLITS = ("train", "valid", "test")
 # What a set consists of, and all that is ever removed. The stamp goes last: without it nothing would be.

@@ -71,18 +71,6 @@ def full_areas(scene: Scene) -> dict[int, int]:
     return {obj.obj_id: int(_sprite(obj.shape, obj.radius).sum()) // FULL for obj in scene.objects}
 
 
-def object_palette() -> list[int]:
-    """The customary colours of object ids in DAVIS and YouTube-VOS masks: 256 × RGB, flat.
-
-    The bits of an id, three at a time from the lowest, are the high bits of red, green and blue.
-    """
-    return [
-        sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
-        for index in range(256)
-        for channel in range(3)
-    ]
-
-
 def _stamps(scene: Scene) -> Iterator[tuple[int, slice, slice, ToyObject, Stamp]]:
     """Every object in every frame, from back to front: frame number, rows, columns, object, stamp cut to the frame."""
     for obj in scene.objects:

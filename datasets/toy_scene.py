@@ -31,7 +31,7 @@ KINDS = ("colour", "shape", "size", "motion", "relation")
 MAX_OBJECTS = 5
 
 # Shares of the shorter side. Nothing lies between "small" and "large", so the words are never in doubt.
-RADIUS = {"small": (0.100, 0.130), "large": (0.190, 0.250)}
+RADIUS = {"small": (0.125, 0.155), "large": (0.220, 0.280)}
 # Shares of the frame's width (left, right) or height (up, down) that a moving object travels.
 TRAVEL = {"left": (0.25, 0.45), "right": (0.25, 0.45), "up": (0.30, 0.50), "down": (0.30, 0.50)}
 DRIFT = 0.04  # of the frame: the most that a moving object drifts across its direction

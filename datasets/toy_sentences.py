@@ -18,7 +18,7 @@ import numpy as np
 from datasets.toy_scene import KINDS, SUBPIXELS, Scene, ToyObject
 
 # Shares of the shorter side: radii below / above are small / large.
-SMALL_BELOW, LARGE_ABOVE = 0.145, 0.175
+SMALL_BELOW, LARGE_ABOVE = 0.165, 0.210
 # A moving object crosses at least this share of the frame's width or height, and drifts aside by at most this share
 # of its way.
 LEAST_TRAVEL, MOST_DRIFT = 0.2, 0.3

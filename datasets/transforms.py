@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from util.errors import UserError
+
+if TYPE_CHECKING:
+    from util.config import Config
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -123,6 +126,13 @@ class EvalTransform:
     ) -> tuple[Tensor, Tensor, str]:
         frames, masks = resize(*_as_tv_tensors(frames, masks), self.eval_size, self.max_size)
         return normalise(frames), _as_bool(masks), caption
+
+
+def build_transform(cfg: Config, train: bool) -> ClipTransform:
+    """The published augmentation, or the resize of an evaluation, in the sizes of ``cfg``."""
+    if train:
+        return TrainTransform(cfg.train_scales, cfg.crop_scales, cfg.crop_range, cfg.max_size, cfg.colour_distortion)
+    return EvalTransform(cfg.eval_size, cfg.max_size)
 
 
 def resized_size(height: int, width: int, short_side: int, long_side: int | None = None) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,14 @@ class Video:
 
 
 def load_frames(video: Video, short_side: int = 360, long_side: int = 640) -> tuple[Tensor, tuple[int, int]]:
-    """Read all frames of a video at evaluation size.
+    """Read all frames of a video at evaluation size; see ``load_clip``."""
+    return load_clip(video.frame_paths, short_side, long_side)
+
+
+def load_clip(
+    frame_paths: Sequence[Path], short_side: int = 360, long_side: int = 640
+) -> tuple[Tensor, tuple[int, int]]:
+    """Read some frames of a video at evaluation size.
 
     Each frame is resized as it is read, so that the originals are never held together.
 
@@ -38,10 +46,10 @@ def load_frames(video: Video, short_side: int = 360, long_side: int = 640) -> tu
     Raises:
         UserError: a frame is missing or broken, or the frames differ in size.
     """
-    first = read_frame(video.frame_paths[0])
+    first = read_frame(frame_paths[0])
     frames = [resize_frames(first, short_side, long_side)]
-    for path in video.frame_paths[1:]:
+    for path in frame_paths[1:]:
         frame = read_frame(path)
-        require_same_size(path, frame, video.frame_paths[0], first)
+        require_same_size(path, frame, frame_paths[0], first)
         frames.append(resize_frames(frame, short_side, long_side))
     return normalise(torch.stack(frames)), (first.shape[1], first.shape[2])

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.clip import ClipDataset, Sample, make_target, sample_frames
+from datasets.expression_clips import ExpressionClips
 from datasets.expressions import VideoEntry, read_expressions, require_mapping
-from datasets.reading import DATA_PAGE, read_frames, read_object_ids, require_folder
-from datasets.transforms import ClipTransform, EvalTransform, TrainTransform
+from datasets.reading import DATA_PAGE, read_object_ids, require_folder
+from datasets.transforms import ClipTransform, build_transform
 from datasets.video import Video
 from util.errors import UserError
+from util.evaluation import Scorer
 from util.io import read_json
+from util.jf_expressions import require_truth, score_expressions
+from util.mask_layouts import ANNOTATIONS
 
 if TYPE_CHECKING:
     from util.config import Config
@@ -27,17 +30,14 @@ SPLITS = ("train", "valid", "test")
 logger = logging.getLogger(__name__)
 
 
-class YtvosClips(ClipDataset):
-    """Clips of Ref-YouTube-VOS with masks.
-
-    For training: one clip per expression and start frame, every ``num_frames`` frames. With ``num_frames`` None: one
-    clip per expression, all frames of its video in order, none replaced – the truth for evaluation.
+class YtvosClips(ExpressionClips):
+    """Clips of Ref-YouTube-VOS with masks; see ``ExpressionClips``.
 
     Args:
         root: the dataset's folder.
         split: which split; its folder must hold ``Annotations`` and its expressions an ``obj_id``, or be negatives.
         transform: applied to every clip.
-        num_frames: frames per clip, or None.
+        num_frames: frames per training clip; None: whole videos.
         seed: of the run.
         expressions_file: another expressions file for this split.
         reverse_probability: share of training clips that run backwards.
@@ -56,101 +56,60 @@ class YtvosClips(ClipDataset):
         expressions_file: Path | None = None,
         reverse_probability: float = 0.3,
     ) -> None:
-        super().__init__(seed, replace_invisible=num_frames is not None)
-        if num_frames is not None and num_frames < 1:
-            raise UserError(f"num_frames is {num_frames}; a clip has at least 1 frame")
-        self.videos = read_split(root, split, expressions_file)
-        self.images = root / split / "JPEGImages"
+        videos = read_split(root, split, expressions_file)
         self.annotations = require_folder(
             root / split / "Annotations", "a folder of palette PNG masks per video, value = object id"
         )
-        _require_video_folders(self.annotations, self.videos)
-        _require_objects(root, split, self.videos)
-        self.transform = transform
-        self.num_frames = num_frames
-        self.reverse_probability = reverse_probability
-        self._expressions = [(name, exp_id) for name, video in self.videos.items() for exp_id in video.expressions]
-        # An array, because workers would copy the reference counts of a list of a hundred thousand tuples.
-        self._clips = np.array(
-            [
-                (number, start)
-                for number, (name, _) in enumerate(self._expressions)
-                for start in range(0, len(self.videos[name].frames), num_frames or len(self.videos[name].frames))
-            ]
-        )
-        if not len(self._clips):
-            raise UserError(f"the {split} split of {root} has no expression; its expressions file should list some")
+        require_video_folders(self.annotations, videos)
+        _require_objects(root, split, videos)
+        super().__init__(videos, root / split / "JPEGImages", transform, num_frames, seed, reverse_probability)
+        self._entries = videos
 
-    def __len__(self) -> int:
-        return len(self._clips)
-
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
-        """Read and transform clip ``index``.
+    def read_masks(self, video: str, exp_id: str, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """Read an object's masks; a frame that occurs again is read once.
 
         Raises:
-            UserError: a frame or mask is missing, broken or of another size.
+            UserError: a mask is missing, broken or of another size.
         """
-        number, start = self._clips[index].tolist()
-        name, exp_id = self._expressions[number]
-        video = self.videos[name]
-        expression = video.expressions[exp_id]
-        length = len(video.frames)
-        indices = (
-            range(length)
-            if self.num_frames is None
-            else sample_frames(length, start, self.num_frames, rng, self.reverse_probability)
-        )
-        names = [video.frames[i] for i in indices]
-
-        frames = torch.stack(read_frames([self.images / name / f"{frame}.jpg" for frame in names]))
-        height, width = frames.shape[-2:]
-        if expression.negative:
-            masks = torch.zeros(len(names), height, width, dtype=torch.bool)
-        else:
-            masks = self._read_masks(name, names, expression.obj_id, (height, width))
-
-        frames, masks, caption = self.transform(frames, masks, expression.caption, rng)
-        target = make_target(
-            masks,
-            caption=caption,
-            orig_size=(height, width),
-            video=name,
-            exp_id=exp_id,
-            frame_names=names,
-            negative=expression.negative,
-        )
-        return frames, target
-
-    def _read_masks(self, name: str, frames: list[str], obj_id: int | None, size: tuple[int, int]) -> Tensor:
-        """An object's masks, bool ``[T, H, W]``; a frame that occurs again is read once."""
+        obj_id, names = self._entries[video].expressions[exp_id].obj_id, self._entries[video].frames
         assert obj_id is not None, "the constructor has checked it"
         masks = {
-            frame: read_object_ids(self.annotations / name / f"{frame}.png", size).eq(obj_id)
-            for frame in dict.fromkeys(frames)
+            i: read_object_ids(self.annotations / video / f"{names[i]}.png", size).eq(obj_id)
+            for i in dict.fromkeys(indices)
         }
-        return torch.stack([masks[frame] for frame in frames])
+        return torch.stack([masks[i] for i in indices])
 
 
-def build_clips(cfg: Config, split: str) -> YtvosClips:
+def build_clips(cfg: Config, split: str, root: Path | None = None) -> YtvosClips:
     """Build the augmented training clips (``train``) or the whole videos of another split, with their truth.
 
     ``cfg.expressions_file`` stands in for the file of ``cfg.split``, and of no other split.
+
+    Args:
+        cfg: options; ``cfg.ytvos_path`` is the folder.
+        split: train, valid or test.
+        root: another folder in the same layout.
     """
     train = split == "train"
-    transform: ClipTransform = (
-        TrainTransform(cfg.train_scales, cfg.crop_scales, cfg.crop_range, cfg.max_size, cfg.colour_distortion)
-        if train
-        else EvalTransform(cfg.eval_size, cfg.max_size)
-    )
-    num_frames = cfg.num_frames if train else None
     return YtvosClips(
-        _root(cfg), split, transform, num_frames, cfg.seed, _expressions_file(cfg, split), cfg.reverse_probability
+        root or _root(cfg),
+        split,
+        build_transform(cfg, train),
+        cfg.num_frames if train else None,
+        cfg.seed,
+        _expressions_file(cfg, split),
+        cfg.reverse_probability,
     )
 
 
-def build_videos(cfg: Config) -> list[Video]:
-    """List the videos of ``cfg.split`` with all their frames and sentences."""
-    root = _root(cfg)
+def build_videos(cfg: Config, root: Path | None = None) -> list[Video]:
+    """List the videos of ``cfg.split`` with all their frames and sentences.
+
+    Args:
+        cfg: options; ``cfg.ytvos_path`` is the folder.
+        root: another folder in the same layout.
+    """
+    root = root or _root(cfg)
     images = root / cfg.split / "JPEGImages"
     return [
         Video(
@@ -162,8 +121,34 @@ def build_videos(cfg: Config) -> list[Video]:
     ]
 
 
+def build_scorer(cfg: Config) -> Scorer:
+    """Find the truth of ``cfg.split``; what is returned scores the masks below ``cfg.output_dir`` against it.
+
+    ``cfg.expressions_file``, where it is given, holds the object ids. See ``util.jf_expressions.score_expressions``.
+
+    Raises:
+        UserError: masks or object ids are missing; the sentence says what they must hold.
+    """
+    root = _root(cfg)
+    truth = root / cfg.split / "Annotations"
+    expressions = _expressions_file(cfg, cfg.split) or _default_file(root, cfg.split)
+    require_truth(truth, expressions)
+    return partial(score_expressions, truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
+
+
 def read_split(root: Path, split: str, expressions_file: Path | None = None) -> dict[str, VideoEntry]:
-    """Read which videos, frames and expressions a split has, and check that the videos' folders exist.
+    """Read a split as ``list_split`` does, and check that the videos' folders exist.
+
+    Raises:
+        UserError: as there, or a folder is missing.
+    """
+    videos = list_split(root, split, expressions_file)
+    require_video_folders(root / split / "JPEGImages", videos)
+    return videos
+
+
+def list_split(root: Path, split: str, expressions_file: Path | None = None) -> dict[str, VideoEntry]:
+    """Read which videos, frames and expressions a split has.
 
     The challenge's file of the valid split also lists the test videos: valid is what the test file does not list.
     Without a test file it is the videos that have a folder, and a log line says so.
@@ -180,7 +165,6 @@ def read_split(root: Path, split: str, expressions_file: Path | None = None) -> 
         videos = _without_test_videos(videos, _default_file(root, "test"), images)
     if not videos:
         raise UserError(f"the {split} split of {root} has no video left; see {DATA_PAGE} for which videos it has")
-    _require_video_folders(images, videos)
     return videos
 
 
@@ -190,6 +174,8 @@ def _without_test_videos(videos: dict[str, VideoEntry], test_file: Path, images:
         return {name: video for name, video in videos.items() if name not in test_videos}
     present = _folders(images)
     kept = {name: video for name, video in videos.items() if name in present}
+    if len(kept) == len(videos):
+        return kept
     logger.warning(
         "%s is missing: the valid split is taken to be the %d of %d listed videos that have a folder under %s",
         test_file,
@@ -228,7 +214,8 @@ def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> N
                 raise UserError(f"{where} refers to object {expression.obj_id}, which {meta_file} does not list")
 
 
-def _require_video_folders(parent: Path, videos: dict[str, VideoEntry]) -> None:
+def require_video_folders(parent: Path, videos: Iterable[str]) -> None:
+    """Raise a ``UserError`` that names the first video, of those that the expressions list, without a folder."""
     present = _folders(parent)
     missing = [name for name in videos if name not in present]
     if missing:

@@ -2,15 +2,15 @@
 
 VD-IT (arXiv 2403.12042) = encoder with predicted noise and VAE tap + dynamic mask head.
 HCD (arXiv 2508.13584) = encoder without noise, with temporal stem and LoRA + dynamic mask head + query-dot head.
-Every part has an option of its own, so that each can be exchanged alone (docs/ablations.md).
+Noise, stride-4 feature, LoRA and backbone each have an option, and can be exchanged alone (docs/ablations.md); the
+query-dot head comes with the model.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from models.backbones import BackboneEncoder, build_backbone
 from models.criterion import Criterion
+from models.defaults import resolved
 from models.deformable_transformer import DeformableTransformer
 from models.diffusion.encoder import VideoEncoder
 from models.diffusion.stack import FrozenStack, load_sentence_encoder, load_stack
@@ -34,11 +34,6 @@ __all__ = [
 ]
 
 T2V = "t2v"
-PARTS: dict[str, dict[str, Any]] = {
-    "vdit": {"noise": "predicted", "stride4": "vae", "lora_rank": 0},
-    "hcd": {"noise": "none", "stride4": "stem", "lora_rank": 16},
-}
-"""What an option that is "auto" means for each model."""
 
 
 def build_model(cfg: Config, stack: FrozenStack | None = None) -> Segmenter:
@@ -89,7 +84,9 @@ def build_model(cfg: Config, stack: FrozenStack | None = None) -> Segmenter:
 
 def _build_encoder(cfg: Config, stack: FrozenStack) -> VideoEncoder:
     """The text-to-video backbone, with LoRA where its rank is above 0."""
-    noise, stride4, rank = (_chosen(cfg, option) for option in ("noise", "stride4", "lora_rank"))
+    noise, stride4, rank = (
+        resolved(cfg.model, option, getattr(cfg, option)) for option in ("noise", "stride4", "lora_rank")
+    )
     c4, c8, c16, c32 = cfg.pyramid_channels
     encoder = VideoEncoder(
         stack,
@@ -103,12 +100,6 @@ def _build_encoder(cfg: Config, stack: FrozenStack) -> VideoEncoder:
     if rank:
         add_lora(encoder.unet, rank, cfg.lora_alpha, cfg.lora_dropout, cfg.lora_targets)
     return encoder
-
-
-def _chosen(cfg: Config, option: str) -> Any:
-    """An option's value, "auto" as the model has it."""
-    value = getattr(cfg, option)
-    return PARTS[cfg.model][option] if value == "auto" else value
 
 
 def build_criterion(cfg: Config) -> Criterion:

@@ -55,7 +55,7 @@ class BackboneEncoder(nn.Module):
         backbone: frames ``[B, T, 3, H, W]`` → four maps ``[B·T, C, h, w]``; ``channels`` names their C.
         pyramid_channels: channels of the four levels.
         trained: whether the backbone is trained. Batch normalisation keeps its statistics also then: clips are few
-            per process, and checkpoints hold parameters alone.
+            per process.
     """
 
     def __init__(self, backbone: VideoSwin | TimmFeatures, pyramid_channels: tuple[int, ...], trained: bool) -> None:

@@ -132,10 +132,9 @@ def check_identity(
             difference = (
                 f"{path} was trained with another {words} ({_shown(known)}) than the one loaded ({_shown(entry)})"
             )
+            mend = "what came with it is damaged or exchanged" if part in held else f"give the right one with {flag}"
             if not ignore:
-                raise UserError(
-                    f"{difference}; give the right one with {flag}, or go on all the same with --ignore_frozen_identity"
-                )
+                raise UserError(f"{difference}; {mend}, or go on all the same with --ignore_frozen_identity")
             notes.append(f"{difference}; ignored")
     if unknown:
         notes.append(f"{path} does not say with which {', '.join(unknown)} it was trained; taken as they are")

@@ -10,6 +10,7 @@ from torch import nn
 
 from models.adapters import authors_names
 from models.authors import SIZES, is_authors, read_authors
+from models.defaults import FUNCTION, OWN, resolved
 from models.identity import Identity, check_identity, frozen_identity, held_parts
 from util.checkpoint import check_content, check_model, read_content
 from util.config import Config, config_dict
@@ -53,6 +54,8 @@ def open_checkpoint(source: str, flag: str, expected_model: str = "") -> dict[st
         check_model(content["model"], path, expected_model)
     else:
         content = check_content(content, path, expected_model)
+    if content["model"] not in OWN:
+        raise UserError(f"{path} is a checkpoint of the model {content['model']!r}; known are {' and '.join(OWN)}")
     return {**content, "path": path}
 
 
@@ -69,7 +72,7 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], cfg: Config, fres
         UserError: the weights are not this model's, or a frozen part is another one.
     """
     path, weights, notes = checkpoint["path"], checkpoint["weights"], []
-    _check_sizes(checkpoint, cfg)
+    _check_options(checkpoint, cfg, fresh)
     dropped = fresh and not cfg.keep_class_heads
     if dropped:
         heads = {name for name in trained_state(model) if name.startswith(CLASS_HEADS)}
@@ -102,19 +105,26 @@ def file_name(checkpoint: dict[str, Any]) -> Callable[[str], str]:
     return shown if checkpoint.get("layout") == "authors" else str
 
 
-def _check_sizes(checkpoint: dict[str, Any], cfg: Config) -> None:
-    """Refuse a checkpoint of other sizes, by the option's name; some would fit, and compute something else.
+def _check_options(checkpoint: dict[str, Any], cfg: Config, fresh: bool) -> None:
+    """Refuse a checkpoint of other sizes or of another function, by the option's name; its weights might fit.
+
+    A new run may change the function: what it takes over then has the same names and shapes.
 
     Raises:
-        UserError: a size differs.
+        UserError: an option differs.
     """
+    model, given = checkpoint["model"], checkpoint["config"]
     names = {*SIZES, "pyramid_channels"} - {"dropout"}  # which has no weights, and may change
     if any(LORA in name for name in checkpoint["weights"]):
-        names.add("lora_alpha")
-    theirs, ours = checkpoint["config"], config_dict(cfg)
-    for name in sorted(names):
-        if name in theirs and theirs[name] != ours.get(name):
+        names |= {"lora_rank", "lora_alpha"}
+    theirs = {name: given[name] for name in names if name in given}
+    if not fresh:  # a checkpoint from before an option was made with its default
+        theirs.update({name: given.get(name, getattr(Config, name)) for name in FUNCTION})
+    ours = config_dict(cfg)
+    for name in sorted(theirs):
+        their, our = resolved(model, name, theirs[name]), resolved(cfg.model, name, ours[name])
+        if their != our:
             raise UserError(
-                f"{checkpoint['path']} was made with another configuration: {name} {theirs[name]}, and here it is "
-                f"{ours.get(name)}"
+                f"{checkpoint['path']} was made with another configuration: {name} {their}, and here it is {our}; "
+                "give the configuration that it was made with"
             )

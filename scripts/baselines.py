@@ -22,8 +22,9 @@ from datasets.expressions import VideoEntry, read_expressions
 from util.errors import UserError, run_cli
 from util.io import read_json, write_json
 from util.mask_files import read_index_mask
+from util.mask_pngs import write_mask
 from util.parallel import map_videos
-from util.submission import mask_path, write_mask
+from util.submission import mask_path
 
 VOID = 255  # in DAVIS masks: belongs to no object
 

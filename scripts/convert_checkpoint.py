@@ -18,6 +18,7 @@ import torch
 
 from models import build_model
 from models.authors import authors_state
+from models.defaults import FUNCTION, published, resolved
 from models.diffusion.stack import load_stock_parts
 from models.identity import PARTS, held_parts, weights_identity
 from models.loading import file_name, load_weights, open_checkpoint
@@ -30,6 +31,11 @@ from util.state import check_state, trained_state
 
 DTYPES = ("float16", "bfloat16", "float32")
 IN = "the first argument"
+OPTIONS = {
+    "project": ("dtype", "carry", "stack"),
+    "authors": ("pretrained", "image_encoder", "text_encoder", "ignore_frozen_identity"),
+}
+"""What belongs to one direction alone."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -74,6 +80,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     suffix = ".pth" if args.to == "authors" else ".safetensors"
     if args.output.suffix != suffix:
         raise UserError(f"{args.output} should end in {suffix}, as that is what --to {args.to} writes")
+    for to, names in OPTIONS.items():
+        for name in names:
+            if to != args.to and getattr(args, name) != parser.get_default(name):
+                raise UserError(f"--{name} has no effect with --to {args.to}; leave it out")
     return args
 
 
@@ -88,6 +98,9 @@ def to_project(checkpoint: dict[str, Any], args: argparse.Namespace) -> list[str
     """
     path, weights, frozen = checkpoint["path"], dict(checkpoint["weights"]), dict(checkpoint["frozen"])
     dropped: set[str] = set()
+    if args.carry and not set(args.carry) <= held_parts(weights):
+        lost = min(set(args.carry) - held_parts(weights))
+        raise UserError(f"{path} does not hold the {PARTS[lost][1]}, so that --carry {lost} cannot keep it")
     if checkpoint.get("layout") == "authors":
         model = empty_model(config_of(checkpoint), args.stack)
         check_state(model, weights, path, shown=file_name(checkpoint))
@@ -98,7 +111,8 @@ def to_project(checkpoint: dict[str, Any], args: argparse.Namespace) -> list[str
             name: value for name, value in weights.items() if name in trained or not held_parts([name]) & dropped
         }
     if args.dtype:
-        weights = {name: value.to(getattr(torch, args.dtype)) for name, value in weights.items()}
+        kind = getattr(torch, args.dtype)
+        weights = {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}
         for part, entry in weights_identity(weights).items():  # of what the file holds now
             frozen[part] = {**frozen.get(part, {}), **entry}
     save_weights(args.output, {**checkpoint, "weights": weights, "frozen": frozen})
@@ -123,6 +137,13 @@ def to_authors(checkpoint: dict[str, Any], args: argparse.Namespace) -> list[str
     """
     given = {name: getattr(args, name) for name in ("pretrained", "image_encoder", "text_encoder")}
     cfg = config_of(checkpoint, ignore_frozen_identity=args.ignore_frozen_identity, **given)
+    for name in FUNCTION:
+        value = resolved(cfg.model, name, getattr(cfg, name))
+        if value != published(cfg.model, name):
+            raise UserError(
+                f"{checkpoint['path']} was made with {name} {value}, for which the authors' layout has no place; keep "
+                "it in this project's format"
+            )
     model = build_model(cfg)
     notes = load_weights(model, checkpoint, cfg).notes
     stock = load_stock_parts(cfg.pretrained, cfg.text_encoder)
@@ -143,8 +164,9 @@ def config_of(checkpoint: dict[str, Any], **options: Any) -> Config:
     """
     known = {field.name for field in dataclasses.fields(Config)}
     values = {name: value for name, value in checkpoint["config"].items() if name in known}
+    given = {name: value for name, value in options.items() if value}
     try:
-        return Config(**{**values, **{name: value for name, value in options.items() if value}})
+        return Config(**{**values, **given, "model": checkpoint["model"]})
     except UserError as error:
         raise UserError(f"the options in {checkpoint['path']} make no configuration: {error}") from error
 

@@ -1,29 +1,35 @@
 """Score a folder of masks with J and F.
 
     python -m scripts.eval_jf --gt <root>/valid/Annotations --pred <output>/Annotations
+    python -m scripts.eval_jf --gt <ref-davis>/valid/Annotations --pred <output>
+    python -m scripts.eval_jf --gt <mevis>/valid_u --pred <output>/Annotations
     python -m scripts.eval_jf --gt <masks> --pred <masks> --task semi-supervised --json scores.json
 
-Tasks: ``expressions`` (Ref-YouTube-VOS: one folder per video and expression) and the two protocols
-of DAVIS-2017, ``semi-supervised`` (fixed identities) and ``unsupervised`` (matched proposals).
-The table shows 0–100, the JSON file 0…1.
+Tasks: ``expressions`` (Ref-YouTube-VOS: one folder per video and expression), ``mevis`` (the same, and an expression
+names any number of instances), ``ref-davis`` (a folder per annotation: four rows, and their mean, with matched and with
+fixed identities) and the two protocols of DAVIS-2017 alone, ``semi-supervised`` (fixed identities) and
+``unsupervised`` (matched proposals). The table shows 0–100, the JSON file 0…1.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from util.errors import UserError, run_cli
 from util.io import write_json
 from util.jf_davis import SEMI_SUPERVISED, UNSUPERVISED, mean_over_objects, read_sequences, score_davis
-from util.jf_expressions import score_expressions
+from util.jf_expressions import default_expressions, described_videos, score_expressions
+from util.jf_ref_davis import TASKS, score_ref_davis
+from util.jf_unions import MASK_FILE, score_unions
 from util.mask_files import require_folder
+from util.mask_layouts import LAYOUTS
 from util.negatives import NEGATIVE
 from util.parallel import available_cores
 
-EXPRESSIONS = "expressions"
+EXPRESSIONS, MEVIS, REF_DAVIS = "expressions", "mevis", "ref-davis"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,23 +37,35 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.eval_jf", description="Score a folder of masks with J and F."
     )
-    parser.add_argument("--gt", type=Path, required=True, help="masks <video>/<frame>.png, value = object id")
+    parser.add_argument(
+        "--gt", type=Path, required=True, help="masks <video>/<frame>.png, value = object id; MeViS: a split's folder"
+    )
     parser.add_argument(
         "--pred",
         type=Path,
         required=True,
-        help="<video>/<exp_id>/<frame>.png of 0 and 255 (expressions) or <video>/<frame>.png, value = id (DAVIS)",
+        help="<video>/<exp_id>/<frame>.png of 0 and 255 (expressions, mevis), anno_<a>/<video>/<frame>.png (ref-davis) "
+        "or <video>/<frame>.png, value = id (DAVIS)",
     )
     parser.add_argument(
-        "--task", choices=[EXPRESSIONS, SEMI_SUPERVISED, UNSUPERVISED], help="default: guessed from the folders"
+        "--task",
+        choices=[EXPRESSIONS, MEVIS, REF_DAVIS, SEMI_SUPERVISED, UNSUPERVISED],
+        help="default: guessed from the folders",
     )
     parser.add_argument(
+        "--expressions_file",
         "--expressions",
+        dest="expressions",
         type=Path,
         help="meta_expressions.json with an obj_id per expression "
-        "(default: <gt>/../../meta_expressions/valid/meta_expressions.json)",
+        "(default: <gt>/../../meta_expressions/<split>/meta_expressions.json)",
     )
-    parser.add_argument("--sequences", type=Path, help="DAVIS tasks: file of sequence names, one a line (default: all)")
+    parser.add_argument(
+        "--sequences",
+        type=Path,
+        help="DAVIS tasks: file of sequence names, one a line (default: all; ref-davis: those with expressions)",
+    )
+    parser.add_argument("--version", choices=["v1", "v2"], help="of MeViS (default: v2 where a sentence names nothing)")
     parser.add_argument("--json", type=Path, help="write all scores to this file")
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes (default: the cores)")
     return parser.parse_args(argv)
@@ -60,6 +78,10 @@ def guess_task(gt: Path, pred: Path) -> str:
         UserError: ``pred`` is missing or holds no mask at either depth.
     """
     require_folder(pred, "the predictions, one folder per video")
+    if (gt / MASK_FILE).is_file():
+        return MEVIS
+    if any((pred / root).is_dir() for root in LAYOUTS["davis"].roots):
+        return REF_DAVIS
     if any(pred.glob("*/*/*.png")):
         return EXPRESSIONS
     if any(pred.glob("*/*.png")):
@@ -77,10 +99,13 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--workers must be at least 1, not {args.workers}")
     if args.json is not None and args.json.is_dir():
         raise UserError(f"--json {args.json} is a folder; name a file")
-    if args.expressions is not None and args.task in (SEMI_SUPERVISED, UNSUPERVISED):
-        raise UserError(f"--expressions belongs to --task {EXPRESSIONS}, not to --task {args.task}; leave it out")
-    if args.sequences is not None and args.task == EXPRESSIONS:
-        raise UserError(f"--sequences belongs to the DAVIS tasks, not to --task {EXPRESSIONS}; leave it out")
+    for flag, value, tasks, owner in (
+        ("--expressions_file", args.expressions, (EXPRESSIONS,), f"--task {EXPRESSIONS}"),
+        ("--sequences", args.sequences, (REF_DAVIS, SEMI_SUPERVISED, UNSUPERVISED), "the DAVIS tasks"),
+        ("--version", args.version, (MEVIS,), f"--task {MEVIS}"),
+    ):
+        if value is not None and args.task not in tasks:
+            raise UserError(f"{flag} belongs to {owner}, not to --task {args.task}; leave it out")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,16 +115,49 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.task = guess_task(args.gt, args.pred)
         print(f"task: {args.task} (guessed from the folders; --task chooses another)")
     check_args(args)
-    if args.task == EXPRESSIONS:
-        scores = score_expressions(args.gt, args.pred, args.expressions, args.workers)
-        print_expressions(scores)
-    else:
-        sequences = None if args.sequences is None else read_sequences(args.sequences)
-        scores = score_davis(args.gt, args.pred, args.task, sequences, args.workers)
-        print_davis(scores)
+    scores, show = SCORES[args.task](args)
+    show(scores)
     if args.json is not None:
         write_json(args.json, scores)
         print(f"all scores: {args.json}")
+
+
+Scored = tuple[dict[str, Any], Callable[[dict[str, Any]], None]]  # the scores, and what prints them
+
+
+def _score_expressions(args: argparse.Namespace) -> Scored:
+    return score_expressions(args.gt, args.pred, args.expressions, args.workers), print_expressions
+
+
+def _score_mevis(args: argparse.Namespace) -> Scored:
+    # Imported here: the other tasks need no PyTorch, and each of their processes would load it.
+    from datasets.mevis import AUTO_VERSION, read_truth
+
+    videos, version = read_truth(args.gt, args.version or AUTO_VERSION)
+    return score_unions(videos, args.pred, version, args.workers), print_mevis
+
+
+def _score_ref_davis(args: argparse.Namespace) -> Scored:
+    listed = default_expressions(args.gt)
+    sequences = _sequences(args) or (described_videos(listed) if listed.is_file() else None)
+    return score_ref_davis(args.gt, args.pred, sequences, args.workers), print_ref_davis
+
+
+def _score_davis(args: argparse.Namespace) -> Scored:
+    return score_davis(args.gt, args.pred, args.task, _sequences(args), args.workers), print_davis
+
+
+SCORES: dict[str, Callable[[argparse.Namespace], Scored]] = {
+    EXPRESSIONS: _score_expressions,
+    MEVIS: _score_mevis,
+    REF_DAVIS: _score_ref_davis,
+    SEMI_SUPERVISED: _score_davis,
+    UNSUPERVISED: _score_davis,
+}
+
+
+def _sequences(args: argparse.Namespace) -> list[str] | None:
+    return None if args.sequences is None else read_sequences(args.sequences)
 
 
 def print_expressions(scores: dict[str, Any]) -> None:
@@ -123,18 +181,47 @@ def print_expressions(scores: dict[str, Any]) -> None:
         print(f"\nnegatives with no mask in any frame: {share} % of {negatives}")
 
 
+def print_mevis(scores: dict[str, Any]) -> None:
+    """Tables per kind of sentence and per video, the mean over all expressions last; the accuracy without target."""
+    parts = {"with target": scores.get("with_target"), "without target": scores.get("without_target")}
+    total = {**scores["global"], "expressions": len(scores["per_expression"])}
+    print(f"MeViS {scores['version']}")
+    for name, groups in (("video", scores["per_video"]), ("sentences", parts)):
+        rows = [(label, row) for label, row in [*groups.items(), ("mean", total)] if row]
+        print_table(
+            [name, "expressions", "J&F", "J", "F"],
+            [[label, str(row["expressions"]), *(percent(row[key]) for key in ("JF", "J", "F"))] for label, row in rows],
+        )
+    if parts["without target"]:
+        print(f"\nwithout target and without any mask: {percent(parts['without target']['accuracy'])} %")
+
+
+def print_ref_davis(scores: dict[str, Any]) -> None:
+    """A table for matched and one for fixed identities: a row per annotation, their mean last."""
+    for name, task in TASKS.items():
+        rows = {f"annotation {number}": row for number, row in enumerate(scores[name]["annotations"])}
+        print_davis_table(f"{name} ({task})", {**rows, "mean": scores[name]["mean"]})
+
+
 def print_davis(scores: dict[str, Any]) -> None:
     """A table per sequence (means over its objects), the mean over all objects last."""
-    rows = []
+    rows = {}
     for name, frames in scores["per_frame"].items():
-        objects = [scores["per_object"][f"{name}_{number}"] for number in range(1, len(frames["J"]) + 1)]
-        rows.append((name, len(objects), mean_over_objects(objects)))
-    rows.append(("mean", len(scores["per_object"]), scores["global"]))
+        rows[name] = mean_over_objects([scores["per_object"][f"{name}_{k}"] for k in range(1, len(frames["J"]) + 1)])
+    objects = {name: len(frames["J"]) for name, frames in scores["per_frame"].items()}
+    print_davis_table("video", {**rows, "mean": scores["global"]}, {**objects, "mean": len(scores["per_object"])})
+
+
+def print_davis_table(title: str, rows: dict[str, dict[str, float]], objects: dict[str, int] | None = None) -> None:
+    """One row of DAVIS's numbers per label, the mean last; with the number of objects where it is given."""
     keys = ["J&F", "JM", "JR", "JD", "FM", "FR", "FD"]
     titles = ["J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay"]
     print_table(
-        ["video", "objects", *titles],
-        [[name, str(count), *(percent(means[key]) for key in keys)] for name, count, means in rows],
+        [title, *(["objects"] if objects else []), *titles],
+        [
+            [label, *([str(objects[label])] if objects else []), *(percent(row[key]) for key in keys)]
+            for label, row in rows.items()
+        ],
     )
 
 

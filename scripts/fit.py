@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from util.distributed import is_main, rank, world_size
-from util.errors import RunError
+from util.errors import RunError, UserError
 from util.io import atomic_path
 
 SAVE_SECONDS = 60
@@ -50,7 +52,7 @@ def fit(
     path = folder / f"{name}.pth"
     step, recent = 0, 0.0
     if path.is_file():
-        state = torch.load(path, weights_only=True)
+        state = _read_state(path)
         holder.load_state_dict(state["modules"])
         optimizer.load_state_dict(state["optimizer"])
         step, recent = state["step"], state["loss"]
@@ -87,6 +89,13 @@ def fit(
                 saved = time.monotonic()
     holder.eval()
     return recent
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} cannot be read; delete it, and this part begins anew") from error
 
 
 def _average(parameters: Sequence[nn.Parameter]) -> None:

@@ -13,6 +13,7 @@ import argparse
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ SIZES: dict[str, Any] = {
     "layers_per_block": 1,
     "vae_channels": (16, 32, 32, 32),
     "vae_layers_per_block": 1,
-    "vae_norm_groups": 16,
+    "vae_norm_groups": 4,
+    "latent_channels": 8,
     "image_size": 64,
     "image_patch": 8,
     "text_tokens": 48,
@@ -63,8 +65,8 @@ OBJECTS = (1, 1, 1, 2, 2, 2, 0, 0, 0, 0)
 CROP = (32, 48)
 """Height and width of what the VAE learns on, in pixels: a quarter of the work of whole frames."""
 FRAMES = 4
-"""Of a clip that the UNet denoises; two of three steps are on single frames, as image data joins video data."""
-STEPS = {"vae": 2000, "contrastive": 1500, "sentences": 1000, "unet": 2200}
+"""Of a clip that the UNet denoises; every other step is on single frames, as image data joins video data."""
+STEPS = {"vae": 3000, "contrastive": 1200, "sentences": 800, "unet": 2200}
 RATES = {"vae": 2e-3, "contrastive": 1e-3, "sentences": 2e-3, "unet": 1e-3}
 
 
@@ -124,7 +126,7 @@ def pretrain_vae(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
         means = vae.encode(corpus.frames[:32, 0].float() / 127.5 - 1).latent_dist.mean
     vae.register_to_config(scaling_factor=round(float(1 / means.std()), 5))
     if is_main():
-        vae.half().save_pretrained(stack / "vae")
+        _save(vae, stack / "vae")
 
 
 def pretrain_contrastive(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
@@ -151,8 +153,8 @@ def pretrain_contrastive(corpus: Corpus, stack: Path, work: Path, steps: int) ->
     fit("contrastive", [text, image, project, scale], loss, steps, RATES["contrastive"], work)
     weights = {f"text_model.{name}": value.half() for name, value in text.state_dict().items()}
     if is_main():
-        text.half().save_pretrained(stack / "text_encoder", state_dict=weights)
-        image.half().save_pretrained(stack / "clip")
+        _save(text, stack / "text_encoder", state_dict=weights)
+        _save(image, stack / "clip")
 
 
 def pretrain_sentences(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
@@ -173,7 +175,7 @@ def pretrain_sentences(corpus: Corpus, stack: Path, work: Path, steps: int) -> N
 
     fit("sentences", [model], loss, steps, RATES["sentences"], work)
     if is_main():
-        model.roberta.half().save_pretrained(stack / "roberta")
+        _save(model.roberta, stack / "roberta")
 
 
 def pretrain_unet(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
@@ -194,7 +196,7 @@ def pretrain_unet(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
         empty = text(_tokens(tokenizer, [""])).last_hidden_state[0]
 
     def loss(generator: torch.Generator, step: int) -> Tensor:
-        still = step % 3 > 0
+        still = step % 2 > 0
         frames = 1 if still else FRAMES
         videos = corpus.pick(generator, 32 // frames)
         start = int(torch.randint(latents.shape[2] - frames + 1, (1,), generator=generator))
@@ -206,14 +208,17 @@ def pretrain_unet(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
             ]
         )
         noise = torch.randn(clean.shape, generator=generator)
-        level = torch.randint(scheduler.config.num_train_timesteps, (len(videos),), generator=generator)
+        # Single frames: more of the small noise at which the features are used, and which teaches details. Clips: any
+        # noise, since only where much of a frame is lost the others and their motion say more.
+        share = torch.rand(len(videos), generator=generator) ** (2 if still else 1)
+        level = (share * scheduler.config.num_train_timesteps).long()
         noised = scheduler.add_noise(clean, noise, level)
         with without_time(unet) if still else nullcontext():
             return F.mse_loss(unet(noised, level, condition).sample, noise)
 
     fit("unet", [unet], loss, steps, RATES["unet"], work)
     if is_main():
-        unet.half().save_pretrained(stack / "unet")
+        _save(unet, stack / "unet")
 
 
 @contextmanager
@@ -229,6 +234,14 @@ def without_time(unet: UNet3DConditionModel) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward
+
+
+def _save(model: Any, folder: Path, **options: Any) -> None:
+    """Write a finished part in half precision, file by file beside the old one, so that a kill leaves whole files."""
+    with tempfile.TemporaryDirectory(dir=folder.parents[1]) as temporary:
+        model.half().save_pretrained(temporary, **options)
+        for file in sorted(Path(temporary).iterdir()):
+            file.replace(folder / file.name)
 
 
 def _text_encoder(stack: Path) -> CLIPTextModel:

@@ -1,7 +1,7 @@
 """Make the carried toy weights from nothing: the frozen stack, and a model trained on it (``scripts/train_toy.sh``).
 
-The model is trained in two phases, the second from the weights of the first: single frames, which are cheap, then
-clips, which show motion.
+The model is trained in two phases, the second from the weights of the first: single frames, which are cheap, with
+sentences that they can answer; then clips, which show motion, with all sentences.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.toy_scene import KINDS
 from scripts.steps import run
 from util.errors import UserError, run_cli
 
@@ -29,11 +30,14 @@ class Phase:
     """clips per process"""
     steps: int
     schedule: str
+    kinds: tuple[str, ...]
+    """of the sentences"""
 
 
+STILL = tuple(kind for kind in KINDS if kind != "motion")
 PHASES = (
-    Phase("frames", "single frames", frames=1, batch=16, steps=2400, schedule="step"),
-    Phase("clips", "clips of three frames", frames=3, batch=8, steps=900, schedule="cosine"),
+    Phase("frames", "single frames", frames=1, batch=16, steps=1600, schedule="step", kinds=STILL),
+    Phase("clips", "clips of three frames", frames=3, batch=8, steps=600, schedule="cosine", kinds=KINDS),
 )
 RATE = 1e-3
 
@@ -73,17 +77,18 @@ def make_model(model: str, output: Path, work: Path, share: float) -> None:
     Raises:
         UserError: there is no stack.
     """
-    stack, data = output / "stack", work / "data"
+    stack = output / "stack"
     if not stack.is_dir():
         raise UserError(f"{stack} is missing; make it with --stack-only first")
-    run(
-        "Toy data",
-        *("-m", "scripts.make_toy_data", "--output_dir", data, "--negatives", 1),
-        *("--train_videos", VIDEOS, "--valid_videos", VALID_VIDEOS),
-    )
     weights: Path | None = None
     for phase in PHASES:
-        folder = work / model / phase.name
+        folder, data = work / model / phase.name, work / f"data_{phase.name}"
+        run(
+            f"Toy data: {', '.join(phase.kinds)}",
+            *("-m", "scripts.make_toy_data", "--output_dir", data, "--negatives", 1, "--kinds"),
+            *phase.kinds,
+            *("--train_videos", VIDEOS, "--valid_videos", VALID_VIDEOS),
+        )
         checkpoint = folder / "checkpoint.pth"
         begin = ("--pretrained_weights", weights, "--keep_class_heads") if weights else ()
         steps = max(2, round(share * phase.steps))

@@ -13,18 +13,18 @@ from models import Segmenter, build_model
 from models.authors import SIZES, authors_state
 from models.diffusion.stack import load_stock_parts
 from models.lora import merged_state
+from tests.tiny_models import model_config
 from util.config import Config
 
-TINY: dict[str, Any] = {
-    **{"pyramid_channels": (32, 64, 128, 256), "hidden_dim": 64, "dim_feedforward": 64, "enc_layers": 2},
-    **{"dec_layers": 2, "nheads": 4, "num_frames": 3, "train_scales": (64,), "crop_scales": (), "max_size": 96},
-    **{"eval_size": 64, "num_workers": 0, "batch_size": 2, "lora_rank": 0, "device": "cpu"},
+TRAINING: dict[str, Any] = {
+    **{"num_frames": 3, "train_scales": (64,), "crop_scales": (), "max_size": 96, "eval_size": 64, "num_workers": 0},
+    **{"batch_size": 2, "lora_rank": 0, "device": "cpu"},
 }
 
 
 def tiny_config(stack: Path, **options: Any) -> Config:
-    """A configuration of tiny sizes."""
-    return Config(**{**TINY, "pretrained": str(stack), **options})
+    """A configuration of tiny sizes that can be trained; HCD as released, its adapters merged."""
+    return model_config(stack, **{**TRAINING, **options})
 
 
 def tiny_model(cfg: Config, seed: int) -> Segmenter:
@@ -55,12 +55,12 @@ def _sentence_projection(model: Segmenter) -> dict[str, Tensor]:
     return {f"sentence_proj.{key}": torch.randn(value.shape, generator=generator) for key, value in like.items()}
 
 
-def change_unet(model: Segmenter) -> None:
+def change_unet(model: Segmenter, factor: float = 1.5) -> None:
     """Give the frozen UNet other weights, as merged adapters do."""
     with torch.no_grad():
         for name, parameter in model.encoder.unet.named_parameters():
-            if "to_q" in name or "to_v" in name:
-                parameter.mul_(1.5)
+            if ("to_q" in name or "to_v" in name) and not parameter.requires_grad:
+                parameter.mul_(factor)
 
 
 def differences(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:

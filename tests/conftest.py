@@ -40,3 +40,25 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "toy"
     make_toy(root, num_train=4, num_valid=2, num_test=1, frames=5, seed=7)
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_config(root: Path, tiny_stack: Path) -> list[str]:
+    """Flags that build a tiny VD-IT."""
+    return ["--config", str(root / "configs" / "vdit_toy.yaml"), "--pretrained", str(tiny_stack), "--device", "cpu"]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_config: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained weights of the tiny VD-IT."""
+    import torch
+
+    from models import build_model
+    from util.checkpoint import save_checkpoint
+    from util.config import config_dict, load_config
+
+    cfg = load_config(tiny_config, "")
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("run") / "checkpoint.pth"
+    save_checkpoint(path, build_model(cfg), cfg.model, config_dict(cfg), step=0)
+    return path

@@ -24,6 +24,7 @@ from models.diffusion.encoder import VideoEncoder
 from models.diffusion.noise import GaussianNoise, PredictedNoise
 from models.diffusion.stride4 import TemporalStem, VAETap
 from tests.conftest import ROOT
+from tests.tiny_models import model_config, tiny_flags
 from util.checkpoint import read_checkpoint
 from util.config import Config, load_config
 from util.errors import UserError
@@ -31,17 +32,9 @@ from util.errors import UserError
 FILES = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
 STEPS = os.environ.get("ABLATION_STEPS", "2")
 OPTIONS = ("noise", "image_tokens", "unet_text", "stride4", "lora_rank", "backbone")
-SIZES = {
-    "pyramid_channels": (32, 64, 128, 256),
-    "hidden_dim": 64,
-    "dim_feedforward": 64,
-    "enc_layers": 1,
-    "dec_layers": 2,
-    "nheads": 4,
-}
 TOY = (
-    *("--enc_layers", "1", "--dec_layers", "2", "--nheads", "4", "--hidden_dim", "64", "--dim_feedforward", "64"),
-    *("--pyramid_channels", "32", "64", "128", "256", "--num_frames", "2", "--reverse_probability", "0"),
+    *tiny_flags(),
+    *("--num_frames", "2", "--reverse_probability", "0"),
     *("--train_scales", "64", "--crop_scales", "--max_size", "96", "--eval_size", "64", "--num_workers", "0"),
     *("--batch_size", "1", "--lr_processes", "1", "--device", "cpu", "--backbone_weights", ""),
 )
@@ -111,7 +104,7 @@ def test_a_row_changes_one_thing(file: Path) -> None:
 
 
 def _encoder(stack: Path, **options: object) -> VideoEncoder:
-    encoder = build_model(Config(pretrained=str(stack), **SIZES, **options)).encoder  # type: ignore[arg-type]
+    encoder = build_model(model_config(stack, **options)).encoder
     assert isinstance(encoder, VideoEncoder)
     return encoder
 
@@ -128,7 +121,7 @@ def test_each_option_changes_its_part(tiny_stack: Path) -> None:
     assert has_lora(one) and one.image_encoder is None
     other = _encoder(tiny_stack, model="hcd", noise="predicted", stride4="vae", lora_rank=0)
     assert isinstance(other.noise, PredictedNoise) and isinstance(other.stride4, VAETap) and not has_lora(other)
-    swin = build_model(Config(pretrained=str(tiny_stack), backbone="swin3d_t", **SIZES))  # type: ignore[arg-type]
+    swin = build_model(model_config(tiny_stack, backbone="swin3d_t"))
     assert isinstance(swin.encoder, BackboneEncoder)
 
 

@@ -15,22 +15,18 @@ from torchvision.models import get_model
 
 from models import build_model
 from models.backbones import BackboneEncoder, TimmFeatures, VideoSwin, build_backbone
+from models.identity import frozen_identity
+from models.loading import load_weights, open_checkpoint
 from models.segmenter import Segmenter
 from scripts.count_parameters import empty_model
-from util.config import Config
+from tests.checkpoint_tools import differences
+from tests.tiny_models import TINY, model_config
+from util.checkpoint import save_checkpoint
+from util.config import Config, config_dict
 from util.errors import UserError
 
-CHANNELS = (32, 64, 128, 256)
+CHANNELS = TINY["pyramid_channels"]
 SMALL = "timm:mobilenetv3_small_050"
-SIZES = {
-    "pyramid_channels": CHANNELS,
-    "hidden_dim": 64,
-    "dim_feedforward": 96,
-    "enc_layers": 1,
-    "dec_layers": 2,
-    "nheads": 4,
-    "dropout": 0.0,
-}
 
 
 def _frames(batch: int = 2, frames: int = 3, height: int = 48, width: int = 80) -> Tensor:
@@ -47,7 +43,7 @@ def swin() -> VideoSwin:
 @pytest.fixture(scope="module")
 def model(tiny_stack: Path) -> Segmenter:
     torch.manual_seed(0)
-    return build_model(Config(pretrained=str(tiny_stack), backbone=SMALL, **SIZES))  # type: ignore[arg-type]
+    return build_model(model_config(tiny_stack, backbone=SMALL))
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 64, 96), (2, 48, 80), (3, 16, 16)])
@@ -146,6 +142,18 @@ def test_a_trained_backbone_learns_but_for_its_statistics(name: str) -> None:
     assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
     assert all(torch.equal(before[name], value) for name, value in encoder.named_buffers())
     assert encoder.backbone.training
+
+
+def test_statistics_of_a_trained_backbone_are_stored(tiny_stack: Path, tmp_path: Path) -> None:
+    """They are neither parameters nor frozen weights that the checkpoint knows by their hash."""
+    cfg = model_config(tiny_stack, backbone=SMALL, train_backbone=True)
+    model, other = build_model(cfg), build_model(cfg)
+    for name, value in model.named_buffers():
+        if name.endswith("running_mean"):
+            value.add_(1)
+    save_checkpoint(tmp_path / "c.pth", model, cfg.model, config_dict(cfg), frozen=frozen_identity(model, cfg))
+    load_weights(other, open_checkpoint(str(tmp_path / "c.pth"), "--resume"), cfg)
+    assert differences(other.state_dict(), model.state_dict()) == []
 
 
 def test_random_weights_are_the_same_in_every_run_and_say_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -19,11 +19,11 @@ import main
 from models import Segmenter
 from models.identity import frozen_identity, part_hash
 from models.loading import CLASS_HEADS, load_weights, open_checkpoint
-from tests.checkpoint_tools import change_unet, differences, tiny_config, tiny_model
+from tests.checkpoint_tools import differences, tiny_config, tiny_model
 from util.checkpoint import read_checkpoint, read_content, save_checkpoint, save_weights
 from util.config import Config, config_dict
 from util.errors import UserError, run_cli
-from util.state import stored_state, trained_state
+from util.state import carried_state, trained_state
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_both_kinds_hold_the_same(
     assert ("step" in content) == (kind == "pth")
     assert load(target, files[kind], cfg) == []
     assert differences(target.state_dict(), source.state_dict()) == []
-    assert stored_state(target).keys() == trained_state(target).keys(), "no frozen part is carried"
+    assert not carried_state(target), "no frozen part came with the file"
 
 
 def test_a_file_of_weights_is_as_readable_as_any_other(files: dict[str, Path]) -> None:
@@ -122,18 +122,6 @@ def test_a_file_that_knows_no_identity_is_taken_with_a_note(
     assert len(notes) == 1 and "does not say with which UNet, VAE" in notes[0]
 
 
-def test_a_carried_part_travels_on(cfg: Config, target: Segmenter, tmp_path: Path) -> None:
-    model = tiny_model(cfg, seed=1)
-    change_unet(model)
-    model.encoder.unet.carried = True
-    path = tmp_path / "c.pth"
-    save_checkpoint(path, model, cfg.model, config_dict(cfg), frozen=frozen_identity(model, cfg))
-    assert load(target, path, cfg) == []
-    assert target.encoder.unet.carried and not target.encoder.vae.carried
-    assert differences(target.state_dict(), model.state_dict()) == []
-    assert frozen_identity(target, cfg)["unet"]["source"] == "a checkpoint"
-
-
 def test_class_heads_are_new_by_rule(source: Segmenter, target: Segmenter, files: dict[str, Path], cfg: Config) -> None:
     before = {name: value.clone() for name, value in trained_state(target).items()}
     assert "new class heads" in load(target, files["pth"], cfg, fresh=True)[0]
@@ -157,6 +145,47 @@ def test_new_adapters_on_weights_without(files: dict[str, Path], tiny_stack: Pat
 def test_other_sizes_are_named(files: dict[str, Path], tiny_stack: Path, target: Segmenter) -> None:
     with pytest.raises(UserError, match="another configuration: nheads 4, and here it is 2"):
         load(target, files["pth"], tiny_config(tiny_stack, nheads=2))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("noise", "gaussian", "noise predicted, and here it is gaussian"),
+        ("unet_text", False, "unet_text True, and here it is False"),
+        ("stride4", "stem", "stride4 vae, and here it is stem"),
+        ("backbone", "swin3d_t", "backbone t2v, and here it is swin3d_t"),
+    ],
+)
+def test_another_function_is_named(
+    files: dict[str, Path], tiny_stack: Path, target: Segmenter, option: str, value: Any, said: str
+) -> None:
+    with pytest.raises(UserError, match=f"another configuration: {said}"):
+        load(target, files["pth"], tiny_config(tiny_stack, **{option: value}))
+
+
+def test_noise_without_weights_is_told_apart(tiny_stack: Path, tmp_path: Path) -> None:
+    gaussian, none = (tiny_config(tiny_stack, noise=noise) for noise in ("gaussian", "none"))
+    model = tiny_model(gaussian, seed=1)
+    save_checkpoint(tmp_path / "c.pth", model, "vdit", config_dict(gaussian), frozen=frozen_identity(model, gaussian))
+    with pytest.raises(UserError, match="noise gaussian, and here it is none"):
+        load(tiny_model(none, seed=2), tmp_path / "c.pth", none)
+    notes = load(tiny_model(none, seed=2), tmp_path / "c.pth", none, fresh=True)
+    assert len(notes) == 1 and "new class heads" in notes[0], "a new run may compute something else"
+
+
+def test_a_rank_is_named_and_auto_is_one(tiny_stack: Path, tmp_path: Path) -> None:
+    auto, same, other = (tiny_config(tiny_stack, model="hcd", lora_rank=rank) for rank in ("auto", 16, 8))
+    model = tiny_model(auto, seed=1)
+    save_checkpoint(tmp_path / "c.pth", model, "hcd", config_dict(auto), frozen=frozen_identity(model, auto))
+    assert load(tiny_model(same, seed=2), tmp_path / "c.pth", same) == []
+    with pytest.raises(UserError, match="lora_rank 16, and here it is 8"):
+        load(tiny_model(other, seed=2), tmp_path / "c.pth", other)
+
+
+def test_a_model_of_no_known_name(tmp_path: Path, source: Segmenter) -> None:
+    save_checkpoint(tmp_path / "c.pth", source, "other", {})
+    with pytest.raises(UserError, match="of the model 'other'; known are vdit and hcd"):
+        open_checkpoint(str(tmp_path / "c.pth"), "--resume")
 
 
 def _rename(tensors: dict) -> None:

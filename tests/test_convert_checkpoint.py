@@ -135,6 +135,9 @@ def test_adapters_are_merged_for_the_authors(run: tuple[Segmenter, Config, Path]
         (("{run}", "b.pth", "--to", "authors", "--pretrained", "nowhere/a/stack"), "nowhere/a/stack"),
         (("{released}", "b.safetensors"), "of shape"),  # it is not of the published sizes
         (("{released}", "b.safetensors", "--stack", "nowhere/stack"), "nowhere/stack does not exist"),
+        (("{run}", "b.safetensors", "--carry", "vae"), "does not hold the VAE"),
+        (("{run}", "b.safetensors", "--pretrained", "a/stack"), "--pretrained has no effect with --to project"),
+        (("{run}", "b.pth", "--to", "authors", "--dtype", "float16"), "--dtype has no effect with --to authors"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -156,6 +159,15 @@ def test_mistakes_are_one_sentence(
     message = capsys.readouterr().err
     assert stop.value.code == 2
     assert message.startswith("error: ") and message.count("\n") == 1 and said in message
+
+
+@pytest.mark.parametrize("option", [{"noise": "gaussian"}, {"unet_text": False}])
+def test_what_the_authors_layout_cannot_say_is_not_exported(tiny_stack: Path, tmp_path: Path, option: dict) -> None:
+    cfg = tiny_config(tiny_stack, model="hcd", **option)
+    save_checkpoint(tmp_path / "c.pth", tiny_model(cfg, seed=1), "hcd", config_dict(cfg))
+    ((name, value),) = option.items()
+    with pytest.raises(UserError, match=f"was made with {name} {value}, for which the authors' layout has no place"):
+        convert(tmp_path / "c.pth", tmp_path / "a.pth", "--to", "authors")
 
 
 def test_another_stack_is_refused_on_the_way_to_the_authors(

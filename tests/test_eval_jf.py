@@ -352,7 +352,7 @@ def test_options_that_do_not_fit(davis: Path) -> None:
     names.write_text("bird\n")
     refuse("gt/bird is not a folder", *folders, "--sequences", names)
     refuse("--sequences belongs to", *folders, "--sequences", names, "--task", "expressions")
-    refuse("--expressions belongs to", *folders, "--expressions", names)
+    refuse("--expressions_file belongs to", *folders, "--expressions", names)
     refuse("is a folder; name a file", *folders, "--json", davis)
     with pytest.raises(UserError, match="--workers must be at least 1"):
         eval_jf.main([*map(str, folders), "--workers", "0"])

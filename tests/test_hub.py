@@ -51,6 +51,7 @@ def test_a_file_is_itself(tmp_path: Path) -> None:
         (("checkpoint.pth", "weights.safetensors", "config.json"), "checkpoint.pth"),
         (("other.pth", "weights.safetensors"), "weights.safetensors"),
         (("other.pth", ".hidden.pth", "log.txt"), "other.pth"),
+        (("other.pth", "frozen-0123456789abcdef.safetensors"), "other.pth"),
     ],
 )
 def test_a_folder_is_the_checkpoint_in_it(tmp_path: Path, files: tuple[str, ...], meant: str) -> None:
@@ -64,6 +65,15 @@ def test_a_folder_without_the_one_checkpoint(tmp_path: Path, files: tuple[str, .
     for file in files:
         (tmp_path / file).touch()
     with pytest.raises(UserError, match=f"{said}.*--resume"):
+        checkpoint_path(str(tmp_path), "--resume")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UserError, match=r"cannot read .*, which --resume names: Permission denied"):
         checkpoint_path(str(tmp_path), "--resume")
 
 

@@ -18,15 +18,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 import inference_ytvos
 from datasets import Video, list_videos
-from inference_ytvos import MULTIPLE, finish, run_inference
-from models import build_model
-from models.selection import best_query
-from util.checkpoint import save_checkpoint
-from util.config import Config, config_dict
+from inference_ytvos import finish, run_inference
+from tests.inference_tools import StubModel, tree
+from util.config import Config
 from util.device import resolve_device
 from util.errors import RunError, UserError, run_cli
 from util.inference_record import InferenceRecord, mask_options
@@ -35,34 +33,6 @@ HEIGHT, WIDTH, FRAMES = 50, 90, 3
 EVAL_SIZE = 36  # frames of 36×64: the height needs padding to 48
 CPU = torch.device("cpu")
 SENTENCES = {"0": "the left half", "1": "the right half"}
-
-
-class StubModel(nn.Module):
-    """Finds the half of the frame that the sentence names; query 3 is best. Counts its calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sentences: list[str] = []
-        self.encoder = SimpleNamespace(encode_pixels=lambda frames: frames)
-
-    def segment_pixels(self, frames: Tensor, padding: Tensor, captions: list[str], select: Any) -> SimpleNamespace:
-        assert select is best_query and len(captions) == 1
-        _, length, channels, height, width = frames.shape
-        assert channels == 3 and height % MULTIPLE == 0 and width % MULTIPLE == 0
-        assert padding.shape == (1, height, width) and padding.dtype == torch.bool
-        assert (frames * padding[:, None, None]).abs().sum() == 0, "padding has the mean colour"
-        self.sentences += captions
-        real = int((~padding[0, 0]).sum())
-        masks = torch.full((1, length, height, width), 9.0)  # padding included: it must be cut off
-        left = "left" in captions[0]
-        masks[..., : real // 2] = 5.0 if left else -5.0
-        masks[..., real // 2 : real] = -5.0 if left else 5.0
-        logits = torch.full((1, length, 5, 1), -3.0)
-        logits[:, :, 3] = 2.0
-        boxes = torch.tensor([0.25 if left else 0.75, 0.5, 0.5, 1.0]).expand(1, length, 5, 4)
-        output = SimpleNamespace(logits=logits, boxes=boxes, masks=masks)
-        output.chosen = select(output)
-        return output
 
 
 class BrokenModel(StubModel):
@@ -110,15 +80,6 @@ def run(cfg: Config, model: StubModel | None = None) -> tuple[StubModel, list[Vi
     run_inference(model, videos, cfg, record, CPU)
     finish(videos, cfg, record)
     return model, videos, record
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder and its content, but for the timings."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "inference.json"
-    }
 
 
 def test_masks_at_the_original_size(cfg: Config):
@@ -350,26 +311,10 @@ def test_devices(monkeypatch: pytest.MonkeyPatch):
 # --- the script itself, with the real model in small
 
 
-@pytest.fixture(scope="session")
-def tiny_config(root: Path, tiny_stack: Path) -> list[str]:
-    """Flags that build a tiny VD-IT."""
-    return ["--config", str(root / "configs" / "vdit_toy.yaml"), "--pretrained", str(tiny_stack), "--device", "cpu"]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tiny_config: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained weights."""
-    cfg = inference_ytvos.load_config(tiny_config, "")
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("run") / "checkpoint.pth"
-    save_checkpoint(path, build_model(cfg), cfg.model, config_dict(cfg), step=0)
-    return path
-
-
 @pytest.fixture
-def script(tiny_config: list[str], checkpoint: Path, data: Path, tmp_path: Path) -> list[str]:
+def script(tiny_config: list[str], tiny_checkpoint: Path, data: Path, tmp_path: Path) -> list[str]:
     """Flags of a good run; a later flag overrides."""
-    paths = ["--resume", str(checkpoint), "--ytvos_path", str(data), "--output_dir", str(tmp_path / "out")]
+    paths = ["--resume", str(tiny_checkpoint), "--ytvos_path", str(data), "--output_dir", str(tmp_path / "out")]
     return [*tiny_config, *paths]
 
 
@@ -407,14 +352,14 @@ BAD_INPUT = {
 def test_bad_input_is_one_sentence_and_status_2(
     kind: str,
     script: list[str],
-    checkpoint: Path,
+    tiny_checkpoint: Path,
     data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    (tmp_path / "half.pth").write_bytes(checkpoint.read_bytes()[:1000])
-    other_model(checkpoint, tmp_path / "hcd.pth")
+    (tmp_path / "half.pth").write_bytes(tiny_checkpoint.read_bytes()[:1000])
+    other_model(tiny_checkpoint, tmp_path / "hcd.pth")
     (tmp_path / "none.json").write_text('{"videos": {}}')
     shutil.copytree(data, tmp_path / "holes")
     for name in ("a/00005", "b/00000"):

@@ -13,28 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import build_criterion, build_model, trained_parameters
+from models import build_model, trained_parameters
 from models.lora import add_lora, has_lora, merge_lora, merged_state
 from models.segmenter import Segmenter
 from scripts.count_parameters import empty_model
+from tests.tiny_models import backward, model_config, random_clips
 from util.checkpoint import read_checkpoint
 from util.config import Config
 
-SIZES = {
-    "pyramid_channels": (32, 64, 128, 256),
-    "hidden_dim": 64,
-    "dim_feedforward": 96,
-    "enc_layers": 1,
-    "dec_layers": 2,
-    "nheads": 4,
-    "dropout": 0.0,
-    "posterior": "mode",
-}
 LORA = ".lora_"
 
 
 def _config(stack: Path, **options: object) -> Config:
-    return Config(**{"model": "hcd", "pretrained": str(stack), **SIZES, **options})  # type: ignore[arg-type]
+    return model_config(stack, **{"model": "hcd", "posterior": "mode", **options})
 
 
 @pytest.fixture(scope="module")
@@ -56,27 +47,12 @@ def _shake(model: nn.Module) -> None:
 
 
 def _clips(frames: int) -> tuple[Tensor, Tensor, list[str]]:
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(1, frames, 3, 64, 96, generator=generator), torch.zeros(1, 64, 96, dtype=torch.bool), ["a cat"]
-
-
-def _step(model: Segmenter, cfg: Config, frames: int) -> None:
-    """Gradients of one training step."""
-    clips, padding, captions = _clips(frames)
-    masks = torch.zeros(frames, 64, 96, dtype=torch.bool)
-    masks[:, 8:24, 16:40] = True
-    boxes = torch.tensor([[28 / 96, 16 / 64, 24 / 96, 16 / 64]]).repeat(frames, 1)
-    criterion = build_criterion(cfg)
-    target = criterion.prepare(
-        [{"boxes": boxes, "masks": masks, "valid": torch.ones(frames, dtype=torch.long)}], (64, 96)
-    )
-    model.zero_grad()
-    criterion(model(clips, padding, captions, criterion.select(target)), target)[0].backward()
+    return random_clips(1, frames)
 
 
 def test_hcd_adapts_every_query_and_value_projection(tiny_stack: Path, hcd: Segmenter) -> None:
     plain = build_model(_config(tiny_stack, lora_rank=0))
-    assert not has_lora(plain) and not has_lora(build_model(Config(pretrained=str(tiny_stack), **SIZES)))  # type: ignore[arg-type]
+    assert not has_lora(plain) and not has_lora(build_model(model_config(tiny_stack)))
     wanted = {name for name, _ in plain.encoder.unet.module.named_modules() if name.endswith((".to_q", ".to_v"))}
     adapted = {name.partition(LORA)[0] for name, _ in hcd.encoder.unet.module.named_parameters() if LORA in name}
     assert adapted == wanted
@@ -170,8 +146,8 @@ def test_merged_state_is_the_merged_models_and_leaves_the_model_alone(hcd: Segme
 
 
 def test_adapters_learn_and_the_unet_does_not(tiny_stack: Path, hcd: Segmenter) -> None:
-    model, cfg = copy.deepcopy(hcd).train(), _config(tiny_stack)
-    _step(model, cfg, 2)
+    model = copy.deepcopy(hcd)
+    backward(model, _config(tiny_stack), 1, 2)
     unet = dict(model.encoder.unet.module.named_parameters())
     assert all((p.grad is not None) == (LORA in name) for name, p in unet.items())
     assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for name, p in unet.items() if ".lora_A." in name)
@@ -179,8 +155,8 @@ def test_adapters_learn_and_the_unet_does_not(tiny_stack: Path, hcd: Segmenter) 
 
 def test_single_frames_leave_temporal_adapters_alone(tiny_stack: Path, hcd: Segmenter) -> None:
     """The reason for ``find_unused_parameters`` in main.py, with one frame alone."""
-    model = copy.deepcopy(hcd).train()
-    _step(model, _config(tiny_stack), 1)
+    model = copy.deepcopy(hcd)
+    backward(model, _config(tiny_stack), 1, 1)
     adapters = {name: p for name, p in model.encoder.unet.module.named_parameters() if LORA in name}
     idle = {name for name, p in adapters.items() if p.grad is None}
     assert idle == {name for name in adapters if "temp_attentions." in name or name.startswith("transformer_in.")}
@@ -194,6 +170,21 @@ def test_options_reach_the_adapters(tiny_stack: Path) -> None:
     assert adapted and all(name.endswith((".to_k", ".to_out.0")) for name in adapted)
     assert {p.shape[0] for p in adapted.values()} == {4}
     assert math.isclose(unet.get_submodule(next(iter(adapted))).scaling["default"], 1.5)
+
+
+def test_adapters_of_every_target_can_be_merged(tiny_stack: Path) -> None:
+    targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    torch.manual_seed(0)
+    model = build_model(_config(tiny_stack, lora_rank=2, lora_targets=targets)).eval()
+    new = copy.deepcopy(model)
+    _shake(model)
+    merged = copy.deepcopy(model)
+    merge_lora(merged)
+    assert not has_lora(merged)
+    with torch.inference_mode():
+        first, ours, theirs = (network(*_clips(2)).masks for network in (new, model, merged))
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4 * float(ours.abs().max()))
+    assert not torch.allclose(first, ours, atol=1e-2), "the adapters do something"
 
 
 def test_adapters_are_not_added_twice(hcd: Segmenter) -> None:

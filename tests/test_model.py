@@ -7,32 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from models import build_criterion, build_model
+from models import build_model
 from models.diffusion.encoder import VideoEncoder
 from models.diffusion.stack import load_stack
 from models.diffusion.stride4 import TemporalStem
 from models.mask_heads import DynamicMaskHead, QueryDotHead, shuffle_mask
 from models.segmenter import Segmenter
 from models.selection import LayerPrediction, all_queries, best_query
+from tests.tiny_models import backward, model_config, random_clips
 from util.config import Config
 from util.errors import UserError
-
-SIZES = {
-    "pyramid_channels": (32, 64, 128, 256),
-    "hidden_dim": 64,
-    "dim_feedforward": 96,
-    "enc_layers": 1,
-    "dec_layers": 2,
-    "nheads": 4,
-    "dropout": 0.0,
-}
 
 
 @pytest.fixture(scope="module")
 def cfg(tiny_stack: Path) -> Config:
-    return Config(pretrained=str(tiny_stack), **SIZES)  # type: ignore[arg-type]
+    return model_config(tiny_stack)
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +31,9 @@ def model(cfg: Config) -> Segmenter:
     return build_model(cfg)
 
 
-def _clips(batch: int, frames: int, height: int = 64, width: int = 96) -> tuple[Tensor, Tensor, list[str]]:
-    generator = torch.Generator().manual_seed(1)
-    clips = torch.randn(batch, frames, 3, height, width, generator=generator)
-    padding = torch.zeros(batch, height, width, dtype=torch.bool)
-    return clips, padding, ["the red circle moving left", "the small blue square"][:batch]
-
-
-def _targets(batch: int, frames: int, height: int, width: int) -> list[dict]:
-    masks = torch.zeros(frames, height, width, dtype=torch.bool)
-    masks[:, 8:24, 16:40] = True
-    boxes = torch.tensor([[28 / width, 16 / height, 24 / width, 16 / height]]).repeat(frames, 1)
-    return [{"boxes": boxes, "masks": masks, "valid": torch.ones(frames, dtype=torch.long)} for _ in range(batch)]
-
-
 def test_evaluation_gives_one_mask_per_frame(model: Segmenter) -> None:
     model.eval()
-    frames, padding, captions = _clips(2, 3)
+    frames, padding, captions = random_clips(2, 3)
     with torch.inference_mode():
         output = model(frames, padding, captions)
     assert len(output.layers) == 1
@@ -70,7 +46,7 @@ def test_evaluation_gives_one_mask_per_frame(model: Segmenter) -> None:
 
 def test_all_queries_holds_the_best_one(model: Segmenter) -> None:
     model.eval()
-    frames, padding, captions = _clips(2, 2)
+    frames, padding, captions = random_clips(2, 2)
     with torch.inference_mode():
         best, every = model(frames, padding, captions), model(frames, padding, captions, all_queries)
     assert every.chosen is None
@@ -81,14 +57,14 @@ def test_all_queries_holds_the_best_one(model: Segmenter) -> None:
 @pytest.mark.parametrize(("height", "width"), [(48, 80), (112, 16), (16, 16)])
 def test_sizes_that_are_multiples_of_16(model: Segmenter, height: int, width: int) -> None:
     model.eval()
-    frames, padding, captions = _clips(1, 2, height, width)
+    frames, padding, captions = random_clips(1, 2, height, width)
     with torch.inference_mode():
         assert model(frames, padding, captions).masks.shape == (1, 2, height, width)
 
 
 def test_a_clip_does_not_depend_on_its_neighbours(model: Segmenter) -> None:
     model.eval()
-    frames, padding, captions = _clips(2, 3)
+    frames, padding, captions = random_clips(2, 3)
     captions = ["the square", "the circle"]  # of equal length, so that the words are padded alike
     with torch.inference_mode():
         together, alone = model(frames, padding, captions), model(frames[1:], padding[1:], captions[1:])
@@ -106,14 +82,7 @@ def test_frozen_parts_stay_frozen_and_asleep(model: Segmenter) -> None:
 
 
 def test_gradients_reach_every_trained_part_through_the_frozen_unet(model: Segmenter, cfg: Config) -> None:
-    model.train()
-    model.zero_grad()
-    frames, padding, captions = _clips(2, 2)
-    criterion = build_criterion(cfg)
-    target = criterion.prepare(_targets(2, 2, 64, 96), (64, 96))
-    output = model(frames, padding, captions, criterion.select(target))
-    loss, terms = criterion(output, target)
-    loss.backward()
+    output, terms = backward(model, cfg, 2, 2)
     assert len(output.layers) == cfg.dec_layers
     assert len(terms) == 7 * cfg.dec_layers
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -130,7 +99,7 @@ def test_the_last_up_block_is_not_held(model: Segmenter) -> None:
 
 
 def test_posterior_is_sampled_in_training_only(model: Segmenter) -> None:
-    frames, *_ = _clips(1, 2)
+    frames, *_ = random_clips(1, 2)
     encoder = model.encoder
     model.eval()
     torch.testing.assert_close(encoder.encode_pixels(frames).latents, encoder.encode_pixels(frames).latents)
@@ -150,7 +119,7 @@ def test_noise_is_standardised_per_clip(model: Segmenter) -> None:
 def test_ablations_build_and_run(tiny_stack: Path, noise: str, image_tokens: bool) -> None:
     stack = load_stack(str(tiny_stack))
     encoder = VideoEncoder(stack, TemporalStem(32), (32, 64, 128, 256), noise, image_tokens).eval()
-    frames, _, captions = _clips(1, 2)
+    frames, _, captions = random_clips(1, 2)
     with torch.inference_mode():
         pixels = encoder.encode_pixels(frames)
         pyramid = encoder(pixels, captions)

@@ -15,8 +15,9 @@ from datasets.toy import make_toy
 from scripts import baselines, eval_jf
 from util.errors import run_cli
 from util.jf_expressions import score_expressions
+from util.mask_pngs import write_mask
 from util.negatives import NEGATIVE
-from util.submission import mask_path, write_mask
+from util.submission import mask_path
 
 FRAMES = ["00000", "00005", "00010"]
 SIZE = (24, 32)

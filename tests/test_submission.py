@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from util.errors import UserError
+from util.mask_pngs import write_mask
 from util.submission import (
     check_submission,
     frame_size,
     is_written,
     mask_path,
     require_frames,
-    write_mask,
     write_submission,
 )
 
@@ -126,10 +126,10 @@ def test_same_masks_same_zip(tmp_path: Path, written: Path, videos: list[FakeVid
 def test_each_fault_is_found(tmp_path: Path, written: Path, videos: list[FakeVideo], kind: str):
     damage, words = FAULTS[kind]
     write_submission(written, videos, tmp_path / "s.zip")
-    assert is_written(written, videos[0], "0")
+    assert is_written(written, videos[0], "Annotations/a/0")
     damage(written / FIRST)
-    assert not is_written(written, videos[0], "0")
-    assert is_written(written, videos[0], "1")
+    assert not is_written(written, videos[0], "Annotations/a/0")
+    assert is_written(written, videos[0], "Annotations/a/1")
 
     (fault,) = check_submission(written, videos)
     assert fault.startswith(f"{FIRST} {words}")

@@ -69,7 +69,7 @@ def looks_of(scene: Scene, obj: ToyObject) -> dict[str, str]:
     return {
         "colour": obj.colour,
         "shape": obj.shape,
-        "size": "small" if obj.radius < 0.16 * SUBPIXELS * min(scene.height, scene.width) else "large",
+        "size": "small" if obj.radius < 0.19 * SUBPIXELS * min(scene.height, scene.width) else "large",
         "motion": motion if dx or dy else "still",
     }
 

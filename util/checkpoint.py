@@ -1,18 +1,22 @@
 """Checkpoint files: what is trained, and what it takes to go on (docs/checkpoints.md).
 
 A run's ``checkpoint.pth`` holds ``format``, ``model`` (its name), ``config`` (the options it was made with),
-``weights`` (what is trained, and frozen parts only where they are not the pretrained ones), ``frozen`` (the
-identity of the frozen parts), and for going on ``optimizer``, ``step`` and ``steps_per_epoch``. For passing on,
-``save_weights`` writes the first five as a safetensors file. Both are read without running code that a file may
-carry, and memory-mapped: a tensor takes memory when it is used.
+``weights`` (what is trained), ``frozen`` (the identity of the frozen parts), and for going on ``optimizer``, ``step``
+and ``steps_per_epoch``. Frozen parts that are not the pretrained ones never change in a run: they are written once,
+into a file beside it, which ``beside`` names. For passing on, ``save_weights`` writes all but what going on takes as
+one safetensors file. Both are read without running code that a file may carry, and memory-mapped: a tensor takes
+memory when it is used.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import re
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +27,28 @@ from torch import Tensor, nn
 
 from util.errors import UserError
 from util.io import atomic_path
-from util.state import stored_state
+from util.state import carried_state, trained_state
 
 FORMAT = "t2v-rvos-1"
 TRAINING_KEYS = {"optimizer": dict, "step": int, "steps_per_epoch": int}
 """What going on takes beside the weights, and its types."""
+BESIDE = "frozen-"
+"""How the names of files begin that hold a run's frozen parts; they are no checkpoints by themselves."""
+_TYPES: dict[str, type] = {"model": str, "config": dict, "frozen": dict, "args": dict, "epoch": int, **TRAINING_KEYS}
 _JSON_KEYS = ("config", "frozen", "args", "epoch")
 """What a safetensors file holds as JSON, beside ``format`` and ``model``."""
 _UNUSED = "unused."
 """Prefix of the tensors in a safetensors file that belong to the authors' layout alone."""
 
 
-def save_checkpoint(path: str | Path, model: nn.Module, name: str, config: dict[str, Any], **state: Any) -> None:
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    name: str,
+    config: dict[str, Any],
+    frozen: Mapping[str, Mapping[str, str]] | None = None,
+    **state: Any,
+) -> None:
     """Write a checkpoint beside ``path`` and rename it.
 
     Args:
@@ -42,12 +56,25 @@ def save_checkpoint(path: str | Path, model: nn.Module, name: str, config: dict[
         model: what it has trained is stored, and frozen parts that came with a checkpoint.
         name: which model it is ("vdit").
         config: the run's options.
-        state: further entries, such as ``frozen``, ``optimizer``, ``step`` and ``steps_per_epoch``.
+        frozen: identity of the frozen parts. Those that came with a checkpoint then go into a file beside ``path``,
+            unless it is there already; without identities they are in ``path`` itself.
+        state: further entries, such as ``optimizer``, ``step`` and ``steps_per_epoch``.
 
     Raises:
-        UserError: the file cannot be written; an older one stays intact.
+        UserError: a file cannot be written; an older checkpoint stays intact.
     """
-    write_pickle(path, {"format": FORMAT, "model": name, "config": config, "weights": stored_state(model), **state})
+    content = {"format": FORMAT, "model": name, "config": config, "weights": trained_state(model), **state}
+    if frozen:
+        content["frozen"] = frozen
+    carried = carried_state(model)
+    if carried and frozen:
+        content["beside"] = _beside(frozen, carried)
+        file = Path(path).with_name(content["beside"])
+        if not file.is_file():
+            save_weights(file, {"model": name, "weights": carried})
+    else:
+        content["weights"].update(carried)
+    write_pickle(path, content)
 
 
 def write_pickle(path: str | Path, content: dict[str, Any]) -> None:
@@ -76,8 +103,8 @@ def save_weights(path: str | Path, content: dict[str, Any]) -> None:
         UserError: the file cannot be written; an older one stays intact.
     """
     tensors = {**content["weights"], **{_UNUSED + key: value for key, value in content.get("unused", {}).items()}}
-    about = {key: json.dumps(content[key]) for key in _JSON_KEYS if content.get(key) is not None}
     try:
+        about = {key: json.dumps(content[key]) for key in _JSON_KEYS if content.get(key) is not None}
         with atomic_path(path) as temporary:
             save_file(
                 {key: value.contiguous() for key, value in tensors.items()},
@@ -87,7 +114,7 @@ def save_weights(path: str | Path, content: dict[str, Any]) -> None:
             mask = os.umask(0)
             os.umask(mask)
             temporary.chmod(0o666 & ~mask)  # as any other file; the library leaves it to its owner alone
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, TypeError, SafetensorError) as error:
         raise UserError(f"cannot write the checkpoint {path}: {error}; an older one there is intact") from error
 
 
@@ -125,20 +152,48 @@ def read_content(path: str | Path) -> dict[str, Any]:
 def check_content(content: dict[str, Any], path: str | Path, expected_model: str = "") -> dict[str, Any]:
     """``content``, if it is a checkpoint of this project with all that every one of them has.
 
+    What is in a file beside it is in ``weights``, too.
+
     Raises:
-        UserError: it is not, or of another model.
+        UserError: it is not, or of another model, or the file beside it is missing.
     """
     if content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project ({FORMAT})")
     if not is_state(content.get("weights")):
         raise UserError(f"{path} holds no weights; it is no checkpoint that main.py wrote")
-    if not isinstance(content.get("config"), dict) or not isinstance(content.setdefault("frozen", {}), dict):
+    if not content.keys() >= {"model", "config"}:
         raise UserError(f"{path} does not say with which options it was made; it is no checkpoint that main.py wrote")
-    for key, kind in TRAINING_KEYS.items():
+    content = {"frozen": {}, **content}
+    for key, kind in _TYPES.items():
         if key in content and not isinstance(content[key], kind):
             raise UserError(f"{path} is damaged: its {key} is no {kind.__name__}")
-    check_model(content.get("model"), path, expected_model)
+    check_model(content["model"], path, expected_model)
+    if "beside" in content:
+        content["weights"] = {**_read_beside(Path(path), content.pop("beside")), **content["weights"]}
     return content
+
+
+def _beside(frozen: Mapping[str, Mapping[str, str]], names: Iterable[str]) -> str:
+    """The name of a file of frozen weights, by what is in it: the same for all checkpoints of a run."""
+    hashes = {part: entry["sha256"] for part, entry in frozen.items()}
+    content = json.dumps([hashes, sorted(names)], sort_keys=True)
+    return f"{BESIDE}{hashlib.sha256(content.encode()).hexdigest()[:16]}.safetensors"
+
+
+def _read_beside(path: Path, name: Any) -> dict[str, Tensor]:
+    """The frozen weights that a checkpoint names; whether they are the right ones is seen when they are loaded."""
+    if not isinstance(name, str) or not re.fullmatch(rf"{BESIDE}[0-9a-f]{{16}}\.safetensors", name):
+        raise UserError(f"{path} is damaged: it names {name!r} as the file of its frozen weights")
+    file = path.with_name(name)
+    if not file.is_file():
+        raise UserError(
+            f"{path} needs {name} beside it, which holds the frozen weights it was trained with; copy both files, or "
+            "convert it where they are (scripts.convert_checkpoint)"
+        )
+    content = read_content(file)
+    if content.get("format") != FORMAT or not is_state(content.get("weights")):
+        raise UserError(f"{file} does not hold the frozen weights that {path} was trained with; copy it anew")
+    return content["weights"]
 
 
 def is_state(value: Any) -> bool:

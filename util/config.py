@@ -13,6 +13,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+from util.benchmarks import AUTO_SPLIT, DATASETS, resolve_split
 from util.config_files import read_yaml
 from util.errors import UserError
 from util.options import checked, option, read_flags
@@ -120,12 +121,24 @@ class Config:
     dice_loss_coef: float = _loss(5.0, "weight of the mask's dice loss", minimum=0)
     focal_alpha: float = _loss(0.25, "alpha of the focal losses", minimum=0, maximum=1)
 
-    dataset_file: str = _data("ytvos", "dataset", choices=("ytvos",))
+    dataset_file: str = _data("ytvos", "dataset", choices=DATASETS)
     ytvos_path: str = _data("data/ref-youtube-vos", "root folder of Ref-YouTube-VOS, or of its layout", path=True)
+    davis_path: str = _data("data/ref-davis", "root folder of Ref-DAVIS17 as scripts.prepare_data makes it", path=True)
+    mevis_path: str = _data("data/mevis", "root folder of MeViS, version 1 or 2", path=True)
+    mevis_version: str = _data(
+        "auto", "by which scores are keyed; auto is v2 where a sentence names nothing", choices=("auto", "v1", "v2")
+    )
+    a2d_path: str = _data("data/a2d-sentences", "root folder of A2D-Sentences", path=True)
+    jhmdb_path: str = _data("data/jhmdb-sentences", "root folder of JHMDB-Sentences", path=True)
+    coco_path: str = _data(
+        "data/coco", "root folder of RefCOCO, RefCOCO+ and RefCOCOg as scripts.prepare_data makes them", path=True
+    )
     expressions_file: str = _data(
         "", "expressions to use instead of meta_expressions/SPLIT/meta_expressions.json", path=True, empty=True
     )
-    split: str = _data("valid", "split that inference reads")
+    split: str = _data(
+        AUTO_SPLIT, "split that inference and --eval read; auto is valid, for MeViS valid_u, for A2D test, …"
+    )
     num_frames: int = _data(5, "frames of a training clip", minimum=1)
     colour_distortion: bool = _data(True, "distort brightness, contrast and saturation of training frames")
     reverse_probability: float = _data(
@@ -168,6 +181,7 @@ class Config:
     config: str = _run("", "YAML file that sets any of these options; flags override it", path=True, empty=True)
     output_dir: str = _run("runs/debug", "folder for everything that is written", path=True)
     device: str = _run("auto", "where to compute; auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
+    eval: bool = _run(False, "score the checkpoint that --resume names, and write results.json; nothing is trained")
     resume: str = _run(
         "",
         "checkpoint to go on from, or to use for inference: a file, a folder that holds one, or hf://org/repo",
@@ -198,6 +212,7 @@ class Config:
         for field in dataclasses.fields(self):
             value = checked(Config, field.name, getattr(self, field.name), field.name)
             object.__setattr__(self, field.name, value)
+        object.__setattr__(self, "split", resolve_split(self.dataset_file, self.split))
         _check_together(self)
 
 

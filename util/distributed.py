@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +16,12 @@ from util.errors import UserError
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[torch.device]:
+def process_group(device: torch.device, patience: timedelta | None = None) -> Iterator[torch.device]:
     """Join the process group that ``torchrun`` announces, and leave it at the end; a plain run stays alone.
+
+    Args:
+        device: the kind of device.
+        patience: how long processes wait for each other; None: PyTorch's minutes.
 
     Yields:
         this process's own device of the given kind.
@@ -32,7 +38,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             raise UserError(f"process {local} of this machine has no GPU of its own: {count} are visible; start fewer")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     try:
         yield device
     finally:
@@ -67,3 +73,21 @@ def wait_for_all() -> None:
     """Go on when every process has come here."""
     if world_size() > 1:
         dist.barrier()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's picklable value, in the order of their numbers, in each process."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def balanced_share(costs: Sequence[float], process: int, processes: int) -> list[int]:
+    """Indices of the items that a process works on: the dearest first, each to who has least to do, all in order."""
+    loads, owners = [0.0] * processes, {}
+    for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        owners[index] = loads.index(min(loads))
+        loads[owners[index]] += costs[index]
+    return sorted(index for index, owner in owners.items() if owner == process)

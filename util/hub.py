@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from util.checkpoint import BESIDE
 from util.errors import UserError
 
 HUB = "hf://"
@@ -45,7 +46,11 @@ def checkpoint_path(source: str, flag: str) -> Path:
         return _from_hub(source, flag)
     path = Path(source)
     if path.is_dir():
-        return path / _choose([file.name for file in path.iterdir() if file.is_file()], source, flag)
+        try:
+            names = [file.name for file in path.iterdir() if file.is_file()]
+        except OSError as error:
+            raise UserError(f"cannot read {source}, which {flag} names: {error.strerror or error}") from error
+        return path / _choose(names, source, flag)
     if not path.is_file():
         raise UserError(
             f"the checkpoint {source} does not exist; give a file, a folder that holds one, or hf://org/repo "
@@ -68,7 +73,7 @@ def cached_revision(repo: str, file: str) -> str | None:
 
 def _choose(names: Sequence[str], where: str, flag: str) -> str:
     """The one checkpoint among file names: one with a usual name, else the only one."""
-    found = sorted(name for name in names if name.endswith(SUFFIXES) and not Path(name).name.startswith("."))
+    found = sorted(name for name in names if name.endswith(SUFFIXES) and not Path(name).name.startswith((".", BESIDE)))
     for usual in USUAL_NAMES:
         if usual in found:
             return usual

@@ -43,13 +43,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Write ``content`` as indented JSON, beside and renamed.
+def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
+    """Write ``content`` as JSON, indented or, with ``indent`` None, in one line; beside and renamed.
 
     Raises:
         UserError: the file cannot be written.
     """
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
     try:
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -47,13 +47,47 @@ def score_davis(
     Raises:
         UserError: a missing folder or file, a broken image, a wrong size, too high an id.
     """
-    require_folder(gt, "the ground truth, <sequence>/<frame>.png")
-    require_folder(pred, "the predictions, <sequence>/<frame>.png")
-    frames = {name: _frames(gt / name, task) for name in sequences or _sequences(gt)}
-    require_masks(pred / name / file for name, files in frames.items() for file in _scored(files, task))
-    score = partial(_score_sequence, gt=gt, pred=pred, task=task)
-    results = dict(zip(frames, map_videos(score, list(frames.items()), workers), strict=True))
+    (scores,) = score_davis_runs(gt, [DavisRun(pred, task)], sequences, workers)
+    return scores
 
+
+class DavisRun(NamedTuple):
+    """A folder of predictions and how it is scored."""
+
+    pred: Path
+    task: DavisTask
+    strict: bool = True
+    """Refuse ids that no object has, with fixed identities; otherwise they are not looked at."""
+
+
+def score_davis_runs(
+    gt: Path, runs: Sequence[DavisRun], sequences: Sequence[str] | None = None, workers: int = 1
+) -> list[dict[str, Any]]:
+    """``score_davis`` of several folders of predictions for the same sequences, side by side."""
+    require_folder(gt, "the ground truth, <sequence>/<frame>.png")
+    for run in runs:
+        require_folder(run.pred, "the predictions, <sequence>/<frame>.png")
+    names = sequences or _sequences(gt)
+    jobs = [_Job(run, name, _frames(gt / name, run.task)) for run in runs for name in names]
+    require_masks(job.run.pred / job.name / file for job in jobs for file in _scored(job.files, job.run.task))
+    results = map_videos(partial(_score_sequence, gt=gt), jobs, workers)
+    return [
+        _report(run.task, dict(zip(names, results[i * len(names) : (i + 1) * len(names)], strict=True)))
+        for i, run in enumerate(runs)
+    ]
+
+
+class _Job(NamedTuple):
+    run: DavisRun
+    name: str
+    files: list[str]
+
+
+_Result = tuple[np.ndarray, np.ndarray, list[int | None]]  # J and F [objects, T], and the proposals' ids (unsupervised)
+
+
+def _report(task: DavisTask, results: dict[str, _Result]) -> dict[str, Any]:
+    """What ``score_davis`` returns."""
     per_object = {
         f"{name}_{number}": {
             f"{letter}{key}": value
@@ -116,11 +150,8 @@ def _scored(names: list[str], task: DavisTask) -> list[str]:
     return names[1:-1] if task == SEMI_SUPERVISED else names
 
 
-def _score_sequence(
-    sequence: tuple[str, list[str]], gt: Path, pred: Path, task: DavisTask
-) -> tuple[np.ndarray, np.ndarray, list[int | None]]:
-    """J and F ``[objects, T]`` of one (name, file names), and the proposals' ids (unsupervised)."""
-    name, files = sequence
+def _score_sequence(job: _Job, gt: Path) -> _Result:
+    name, files, (pred, task, strict) = job.name, job.files, job.run
     first = read_index_mask(gt / name / files[0])
     objects = int(np.where(first == VOID, 0, first).max())
     if not objects:
@@ -128,7 +159,8 @@ def _score_sequence(
     if task == UNSUPERVISED:
         pairs = _read_pairs(gt / name, pred / name, files, MAX_PROPOSALS, f"the task allows {MAX_PROPOSALS} proposals")
         return matched_scores(pairs, objects)
-    pairs = _read_pairs(gt / name, pred / name, _scored(files, task), objects, f"the sequence has {objects} objects")
+    highest = objects if strict else VOID
+    pairs = _read_pairs(gt / name, pred / name, _scored(files, task), highest, f"the sequence has {objects} objects")
     return *fixed_scores(pairs, objects), []
 
 

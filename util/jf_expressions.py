@@ -20,8 +20,11 @@ from util.parallel import map_videos
 _HOLDS = (
     "the valid videos, their frames and expressions, each expression with the obj_id of its object (null, and the kind "
     f"{NEGATIVE!r}, if it names nothing); "
-    "name another file with --expressions"
+    "name another file with --expressions_file"
 )
+
+
+_TRUTH = "the ground truth, <video>/<frame>.png, palette PNGs whose value is the object id"
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,30 @@ class _Video:
 
 
 def default_expressions(gt: Path) -> Path:
-    """Where Ref-YouTube-VOS keeps the expressions that belong to ``<root>/valid/Annotations``."""
-    return gt.absolute().parent.parent / "meta_expressions" / "valid" / "meta_expressions.json"
+    """Where Ref-YouTube-VOS keeps the expressions that belong to ``<root>/<split>/Annotations``."""
+    split = gt.absolute().parent
+    name = split.name if split.name in ("train", "valid", "test") else "valid"
+    return split.parent / "meta_expressions" / name / "meta_expressions.json"
+
+
+def described_videos(expressions: Path) -> list[str]:
+    """Names of the videos of an expressions file about which something is said.
+
+    Raises:
+        UserError: the file is missing or malformed.
+    """
+    videos = _entry(read_json(expressions, _HOLDS), "videos", dict, expressions, "the file")
+    return [name for name, video in videos.items() if _entry(video, "expressions", dict, expressions, f"video {name}")]
+
+
+def require_truth(gt: Path, expressions: Path) -> None:
+    """Find out before any work that the truth is not all there; arguments as for ``score_expressions``.
+
+    Raises:
+        UserError: the sentence says which is missing, masks or object ids, and what it must hold.
+    """
+    require_folder(gt, _TRUTH)
+    _choose_videos(expressions, gt)
 
 
 def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, workers: int = 1) -> dict[str, Any]:
@@ -72,7 +97,7 @@ def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, wor
         UserError: a missing folder or file, a broken image, a wrong size, an expression without
             ``obj_id``, a prediction that is not of 0 and 255, negatives alone.
     """
-    require_folder(gt, "the ground truth, <video>/<frame>.png, palette PNGs whose value is the object id")
+    require_folder(gt, _TRUTH)
     require_folder(pred, "the predictions, <video>/<exp_id>/<frame>.png")
     path = expressions or default_expressions(gt)
     videos, notes = _choose_videos(path, gt)
@@ -95,7 +120,7 @@ def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, wor
             "is their obj_id right?"
         )
     named = {video.name: _named(rows.values()) for video, (rows, _) in zip(videos, results, strict=True)}
-    means = _means(_named(per_expression.values()))
+    means = mean_scores(_named(per_expression.values()))
     if negatives := [row for row in per_expression.values() if row["obj_id"] is None]:
         means["negative_accuracy"] = float(np.mean([row["JF"] == 1 for row in negatives]))
     kinds = sorted({row["kind"] for row in per_expression.values() if "kind" in row})
@@ -104,9 +129,10 @@ def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, wor
         "notes": notes,
         "global": means,
         "per_kind": {
-            kind: _counted_means([row for row in per_expression.values() if row.get("kind") == kind]) for kind in kinds
+            kind: counted_mean_scores([row for row in per_expression.values() if row.get("kind") == kind])
+            for kind in kinds
         },
-        "per_video": {name: _counted_means(rows) for name, rows in named.items() if rows},
+        "per_video": {name: counted_mean_scores(rows) for name, rows in named.items() if rows},
         "per_expression": per_expression,
     }
 
@@ -116,13 +142,15 @@ def _named(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["obj_id"] is not None]
 
 
-def _means(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+def mean_scores(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Means of ``J`` and ``F`` over rows, and ``JF``, the mean of both."""
     j, f = np.mean([(row["J"], row["F"]) for row in rows], axis=0)
     return {"J": float(j), "F": float(f), "JF": float(j + f) / 2}
 
 
-def _counted_means(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {**_means(rows), "expressions": len(rows)}
+def counted_mean_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same, with the number of ``expressions``."""
+    return {**mean_scores(rows), "expressions": len(rows)}
 
 
 def _predictions(pred: Path, video: _Video, frame: str) -> list[Path]:

@@ -18,6 +18,18 @@ from util.errors import UserError
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
+def object_palette() -> list[int]:
+    """The customary colours of object ids in DAVIS and YouTube-VOS masks: 256 × RGB, flat.
+
+    The bits of an id, three at a time from the lowest, are the high bits of red, green and blue.
+    """
+    return [
+        sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
+        for index in range(256)
+        for channel in range(3)
+    ]
+
+
 def _missing(path: Path, others: int = 0) -> UserError:
     count = f" (and {others} more)" if others else ""
     return UserError(f"{path} is missing{count}; every frame needs a mask there")

@@ -26,7 +26,9 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 
-def map_videos(function: Callable[[Item], Result], videos: Sequence[Item], workers: int) -> list[Result]:
+def map_videos(
+    function: Callable[[Item], Result], videos: Sequence[Item], workers: int, unit: str = "video"
+) -> list[Result]:
     """Results of ``function(video)`` in the order of ``videos``.
 
     Args:
@@ -34,15 +36,16 @@ def map_videos(function: Callable[[Item], Result], videos: Sequence[Item], worke
             raises is raised here, and what has not started is dropped.
         videos: the items.
         workers: processes; 1 works in this one. No more are started than there are videos.
+        unit: what the progress bar calls an item.
     """
     workers = min(workers, len(videos))
     if workers <= 1:
-        return list(_progress(map(function, videos), len(videos)))
+        return list(_progress(map(function, videos), len(videos), unit))
     # Spawned, not forked: a caller may hold threads or a GPU, and neither survives a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        return list(_progress(pool.map(function, videos), len(videos)))
+        return list(_progress(pool.map(function, videos), len(videos), unit))
 
 
-def _progress(results: Iterable[Result], total: int) -> tqdm:
-    return tqdm(results, total=total, unit="video", leave=False, disable=None)
+def _progress(results: Iterable[Result], total: int, unit: str) -> tqdm:
+    return tqdm(results, total=total, unit=unit, leave=False, disable=None)

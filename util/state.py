@@ -1,5 +1,7 @@
 """The weights of a model that its checkpoints hold, and putting them back.
 
+That is all that is trained, and those frozen parts that are not the pretrained ones but came with a checkpoint.
+
 Adapters (LoRA) wrap a layer, whose weight is then called ``….base_layer.weight``; stored weights have the name that
 the layer has without them.
 """
@@ -24,24 +26,24 @@ def stored_name(name: str) -> str:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters of a model, by name."""
-    return {stored_name(name): p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    """The trained parameters of a model and the buffers of its trained parts (a norm's statistics), by name."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    frozen = tuple(f"{name}." for name, _ in frozen_parts(model))
+    return {
+        stored_name(name): value
+        for name, value in model.state_dict().items()
+        if (parameters[name].requires_grad if name in parameters else not name.startswith(frozen))
+    }
 
 
-def stored_state(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint of a model holds: what is trained, and the frozen parts that came with a checkpoint.
-
-    A frozen part is a module with an attribute ``carried``, which says the latter.
-    """
-    state = trained_state(model)
-    for name, part in frozen_parts(model):
-        if part.carried:
-            state.update(part_state(part, name))
-    return state
+def carried_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of the frozen parts that came with a checkpoint, by name."""
+    parts = (part_state(part, name) for name, part in frozen_parts(model) if part.carried)
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def frozen_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of every frozen part."""
+    """Name and module of every frozen part: they have an attribute ``carried``, whether they came with a checkpoint."""
     return ((name, module) for name, module in model.named_modules() if hasattr(module, "carried"))
 
 
@@ -108,10 +110,8 @@ def load_state(
 
     Args:
         model: changed only if all of the weights fit.
-        weights: by stored names; may be of another precision, and memory-mapped.
-        path: where they are from, for the message.
-        optional: which trained parameters may be missing; they keep their values.
-        shown: what the file calls a parameter, for the message.
+        weights: may be of another precision, and memory-mapped.
+        path, optional, shown: as ``check_state`` takes them; what is missing keeps its value.
 
     Raises:
         UserError: a parameter is missing, unknown or of another shape.

@@ -1,7 +1,6 @@
-"""Masks of Ref-YouTube-VOS as its challenge takes them: PNG files, the zip, and a check of either.
+"""The masks of a benchmark as its server takes them: what an output folder must hold, the zip, and a check of either.
 
-``Annotations/<video>/<exp_id>/<frame>.png``, 8-bit greyscale, 0 or 255, at the original size; the zip has
-``Annotations`` at its root.
+Which files there are and what they hold is said by the layout (``util.mask_layouts``).
 """
 
 from __future__ import annotations
@@ -10,56 +9,24 @@ import io
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from util.errors import UserError
 from util.io import atomic_path
 from util.mask_files import BROKEN_IMAGE
+from util.mask_layouts import ANNOTATIONS, LAYOUTS, MaskLayout, SegmentedVideo
 
-ROOT = "Annotations"
-
-_BIT_DEPTH, _COLOUR_TYPE = 24, 25  # bytes of a PNG file
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # one date for all files: the same masks make the same zip
 
 
-class SegmentedVideo(Protocol):
-    """What is needed of a video; ``datasets.Video`` is one."""
-
-    @property
-    def name(self) -> str:
-        """Its folder's name."""
-
-    @property
-    def frame_paths(self) -> Sequence[Path]:
-        """Every frame, in order of time; the stem is the frame's name."""
-
-    @property
-    def expressions(self) -> Mapping[str, str]:
-        """Expression id → sentence."""
-
-
 def mask_path(folder: Path, video: str, exp_id: str, frame: str) -> Path:
-    """Where the mask of one frame lies below an output folder."""
-    return folder / ROOT / video / exp_id / f"{frame}.png"
-
-
-def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a mask, bool ``[H, W]``, as an 8-bit greyscale PNG of 0 and 255, beside and renamed.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    try:
-        with atomic_path(path) as temporary:
-            Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
+    """Where the mask of one frame for one expression lies below an output folder (not of Ref-DAVIS17)."""
+    return folder / ANNOTATIONS / video / exp_id / f"{frame}.png"
 
 
 def require_frames(videos: Iterable[SegmentedVideo]) -> None:
@@ -89,45 +56,23 @@ def frame_size(path: Path) -> tuple[int, int]:
         raise UserError(f"frame {path} is broken ({error}); fetch or extract this file again") from error
 
 
-def is_written(folder: Path, video: SegmentedVideo, exp_id: str) -> bool:
-    """Whether every frame of an expression has a sound mask of the video's size below ``folder``."""
+def is_written(output: Path, video: SegmentedVideo, folder: str, layout: MaskLayout = LAYOUTS["ytvos"]) -> bool:
+    """Whether every frame of a video has a sound mask of its size in one of the layout's folders below ``output``."""
     size = frame_size(video.frame_paths[0])
     for frame in video.frame_paths:
-        path = mask_path(folder, video.name, exp_id, frame.stem)
+        path = output / folder / f"{frame.stem}.png"
         if not path.is_file():
             return False
         with path.open("rb") as file:
-            if mask_fault(file, size):
+            if layout.fault(file, video, size):
                 return False
     return True
 
 
-def mask_fault(file: BinaryIO, size: tuple[int, int]) -> str | None:
-    """What is wrong with a submitted mask ("is 64×32, not 128×64"), or None.
-
-    Args:
-        file: the PNG, open at its start.
-        size: (height, width) that it must have.
-    """
-    content = io.BytesIO(file.read())
-    header = content.getvalue()[: _COLOUR_TYPE + 1]
-    try:
-        with Image.open(content, formats=["PNG"]) as image:
-            image.verify()  # check sums, which the decoder alone does not look at
-        with Image.open(content, formats=["PNG"]) as image:
-            if header[_BIT_DEPTH] != 8 or header[_COLOUR_TYPE] != 0:
-                return f"is not 8-bit greyscale (mode {image.mode})"
-            if (image.height, image.width) != size:
-                return f"is {image.width}×{image.height}, not {size[1]}×{size[0]}"
-            counts = image.histogram()
-    except BROKEN_IMAGE as error:
-        return f"is not a readable PNG ({error})"
-    other = next((value for value in range(1, 255) if counts[value]), None)
-    return None if other is None else f"holds the value {other}, not only 0 and 255"
-
-
-def write_submission(folder: Path, videos: Iterable[SegmentedVideo], archive: Path) -> None:
-    """Zip the masks of all expressions below ``folder``, and no other file, with ``Annotations`` at the zip's root.
+def write_submission(
+    folder: Path, videos: Iterable[SegmentedVideo], archive: Path, layout: MaskLayout = LAYOUTS["ytvos"]
+) -> None:
+    """Zip the masks of all videos below ``folder``, and no other file, under the names that the layout has in a zip.
 
     Raises:
         UserError: a mask is missing, or the zip cannot be written.
@@ -135,48 +80,56 @@ def write_submission(folder: Path, videos: Iterable[SegmentedVideo], archive: Pa
     try:
         # Stored: a PNG is compressed already.
         with atomic_path(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as target:
-            for name in _expected(videos):
-                target.writestr(zipfile.ZipInfo(name, _LONG_AGO), (folder / name).read_bytes())
+            for name in _expected(videos, layout):
+                target.writestr(zipfile.ZipInfo(layout.zip_name(name), _LONG_AGO), (folder / name).read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing; run the inference again to write it") from error
     except OSError as error:
         raise UserError(f"cannot write {archive}: {error.strerror or error}") from error
 
 
-def check_submission(path: Path, videos: Iterable[SegmentedVideo]) -> list[str]:
-    """Check a submission zip, or the folder that holds ``Annotations``.
+def check_submission(path: Path, videos: Iterable[SegmentedVideo], layout: MaskLayout = LAYOUTS["ytvos"]) -> list[str]:
+    """Check a submission zip, or the output folder that it was made of.
 
     Returns:
-        One sentence for each fault: a mask that is missing, of another size than its frame, not 8-bit greyscale, or
-        with other values than 0 and 255; a file that is not one of the masks; a name that is in the zip twice.
+        One sentence for each fault: a mask that is missing, of another size than its frame, not of the layout's 8-bit
+        kind, or with other values; a file that is not one of the masks; a name that is in the zip twice.
 
     Raises:
         UserError: there is no such folder or zip, it is damaged, or a frame is missing.
     """
+    expected = _expected(videos, layout)
     if path.is_dir():
-        found = {p.relative_to(path).as_posix(): 1 for p in (path / ROOT).rglob("*") if p.is_file()}
-        return list(_faults(found, lambda name: (path / name).open("rb"), videos))
+        files = [file for root in layout.roots for file in (path / root).rglob("*") if file.is_file()]
+        found = {file.relative_to(path).as_posix(): 1 for file in files}
+        return list(_faults(found, lambda name: (path / name).open("rb"), expected, layout))
+    expected = {layout.zip_name(name): mask for name, mask in expected.items()}
     try:
         with zipfile.ZipFile(path) as archive:
             found = Counter(info.filename for info in archive.infolist() if not info.is_dir())
-            return list(_faults(found, lambda name: io.BytesIO(archive.read(name)), videos))
+            return list(_faults(found, lambda name: io.BytesIO(archive.read(name)), expected, layout))
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; it should be a submission zip or the folder of {ROOT}") from error
+        roots = ", ".join(layout.roots)
+        raise UserError(f"{path} is missing; it should be a submission zip or the folder of {roots}") from error
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError) as error:
         raise UserError(f"{path} is not a sound zip ({error}); write it again") from error
 
 
+class _Mask(NamedTuple):
+    video: SegmentedVideo
+    frame: Path
+
+
 def _faults(
-    found: Mapping[str, int], read: Callable[[str], BinaryIO], videos: Iterable[SegmentedVideo]
+    found: Mapping[str, int], read: Callable[[str], BinaryIO], expected: Mapping[str, _Mask], layout: MaskLayout
 ) -> Iterator[str]:
-    size_of = cache(frame_size)  # the expressions of a video share its frames
-    expected = _expected(videos)
-    for name, frame in expected.items():
+    size_of = cache(frame_size)  # the folders of a video share its frames
+    for name, mask in expected.items():
         if name not in found:
             yield f"{name} is missing"
             continue
         with read(name) as file:
-            fault = mask_fault(file, size_of(frame))
+            fault = layout.fault(file, mask.video, size_of(mask.frame))
         if fault:
             yield f"{name} {fault}"
     for name, count in found.items():
@@ -186,11 +139,11 @@ def _faults(
             yield f"{name} is there {count} times"
 
 
-def _expected(videos: Iterable[SegmentedVideo]) -> dict[str, Path]:
-    """The name of every mask in the submission → the frame that it belongs to."""
+def _expected(videos: Iterable[SegmentedVideo], layout: MaskLayout) -> dict[str, _Mask]:
+    """The name of every mask below the output folder → the video and frame that it belongs to."""
     return {
-        mask_path(Path(), video.name, exp_id, frame.stem).as_posix(): frame
+        f"{folder}/{frame.stem}.png": _Mask(video, frame)
         for video in videos
-        for exp_id in video.expressions
+        for folder in layout.folders(video)
         for frame in video.frame_paths
     }

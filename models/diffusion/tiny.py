@@ -53,6 +53,8 @@ class TinySizes:
     vae_channels: tuple[int, ...] = (32, 32, 32, 32)
     vae_layers_per_block: int = 2
     vae_norm_groups: int = 32
+    latent_channels: int = 4
+    """Of the VAE's latents, which the UNet takes and predicts."""
     text_width: int = 64
     """Width of the diffusion text encoder and of the UNet's cross-attention."""
     text_tokens: int = CLIP_LENGTH
@@ -149,6 +151,8 @@ def _write_parts(folder: Path, texts: list[str], seed: int, sizes: TinySizes) ->
 def _unet(sizes: TinySizes) -> UNet3DConditionModel:
     return UNet3DConditionModel(
         sample_size=32,
+        in_channels=sizes.latent_channels,
+        out_channels=sizes.latent_channels,
         block_out_channels=sizes.channels,
         layers_per_block=sizes.layers_per_block,
         attention_head_dim=sizes.head_dim,
@@ -164,6 +168,7 @@ def _vae(sizes: TinySizes) -> AutoencoderKL:
         block_out_channels=sizes.vae_channels,
         layers_per_block=sizes.vae_layers_per_block,
         norm_num_groups=sizes.vae_norm_groups,
+        latent_channels=sizes.latent_channels,
         sample_size=64,
     )
 

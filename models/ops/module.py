@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.ops.backends import forced_backend
 from models.ops.functional import multi_scale_deformable_attention
 
 
@@ -19,12 +20,16 @@ class MSDeformAttn(nn.Module):
         num_levels: feature levels sampled.
         num_heads: must divide ``dim``.
         num_points: sampling points per head and level.
+
+    Raises:
+        UserError: ``MSDA_BACKEND`` names no backend.
     """
 
     def __init__(self, dim: int, num_levels: int, num_heads: int, num_points: int) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"the number of heads ({num_heads}) must divide the width ({dim})")
+        forced_backend()  # a misspelt one is told before anything large is loaded
         self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
         self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)

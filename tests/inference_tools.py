@@ -1,0 +1,50 @@
+"""A stub model for the tests of inference, and what they look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.prediction import MULTIPLE
+from models.selection import best_query
+
+
+class StubModel(nn.Module):
+    """Finds the half of the frame that the sentence names; query 3 is best. Counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sentences: list[str] = []
+        self.encoder = SimpleNamespace(encode_pixels=lambda frames: frames)
+
+    def segment_pixels(self, frames: Tensor, padding: Tensor, captions: list[str], select: Any) -> SimpleNamespace:
+        assert select is best_query and len(captions) == 1
+        _, length, channels, height, width = frames.shape
+        assert channels == 3 and height % MULTIPLE == 0 and width % MULTIPLE == 0
+        assert padding.shape == (1, height, width) and padding.dtype == torch.bool
+        assert (frames * padding[:, None, None]).abs().sum() == 0, "padding has the mean colour"
+        self.sentences += captions
+        real = int((~padding[0, 0]).sum())
+        masks = torch.full((1, length, height, width), 9.0)  # padding included: it must be cut off
+        left = "left" in captions[0]
+        masks[..., : real // 2] = 5.0 if left else -5.0
+        masks[..., real // 2 : real] = -5.0 if left else 5.0
+        logits = torch.full((1, length, 5, 1), -3.0)
+        logits[:, :, 3] = 2.0
+        boxes = torch.tensor([0.25 if left else 0.75, 0.5, 0.5, 1.0]).expand(1, length, 5, 4)
+        output = SimpleNamespace(logits=logits, boxes=boxes, masks=masks)
+        output.chosen = select(output)
+        return output
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and its content, but for the timings."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "inference.json"
+    }

@@ -1,0 +1,155 @@
+"""The parts of an evaluation: items and their predictions, shares of processes, results.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import engine
+from datasets import ClipBatch, collate
+from datasets.clip import Sample, make_target
+from models.postprocessors import query_predictions
+from models.selection import all_queries
+from util.benchmarks import DATASETS, EVAL_SPLITS, MIXTURES, resolve_split, scored_parts
+from util.config import Config, config_dict
+from util.distributed import balanced_share, gather_objects
+from util.errors import UserError
+from util.evaluation import QueryPredictions
+from util.inference_record import open_record
+from util.results import project_version, write_results
+
+CPU = torch.device("cpu")
+
+
+class Stub(nn.Module):
+    """Two queries: one of the left half, one of the frame's upper half; the second has the higher score."""
+
+    def forward(
+        self, frames: Tensor, padding: Tensor, captions: list[str], select: Any, annotated: Tensor | None
+    ) -> SimpleNamespace:
+        assert not self.training and not torch.is_grad_enabled() and select is all_queries
+        assert annotated is not None and annotated.tolist() == [1]
+        height, width = frames.shape[-2:]
+        real_height, real_width = int((~padding[0, :, 0]).sum()), int((~padding[0, 0]).sum())
+        masks = torch.full((1, 1, 2, height, width), -9.0)
+        masks[:, :, 0, :, : real_width // 2] = 9
+        masks[:, :, 1, : real_height // 2] = 9
+        boxes = torch.tensor([[0.25, 0.5, 0.5, 1.0], [0.5, 0.25, 1.0, 0.5]]).expand(1, 1, 2, 4)
+        logits = torch.tensor([0.0, float(torch.randn(()))]).view(1, 1, 2, 1)
+        return SimpleNamespace(logits=logits, boxes=boxes, masks=masks)
+
+
+class Kept:
+    """An evaluator that keeps everything."""
+
+    def __init__(self) -> None:
+        self.seen: list[QueryPredictions] = []
+        self.merged: list[Any] = []
+
+    def update(self, predictions: Sequence[QueryPredictions]) -> None:
+        self.seen += predictions
+
+    def state(self) -> Any:
+        return [prediction.item for prediction in self.seen]
+
+    def merge(self, states: Iterable[Any]) -> None:
+        self.merged += states
+
+    def counts(self) -> dict[str, int]:
+        return {"items": len(self.seen)}
+
+    def results(self) -> dict[str, float]:
+        return {}
+
+
+def item(name: str, size: tuple[int, int], orig_size: tuple[int, int]) -> Sample:
+    """A clip of three frames whose second is annotated."""
+    target = make_target(
+        torch.ones(1, *size, dtype=torch.bool),
+        caption="it",
+        orig_size=orig_size,
+        video="v",
+        exp_id=name,
+        frame_names=["a", "b", "c"],
+    )
+    target["annotated"] = 1
+    return torch.randn(3, 3, *size), target
+
+
+def test_all_queries_of_an_item_at_its_original_size() -> None:
+    batches: list[ClipBatch] = [
+        collate([item("x", (20, 32), (45, 70))], 16),
+        collate([item("y", (16, 16), (8, 8))], 16),
+    ]
+    evaluator = Kept()
+    engine.evaluate(
+        Stub().train(),
+        batches,
+        evaluator,
+        all_queries,
+        lambda output, targets: query_predictions(output, targets, 0.5),
+        seed=3,
+        device=CPU,
+    )
+    first, second = evaluator.seen
+    assert (first.item, second.item) == ("x", "y") and evaluator.merged == [["x", "y"]]
+    assert first.masks.shape == (2, 45, 70) and first.masks.dtype == bool
+    assert first.masks[0, :, :34].all() and not first.masks[0, :, 36:].any(), "the padding is cut off"
+    assert first.masks[1, :22].all() and not first.masks[1, 23:].any()
+    np.testing.assert_allclose(first.boxes, [[0, 0, 35, 45], [0, 0, 70, 22.5]])
+    assert first.scores[0] == 0.5 and first.scores.dtype == np.float32
+    assert first.scores[1] == second.scores[1], "what is random for an item depends on the seed alone"
+
+
+def test_shares_of_processes() -> None:
+    costs = [5, 1, 4, 1, 1, 8]
+    shares = [balanced_share(costs, process, 3) for process in range(3)]
+    assert sorted(index for share in shares for index in share) == list(range(6))
+    assert sorted(sum(costs[i] for i in share) for share in shares) == [6, 6, 8]
+    assert balanced_share(costs, 0, 1) == list(range(6))
+    assert balanced_share([], 1, 2) == [] == balanced_share([3], 1, 2)
+    assert gather_objects({"a": 1}) == [{"a": 1}]
+
+
+def test_results_file(tmp_path: Path) -> None:
+    cfg = Config(seed=7, dataset_file="a2d")
+    path = tmp_path / "new" / "results.json"
+    metrics = {"a2d": {"mAP": 12.5, "mIoU": math.nan}, "x": math.inf}
+    write_results(path, metrics, {"items": 3}, config_dict(cfg), {"device": "cpu"})
+    content = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert content["metrics"] == {"a2d": {"mAP": 12.5, "mIoU": None}, "x": None}
+    assert content["counts"] == {"items": 3} and content["seed"] == 7 and content["about"] == {"device": "cpu"}
+    assert content["config"] == json.loads(json.dumps(config_dict(cfg))) and content["config"]["split"] == "test"
+    assert {"python", "torch", "diffusers", "transformers", "project"} <= content["versions"].keys()
+    assert content["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert content["versions"]["project"] == project_version() != "unknown"
+
+
+def test_what_is_scored_by_default() -> None:
+    assert {name: Config(dataset_file=name).split for name in EVAL_SPLITS} == EVAL_SPLITS
+    assert all(Config(dataset_file=name).split == "auto" for name in MIXTURES), "their parts have their own"
+    assert resolve_split("mevis", "valid") == "valid"
+    assert scored_parts("joint") == ("refcoco", "refcoco+", "refcocog", "ytvos") and scored_parts("a2d") == ("a2d",)
+    assert {part for name in DATASETS for part in scored_parts(name)} == set(EVAL_SPLITS)
+
+
+def test_what_another_process_has_done_is_done(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pth").write_text("weights")
+    cfg = Config(output_dir=str(tmp_path / "out"))
+    result = {"sentence": "it", "score": 0.5, "query": 0, "frames": 2, "seconds": 0.1}
+    open_record(cfg, tmp_path / "checkpoint.pth", "cpu", 1).add("a", {"0": result})
+    record = open_record(cfg, tmp_path / "checkpoint.pth", "cpu", 0)
+    assert record.find("a", "0") == result and record.find("a", "1") is None and record.expressions == {}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"inference.json", "inference-1.json"}
+    (tmp_path / "checkpoint.pth").write_text("other weights")
+    with pytest.raises(UserError, match="holds masks made with checkpoint_sha256"):
+        open_record(cfg, tmp_path / "checkpoint.pth", "cpu", 0)
