@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from datasets import Video, list_videos, load_clip
+from datasets import list_videos
+from datasets.video import Video, load_clip
 from models import Segmenter
 from models.loading import open_checkpoint
 from models.prediction import load_for_inference, segment

@@ -20,18 +20,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets import (
-    ClipBatch,
-    ClipLoader,
-    build_dataset,
-    build_evaluator,
-    build_scorer,
-    collate,
-    is_video_set,
-    list_videos,
-    load_clip,
-)
+from datasets import build_dataset, build_evaluator, build_scorer, is_video_set, list_videos
+from datasets.clip import ClipBatch, ClipLoader, collate
 from datasets.sampler import EpochBatches
+from datasets.video import load_clip
 from engine import Schedule, train
 from engine import evaluate as evaluate_items
 from models import Segmenter, build_criterion, build_model, has_lora, trained_parameters

@@ -1,68 +1,42 @@
-"""Datasets: one file per layout, and the registry that chooses one by ``cfg.dataset_file``."""
+"""Datasets: one file per layout, and the registry that chooses one by ``cfg.dataset_file``.
+
+A dataset's module is imported when it is chosen: PyTorch, h5py, SciPy and pycocotools take seconds, and the commands
+that make, convert or score files do without some or all of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from datasets import a2d, davis, jhmdb, joint, mevis, refcoco, ytvos
-from datasets.clip import ClipBatch, ClipDataset, ClipLoader, collate
-from datasets.video import Video, load_clip, load_frames
 from util.benchmarks import MIXTURES
 from util.errors import UserError
 from util.evaluation import Evaluator, Scorer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from datasets.clip import ClipDataset
+    from datasets.video import Video
     from util.config import Config
 
-__all__ = [
-    "ClipBatch",
-    "ClipDataset",
-    "ClipLoader",
-    "Video",
-    "build_dataset",
-    "build_evaluator",
-    "build_scorer",
-    "collate",
-    "is_video_set",
-    "list_videos",
-    "load_clip",
-    "load_frames",
-]
+__all__ = ["build_dataset", "build_evaluator", "build_scorer", "is_video_set", "list_videos"]
 
-_CLIPS: dict[str, Callable[[Config, str], ClipDataset]] = {
-    "ytvos": ytvos.build_clips,
-    "a2d": a2d.build_clips,
-    "jhmdb": jhmdb.build_clips,
-    "davis": davis.build_clips,
-    "mevis": mevis.build_clips,
-    "refcoco": refcoco.build_clips,
-    "refcoco+": refcoco.build_clips,
-    "refcocog": refcoco.build_clips,
+# dataset → the module, in this folder, of its layout.
+_MODULES = {
+    "ytvos": "ytvos",
+    "davis": "davis",
+    "mevis": "mevis",
+    "a2d": "a2d",
+    "jhmdb": "jhmdb",
+    "refcoco": "refcoco",
+    "refcoco+": "refcoco",
+    "refcocog": "refcoco",
 }
-_CLIPS |= {name: partial(joint.build_clips, builders=_CLIPS) for name in MIXTURES}
 # Sets whose videos are segmented from end to end, and scored by their masks.
-_VIDEOS: dict[str, Callable[[Config], list[Video]]] = {
-    "ytvos": ytvos.build_videos,
-    "davis": davis.build_videos,
-    "mevis": mevis.build_videos,
-}
-_SCORERS: dict[str, Callable[[Config], Scorer]] = {
-    "ytvos": ytvos.build_scorer,
-    "davis": davis.build_scorer,
-    "mevis": mevis.build_scorer,
-}
+_VIDEO_SETS = ("ytvos", "davis", "mevis")
 # Sets that are scored item by item, on one frame or image: the evaluator, with the truth of ``cfg.split``.
-_EVALUATORS: dict[str, Callable[[Config], Evaluator]] = {
-    "a2d": a2d.build_evaluator,
-    "jhmdb": jhmdb.build_evaluator,
-    "refcoco": refcoco.build_evaluator,
-    "refcoco+": refcoco.build_evaluator,
-    "refcocog": refcoco.build_evaluator,
-}
-
-Entry = TypeVar("Entry")
+_ITEM_SETS = ("a2d", "jhmdb", "refcoco", "refcoco+", "refcocog")
 
 
 def build_dataset(cfg: Config, split: str) -> ClipDataset:
@@ -71,7 +45,11 @@ def build_dataset(cfg: Config, split: str) -> ClipDataset:
     Raises:
         UserError: the dataset has no clips of that kind, or a file is missing or malformed.
     """
-    return _entry(_CLIPS, cfg, "clips")(cfg, split)
+    if cfg.dataset_file in MIXTURES:
+        from datasets import joint
+
+        return joint.build_clips(cfg, split, build_dataset)
+    return _function("build_clips", cfg, {*_MODULES, *MIXTURES}, "clips")(cfg, split)
 
 
 def list_videos(cfg: Config) -> list[Video]:
@@ -80,7 +58,7 @@ def list_videos(cfg: Config) -> list[Video]:
     Raises:
         UserError: the dataset is no set of whole videos, or a file is missing or malformed.
     """
-    return _entry(_VIDEOS, cfg, "videos to segment")(cfg)
+    return _function("build_videos", cfg, _VIDEO_SETS, "videos to segment")(cfg)
 
 
 def build_evaluator(cfg: Config) -> Evaluator:
@@ -89,7 +67,7 @@ def build_evaluator(cfg: Config) -> Evaluator:
     Raises:
         UserError: the dataset is no such set, or a file is missing or malformed.
     """
-    return _entry(_EVALUATORS, cfg, "evaluator of single frames")(cfg)
+    return _function("build_evaluator", cfg, _ITEM_SETS, "evaluator of single frames")(cfg)
 
 
 def build_scorer(cfg: Config) -> Scorer:
@@ -98,17 +76,18 @@ def build_scorer(cfg: Config) -> Scorer:
     Raises:
         UserError: the dataset is no set of whole videos, or its truth is missing or malformed.
     """
-    return _entry(_SCORERS, cfg, "scores of masks")(cfg)
+    return _function("build_scorer", cfg, _VIDEO_SETS, "scores of masks")(cfg)
 
 
 def is_video_set(cfg: Config) -> bool:
     """Whether the masks of whole videos are scored, not items one by one."""
-    return cfg.dataset_file in _VIDEOS
+    return cfg.dataset_file in _VIDEO_SETS
 
 
-def _entry(registry: dict[str, Entry], cfg: Config, what: str) -> Entry:
-    if cfg.dataset_file not in registry:
+def _function(name: str, cfg: Config, known: Iterable[str], what: str) -> Callable[..., Any]:
+    """The function ``name`` of the module of ``cfg.dataset_file``, which must be one of ``known``."""
+    if cfg.dataset_file not in known:
         raise UserError(
-            f"dataset_file {cfg.dataset_file!r} has no {what}; those that have are {', '.join(sorted(registry))}"
+            f"dataset_file {cfg.dataset_file!r} has no {what}; those that have are {', '.join(sorted(known))}"
         )
-    return registry[cfg.dataset_file]
+    return getattr(import_module(f"datasets.{_MODULES[cfg.dataset_file]}"), name)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.clip import normalise_sentence
 from datasets.coco_masks import decode_segmentation
+from datasets.expressions import normalise_sentence
 from datasets.reading import DATA_PAGE
 from util.a2d_metrics import Rle, encode_masks
 from util.errors import UserError

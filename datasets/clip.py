@@ -199,11 +199,6 @@ class ClipLoader(DataLoader[Sample]):
             raise UserError(str(error).rstrip().rpartition("UserError: ")[2]) from None
 
 
-def normalise_sentence(sentence: str) -> str:
-    """Lower case, single spaces, none at the ends."""
-    return " ".join(sentence.lower().split())
-
-
 def denormalise(frames: Tensor) -> Tensor:
     """Undo the ImageNet normalisation: float ``[..., 3, H, W]`` → uint8, for pictures."""
     mean, std = (frames.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))

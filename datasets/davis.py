@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets import ytvos
-from datasets.reading import DATA_PAGE, read_object_ids, require_folder
-from datasets.video import Video
+from datasets.expressions import require_video_folders
+from datasets.reading import DATA_PAGE, require_folder
 from util.errors import UserError
 from util.evaluation import Scorer
 from util.files import bring_file
 from util.io import read_json, write_json
 from util.jf_ref_davis import score_ref_davis
+from util.mask_files import read_index_mask
 from util.mask_layouts import davis_object
 from util.parallel import map_videos
 from util.submission import frame_size
 
 if TYPE_CHECKING:
+    from datasets.video import Video
+    from datasets.ytvos import YtvosClips
     from util.config import Config
 
 SPLITS = {"train": "train.txt", "valid": "val.txt"}
@@ -55,12 +57,14 @@ class DavisSummary:
 Sentences = dict[str, dict[int, dict[int, str]]]
 
 
-def build_clips(cfg: Config, split: str) -> ytvos.YtvosClips:
+def build_clips(cfg: Config, split: str) -> YtvosClips:
     """Build training clips (``train``) or whole videos (``valid``) of the converted Ref-DAVIS17 at ``cfg.davis_path``.
 
     Raises:
         UserError: a missing folder or file, or a malformed one.
     """
+    from datasets import ytvos  # needs PyTorch, which the conversion does without
+
     return ytvos.build_clips(cfg, split, Path(cfg.davis_path))
 
 
@@ -70,6 +74,8 @@ def build_videos(cfg: Config) -> list[Video]:
     Raises:
         UserError: a missing folder or file, a malformed one, or expressions that are not numbered 4 · (object − 1) + a.
     """
+    from datasets import ytvos
+
     videos = ytvos.build_videos(cfg, Path(cfg.davis_path))
     for video in videos:
         for exp_id in video.expressions:
@@ -91,7 +97,7 @@ def build_scorer(cfg: Config) -> Scorer:
     """
     names = [video.name for video in build_videos(cfg) if video.expressions]
     truth = require_folder(Path(cfg.davis_path) / cfg.split / "Annotations", "a folder of palette PNG masks per video")
-    ytvos.require_video_folders(truth, names)
+    require_video_folders(truth, names)
     return partial(score_ref_davis, truth, Path(cfg.output_dir), names)
 
 
@@ -184,7 +190,7 @@ def _convert_video(davis: Path, target: Path, copy: bool, name: str) -> _Video:
     objects: dict[int, list[str]] = {}
     for frame in frames:
         image, mask = images / f"{frame}.jpg", masks / f"{frame}.png"
-        ids = read_object_ids(mask, frame_size(image)).numpy()
+        ids = read_index_mask(mask, frame_size(image))
         for obj_id in np.unique(ids).tolist():
             if obj_id not in (0, VOID):
                 objects.setdefault(obj_id, []).append(frame)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from datasets.clip import normalise_sentence
 from datasets.reading import DATA_PAGE, plain_name
 from util.errors import UserError
 from util.io import read_json
@@ -67,6 +66,11 @@ def read_entries(
     return {plain_name(name, path, "video"): _entry(path, name, video, read) for name, video in videos.items()}
 
 
+def normalise_sentence(sentence: str) -> str:
+    """Lower case, single spaces, none at the ends."""
+    return " ".join(sentence.lower().split())
+
+
 def read_caption(path: Path, where: str, expression: Mapping[str, Any]) -> str:
     """Read an expression's sentence, normalised.
 
@@ -110,3 +114,17 @@ def require_mapping(value: Any, path: Path, what: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: {what} should be a JSON object (see {DATA_PAGE} for the file's form)")
     return value
+
+
+def require_video_folders(parent: Path, videos: Iterable[str]) -> None:
+    """Raise a ``UserError`` that names the first video, of those that the expressions list, without a folder."""
+    present = video_folders(parent)
+    missing = [name for name in videos if name not in present]
+    if missing:
+        more = f" (and those of {len(missing) - 1} more videos)" if len(missing) > 1 else ""
+        raise UserError(f"{parent / missing[0]} is missing{more}, but the expressions list it (see {DATA_PAGE})")
+
+
+def video_folders(parent: Path) -> set[str]:
+    """Names of the folders in ``parent``."""
+    return {path.name for path in parent.iterdir() if path.is_dir()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -53,13 +53,13 @@ class JointClips(ClipDataset):
         return part.load(index - (int(self._ends[number]) - len(part)), rng)
 
 
-def build_clips(cfg: Config, split: str, builders: Mapping[str, Callable[[Config, str], ClipDataset]]) -> JointClips:
+def build_clips(cfg: Config, split: str, build: Callable[[Config, str], ClipDataset]) -> JointClips:
     """Build the training clips of the mixture ``cfg.dataset_file``.
 
     Args:
         cfg: options; each part is built with its own name as ``dataset_file``.
         split: train.
-        builders: name of a dataset → what builds its clips.
+        build: builds the clips of a part.
 
     Raises:
         UserError: another split than train, or a part's file is missing or malformed.
@@ -72,5 +72,5 @@ def build_clips(cfg: Config, split: str, builders: Mapping[str, Callable[[Config
         )
     parts: list[ClipDataset] = []
     for part in MIXTURES[name]:
-        parts += [builders[part](replace(cfg, dataset_file=part), split)] * REPEATS.get((name, part), 1)
+        parts += [build(replace(cfg, dataset_file=part), split)] * REPEATS.get((name, part), 1)
     return JointClips(parts, cfg.seed)

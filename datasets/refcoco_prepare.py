@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.annotation_files import require_files
-from datasets.clip import normalise_sentence
+from datasets.expressions import normalise_sentence
 from datasets.reading import DATA_PAGE, plain_name, require_folder
 from datasets.refcoco_files import IMAGES, SPLITS, instances_name
 from util.errors import UserError

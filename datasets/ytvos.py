@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datasets.expression_clips import ExpressionClips
-from datasets.expressions import VideoEntry, read_expressions, require_mapping
+from datasets.expressions import VideoEntry, read_expressions, require_mapping, require_video_folders, video_folders
 from datasets.reading import DATA_PAGE, read_object_ids, require_folder
 from datasets.transforms import ClipTransform, build_transform
 from datasets.video import Video
@@ -41,6 +41,7 @@ class YtvosClips(ExpressionClips):
         seed: of the run.
         expressions_file: another expressions file for this split.
         reverse_probability: share of training clips that run backwards.
+        challenge: whether the file of ``valid`` may list the test videos, too; see ``list_split``.
 
     Raises:
         UserError: a missing folder or file, or a malformed one; images are checked when they are read.
@@ -55,8 +56,9 @@ class YtvosClips(ExpressionClips):
         seed: int = 0,
         expressions_file: Path | None = None,
         reverse_probability: float = 0.3,
+        challenge: bool = True,
     ) -> None:
-        videos = read_split(root, split, expressions_file)
+        videos = read_split(root, split, expressions_file, challenge)
         self.annotations = require_folder(
             root / split / "Annotations", "a folder of palette PNG masks per video, value = object id"
         )
@@ -88,7 +90,7 @@ def build_clips(cfg: Config, split: str, root: Path | None = None) -> YtvosClips
     Args:
         cfg: options; ``cfg.ytvos_path`` is the folder.
         split: train, valid or test.
-        root: another folder in the same layout.
+        root: the folder of another dataset in the same layout.
     """
     train = split == "train"
     return YtvosClips(
@@ -99,6 +101,7 @@ def build_clips(cfg: Config, split: str, root: Path | None = None) -> YtvosClips
         cfg.seed,
         _expressions_file(cfg, split),
         cfg.reverse_probability,
+        challenge=root is None,
     )
 
 
@@ -107,9 +110,9 @@ def build_videos(cfg: Config, root: Path | None = None) -> list[Video]:
 
     Args:
         cfg: options; ``cfg.ytvos_path`` is the folder.
-        root: another folder in the same layout.
+        root: the folder of another dataset in the same layout.
     """
-    root = root or _root(cfg)
+    challenge, root = root is None, root or _root(cfg)
     images = root / cfg.split / "JPEGImages"
     return [
         Video(
@@ -117,7 +120,7 @@ def build_videos(cfg: Config, root: Path | None = None) -> list[Video]:
             [images / name / f"{frame}.jpg" for frame in video.frames],
             {exp_id: expression.caption for exp_id, expression in video.expressions.items()},
         )
-        for name, video in read_split(root, cfg.split, _expressions_file(cfg, cfg.split)).items()
+        for name, video in read_split(root, cfg.split, _expressions_file(cfg, cfg.split), challenge).items()
     ]
 
 
@@ -136,22 +139,27 @@ def build_scorer(cfg: Config) -> Scorer:
     return partial(score_expressions, truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
 
 
-def read_split(root: Path, split: str, expressions_file: Path | None = None) -> dict[str, VideoEntry]:
+def read_split(
+    root: Path, split: str, expressions_file: Path | None = None, challenge: bool = True
+) -> dict[str, VideoEntry]:
     """Read a split as ``list_split`` does, and check that the videos' folders exist.
 
     Raises:
         UserError: as there, or a folder is missing.
     """
-    videos = list_split(root, split, expressions_file)
+    videos = list_split(root, split, expressions_file, challenge)
     require_video_folders(root / split / "JPEGImages", videos)
     return videos
 
 
-def list_split(root: Path, split: str, expressions_file: Path | None = None) -> dict[str, VideoEntry]:
+def list_split(
+    root: Path, split: str, expressions_file: Path | None = None, challenge: bool = True
+) -> dict[str, VideoEntry]:
     """Read which videos, frames and expressions a split has.
 
     The challenge's file of the valid split also lists the test videos: valid is what the test file does not list.
-    Without a test file it is the videos that have a folder, and a log line says so.
+    Without a test file it is the videos that have a folder, and a log line says so. With ``challenge`` False, as in
+    other datasets of this layout, it is all that the file lists.
 
     Raises:
         UserError: an unknown split, a missing folder or file, or a malformed file.
@@ -161,7 +169,7 @@ def list_split(root: Path, split: str, expressions_file: Path | None = None) -> 
     require_folder(root, "the Ref-YouTube-VOS folders meta_expressions, train and valid")
     images = require_folder(root / split / "JPEGImages", f"a folder of JPEG frames per video of the {split} split")
     videos = read_expressions(expressions_file or _default_file(root, split), split)
-    if split == "valid":
+    if split == "valid" and challenge:
         videos = _without_test_videos(videos, _default_file(root, "test"), images)
     if not videos:
         raise UserError(f"the {split} split of {root} has no video left; see {DATA_PAGE} for which videos it has")
@@ -172,7 +180,7 @@ def _without_test_videos(videos: dict[str, VideoEntry], test_file: Path, images:
     if test_file.is_file():
         test_videos = read_expressions(test_file, "test")
         return {name: video for name, video in videos.items() if name not in test_videos}
-    present = _folders(images)
+    present = video_folders(images)
     kept = {name: video for name, video in videos.items() if name in present}
     if len(kept) == len(videos):
         return kept
@@ -212,19 +220,6 @@ def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> N
                 )
             if listed is not None and str(expression.obj_id) not in listed:
                 raise UserError(f"{where} refers to object {expression.obj_id}, which {meta_file} does not list")
-
-
-def require_video_folders(parent: Path, videos: Iterable[str]) -> None:
-    """Raise a ``UserError`` that names the first video, of those that the expressions list, without a folder."""
-    present = _folders(parent)
-    missing = [name for name in videos if name not in present]
-    if missing:
-        more = f" (and those of {len(missing) - 1} more videos)" if len(missing) > 1 else ""
-        raise UserError(f"{parent / missing[0]} is missing{more}, but the expressions list it (see {DATA_PAGE})")
-
-
-def _folders(parent: Path) -> set[str]:
-    return {path.name for path in parent.iterdir() if path.is_dir()}
 
 
 def _root(cfg: Config) -> Path:

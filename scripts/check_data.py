@@ -11,56 +11,26 @@ differs is told and is no fault, since a part of a dataset can be used, too.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datasets import davis, mevis_files, ytvos
-from datasets.a2d import SPLITS as A2D_SPLITS
-from datasets.reading import DATA_PAGE
-from datasets.refcoco_files import SPLITS as REFCOCO_SPLITS
-from scripts.data_checks_items import check_a2d, check_jhmdb, check_refcoco
-from scripts.data_checks_videos import check_davis, check_mevis, check_ytvos
-from scripts.data_findings import Count, Findings, run_job
+from util.benchmarks import EVAL_SPLITS
 from util.errors import USER_ERROR_STATUS, UserError, run_cli
 from util.parallel import available_cores, map_videos
 
-FETCH = "fetch or extract again what is named above"
+if TYPE_CHECKING:
+    from scripts.data_findings import Count, Findings
 
-
-@dataclass(frozen=True)
-class Dataset:
-    """How a dataset is checked."""
-
-    check: Callable[[Path, Sequence[str], Findings], None]
-    splits: tuple[str, ...]
-    advice: str = FETCH
-
-
-def _refcoco(name: str) -> Dataset:
-    advice = f"{FETCH}; then `python -m scripts.prepare_data {name}` completes the converted folder"
-    return Dataset(partial(check_refcoco, name), REFCOCO_SPLITS[name], advice)
-
-
-DATASETS = {
-    "ytvos": Dataset(check_ytvos, ytvos.SPLITS),
-    "davis": Dataset(
-        check_davis,
-        tuple(davis.SPLITS),
-        f"{FETCH}; then `python -m scripts.prepare_data davis` completes the converted folder",
-    ),
-    "mevis": Dataset(check_mevis, mevis_files.SPLITS),
-    "a2d": Dataset(check_a2d, A2D_SPLITS),
-    "jhmdb": Dataset(check_jhmdb, ("test",)),
-    **{name: _refcoco(name) for name in REFCOCO_SPLITS},
-}
+DATA_PAGE = "docs/data.md"
+VIDEO_SETS = ("ytvos", "davis", "mevis")
+CONVERTED = ("davis", "refcoco", "refcoco+", "refcocog")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the dataset that the command line names; the process's exit status."""
     args = parse_args(argv)
-    dataset = DATASETS[args.dataset]
     findings = check(args.dataset, args.root, args.split, args.all, args.workers)
     print(f"{args.dataset}: {args.root}")
     print("\n".join(table(findings.counts)))
@@ -78,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"  - {fault}")
     if len(findings.faults) > args.limit:
         print(f"  … and {len(findings.faults) - args.limit} more (--limit)")
-    print(f"what to do: {dataset.advice} ({DATA_PAGE})")
+    then = f"; then `python -m scripts.prepare_data {args.dataset}` completes the converted folder"
+    again = then if args.dataset in CONVERTED else ""
+    print(f"what to do: fetch or extract again what is named above{again} ({DATA_PAGE})")
     return USER_ERROR_STATUS
 
 
@@ -95,14 +67,17 @@ def check(name: str, root: Path, splits: Sequence[str] = (), every: bool = False
     Raises:
         UserError: an unknown split, or ``root`` is no folder.
     """
-    dataset = DATASETS[name]
+    # Imported here: the readers of all kinds of files take seconds.
+    from scripts.data_findings import Findings, run_job
+
+    dataset = import_module(f"scripts.data_checks_{'videos' if name in VIDEO_SETS else 'items'}").CHECKS[name]
     unknown = [split for split in splits if split not in dataset.splits]
     if unknown:
         raise UserError(f"unknown split {unknown[0]!r}; {name} has {', '.join(dataset.splits)}")
     if not root.is_dir():
         raise UserError(f"{root} is no folder; name the one that holds {name} as {DATA_PAGE} says")
     findings = Findings(every)
-    dataset.check(root, list(splits) or dataset.splits, findings)
+    dataset.run(root, list(splits) or dataset.splits, findings)
     for faults in map_videos(run_job, findings.jobs, workers, unit="part"):
         findings.faults += faults
     findings.faults = list(dict.fromkeys(findings.faults))
@@ -115,7 +90,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m scripts.check_data",
         description="Count what a dataset holds, and find what is missing or broken. Nothing is written.",
     )
-    parser.add_argument("dataset", choices=DATASETS)
+    parser.add_argument("dataset", choices=EVAL_SPLITS)
     parser.add_argument("root", type=Path, help="the dataset's folder; Ref-DAVIS17: as distributed, or converted")
     parser.add_argument("--all", action="store_true", help="open every file, not a sample")
     parser.add_argument("--split", nargs="+", default=[], help="check these splits alone (default: all)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,9 +14,9 @@ from datasets.annotated_frames import fit_mask
 from datasets.annotation_files import read_coco_masks
 from datasets.jhmdb import JhmdbItem, count_puppet_masks, read_puppet_mask
 from datasets.reading import read_frame, require_folder
-from datasets.refcoco_files import IMAGES, Item, draw_mask, instances_path, read_items
+from datasets.refcoco_files import IMAGES, SPLITS, Item, draw_mask, instances_path, read_items
 from datasets.video_files import read_video_frames
-from scripts.data_findings import SAMPLE_FRAMES, SAMPLE_IMAGES, SAMPLE_VIDEOS, Findings
+from scripts.data_findings import SAMPLE_FRAMES, SAMPLE_IMAGES, SAMPLE_VIDEOS, Check, Findings
 from util.errors import UserError
 
 # Of the whole datasets: videos, and by set and split expressions and images.
@@ -176,3 +177,10 @@ def _by_video(items: Sequence[VideoItem]) -> dict[str, list[VideoItem]]:
     for item in items:
         videos.setdefault(item.video, []).append(item)
     return videos
+
+
+CHECKS = {
+    "a2d": Check(check_a2d, a2d.SPLITS),
+    "jhmdb": Check(check_jhmdb, ("test",)),
+    **{name: Check(partial(check_refcoco, name), splits) for name, splits in SPLITS.items()},
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from datasets.expressions import Entry, read_expressions
 from datasets.mevis_files import InstanceMasks, MevisEntry, unite
 from datasets.reading import read_frame, require_folder
 from datasets.transforms import EvalTransform
-from scripts.data_findings import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings
+from scripts.data_findings import SAMPLE_FRAMES, SAMPLE_VIDEOS, Check, Findings
 from util.config import Config
 from util.errors import UserError
 from util.io import read_json
@@ -52,7 +53,7 @@ def check_ytvos(root: Path, splits: Sequence[str], findings: Findings) -> None:
             if everything is None:
                 continue
             findings.count("valid: videos in its file", len(everything), YTVOS_LISTED)
-        _check_layout(root, split, findings, YTVOS[split], masks_needed=split == "train")
+        _check_layout(root, split, findings, YTVOS[split], challenge=True)
 
 
 def check_davis(root: Path, splits: Sequence[str], findings: Findings) -> None:
@@ -61,7 +62,7 @@ def check_davis(root: Path, splits: Sequence[str], findings: Findings) -> None:
         _check_distributed_davis(root, splits, findings)
     elif (root / "meta_expressions").is_dir():
         for split in splits:
-            if _check_layout(root, split, findings, DAVIS[split], masks_needed=True):
+            if _check_layout(root, split, findings, DAVIS[split], challenge=False):
                 cfg = Config(dataset_file="davis", davis_path=str(root), split=split)
                 findings.attempt(davis.build_videos, cfg)
     else:
@@ -102,10 +103,10 @@ def open_instances(frames: Sequence[Path], shown: Sequence[Mapping[str, Any]], w
     return faults
 
 
-def _check_layout(root: Path, split: str, findings: Findings, known: Known, masks_needed: bool) -> bool:
-    """Check a split in the layout of Ref-YouTube-VOS; whether nothing is missing."""
-    before = len(findings.faults)
-    videos = findings.attempt(ytvos.list_split, root, split)
+def _check_layout(root: Path, split: str, findings: Findings, known: Known, challenge: bool) -> bool:
+    """Check a split in the layout of Ref-YouTube-VOS, whose own ``valid`` may lack masks; whether all is there."""
+    before, masks_needed = len(findings.faults), split == "train" or not challenge
+    videos = findings.attempt(ytvos.list_split, root, split, None, challenge)
     if videos is None:
         return False
     _count(findings, split, videos, known)
@@ -122,7 +123,8 @@ def _check_layout(root: Path, split: str, findings: Findings, known: Known, mask
             f"{answers.count(False)} expressions of the {split} split have no 'obj_id': scores need a file that has it"
         )
     elif masks and len(findings.faults) == before:
-        findings.attempt(ytvos.YtvosClips, root, split, EvalTransform(), None)  # all else that the loader demands
+        # all else that the loader demands
+        findings.attempt(partial(ytvos.YtvosClips, root, split, EvalTransform(), None, challenge=challenge))
     findings.open_videos(frames, masks)
     return len(findings.faults) == before
 
@@ -188,3 +190,10 @@ def _segmentations(masks: InstanceMasks | None, video: MevisEntry, paths: Sequen
     runs = {instance: masks.segmentations(instance) for instance in named}
     numbers = [video.frames.index(path.stem) for path in paths]
     return [{instance: runs[instance][number] for instance in named} for number in numbers]
+
+
+CHECKS = {
+    "ytvos": Check(check_ytvos, ytvos.SPLITS),
+    "davis": Check(check_davis, tuple(davis.SPLITS)),
+    "mevis": Check(check_mevis, mevis_files.SPLITS),
+}

@@ -99,6 +99,14 @@ class Findings:
             self.open_later(len(pictures) + len(outlines), open_frames, pictures, outlines)
 
 
+@dataclass(frozen=True)
+class Check:
+    """How a dataset is checked: ``run`` is called with its folder, some of its splits, and the findings to add to."""
+
+    run: Callable[[Path, Sequence[str], Findings], None]
+    splits: tuple[str, ...]
+
+
 def spread(items: Sequence[Item], number: int) -> list[Item]:
     """So many items, evenly spread from the first to the last."""
     step = (len(items) - 1) / max(1, number - 1)

@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import ClipBatch, collate
-from datasets.clip import Sample, denormalise
+from datasets.clip import ClipBatch, Sample, collate, denormalise
 from datasets.transforms import EvalTransform
 from datasets.ytvos import YtvosClips
 from engine import Schedule, train

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up, style, types, then all tests, the fast ones first. Arguments go to pytest: bash scripts/test.sh -k matcher -x
+# Set-up, style, types, the compiled operator, then all tests, the fast ones first. Arguments go to pytest: bash scripts/test.sh -k matcher -x
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
@@ -9,6 +9,13 @@ python=.venv/bin/python
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
+
+# The CPU kernel, and the CUDA kernel where nvcc is (for Hopper, unless told otherwise: it compiles without a GPU).
+if command -v "${CXX:-g++}" >/dev/null; then
+    TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-9.0}" "$python" models/ops/setup.py -q build_ext --inplace
+else
+    echo "no C++ compiler: the tests run the operator in plain PyTorch" >&2
+fi
 
 readonly NO_TESTS=5 # pytest's status when its arguments select nothing
 found=0

@@ -37,7 +37,7 @@ class Phase:
 STILL = tuple(kind for kind in KINDS if kind != "motion")
 PHASES = (
     Phase("frames", "single frames", frames=1, batch=16, steps=1600, schedule="step", kinds=STILL),
-    Phase("clips", "clips of three frames", frames=3, batch=8, steps=600, schedule="cosine", kinds=KINDS),
+    Phase("clips", "clips of three frames", frames=3, batch=8, steps=900, schedule="cosine", kinds=KINDS),
 )
 RATE = 1e-3
 

@@ -1,16 +1,22 @@
-"""A stub model for the tests of inference, and what they look at."""
+"""A stub model and videos for the tests of inference, and what they look at."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from models.prediction import MULTIPLE
 from models.selection import best_query
+
+HEIGHT, WIDTH, FRAMES = 50, 90, 3
+SENTENCES = {"0": "the left half", "1": "the right half"}
 
 
 class StubModel(nn.Module):
@@ -39,6 +45,22 @@ class StubModel(nn.Module):
         output = SimpleNamespace(logits=logits, boxes=boxes, masks=masks)
         output.chosen = select(output)
         return output
+
+
+def write_halves(root: Path) -> Path:
+    """A valid split of two videos with two expressions each."""
+    names = [f"{5 * i:05d}" for i in range(FRAMES)]
+    videos = {name: {"frames": names, "expressions": {i: {"exp": s} for i, s in SENTENCES.items()}} for name in "ab"}
+    for name in videos:
+        (root / "valid" / "JPEGImages" / name).mkdir(parents=True)
+        for i, frame in enumerate(names):
+            picture = np.full((HEIGHT, WIDTH, 3), 60 + 40 * i, dtype=np.uint8)
+            Image.fromarray(picture).save(root / "valid" / "JPEGImages" / name / f"{frame}.jpg")
+    for split, content in (("valid", videos), ("test", {})):
+        path = root / "meta_expressions" / split / "meta_expressions.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"videos": content}))
+    return root
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -18,9 +18,9 @@ from datasets.clip import (
     collate,
     denormalise,
     make_target,
-    normalise_sentence,
     sample_frames,
 )
+from datasets.expressions import normalise_sentence
 from datasets.transforms import normalise
 from util.errors import UserError
 

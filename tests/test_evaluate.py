@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import engine
-from datasets import ClipBatch, collate
-from datasets.clip import Sample, make_target
+from datasets.clip import ClipBatch, Sample, collate, make_target
 from models.postprocessors import query_predictions
 from models.selection import all_queries
 from util.benchmarks import DATASETS, EVAL_SPLITS, MIXTURES, resolve_split, scored_parts

@@ -1,13 +1,9 @@
-"""inference_ytvos.py: what it writes, going on after a stop, never mixing runs, bad input."""
+"""Inference on whole videos: what it writes, going on after a stop, never mixing runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,19 +16,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import inference_ytvos
-from datasets import Video, list_videos
+from datasets import list_videos
+from datasets.video import Video
 from inference_ytvos import finish, run_inference
-from tests.inference_tools import StubModel, tree
+from tests.inference_tools import FRAMES, HEIGHT, SENTENCES, WIDTH, StubModel, tree, write_halves
 from util.config import Config
 from util.device import resolve_device
-from util.errors import RunError, UserError, run_cli
+from util.errors import RunError, UserError
 from util.inference_record import InferenceRecord, mask_options
 
-HEIGHT, WIDTH, FRAMES = 50, 90, 3
 EVAL_SIZE = 36  # frames of 36×64: the height needs padding to 48
 CPU = torch.device("cpu")
-SENTENCES = {"0": "the left half", "1": "the right half"}
 
 
 class BrokenModel(StubModel):
@@ -46,20 +40,7 @@ class BrokenModel(StubModel):
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A valid split of two videos with two expressions each."""
-    root = tmp_path / "data"
-    names = [f"{5 * i:05d}" for i in range(FRAMES)]
-    videos = {name: {"frames": names, "expressions": {i: {"exp": s} for i, s in SENTENCES.items()}} for name in "ab"}
-    for name in videos:
-        (root / "valid" / "JPEGImages" / name).mkdir(parents=True)
-        for i, frame in enumerate(names):
-            picture = np.full((HEIGHT, WIDTH, 3), 60 + 40 * i, dtype=np.uint8)
-            Image.fromarray(picture).save(root / "valid" / "JPEGImages" / name / f"{frame}.jpg")
-    for split, content in (("valid", videos), ("test", {})):
-        path = root / "meta_expressions" / split / "meta_expressions.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"videos": content}))
-    return root
+    return write_halves(tmp_path / "data")
 
 
 @pytest.fixture
@@ -306,94 +287,3 @@ def test_devices(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_device("auto").type == resolve_device("cuda").type == "cuda"
     assert resolve_device("cpu") == CPU
-
-
-# --- the script itself, with the real model in small
-
-
-@pytest.fixture
-def script(tiny_config: list[str], tiny_checkpoint: Path, data: Path, tmp_path: Path) -> list[str]:
-    """Flags of a good run; a later flag overrides."""
-    paths = ["--resume", str(tiny_checkpoint), "--ytvos_path", str(data), "--output_dir", str(tmp_path / "out")]
-    return [*tiny_config, *paths]
-
-
-def status_of(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | None:
-    monkeypatch.setattr(sys, "argv", ["inference_ytvos.py", *argv])
-    with pytest.raises(SystemExit) as end:
-        run_cli(inference_ytvos.main)
-    return end.value.code
-
-
-def other_model(checkpoint: Path, path: Path) -> None:
-    content = torch.load(checkpoint, weights_only=True)
-    torch.save({**content, "model": "hcd"}, path)
-
-
-BAD_INPUT = {
-    "no checkpoint": (["--resume", ""], "no checkpoint is given"),
-    "missing checkpoint": (["--resume", "{tmp}/nothing.pth"], "nothing.pth does not exist"),
-    "truncated checkpoint": (["--resume", "{tmp}/half.pth"], "half.pth is not a readable checkpoint"),
-    "checkpoint of another model": (["--resume", "{tmp}/hcd.pth"], "is a checkpoint of the model 'hcd'"),
-    "checkpoint of other sizes": (["--hidden_dim", "32"], "made with another configuration"),
-    "missing data": (["--ytvos_path", "{tmp}/nowhere"], "nowhere is missing"),
-    "missing frame": (["--ytvos_path", "{tmp}/holes"], "holes/valid/JPEGImages/a/00005.jpg is missing (and 1 more)"),
-    "unknown split": (["--split", "val"], "unknown split 'val'"),
-    "no expression": (["--expressions_file", "{tmp}/none.json"], "no video left"),
-    "output in a file": (["--output_dir", "{tmp}/half.pth/out"], "a part of its folder is a file"),
-    "missing stack": (["--pretrained", "{tmp}/nowhere"], "nowhere"),
-    "threshold": (["--threshold", "1.5"], "--threshold must be"),
-    "score threshold": (["--score_threshold", "-1"], "--score_threshold must be a number of at least 0"),
-    "flag": (["--tresh", "0.5"], "unknown flag --tresh"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_INPUT)
-def test_bad_input_is_one_sentence_and_status_2(
-    kind: str,
-    script: list[str],
-    tiny_checkpoint: Path,
-    data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
-    (tmp_path / "half.pth").write_bytes(tiny_checkpoint.read_bytes()[:1000])
-    other_model(tiny_checkpoint, tmp_path / "hcd.pth")
-    (tmp_path / "none.json").write_text('{"videos": {}}')
-    shutil.copytree(data, tmp_path / "holes")
-    for name in ("a/00005", "b/00000"):
-        (tmp_path / "holes" / "valid" / "JPEGImages" / f"{name}.jpg").unlink()
-    flags, sentence = BAD_INPUT[kind]
-    assert status_of([*script, *(flag.format(tmp=tmp_path) for flag in flags)], monkeypatch) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ") and message.count("\n") == 1
-    assert sentence in message
-    assert not (tmp_path / "out" / "Annotations").exists()
-
-
-def test_cuda_without_one(script: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert status_of([*script, "--device", "cuda"], monkeypatch) == 2
-    assert "no CUDA device" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_script_from_end_to_end(root: Path, script: list[str], tmp_path: Path):
-    command = [sys.executable, "inference_ytvos.py", *script, "--eval_size", "32", "--visualize"]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    outputs = [tmp_path / "out", tmp_path / "again"]
-    for output in outputs:
-        done = subprocess.run(
-            [*command, "--output_dir", str(output)], cwd=root, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"submission, checked: {output / 'submission.zip'}" in done.stdout
-        assert f"contact sheet: {output / 'visualize' / 'contact_sheet.png'}" in done.stdout
-    first, second = (tree(output) for output in outputs)
-    assert first.keys() == second.keys()
-    # The encoder does not promise the same bytes on a busy machine; the overlays it is given are compared as PNG.
-    exact = [name for name in first if not name.endswith(".mp4")]
-    assert {name: first[name] for name in exact} == {name: second[name] for name in exact}, "the same run, other files"
-    assert len([name for name in first if name.startswith("Annotations/")]) == 4 * FRAMES
-    assert {name for name in first if name.endswith(".mp4")} == {f"visualize/{v}_{e}.mp4" for v in "ab" for e in "01"}

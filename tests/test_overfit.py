@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from PIL import Image
 
+from scripts import overfit
+from tests.commands import run_command
 
-def _overfit(root: Path, stack: Path, data: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    arguments = ("--config", "configs/vdit_toy.yaml", "--pretrained", str(stack), "--ytvos_path", str(data))
-    return subprocess.run(
-        [sys.executable, "-m", "scripts.overfit", *arguments, "--output_dir", str(output), *more],
-        cwd=root,
-        capture_output=True,
-        text=True,
-    )
+
+def _overfit(stack: Path, data: Path, output: Path, *more: object) -> CompletedProcess[str]:
+    arguments = ("--config", "configs/vdit_toy.yaml", "--pretrained", stack, "--ytvos_path", data)
+    return run_command(overfit.main, *arguments, "--output_dir", output, *more)
 
 
 @pytest.mark.slow
-def test_two_toy_clips_are_learned(root: Path, tiny_stack: Path, toy_data: Path, tmp_path: Path) -> None:
-    result = _overfit(root, tiny_stack, toy_data, tmp_path, "--dropout", "0", "--max_steps", "500")
+def test_two_toy_clips_are_learned(tiny_stack: Path, toy_data: Path, tmp_path: Path) -> None:
+    result = _overfit(tiny_stack, toy_data, tmp_path, "--dropout", "0", "--max_steps", "500")
     assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-1000:]
     report = json.loads((tmp_path / "results.json").read_text())
     assert len(report["j"]) == 2
@@ -36,12 +33,12 @@ def test_two_toy_clips_are_learned(root: Path, tiny_stack: Path, toy_data: Path,
 
 @pytest.mark.slow
 def test_a_target_that_is_not_reached_and_a_clip_that_is_not_there(
-    root: Path, tiny_stack: Path, toy_data: Path, tmp_path: Path
+    tiny_stack: Path, toy_data: Path, tmp_path: Path
 ) -> None:
     once = ("--max_steps", "1", "--every", "50", "--target_j", "100")
-    short = _overfit(root, tiny_stack, toy_data, tmp_path / "a", *once)
+    short = _overfit(tiny_stack, toy_data, tmp_path / "a", *once)
     assert short.returncode == 1
     assert "NOT reached" in short.stdout and "after 1 steps" in short.stdout
-    absent = _overfit(root, tiny_stack, toy_data, tmp_path / "b", "--clips", "no_video/0")
+    absent = _overfit(tiny_stack, toy_data, tmp_path / "b", "--clips", "no_video/0")
     assert absent.returncode == 2
     assert "no_video/0" in absent.stderr and absent.stderr.count("\n") == 1

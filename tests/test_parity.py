@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from scripts import check_parity
 from scripts.parity import Fixture, check_evaluation, check_training, compare, find_fixtures, fixture_model
+from tests.commands import run_command
 
 
 def _fixture(shared: Path, name: str) -> Fixture:
@@ -42,10 +42,6 @@ def test_comparison_is_relative_to_the_largest_magnitude_and_knows_shapes() -> N
     assert not compare("x", torch.tensor([100.0, 0.2]), torch.tensor([100.0, 0.0])).ok
     assert not compare("x", torch.zeros(2), torch.zeros(3)).ok
     assert not compare("x", torch.tensor([float("nan")]), torch.tensor([1.0])).ok
-
-
-def _run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "scripts.check_parity", *args], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +76,7 @@ def test_bad_fixtures_are_one_sentence(shared: Path, tmp_path: Path, broken: str
         torch.save({"model": {"step": 1}}, folder / "vdit" / "checkpoint.pth")
     if broken == "checkpoint with code":
         torch.save({"model": print}, folder / "vdit" / "checkpoint.pth")
-    result = _run(str(folder), *(() if broken == "empty folder" else ("--model", "vdit")))
+    result = run_command(check_parity.main, folder, *(() if broken == "empty folder" else ("--model", "vdit")))
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
@@ -88,7 +84,7 @@ def test_bad_fixtures_are_one_sentence(shared: Path, tmp_path: Path, broken: str
 
 @pytest.mark.slow
 def test_the_command_prints_its_table(shared: Path) -> None:
-    result = _run(str(shared / "golden"), "--model", "hcd")
+    result = run_command(check_parity.main, shared / "golden", "--model", "hcd")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr
     for name in ("hcd/video", "hcd/image"):
         assert name in result.stdout

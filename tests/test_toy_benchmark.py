@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import inference_ytvos
+import main
 from datasets.toy import make_toy
 from models.diffusion.tiny import make_tiny_stack
 from scripts.pretrain_toy_stack import SIZES
+from tests.commands import run_command
 from util.jf_expressions import score_expressions
 
 MOST_MEGABYTES = 12
 
 
-def _run(root: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, *map(str, command)]
-    return subprocess.run(words, cwd=root, capture_output=True, text=True)
-
-
-def _score(root: Path, data: Path, stack: Path, checkpoint: Path, output: Path, *more: str) -> float:
+def _score(data: Path, stack: Path, checkpoint: Path, output: Path, *more: object) -> float:
     """J&F over all sentences that name an object, 0–100."""
     options = ("--config", "configs/vdit_toy.yaml", "--pretrained", stack, "--ytvos_path", data)
-    result = _run(root, "inference_ytvos.py", *options, "--resume", checkpoint, "--output_dir", output, *more)
+    result = run_command(inference_ytvos.main, *options, "--resume", checkpoint, "--output_dir", output, *more)
     assert result.returncode == 0, result.stderr[-2000:]
     scores = score_expressions(data / "valid" / "Annotations", output / "Annotations")
     return 100 * scores["global"]["JF"]
@@ -47,12 +43,12 @@ def test_the_carried_weights_are_small(root: Path) -> None:
 @pytest.mark.slow
 def test_sixty_steps_hold_the_score(root: Path, data: Path, tmp_path: Path) -> None:
     stack, carried = root / "toy" / "stack", root / "toy" / "vdit.safetensors"
-    before = _score(root, data, stack, carried, tmp_path / "before")
+    before = _score(data, stack, carried, tmp_path / "before")
     options = ("--config", "configs/vdit_toy.yaml", "--pretrained", stack, "--ytvos_path", data)
     begin = ("--pretrained_weights", carried, "--keep_class_heads", "--max_steps", "60")
-    trained = _run(root, "main.py", *options, *begin, "--output_dir", tmp_path / "train")
+    trained = run_command(main.main, *options, *begin, "--output_dir", tmp_path / "train")
     assert trained.returncode == 0, trained.stderr[-2000:]
-    after = _score(root, data, stack, tmp_path / "train" / "checkpoint.pth", tmp_path / "after")
+    after = _score(data, stack, tmp_path / "train" / "checkpoint.pth", tmp_path / "after")
     assert after > before - 3
     assert before > 30  # far above what ignores the sentence on this set
 
@@ -64,9 +60,9 @@ def test_another_stack_is_refused_and_lowers_the_score(root: Path, data: Path, t
     texts = [entry["exp"] for video in known["videos"].values() for entry in video["expressions"].values()]
     random = make_tiny_stack(tmp_path / "random", texts, 0, **SIZES)
     options = ("--config", "configs/vdit_toy.yaml", "--pretrained", random, "--ytvos_path", data)
-    refused = _run(root, "inference_ytvos.py", *options, "--resume", carried, "--output_dir", tmp_path / "refused")
+    refused = run_command(inference_ytvos.main, *options, "--resume", carried, "--output_dir", tmp_path / "refused")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
-    with_own = _score(root, data, root / "toy" / "stack", carried, tmp_path / "own")
-    with_random = _score(root, data, random, carried, tmp_path / "other", "--ignore_frozen_identity")
+    with_own = _score(data, root / "toy" / "stack", carried, tmp_path / "own")
+    with_random = _score(data, random, carried, tmp_path / "other", "--ignore_frozen_identity")
     assert with_random < with_own - 10

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,11 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import inference_ytvos
+import main
 from models.diffusion.tiny import make_tiny_stack
-from scripts import toy_lab, toy_lab_runs
+from scripts import toy_lab, toy_lab_pictures, toy_lab_runs
 from scripts.toy_lab import Results, gather, run_all
 from scripts.toy_lab_claims import UNKNOWN, VARIANTS, Scores
 from scripts.toy_lab_runs import Lab, Stopped, _call, find_score, stack_sizes, write_clips
+from tests.commands import run_command
 from util.errors import RunError, UserError
 from util.io import write_json
 
@@ -119,18 +120,27 @@ def test_sizes_of_a_stack(tiny_stack: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_lab_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lab_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stack = make_tiny_stack(tmp_path / "stack", seed=5, **SIZES)
 
-    def call(module: str, *words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", module, *map(str, words)], cwd=root, capture_output=True, text=True
-        )
+    def in_process(words: list[str], log: Path, stop: threading.Event) -> None:
+        """The first command in a process, as they all are; the others here."""
+        calls.append(words[0])
+        if len(calls) == 1:
+            _call(words, log, stop)
+        else:
+            done = run_command({"main.py": main.main, "inference_ytvos.py": inference_ytvos.main}[words[0]], *words[1:])
+            assert done.returncode == 0, done.stderr
 
+    calls: list[str] = []
+    monkeypatch.setattr(toy_lab_runs, "_call", in_process)
+    monkeypatch.setattr(toy_lab.signal, "signal", lambda *arguments: None)  # Ctrl-C is pytest's
     output, more = tmp_path / "lab", ("--only", "base", "random_stack", "--train_videos", 4, "--valid_videos", 2)
     options = ("--stack", stack, "--output_dir", output, "--seeds", 0, *more)
-    result = call("scripts.toy_lab", *options, "--steps", 2)
+    result = run_command(toy_lab.main, *options, "--steps", 2)
     assert result.returncode == 0, result.stdout[-1500:] + result.stderr[-1500:]
+    assert calls == ["main.py", "inference_ytvos.py", "inference_ytvos.py"] * 2
+    assert "trained parameters" in (output / "base" / "seed_0" / "log.txt").read_text()
     numbers = json.loads((output / "lab.json").read_text())
     assert numbers["variants"].keys() == {"base", "random_stack"} and numbers["settings"]["steps"] == 2
     assert [claim["verdict"] for claim in numbers["claims"]] == [UNKNOWN]
@@ -142,12 +152,12 @@ def test_the_lab_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(toy_lab_runs, "_call", lambda *arguments: pytest.fail("everything is done already"))
     lab = Lab(stack, output, steps=2, train_videos=4, valid_videos=2)
     assert run_all(lab, [BASE, RANDOM], [0], 1).keys() == {("base", 0), ("random_stack", 0)}
-    other = call("scripts.toy_lab", *options, "--steps", 3)
+    other = run_command(toy_lab.main, *options, "--steps", 3)
     assert other.returncode == 2 and "holds a run with steps 2, and this one has 3" in other.stderr
     assert other.stderr.count("\n") == 1
 
     picture = tmp_path / "lab.png"
-    drawn = call("scripts.toy_lab_pictures", "--lab", output, "--stack", stack, "--picture", picture, "--rows", 2)
+    drawn = run_command(toy_lab_pictures.main, "--lab", output, "--stack", stack, "--picture", picture, "--rows", 2)
     assert drawn.returncode == 0, drawn.stderr[-1500:]
     with Image.open(picture) as image:
         assert image.width > 1000 and image.height > 250

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from util.errors import UserError
@@ -34,6 +33,8 @@ class RunLog:
         self.started = time.monotonic()
         if not active:
             return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training writes one
+
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _cut(folder / "log.jsonl", first_step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,15 @@ Result = TypeVar("Result")
 def available_cores() -> int:
     """Number of cores this process may use, which containers often make fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """How workers start: not forked from this process, which may hold threads or a GPU; neither survives a fork.
+
+    Where the system can, they are forked from a clean process, which imports a script such as main.py once for all.
+    """
+    clean = "forkserver" in multiprocessing.get_all_start_methods()
+    return multiprocessing.get_context("forkserver" if clean else "spawn")
 
 
 def _start_worker() -> None:
@@ -41,8 +51,7 @@ def map_videos(
     workers = min(workers, len(videos))
     if workers <= 1:
         return list(_progress(map(function, videos), len(videos), unit))
-    # Spawned, not forked: a caller may hold threads or a GPU, and neither survives a fork.
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         return list(_progress(pool.map(function, videos), len(videos), unit))
 

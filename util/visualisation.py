@@ -12,10 +12,7 @@ from pathlib import Path
 
 import av
 import cv2
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from util.errors import UserError
@@ -204,6 +201,9 @@ def plot_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], title: st
     Raises:
         UserError: the file cannot be written.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and few commands plot
+    from matplotlib.figure import Figure
+
     assert panels, "a plot needs a panel"
     figure = Figure(figsize=(8, 1 + 2.6 * len(panels)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -252,6 +252,8 @@ def _draw_box(picture: Picture, box: Sequence[float], score: float | None) -> No
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib ships."""
+    import matplotlib
+
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 

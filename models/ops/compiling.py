@@ -242,6 +242,10 @@ def _build_missing(kind: Kind, folder: Path, architectures: Sequence[str] = ()) 
         return
     print(f"compiling {target.name}", flush=True)
     build(kind, folder, architectures)
+    current = library_name(kind).removesuffix(".so")
+    for old in folder.glob(f"msda_{kind}-*.so"):
+        if not old.name.startswith(current):
+            old.unlink()
 
 
 if __name__ == "__main__":
