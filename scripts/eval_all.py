@@ -1,8 +1,9 @@
 """Every benchmark once, on small sets in the true formats (called by ``scripts/eval_all.sh``).
 
-The sets are made and converted; ``check_data`` opens every file. From the carried toy weights the model is trained a few
-steps wherever the recipe trains, and evaluated on everything: by ``main.py --eval``, and of whole videos by inference
-and ``eval_jf``, too, which must find the same. The scores say that all parts work together, and nothing about a model.
+The sets are made and converted; ``check_data`` opens every file. From the carried toy weights the model is trained a
+few steps wherever the recipe trains, and evaluated on everything: by ``main.py --eval``, and of whole videos by
+inference and ``eval_jf``, too, which must find the same. The scores say that all parts work together, and nothing about
+a model.
 
 What is there from the same plan and weights is not made again, so that a stopped run goes on.
 """
@@ -18,11 +19,13 @@ from typing import Any
 
 from scripts.steps import ROOT, clear, near, run
 from util.errors import RunError, UserError, run_cli
+from util.inference_record import file_sha256
 from util.io import read_json, write_json
 
 TOY = ROOT / "toy"
 PARTS = ("data", "train", "eval", "inference")  # folders of an output folder
 AGREEMENT = 1e-9
+BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -119,24 +122,11 @@ def eval_all(model: str, output: Path, plan: Plan, force: bool = False) -> None:
     weights = TOY / f"{model}.safetensors"
     if not weights.is_file() or not (TOY / "stack").is_dir():
         raise UserError(f"{near(weights)} or {near(TOY / 'stack')} is missing; bash scripts/train_toy.sh makes them")
-    _begin(output, {"model": model, "plan": asdict(plan), "weights": _sha256(weights)}, force)
+    _begin(output, {"model": model, "plan": asdict(plan), "weights": file_sha256(weights)}, force)
     data = output / "data"
     _make_data(data, plan)
     for name in TRAININGS:
-        folder = output / "train" / name
-        if not (folder / "trained.json").is_file():
-            checkpoint = folder / "checkpoint.pth"
-            begin = ("--pretrained_weights", weights, "--keep_class_heads")
-            run(
-                f"Training on {name}",
-                *(
-                    "main.py",
-                    *_options(model, data, name),
-                    *(("--resume", checkpoint) if checkpoint.is_file() else begin),
-                ),
-                *("--max_steps", plan.steps, "--batch_size", 4, "--num_workers", 0, "--output_dir", folder),
-            )
-            write_json(folder / "trained.json", {"steps": plan.steps})
+        _train(output / "train" / name, _options(model, data, name), weights, plan.steps)
     for evaluation in EVALUATIONS:
         if not (output / "eval" / evaluation.name / "results.json").is_file():
             run(f"Evaluation: {evaluation.name}", "main.py", "--eval", *_checkpoint(model, output, evaluation, "eval"))
@@ -151,12 +141,6 @@ def _begin(output: Path, stamp: dict[str, Any], force: bool) -> None:
     if force or not path.is_file() or read_json(path, "the plan of an earlier run") != stamp:
         clear(output, *PARTS)
         write_json(path, stamp)
-
-
-def _sha256(path: Path) -> str:
-    from util.inference_record import file_sha256
-
-    return file_sha256(path)
 
 
 def _options(model: str, data: Path, dataset_file: str, mevis: str = "mevis_v2") -> tuple[str | Path, ...]:
@@ -219,6 +203,20 @@ def _make_data(data: Path, plan: Plan) -> None:
     write_json(data / "checked.json", asdict(plan))
 
 
+def _train(folder: Path, options: Sequence[str | Path], weights: Path, steps: int) -> None:
+    """Train a few steps from the carried weights, or on from where a stopped run was, unless that is done."""
+    if (folder / "trained.json").is_file():
+        return
+    checkpoint = folder / "checkpoint.pth"
+    begin = ("--pretrained_weights", weights, "--keep_class_heads")
+    run(
+        f"Training on {folder.name}",
+        *("main.py", *options, *(("--resume", checkpoint) if checkpoint.is_file() else begin)),
+        *("--max_steps", steps, "--batch_size", BATCH, "--output_dir", folder),
+    )
+    write_json(folder / "trained.json", {"steps": steps})
+
+
 def _infer(model: str, output: Path, inference: Inference) -> None:
     """Segment and score a set of videos, and compare with ``main.py --eval``."""
     from scripts import eval_jf
@@ -239,7 +237,7 @@ def _infer(model: str, output: Path, inference: Inference) -> None:
         )
     metrics = read_json(output / "eval" / evaluation.name / "results.json", "results")["metrics"]
     by_eval, by_command = metrics.get(inference.part, metrics), video_metrics(read_json(scores, "scores"))
-    apart = [name for name, value in by_command.items() if abs(by_eval[name] - value) > AGREEMENT]
+    apart = [name for name, value in by_command.items() if abs((by_eval[name] or 0) - value) > AGREEMENT]
     if apart:
         raise RunError(
             f"{inference.name}: main.py --eval says {apart[0]} {by_eval[apart[0]]}, and inference with "
@@ -248,6 +246,7 @@ def _infer(model: str, output: Path, inference: Inference) -> None:
 
 
 def _report(output: Path, model: str, plan: Plan, weights: Path, seconds: float) -> None:
+    """Print the table of all evaluations and write ``results.json``."""
     from scripts.eval_all_table import print_table
     from util.results import write_results
 
@@ -267,11 +266,7 @@ def _report(output: Path, model: str, plan: Plan, weights: Path, seconds: float)
             metrics[label], counts[label] = values, number
             rows.append((name, evaluation.weights, values, number))
     print_table(rows)
-    about = {
-        "weights": str(near(weights)),
-        "seconds": round(seconds, 1),
-        "inference_agrees": [i.name for i in INFERENCES],
-    }
+    about = {"weights": str(near(weights)), "seconds": round(seconds, 1)}
     write_results(output / "results.json", metrics, counts, {"model": model, "seed": seed, **asdict(plan)}, about)
     print(f"inference and scripts.eval_jf find the same as main.py --eval on {', '.join(i.name for i in INFERENCES)}")
     print(f"results: {near(output / 'results.json')}, {seconds:.0f} s")

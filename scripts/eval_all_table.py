@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-Row = tuple[str, str, dict[str, float], dict[str, int]]  # set, weights, metrics 0…100, counts
+Row = tuple[str, str, dict[str, float | None], dict[str, int]]  # set, weights, metrics 0…100, counts
 
 PRECISIONS = tuple(f"P@0.{digit}" for digit in range(5, 10))
 COLUMNS = {
@@ -21,26 +21,31 @@ COLUMNS = {
     "negatives": ("negative_accuracy",),
     "mAP": ("mAP",),
     "best": ("mAP_best_query",),
-    "AP@.5": ("AP@0.5",),
+    "AP@.5 .75": ("AP@0.5", "AP@0.75"),
     "P@.5 .6 .7 .8 .9": PRECISIONS,
     "oIoU": ("oIoU",),
     "mIoU": ("mIoU",),
     "box P@.5": ("box_P@0.5",),
 }
 """Title → the metrics of a cell."""
-WIDTH = 170  # columns of text where the terminal says less
+WIDTH = 180  # columns of text
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print the metrics of all rows; a metric that a set does not have is left empty."""
-    console = console or Console()
+    console = console or Console(width=WIDTH)  # a narrower terminal breaks lines, and cuts nothing off
     table = Table(box=SIMPLE_HEAD, title="all benchmarks, toy sets", padding=(0, 1, 0, 0))
     for title in ("set", "weights"):
         table.add_column(title, no_wrap=True)
     for title in ("scored", *COLUMNS):
         table.add_column(title, justify="right", no_wrap=True)
     for name, weights, metrics, counts in rows:
-        cells = [" ".join(f"{metrics[key]:.1f}" for key in keys if key in metrics) for keys in COLUMNS.values()]
+        cells = [" ".join(_shown(metrics[key]) for key in keys if key in metrics) for keys in COLUMNS.values()]
         scored = next(counts[key] for key in ("expressions", "objects", "items") if key in counts)
         table.add_row(name, weights, str(scored), *cells)
-    console.print(table, width=max(WIDTH, console.width), soft_wrap=True)
+    console.print(table)
+
+
+def _shown(value: float | None) -> str:
+    """A metric with one decimal; a dash for one that is no number."""
+    return "–" if value is None else f"{value:.1f}"
