@@ -266,8 +266,8 @@ def _report(output: Path, model: str, plan: Plan, weights: Path, seconds: float)
             metrics[label], counts[label] = values, number
             rows.append((name, evaluation.weights, values, number))
     print_table(rows)
-    about = {"weights": str(near(weights)), "seconds": round(seconds, 1)}
-    write_results(output / "results.json", metrics, counts, {"model": model, "seed": seed, **asdict(plan)}, about)
+    options = {"model": model, "seed": seed, **asdict(plan)}
+    write_results(output / "results.json", metrics, counts, options, {"weights": str(near(weights))})
     print(f"inference and scripts.eval_jf find the same as main.py --eval on {', '.join(i.name for i in INFERENCES)}")
     print(f"results: {near(output / 'results.json')}, {seconds:.0f} s")
 

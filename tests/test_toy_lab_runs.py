@@ -136,7 +136,7 @@ def test_the_lab_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toy_lab_runs, "_call", in_process)
     monkeypatch.setattr(toy_lab.signal, "signal", lambda *arguments: None)  # Ctrl-C is pytest's
     output, more = tmp_path / "lab", ("--only", "base", "random_stack", "--train_videos", 4, "--valid_videos", 2)
-    options = ("--stack", stack, "--output_dir", output, "--seeds", 0, *more)
+    options = ("--stack", stack, "--output_dir", output, "--seeds", 0, "--processes", 1, *more)
     result = run_command(toy_lab.main, *options, "--steps", 2)
     assert result.returncode == 0, result.stdout[-1500:] + result.stderr[-1500:]
     assert calls == ["main.py", "inference_ytvos.py", "inference_ytvos.py"] * 2
