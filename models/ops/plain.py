@@ -44,14 +44,17 @@ def backward(
         grad_value = (corners.matrix(weights).transpose(2, 3) @ up).transpose(1, 2)
         return grad_value, *corners.backward(up @ value.permute(0, 2, 3, 1), weights, shapes)
     up = grad.transpose(1, 2).unflatten(1, (heads, -1)).flatten(0, 1)[..., None]  # [N·M, D, Q, 1]
-    grads: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    of_value, of_locations, of_weights = [], [], []
     for maps, grid, scale in _levels(value, shapes, locations, weights):
-        along = (_sample(maps, grid) * up).sum(1)  # [N·M, Q, P]
+        of_weights.append((_sample(maps, grid) * up).sum(1))  # [N·M, Q, P]
         of_maps, of_grid = torch.ops.aten.grid_sampler_2d_backward(up * scale, maps, grid, 0, 0, False, [True, True])
-        of_level = of_maps.flatten(2).transpose(1, 2).unflatten(0, (-1, heads)).transpose(1, 2)
-        for found, part in zip(grads, (of_level, *(_by_query(t, heads) for t in (2 * of_grid, along))), strict=True):
-            found.append(part)
-    return torch.cat(grads[0], dim=1), torch.stack(grads[1], dim=3), torch.stack(grads[2], dim=3)
+        of_value.append(of_maps.flatten(2))  # [N·M, D, h·w]
+        of_locations.append(2 * of_grid)
+    grad_value = torch.cat(of_value, dim=2).unflatten(0, (-1, heads)).permute(0, 3, 1, 2)
+    grad_locations, grad_weights = (
+        torch.stack(parts, dim=2).unflatten(0, (-1, heads)).transpose(1, 2) for parts in (of_locations, of_weights)
+    )
+    return grad_value, grad_locations, grad_weights
 
 
 def _is_small(value: Tensor) -> bool:
@@ -74,11 +77,6 @@ def _levels(
 
 def _sample(maps: Tensor, grid: Tensor) -> Tensor:
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def _by_query(tensor: Tensor, heads: int) -> Tensor:
-    """``[N·M, Q, …]`` → ``[N, Q, M, …]``."""
-    return tensor.unflatten(0, (-1, heads)).transpose(1, 2)
 
 
 # By a matrix of every query's weight at every position.
