@@ -207,7 +207,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_faults_of_the_davis_layout(tmp_path: Path, kind: str) -> None:
-    cfg = make_set(tmp_path, "davis")
+    cfg = make_set(tmp_path, "davis", {"long": 3, "short": 2})
     model, videos = run(cfg)
     before = tree(tmp_path / "out")
     damage, words = FAULTS[kind]
