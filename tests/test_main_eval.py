@@ -167,5 +167,7 @@ def test_two_processes_find_the_same(name: str, flags: list[str], call: Callable
     )
     assert two.returncode == 0, two.stderr[-2000:]
     one, both = read(tmp_path / "eval" / "results.json"), read(tmp_path / "two" / "results.json")
-    assert (both["metrics"], both["counts"]) == (one["metrics"], one["counts"])
+    # Sums of other threads differ in their last bits, and may tip a pixel.
+    assert both["metrics"] == pytest.approx(one["metrics"], abs=0.1)
+    assert both["counts"] == one["counts"]
     assert both["about"]["processes"] == 2
