@@ -5,13 +5,14 @@ python inference_ytvos.py --config configs/vdit_ytvos.yaml --resume runs/vdit/ch
 
 ``--dataset_file`` is ytvos (a whole video is one clip, and one query is chosen for it), davis or mevis (clips of 36
 frames, each with its own query). Masks are written in the benchmark's layout, zipped and checked. A run that was
-stopped goes on where it stopped.
+stopped goes on where it stopped. Under torchrun, processes share the videos.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -25,21 +26,34 @@ from models.prediction import load_for_inference, segment
 from util import video_inference
 from util.config import Config, load_config
 from util.device import device_name, resolve_device
+from util.distributed import is_main, process_group, rank, tell, wait_for_all
 from util.errors import RunError, UserError, run_cli
 from util.inference_record import InferenceRecord, open_record
 from util.mask_layouts import LAYOUTS
 from util.overlays import write_sheet
 from util.submission import check_submission, require_frames, write_submission
-from util.video_inference import count_expressions
+from util.video_inference import count_expressions, share_of_videos
+
+PATIENCE = timedelta(hours=12)  # of a process that has done its share, for the slowest one
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Segment a split as the command line says (``argv`` without the program's name; None: the process's own)."""
     argv = sys.argv[1:] if argv is None else argv
     cfg = load_config(argv, "Segment the objects that sentences name in the videos of a split.")
-    device = resolve_device(cfg.device)
     if not cfg.resume:
         raise UserError("no checkpoint is given; name the checkpoint.pth that main.py wrote by --resume")
+    with process_group(resolve_device(cfg.device), PATIENCE) as device:
+        segment_split(cfg, device)
+
+
+def segment_split(cfg: Config, device: torch.device) -> None:
+    """Segment this process's share of the videos of ``cfg.split``; the main process finishes when all have done theirs.
+
+    Raises:
+        UserError: data or checkpoint is missing or broken, or a file cannot be written.
+        RunError: the predictions are not finite numbers, or the zip is not a whole submission.
+    """
     checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)
     videos = [video for video in list_videos(cfg) if video.expressions]
     if not videos:
@@ -47,13 +61,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"the {cfg.split} split of {cfg.dataset_file} has no expression; its expressions file lists none"
         )
     require_frames(videos)
-    record = open_record(cfg, checkpoint["path"], device_name(device))
+    record = open_record(cfg, checkpoint["path"], device_name(device), rank())
     model, notes = load_for_inference(cfg, checkpoint, device)
-    for note in notes:
-        print(f"note: {note}")
+    tell(notes)
     del checkpoint  # and with it the memory map of its file
-    run_inference(model, videos, cfg, record, device)
-    print("\n".join(finish(videos, cfg, record)))
+    run_inference(model, share_of_videos(videos), cfg, record, device)
+    wait_for_all()
+    if is_main():
+        record.absorb()
+        print("\n".join(finish(videos, cfg, record)))
 
 
 def run_inference(
@@ -74,7 +90,7 @@ def run_inference(
     """
     read = partial(load_clip, short_side=cfg.eval_size, long_side=cfg.max_size)
     predict = partial(segment, model, cfg=cfg, device=device, soft=LAYOUTS[cfg.dataset_file].soft)
-    video_inference.run_inference(videos, cfg, record, read, predict)
+    video_inference.run_inference(videos, cfg, record, read, predict, show=is_main())
 
 
 def finish(videos: Sequence[Video], cfg: Config, record: InferenceRecord) -> list[str]:

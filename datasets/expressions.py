@@ -11,6 +11,7 @@ from datasets.reading import DATA_PAGE, plain_name
 from util.errors import UserError
 from util.io import read_json
 from util.negatives import is_negative
+from util.sentences import normalise_sentence
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,6 @@ def read_entries(
     content = read_json(path, f"the expressions of the {split} split, see {DATA_PAGE}")
     videos = require_mapping(require_mapping(content, path, "the file").get("videos"), path, "'videos'")
     return {plain_name(name, path, "video"): _entry(path, name, video, read) for name, video in videos.items()}
-
-
-def normalise_sentence(sentence: str) -> str:
-    """Lower case, single spaces, none at the ends."""
-    return " ".join(sentence.lower().split())
 
 
 def read_caption(path: Path, where: str, expression: Mapping[str, Any]) -> str:

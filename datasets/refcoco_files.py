@@ -13,10 +13,10 @@ from typing import Any, TypedDict
 import numpy as np
 
 from datasets.coco_masks import MAX_SIDE, decode_segmentation
-from datasets.expressions import normalise_sentence
 from datasets.reading import DATA_PAGE, plain_name
 from util.errors import UserError
 from util.io import read_json
+from util.sentences import normalise_sentence
 
 SPLITS = {
     "refcoco": ("train", "val", "testA", "testB"),

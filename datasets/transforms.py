@@ -19,12 +19,11 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from util.errors import UserError
+from util.frames import normalise, resize_frames
 
 if TYPE_CHECKING:
     from util.config import Config
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Factors of the usual SSD distortion (torchvision's RandomPhotometricDistort) without its hue: sentences name colours.
 BRIGHTNESS = (0.875, 1.125)
@@ -135,22 +134,6 @@ def build_transform(cfg: Config, train: bool) -> ClipTransform:
     return EvalTransform(cfg.eval_size, cfg.max_size)
 
 
-def resized_size(height: int, width: int, short_side: int, long_side: int | None = None) -> tuple[int, int]:
-    """Return (h, w) with the shorter side ``short_side``, or, if the longer would exceed ``long_side``, that one."""
-    shortest, longest = min(height, width), max(height, width)
-    new_short, new_long = short_side, short_side * longest // shortest
-    if long_side is not None and new_long > long_side:
-        new_short, new_long = max(1, round(long_side * shortest / longest)), long_side
-    return (new_short, new_long) if height <= width else (new_long, new_short)
-
-
-def resize_frames(frames: Tensor, short_side: int, long_side: int | None = None) -> Tensor:
-    """Resize ``[..., H, W]`` images by the rule of ``resized_size``, bilinear with antialiasing."""
-    height, width = frames.shape[-2:]
-    size = list(resized_size(height, width, short_side, long_side))
-    return F.resize(frames, size, interpolation=F.InterpolationMode.BILINEAR, antialias=True)
-
-
 def resize(frames: Tensor, masks: Tensor, short_side: int, long_side: int | None = None) -> tuple[Tensor, Tensor]:
     """Resize frames ``[T, 3, H, W]`` (bilinear, antialiased) and the ``tv_tensors.Mask`` ``[T, H, W]`` (nearest)."""
     frames = resize_frames(frames, short_side, long_side)
@@ -173,12 +156,6 @@ def distort_colours(frames: Tensor, rng: np.random.Generator) -> Tensor:
     Contrast comes before or after saturation with equal chance. Hue is never changed.
     """
     return torch.stack([_distort_frame(frame, rng) for frame in frames.as_subclass(Tensor)])
-
-
-def normalise(frames: Tensor) -> Tensor:
-    """uint8 ``[..., 3, H, W]`` → float32 with ImageNet mean 0 and deviation 1 per channel."""
-    frames = F.to_dtype(frames.as_subclass(Tensor), torch.float32, scale=True)
-    return F.normalize(frames, list(IMAGENET_MEAN), list(IMAGENET_STD), inplace=True)
 
 
 def _distort_frame(frame: Tensor, rng: np.random.Generator) -> Tensor:

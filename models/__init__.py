@@ -8,6 +8,8 @@ query-dot head comes with the model.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from models.backbones import BackboneEncoder, build_backbone
 from models.criterion import Criterion
 from models.defaults import resolved
@@ -22,12 +24,16 @@ from models.segmenter import Segmenter
 from models.text_encoder import LanguageQueries, SentenceEncoder
 from util.config import Config
 
+if TYPE_CHECKING:
+    from models.pretrained import load_pretrained
+
 __all__ = [
     "Criterion",
     "Segmenter",
     "build_criterion",
     "build_model",
     "has_lora",
+    "load_pretrained",
     "merge_lora",
     "merged_state",
     "trained_parameters",
@@ -88,6 +94,7 @@ def _build_encoder(cfg: Config, stack: FrozenStack) -> VideoEncoder:
         resolved(cfg.model, option, getattr(cfg, option)) for option in ("noise", "stride4", "lora_rank")
     )
     c4, c8, c16, c32 = cfg.pyramid_channels
+    stack.unet.recompute = cfg.gradient_checkpointing
     encoder = VideoEncoder(
         stack,
         TemporalStem(c4) if stride4 == "stem" else VAETap(stack.vae.stride4_channels, c8, c4),
@@ -127,3 +134,12 @@ def build_criterion(cfg: Config) -> Criterion:
 def trained_parameters(model: Segmenter) -> dict[str, int]:
     """Name → number of elements of every parameter that is trained."""
     return {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def __getattr__(name: str) -> Any:
+    """``load_pretrained``, which builds on all of the above and is imported when it is asked for."""
+    if name == "load_pretrained":
+        from models.pretrained import load_pretrained
+
+        return load_pretrained
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

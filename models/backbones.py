@@ -23,10 +23,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import get_model
 from torchvision.models.swin_transformer import PatchMerging
 
-from models.diffusion.encoder import IMAGENET_MEAN, IMAGENET_STD
-from models.diffusion.stack import Frozen
+from models.diffusion.frozen import Frozen
 from util.errors import UserError
+from util.frames import IMAGENET_MEAN, IMAGENET_STD
 from util.options import nearest
+from util.precision import in_own_precision
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,11 @@ class PyramidFeatures:
     batch_shape: tuple[int, int]
     """(B, T)."""
 
+    def repeat(self, count: int) -> PyramidFeatures:
+        """The same clips ``count`` times, one after the other, for as many sentences."""
+        batch, frames = self.batch_shape
+        return PyramidFeatures([level.repeat(count, 1, 1, 1) for level in self.levels], (count * batch, frames))
+
 
 class BackboneEncoder(nn.Module):
     """The same interface as ``VideoEncoder``, on a discriminative backbone.
@@ -56,7 +62,12 @@ class BackboneEncoder(nn.Module):
         pyramid_channels: channels of the four levels.
         trained: whether the backbone is trained. Batch normalisation keeps its statistics also then: clips are few
             per process.
+
+    Attributes:
+        precision: of matrix products and convolutions (``models.precision``).
     """
+
+    precision: torch.dtype = torch.float32
 
     def __init__(self, backbone: VideoSwin | TimmFeatures, pyramid_channels: tuple[int, ...], trained: bool) -> None:
         super().__init__()
@@ -74,6 +85,7 @@ class BackboneEncoder(nn.Module):
                 module.eval()
         return self
 
+    @in_own_precision
     def encode_pixels(self, frames: Tensor) -> PyramidFeatures:
         """The pyramid: nothing in it depends on the sentence.
 

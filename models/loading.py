@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from models.adapters import authors_names
 from models.authors import SIZES, is_authors, read_authors
 from models.defaults import FUNCTION, OWN, resolved
 from models.identity import Identity, check_identity, frozen_identity, held_parts
-from util.checkpoint import check_content, check_model, read_content
+from util.checkpoint import TRAINING_KEYS, check_content, check_model, read_content
 from util.config import Config, config_dict
 from util.errors import UserError
 from util.hub import checkpoint_path
@@ -57,6 +58,36 @@ def open_checkpoint(source: str, flag: str, expected_model: str = "") -> dict[st
     if content["model"] not in OWN:
         raise UserError(f"{path} is a checkpoint of the model {content['model']!r}; known are {' and '.join(OWN)}")
     return {**content, "path": path}
+
+
+def open_training(source: str, expected_model: str) -> dict[str, Any]:
+    """Read the checkpoint of a training run that goes on, as ``open_checkpoint`` does.
+
+    Raises:
+        UserError: as there, or it holds weights alone.
+    """
+    state = open_checkpoint(source, "--resume", expected_model)
+    if not state.keys() >= TRAINING_KEYS.keys():
+        raise UserError(
+            f"{state['path']} holds weights alone; --resume goes on with the checkpoint.pth of a training run, and "
+            "--pretrained_weights begins a new run from weights"
+        )
+    return state
+
+
+def config_of(checkpoint: dict[str, Any], **options: Any) -> Config:
+    """The configuration that a checkpoint was made with, options that are not None or empty put in.
+
+    Raises:
+        UserError: its options make no configuration.
+    """
+    known = {field.name for field in dataclasses.fields(Config)}
+    values = {name: value for name, value in checkpoint["config"].items() if name in known}
+    given = {name: value for name, value in options.items() if value}
+    try:
+        return Config(**{**values, **given, "model": checkpoint["model"]})
+    except UserError as error:
+        raise UserError(f"the options in {checkpoint['path']} make no configuration: {error}") from error
 
 
 def load_weights(model: nn.Module, checkpoint: dict[str, Any], cfg: Config, fresh: bool = False) -> Loaded:

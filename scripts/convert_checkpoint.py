@@ -9,7 +9,6 @@ IN is a file or folder of this project or of the authors, or hf://org/repo[/file
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,10 @@ from models.authors import authors_state
 from models.defaults import FUNCTION, published, resolved
 from models.diffusion.stack import load_stock_parts
 from models.identity import PARTS, held_parts, weights_identity
-from models.loading import file_name, load_weights, open_checkpoint
+from models.loading import config_of, file_name, load_weights, open_checkpoint
 from models.lora import merged_state
 from scripts.count_parameters import FULL_SIZE, empty_model
 from util.checkpoint import save_weights, write_pickle
-from util.config import Config
 from util.errors import UserError, run_cli
 from util.state import check_state, trained_state
 
@@ -154,21 +152,6 @@ def to_authors(checkpoint: dict[str, Any], args: argparse.Namespace) -> list[str
         {"model": state, "epoch": checkpoint.get("epoch", 0), "args": argparse.Namespace(**options)},
     )
     return [*(f"note: {note}" for note in notes), f"wrote {args.output}: {len(state)} weights of {cfg.model}"]
-
-
-def config_of(checkpoint: dict[str, Any], **options: Any) -> Config:
-    """The configuration that a checkpoint was made with, options that are not None or empty put in.
-
-    Raises:
-        UserError: its options make no configuration.
-    """
-    known = {field.name for field in dataclasses.fields(Config)}
-    values = {name: value for name, value in checkpoint["config"].items() if name in known}
-    given = {name: value for name, value in options.items() if value}
-    try:
-        return Config(**{**values, **given, "model": checkpoint["model"]})
-    except UserError as error:
-        raise UserError(f"the options in {checkpoint['path']} make no configuration: {error}") from error
 
 
 if __name__ == "__main__":

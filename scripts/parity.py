@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from datasets.clip import Sample, Target, collate
-from datasets.transforms import normalise
 from models import build_criterion, build_model
 from models.adapters import convert_authors, convert_name
 from models.authors import is_authors
@@ -27,6 +26,7 @@ from models.selection import Selector, all_queries, best_query
 from util.checkpoint import read_content
 from util.config import Config
 from util.errors import UserError
+from util.frames import normalise
 from util.io import read_json
 from util.state import load_state
 

@@ -20,9 +20,9 @@ from datasets.clip import (
     make_target,
     sample_frames,
 )
-from datasets.expressions import normalise_sentence
-from datasets.transforms import normalise
 from util.errors import UserError
+from util.frames import normalise
+from util.sentences import normalise_sentence
 
 
 def make_sample(height: int, width: int, frames: int = 2, caption: str = "the cat") -> Sample:

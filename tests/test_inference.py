@@ -46,7 +46,9 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def cfg(tmp_path: Path, data: Path) -> Config:
     return Config(
-        ytvos_path=str(data), output_dir=str(tmp_path / "out"), eval_size=EVAL_SIZE, max_size=640, train_scales=(64,)
+        **{"ytvos_path": str(data), "output_dir": str(tmp_path / "out"), "eval_size": EVAL_SIZE, "max_size": 640},
+        train_scales=(64,),
+        expressions_per_batch=1,  # the stub takes one
     )
 
 

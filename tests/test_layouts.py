@@ -122,7 +122,7 @@ def make_set(root: Path, name: str, lengths: dict[str, int] = LENGTHS) -> Config
     file = root / "data" / ("meta_expressions/valid" if name == "davis" else split) / "meta_expressions.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"videos": videos}))
-    options: dict[str, Any] = {"dataset_file": name, f"{name}_path": str(root / "data")}
+    options: dict[str, Any] = {"dataset_file": name, "expressions_per_batch": 1, f"{name}_path": str(root / "data")}
     return Config(output_dir=str(root / "out"), eval_size=32, max_size=64, train_scales=(32,), **options)
 
 

@@ -10,19 +10,15 @@ import torch
 from torchvision.tv_tensors import Mask
 
 from datasets.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     EvalTransform,
     TrainTransform,
     distort_colours,
     flip,
-    normalise,
     resize,
-    resize_frames,
-    resized_size,
     swap_sides,
 )
 from util.errors import UserError
+from util.frames import IMAGENET_MEAN, IMAGENET_STD, normalise, resize_frames, resized_size
 
 SMALL: dict[str, Any] = {"train_scales": (48, 56, 64), "crop_scales": (60, 80), "crop_range": (50, 90), "max_size": 96}
 

@@ -18,7 +18,7 @@ from util.results import library_versions
 
 # Beside the options of the model and the dataset's own folder, those that masks depend on.
 MASK_OPTIONS = (
-    *("dataset_file", "expressions_file", "split", "eval_size", "max_size", "seed"),
+    *("dataset_file", "expressions_file", "split", "eval_size", "max_size", "seed", "precision"),
     *("threshold", "score_threshold"),
 )
 
@@ -65,6 +65,14 @@ class InferenceRecord:
         self.expressions.setdefault(video, {}).update({exp_id: dict(result) for exp_id, result in results.items()})
         self._write()
 
+    def absorb(self) -> None:
+        """Take over what other processes recorded beside this one, when all are done, and remove their files."""
+        for path in sorted(set(self.path.parent.glob("inference*.json")) - {self.path}):
+            for video, results in self._read(path).items():
+                self.expressions.setdefault(video, {}).update(results)
+            self._write()
+            path.unlink()
+
     def timing(self) -> dict[str, float]:
         """Frames (once for each expression), seconds from frames to masks, and frames per second."""
         results = [result for video in self.expressions.values() for result in video.values()]
@@ -98,12 +106,12 @@ class InferenceRecord:
         )
 
 
-def open_record(cfg: Config, checkpoint: Path, device: str, process: int = 0) -> InferenceRecord:
+def open_record(cfg: Config, checkpoint: Path | None, device: str, process: int = 0) -> InferenceRecord:
     """The record of ``cfg.output_dir`` for a run with a checkpoint.
 
     Args:
         cfg: its options are part of the identity.
-        checkpoint: the file.
+        checkpoint: the file; None: the model is in training, and the folder is cleared before every use.
         device: in words.
         process: number of this process, from 0.
 
@@ -113,8 +121,8 @@ def open_record(cfg: Config, checkpoint: Path, device: str, process: int = 0) ->
     name = f"inference-{process}.json" if process else "inference.json"
     return InferenceRecord(
         Path(cfg.output_dir) / name,
-        {"checkpoint_sha256": file_sha256(checkpoint), **mask_options(cfg)},
-        {"checkpoint": str(checkpoint.resolve()), "device": device},
+        {"checkpoint_sha256": file_sha256(checkpoint) if checkpoint else "", **mask_options(cfg)},
+        {"checkpoint": str(checkpoint.resolve()) if checkpoint else "", "device": device},
     )
 
 

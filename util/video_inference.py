@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -19,11 +19,14 @@ from tqdm import tqdm
 
 from util.background import BackgroundTasks, read_ahead
 from util.config import Config
+from util.distributed import balanced_share, rank, world_size
 from util.errors import RunError, UserError
 from util.inference_record import InferenceRecord
 from util.mask_layouts import LAYOUTS, ClipMasks, MaskLayout, SegmentedVideo
 from util.overlays import movie_path, write_movie, write_overlays
 from util.submission import is_written
+
+VideoT = TypeVar("VideoT", bound=SegmentedVideo)
 
 
 class ClipPrediction(ClipMasks, Protocol):
@@ -123,7 +126,11 @@ def run_inference(
 
 
 def pending(video: SegmentedVideo, cfg: Config, record: InferenceRecord) -> dict[str, list[str]]:
-    """The folders of a video that are not wholly written yet, with the expressions that they are made of."""
+    """The folders of a video that are not wholly written yet, with the expressions that they are made of.
+
+    Those that share a batch with them are made again: masks are then those of a run that was never stopped, bit for
+    bit.
+    """
     layout, output = LAYOUTS[cfg.dataset_file], Path(cfg.output_dir)
 
     def done(exp_id: str) -> bool:
@@ -131,11 +138,26 @@ def pending(video: SegmentedVideo, cfg: Config, record: InferenceRecord) -> dict
         drawn = not cfg.visualize or movie_path(output, video, exp_id).is_file()
         return sentence == video.expressions[exp_id] and drawn
 
-    return {
-        folder: exp_ids
-        for folder, exp_ids in layout.folders(video).items()
+    folders = layout.folders(video)
+    missing = {
+        folder
+        for folder, exp_ids in folders.items()
         if not all(map(done, exp_ids)) or not is_written(output, video, folder, layout)
     }
+    order = [exp_id for exp_ids in folders.values() for exp_id in exp_ids]
+    batch = {exp_id: i // cfg.expressions_per_batch for i, exp_id in enumerate(order)}
+    while True:
+        batches = {batch[exp_id] for folder in missing for exp_id in folders[folder]}
+        grown = {folder for folder, exp_ids in folders.items() if any(batch[exp_id] in batches for exp_id in exp_ids)}
+        if grown == missing:
+            return {folder: exp_ids for folder, exp_ids in folders.items() if folder in missing}
+        missing = grown
+
+
+def share_of_videos(videos: Sequence[VideoT]) -> list[VideoT]:
+    """The videos that this process works on, of about the same length in all processes together."""
+    costs = [len(video.frame_paths) * len(video.expressions) for video in videos]
+    return [videos[i] for i in balanced_share(costs, rank(), world_size())]
 
 
 def count_expressions(videos: Sequence[SegmentedVideo]) -> int:

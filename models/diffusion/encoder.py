@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion.conditioning import CLIPPixels, ImageTokenProjection, TextImageFusion
+from models.diffusion.frozen import Frozen
 from models.diffusion.noise import build_noise
-from models.diffusion.stack import Frozen, FrozenStack
+from models.diffusion.stack import FrozenStack
 from models.diffusion.stride4 import pointwise_pair
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from util.frames import IMAGENET_MEAN, IMAGENET_STD
+from util.precision import in_own_precision, widened
 
 TAP_PAIRS = ((0, 5), (1, 4), (2, 3))
 """Taps of equal stride (8, 16, 32), concatenated first with last (models.md section 6)."""
@@ -27,16 +27,21 @@ class PixelFeatures:
     """What depends on the frames alone, and so serves every sentence of a video."""
 
     latents: Tensor
-    """``[B, T, 4, H/8, W/8]``, scaled."""
+    """``[B, T, 4, H/8, W/8]``, scaled and noised: what the UNet gets."""
     f4: Tensor
     """Level 0 of the pyramid ``[N, C, H/4, W/4]``."""
     image_tokens: Tensor | None
-    """``[N, K, image width]``, or None without image tokens."""
+    """``[N, K, D]`` in the text's width, or None without image tokens."""
 
     @property
     def batch_shape(self) -> tuple[int, int]:
         """(B, T)."""
         return self.latents.shape[0], self.latents.shape[1]
+
+    def repeat(self, count: int) -> PixelFeatures:
+        """The same clips ``count`` times, one after the other, for as many sentences."""
+        tokens = None if self.image_tokens is None else self.image_tokens.repeat(count, 1, 1)
+        return PixelFeatures(self.latents.repeat(count, 1, 1, 1, 1), self.f4.repeat(count, 1, 1, 1), tokens)
 
 
 class VideoEncoder(nn.Module):
@@ -51,7 +56,12 @@ class VideoEncoder(nn.Module):
         posterior: how a latent is drawn from the VAE's posterior: its ``mode``, a ``sample``, or
             ``auto`` (a sample in training, the mode in evaluation, so that results are repeatable).
         text: whether the UNet is given the sentence; else the empty sentence's states (ablation).
+
+    Attributes:
+        precision: of matrix products and convolutions of the trained parts (``models.precision``).
     """
+
+    precision: torch.dtype = torch.float32
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -99,6 +109,7 @@ class VideoEncoder(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
+    @in_own_precision
     def encode_pixels(self, frames: Tensor) -> PixelFeatures:
         """Everything that does not depend on the sentence. The frozen parts run without a graph.
 
@@ -108,7 +119,7 @@ class VideoEncoder(nn.Module):
         with torch.no_grad():
             x01 = frames * self.pixel_std + self.pixel_mean
             moments, vae_f4 = self.vae(2 * x01.flatten(0, 1) - 1)
-            mean, log_variance = moments.chunk(2, dim=1)
+            mean, log_variance = widened(moments).chunk(2, dim=1)
             if self.posterior == "sample" or (self.posterior == "auto" and self.training):
                 std = torch.exp(0.5 * log_variance.clamp(-30, 20))
                 mean = mean + std * torch.randn_like(mean)
@@ -116,6 +127,10 @@ class VideoEncoder(nn.Module):
             tokens = None
             if self.image_encoder is not None:
                 tokens = self.image_encoder(self.clip_pixels(x01.flatten(0, 1))).last_hidden_state
+        if tokens is not None:
+            tokens = self.image_projection(tokens)
+        if self.noise is not None:
+            latents = self.signal_rate**0.5 * latents + (1 - self.signal_rate) ** 0.5 * self.noise(latents)
         return PixelFeatures(latents, self.stride4(x01, vae_f4), tokens)
 
     def encode_text(self, captions: list[str]) -> Tensor:
@@ -143,12 +158,8 @@ class VideoEncoder(nn.Module):
         frames = pixels.latents.shape[1]
         condition = self.encode_text(captions).repeat_interleave(frames, dim=0)
         if pixels.image_tokens is not None:
-            condition = self.fusion(condition, self.image_projection(pixels.image_tokens))
-
-        latents = pixels.latents
-        if self.noise is not None:
-            latents = self.signal_rate**0.5 * latents + (1 - self.signal_rate) ** 0.5 * self.noise(latents)
-        taps = self.unet(latents.transpose(1, 2), condition)
+            condition = self.fusion(condition, pixels.image_tokens)
+        taps = self.unet(pixels.latents.transpose(1, 2), condition)
 
         pyramid = [pixels.f4]
         for level, (first, last) in zip(self.levels, TAP_PAIRS, strict=True):
