@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -180,13 +180,42 @@ def load_pretrained(path_or_hub_id: str | Path, device: str = "auto", **options:
     return Pretrained(model, cfg, resolved, tuple(notes))
 
 
+def portable(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A checkpoint's content as it is passed on: ``config`` and ``frozen`` without the folders of this machine.
+
+    A frozen part that lies beside the file is named by its path from there, and found there again.
+
+    Args:
+        content: with ``config`` and ``frozen``.
+        file: where it will be written.
+    """
+
+    def named(source: str) -> str:
+        path = Path(source)
+        if not path.is_absolute() and not path.exists():
+            return source  # of the hub
+        folder, absolute = file.absolute().parent, path.absolute()
+        return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else path.name
+
+    rules = {option.name: option.metadata["rule"] for option in fields(Config)}
+    config = {
+        name: named(value) if name in PATHS and value else value
+        for name, value in content["config"].items()
+        if name in rules and (name in PATHS or not rules[name].path)
+    }
+    frozen = {
+        part: {key: named(value) if key == "source" else value for key, value in entry.items()}
+        for part, entry in content["frozen"].items()
+    }
+    return {**content, "config": config, "frozen": frozen}
+
+
 def _frames(video: Frames) -> Iterator[np.ndarray]:
     """Frames uint8 RGB ``[H, W, 3]``, one after the other."""
     if isinstance(video, str | Path):
         from util.media_reader import open_media  # FFmpeg, which frames in memory do without
 
-        with open_media(Path(video)) as media:
-            yield from (frame.picture for frame in media.frames())
+        yield from (frame.image for frame in open_media(video).frames())
         return
     if isinstance(video, Tensor):
         video = video.movedim(1, -1).cpu().numpy() if video.ndim == 4 else video.cpu().numpy()

@@ -22,6 +22,7 @@ from models.diffusion.stack import load_stock_parts
 from models.identity import PARTS, held_parts, weights_identity
 from models.loading import config_of, file_name, load_weights, open_checkpoint
 from models.lora import merged_state
+from models.pretrained import portable
 from scripts.count_parameters import FULL_SIZE, empty_model
 from util.checkpoint import save_weights, write_pickle
 from util.errors import UserError, run_cli
@@ -113,7 +114,7 @@ def to_project(checkpoint: dict[str, Any], args: argparse.Namespace) -> list[str
         weights = {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}
         for part, entry in weights_identity(weights).items():  # of what the file holds now
             frozen[part] = {**frozen.get(part, {}), **entry}
-    save_weights(args.output, {**checkpoint, "weights": weights, "frozen": frozen})
+    save_weights(args.output, portable({**checkpoint, "weights": weights, "frozen": frozen}, args.output))
     held = held_parts(weights)
     count = sum(value.numel() for value in weights.values()) / 1e6
     return [
