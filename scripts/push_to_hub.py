@@ -89,8 +89,8 @@ def model_card(content: dict[str, Any], repo: str, results: dict[str, Any] | Non
         "---",
         f"# {repo.partition('/')[2]}",
         "",
-        f"Weights of {TITLES[model]} for referring video object segmentation: a video and a sentence in, the mask of the "
-        "object that the sentence names in every frame out.",
+        f"Weights of {TITLES[model]} for referring video object segmentation: a video and a sentence in, the mask of "
+        "the object that the sentence names in every frame out.",
         "",
         "```python",
         "from models import load_pretrained",
@@ -98,8 +98,8 @@ def model_card(content: dict[str, Any], repo: str, results: dict[str, Any] | Non
         f'result = load_pretrained("{repo}").segment("video.mp4", ["a red car"])',
         "```",
         "",
-        f"The file holds the {count / 1e6:.1f} M parameters that were trained. The frozen parts come from elsewhere, and "
-        "are verified when the weights are loaded:",
+        f"The file holds the {count / 1e6:.1f} M parameters that were trained. The frozen parts come from elsewhere, "
+        "and are verified when the weights are loaded:",
         "",
         *("| part | from | sha256 |", "|---|---|---|"),
         *frozen,
