@@ -5,6 +5,7 @@ Letters: B clips, T frames, H×W padded size, h×w size of one clip after its tr
 
 from __future__ import annotations
 
+import atexit
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import box_convert, masks_to_boxes
 
-from datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from util.errors import UserError
+from util.frames import IMAGENET_MEAN, IMAGENET_STD
 from util.padding import pad_clips
+from util.stopping import WorkerSignals
 
 LOCAL_REACH = 3  # frames: how far the two neighbours of the start frame may lie from it
 MAX_REPLACEMENTS = 100
@@ -190,7 +192,15 @@ class ClipDataset(Dataset[Sample], ABC):
 
 
 class ClipLoader(DataLoader[Sample]):
-    """A ``DataLoader`` that hands a worker's ``UserError`` on as its one sentence, without the worker's traceback."""
+    """A ``DataLoader`` that hands a worker's ``UserError`` on as its one sentence, without the worker's traceback.
+
+    Signals that reach its processes beside the run's own do not end them: the run may want to finish its step.
+    """
+
+    def __init__(self, dataset: Dataset[Sample], **options: Any) -> None:
+        signals = WorkerSignals()
+        super().__init__(dataset, worker_init_fn=signals, **options)
+        atexit.register(signals.close)
 
     def __iter__(self) -> Iterator[ClipBatch]:  # type: ignore[override]
         try:

@@ -39,14 +39,29 @@ class Criterion:
         """The selector that a training forward takes: the matched query of every layer."""
         return MatchedQuery(self.matcher, target)
 
-    def __call__(self, output: SegmenterOutput, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
+    @staticmethod
+    def count(targets: Sequence[Target]) -> Tensor:
+        """What every term is divided by: the valid frames of all batches of a step, averaged over processes, ≥ 1."""
+        valid = torch.stack([target.valid.sum() for target in targets]).sum()
+        return average_over_processes(valid).clamp(min=1)
+
+    def __call__(
+        self, output: SegmenterOutput, target: Target, count: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms.
+
+        Args:
+            output: of the model.
+            target: of the same batch.
+            count: of the step, where this batch is one of several; the losses of all then add up to that of one
+                batch that holds all their clips. None: the batch's own.
 
         Returns:
             the weighted sum, and every unweighted term: ``loss_ce`` … of the last layer, and
             ``loss_ce_0`` … of layer 0 and so on.
         """
-        count = average_over_processes(target.valid.sum()).clamp(min=1)
+        if count is None:
+            count = self.count([target])
         terms: dict[str, Tensor] = {}
         last = len(output.layers) - 1
         total = torch.zeros((), device=target.valid.device)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.ops import MSDeformAttn
 from models.position_encoding import sine_position_2d
+from util.precision import call_in_float32
 
 
 @dataclass
@@ -213,12 +214,12 @@ class DeformableTransformer(nn.Module):
 
         x = queries
         query_position = self.query_position.expand(x.shape[0], -1, -1)
-        reference = initial = self.reference_point(query_position).sigmoid()
+        reference = initial = call_in_float32(self.reference_point, query_position).sigmoid()
         states, boxes = [], []
         for layer, box_head in zip(self.decoder, self.box_heads, strict=True):
             scale = ratios if reference.shape[-1] == 2 else torch.cat([ratios, ratios], dim=-1)
             x = layer(x, query_position, reference[:, :, None] * scale[:, None], memory, shapes, flat_padding)
-            offset = box_head(x)
+            offset = call_in_float32(box_head, x)
             known = reference.shape[-1]
             logit = torch.logit(reference, eps=1e-5)
             box = torch.cat([offset[..., :known] + logit, offset[..., known:]], dim=-1).sigmoid()

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from models.diffusion.stack import Frozen
+from models.diffusion.frozen import Frozen
 
 ADAPTER = "default"
 """The adapters' name in peft; it is part of their parameters' names."""
@@ -41,7 +42,26 @@ def add_lora(
         raise ValueError("the module has LoRA adapters already")
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))  # type: ignore[arg-type]
     inject_adapter_in_model(config, unet.module, ADAPTER)
+    for _, layer in _adapted_layers(unet):
+        layer.cast_input_dtype_enabled = False
+        for half in (layer.lora_A, layer.lora_B):
+            half[ADAPTER] = AdapterLinear(half[ADAPTER].weight)
     unet.awake = tuple(layer.lora_dropout for _, layer in _adapted_layers(unet))
+
+
+class AdapterLinear(nn.Module):
+    """A linear layer without bias that computes in its input's precision, whatever its weight is held in.
+
+    So the trained weight is float32 inside of a UNet that is held in half precision.
+    """
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` → ``[..., out]``."""
+        return F.linear(x, self.weight.to(x.dtype))
 
 
 def has_lora(model: nn.Module) -> bool:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.deformable_transformer import MLP
+from util.precision import in_float32
 
 SHUFFLE = 4
 MASK_CHANNELS = SHUFFLE * SHUFFLE
@@ -23,6 +24,7 @@ def shuffle_mask(mask: Tensor) -> Tensor:
     return F.pixel_shuffle(mask, SHUFFLE)[..., 0, :, :]
 
 
+@in_float32
 def sum_memories(memory: Sequence[Tensor]) -> Tensor:
     """Mask features: the encoder memories, resized to stride 8 and summed, ``[N, C, h, w]``."""
     features = memory[0]
@@ -52,6 +54,7 @@ class DynamicMaskHead(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    @in_float32  # positions are pixels, and differences of them
     def forward(self, features: Tensor, states: Tensor, centres: Tensor) -> Tensor:
         """Masks of all queries.
 
@@ -90,6 +93,7 @@ class QueryDotHead(nn.Module):
         super().__init__()
         self.mix = nn.Linear(3, MASK_CHANNELS)
 
+    @in_float32
     def forward(self, memory: Sequence[Tensor], states: Tensor) -> Tensor:
         """Masks of all queries.
 

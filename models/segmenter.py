@@ -18,6 +18,7 @@ from models.diffusion.encoder import PixelFeatures, VideoEncoder
 from models.mask_heads import DynamicMaskHead, MaskRefinement, QueryDotHead, shuffle_mask, sum_memories
 from models.selection import LayerPrediction, Selector, best_query
 from models.text_encoder import LanguageQueries, SentenceEncoder
+from util.precision import call_in_float32, in_own_precision
 
 
 @dataclass
@@ -60,7 +61,12 @@ class Segmenter(nn.Module):
         query_dot_head: added to it (HCD); None: without (VD-IT).
         refinement: low mask → full-resolution mask.
         dim: width of the decoder.
+
+    Attributes:
+        precision: of matrix products and convolutions (``models.precision``); what it predicts is float32.
     """
+
+    precision: torch.dtype = torch.float32
 
     def __init__(
         self,
@@ -109,6 +115,7 @@ class Segmenter(nn.Module):
         """
         return self.segment_pixels(self.encoder.encode_pixels(frames), padding, captions, select, annotated)
 
+    @in_own_precision
     def segment_pixels(
         self,
         pixels: PixelFeatures | PyramidFeatures,
@@ -142,7 +149,7 @@ class Segmenter(nn.Module):
             if self.query_dot_head is not None:
                 low = low + self.query_dot_head(decoded.memory, states)
             prediction = LayerPrediction(
-                logits=self.class_heads[i](states).unflatten(0, (batch, frames)),
+                logits=call_in_float32(self.class_heads[i], states).unflatten(0, (batch, frames)),
                 boxes=boxes.unflatten(0, (batch, frames)),
                 low_masks=shuffle_mask(low).unflatten(0, (batch, frames)),
             )

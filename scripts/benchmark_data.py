@@ -172,9 +172,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     unknown = [name for name in args.datasets if name not in SOURCES]
     if unknown:
         raise UserError(f"unknown dataset {unknown[0]!r}; choose some of {', '.join(SOURCES)}")
-    for name in ("seconds", "workers", "num_frames"):
-        if getattr(args, name) <= 0:
-            raise UserError(f"--{name} must be above 0, not {getattr(args, name)}")
+    for name in ("seconds", "workers", "num_frames", "length"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} must be above 0, not {value}")
     return args
 
 

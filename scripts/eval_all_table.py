@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -28,12 +29,15 @@ COLUMNS = {
     "box P@.5": ("box_P@0.5",),
 }
 """Title → the metrics of a cell."""
-WIDTH = 180  # columns of text
+WIDEST = 1000  # columns of text: more than any table needs
 
 
-def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Print the metrics of all rows; a metric that a set does not have is left empty."""
-    console = console or Console(width=WIDTH)  # a narrower terminal breaks lines, and cuts nothing off
+def print_table(rows: Sequence[Row], file: TextIO | None = None) -> None:
+    """Print the metrics of all rows to a file (None: standard output); one that a set does not have is left empty.
+
+    The table is as wide as its cells need: a narrower terminal breaks lines, and nothing is cut off.
+    """
+    console = Console(file=file, width=WIDEST)
     table = Table(box=SIMPLE_HEAD, title="all benchmarks, toy sets", padding=(0, 1, 0, 0))
     for title in ("set", "weights"):
         table.add_column(title, no_wrap=True)

@@ -109,7 +109,7 @@ def overfit(cfg: Config, clips: list[Sample], target_j: float, every: int, devic
                 optimizer,
                 replace(schedule, max_steps=min(step + every, cfg.max_steps)),
                 log,
-                save=lambda step: None,
+                save=lambda step, last: None,
                 seed=cfg.seed,
                 device=device,
                 first_step=step,

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.forks import Forks
 
 # Tests use no network: without this, a path that could be a hub id is looked up there, with retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -66,3 +71,12 @@ def tiny_checkpoint(tiny_config: list[str], tmp_path_factory: pytest.TempPathFac
     path = tmp_path_factory.mktemp("run") / "checkpoint.pth"
     save_checkpoint(path, build_model(cfg), cfg.model, config_dict(cfg), step=0)
     return path
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts processes that a test may kill."""
+    from tests.forks import Forks
+
+    with Forks() as server:
+        yield server

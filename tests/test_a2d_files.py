@@ -14,6 +14,7 @@ from datasets import build_dataset, build_evaluator
 from scripts.toy_formats_a2d import coco_truth, write_instances, write_toy_a2d
 from tests.a2d_tools import config, h5_file, list_file, mask_of, plain, write_set
 from util.errors import UserError
+from util.evaluation import QueryPredictions
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,22 @@ def test_the_truth_must_fit_the_list(tmp_path: Path):
     assert "is not valid JSON" in fails("{")
     truth["annotations"][1]["segmentation"]["counts"] = "00"
     assert "the mask for v_v_f_5_i_3" in fails(truth)
+
+
+def test_equal_sentences_are_items_of_their_own_and_a_late_object_counts_where_it_is_annotated(tmp_path: Path):
+    root = write_set(tmp_path, [["a cat", "v", 2, 1], ["a cat", "v", 5, 1], ["a cat", "v", 5, 3]])
+    write_instances(h5_file(root, 2), [1], mask_of(1)[None])  # instance 3 is not there yet
+    items = plain(root).items
+    assert [item.id for item in items] == ["v_v_f_2_i_1", "v_v_f_5_i_1", "v_v_f_5_i_3"]
+    evaluator = build_evaluator(config(root))
+    for item in items:
+        guess = mask_of(1)[None]
+        evaluator.update([QueryPredictions(item.id, np.ones(1, np.float32), guess, np.zeros((1, 4), np.float32))])
+    results, small, large = evaluator.results(), 14 * 24, 30 * 24  # pixels of instances 1 and 3, one within the other
+    assert evaluator.counts() == {"items": 3, "items_without_prediction": 0}
+    assert results["mIoU"] == pytest.approx(100 * (2 + small / large) / 3)
+    assert results["oIoU"] == pytest.approx(100 * 3 * small / (2 * small + large))
+    assert results["P@0.5"] == pytest.approx(200 / 3)
 
 
 # --- bad inputs: one sentence that names the place

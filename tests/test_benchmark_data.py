@@ -26,3 +26,5 @@ def test_mistakes() -> None:
         main(["coco"])
     with pytest.raises(UserError, match="--workers must be above 0"):
         main(["a2d", "--workers", "0"])
+    with pytest.raises(UserError, match="--length must be above 0"):
+        main(["a2d", "--length", "0"])

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from scripts import eval_all
 from scripts.eval_all import EVALUATIONS, INFERENCES, TRAININGS, Evaluation, Inference, main
-from scripts.eval_all_table import COLUMNS, WIDTH, print_table
+from scripts.eval_all_table import COLUMNS, print_table
 from util.benchmarks import EVAL_SPLITS, MIXTURES, scored_parts
 from util.errors import RunError, UserError
 
@@ -40,13 +39,21 @@ def test_the_table() -> None:
         ("mevis v2", "mevis", videos, {"videos": 2, "expressions": 17}),
         ("refcoco", "joint_coco", items, {"items": 5, "items_without_prediction": 0}),
     ]
-    print_table(rows, Console(file=text, width=WIDTH))
+    print_table(rows, text)
     lines = [line.split() for line in text.getvalue().splitlines() if line.strip()]
     header = " ".join(lines[1])
     assert all(title in header for title in COLUMNS)
     assert lines[-2] == ["mevis", "v2", "mevis", "17", "43.2", "40.0", "46.4", "–"]
     precisions = ["95.0", "94.0", "93.0", "92.0", "91.0"]
     assert lines[-1] == ["refcoco", "joint_coco", "5", *precisions, "51.0", "50.0", "99.9"]
+
+
+def test_nothing_of_the_table_is_cut_off_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics: dict[str, float | None] = {key: 100.0 for keys in COLUMNS.values() for key in keys}
+    print_table([("a set with a name", "the weights of a long mixture", metrics, {"items": 123456})])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "…" not in text and all(title in text for title in COLUMNS)
+    assert "a set with a name the weights of a long mixture 123456" in text and text.count("100.0") == len(metrics)
 
 
 def test_without_toy_it_says_what_to_do() -> None:

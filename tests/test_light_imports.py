@@ -28,7 +28,9 @@ FORBIDDEN = {
     "scripts.baselines": HEAVY,
     "scripts.make_toy_data": HEAVY,
     "scripts.train_toy": HEAVY,
+    "scripts.launch_rank": HEAVY,  # and with it scripts.launch
     "util.visualisation": HEAVY - {"av"},  # writes movies
+    "scripts.plot_run": HEAVY - {"av"},
     "scripts.prepare_data": HEAVY - {"av", "pycocotools"},  # draws RefCOCO's polygons
 }
 

@@ -17,7 +17,7 @@ from datasets import build_dataset, build_scorer, list_videos
 from datasets.clip import ClipDataset
 from datasets.mevis import MevisClips, read_truth
 from datasets.transforms import EvalTransform
-from util.config import Config
+from util.config import Config, load_config
 from util.errors import UserError
 
 HEIGHT, WIDTH, FRAMES = 24, 40, 5
@@ -112,6 +112,18 @@ def test_training_clips(mevis: Path) -> None:
     assert ("0", "the bird flying away") in seen
     assert {exp_id for exp_id, caption in seen if caption == "the two birds"} == {"1", "2"}
     assert any(clips[i][1]["negative"] for i in range(len(clips)))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_clips_run_backwards_as_often_as_the_configuration_says(mevis: Path, share: float) -> None:
+    clips = build_dataset(config(mevis, reverse_probability=share, num_frames=5), "train")
+    names = [clips[i][1]["frame_names"] for i in range(len(clips))]
+    assert names == [sorted(clip, reverse=bool(share)) for clip in names]
+
+
+@pytest.mark.parametrize("name", ["vdit_ytvos", "hcd_ytvos", "vdit_mevis", "hcd_mevis"])
+def test_recipes_reverse_three_clips_in_ten(root: Path, name: str) -> None:
+    assert load_config(["--config", str(root / "configs" / f"{name}.yaml")], "").reverse_probability == 0.3
 
 
 def test_a_frame_that_occurs_twice_has_its_mask_twice(mevis: Path) -> None:

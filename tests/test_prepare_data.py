@@ -128,6 +128,15 @@ def test_expression_ids_objects_and_text(davis_root: Path, tmp_path: Path) -> No
     assert read(tmp_path / "valid" / "meta.json")["motorbike"]["objects"]["2"]["category"] == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("spelt", "video"), [("clasic-car", "classic-car"), ("dog-scale", "dogs-scale"), ("motor-bike", "motorbike")]
+)
+def test_misspelt_videos_are_mended_and_equal_sentences_kept_apart(tmp_path: Path, spelt: str, video: str) -> None:
+    for name in TEXTS:
+        (tmp_path / name).write_text(f'{spelt} 1 "it"\n{spelt} 2 "it"\n')
+    assert read_davis_sentences(tmp_path) == {video: {obj: dict.fromkeys(range(4), "it") for obj in (1, 2)}}
+
+
 def test_repeating_changes_nothing_and_completes_what_is_missing(davis_root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert_davis(davis_root, out)

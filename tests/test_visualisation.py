@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util import visualisation
+from util import media_writer
 from util.errors import UserError
 from util.visualisation import (
     BOX_COLOUR,
@@ -139,7 +139,7 @@ def test_video_is_h264_of_even_size(tmp_path: Path, size: tuple[int, int]):
 
 
 def test_video_without_libx264(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(visualisation.av, "codecs_available", {"mpeg4"})
+    monkeypatch.setattr(media_writer.av, "codecs_available", {"mpeg4"})
     write_video(tmp_path / "clip.mp4", [grey(64, 96)] * 3)
     frames, codec, _ = decode(tmp_path / "clip.mp4")
     assert codec == "mpeg4" and len(frames) == 3

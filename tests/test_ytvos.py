@@ -47,6 +47,13 @@ def test_one_clip_per_expression_and_start_frame(dataset_root: Path) -> None:
     assert len(build_dataset(config(dataset_root, num_frames=20), "train")) == 2 * 2
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_clips_run_backwards_as_often_as_the_configuration_says(dataset_root: Path, share: float) -> None:
+    clips = build_dataset(config(dataset_root, reverse_probability=share), "train")
+    names = [clips[i][1]["frame_names"] for i in range(len(clips))]
+    assert names == [sorted(clip, reverse=bool(share)) for clip in names]
+
+
 def test_a_sample_keeps_the_contract(dataset_root: Path) -> None:
     frames, target = build_dataset(config(dataset_root), "train")[0]
     t, channels, h, w = frames.shape

@@ -21,9 +21,19 @@ MIXTURES = {
 }
 """Name of a mixture for training → its parts, which are scored one after the other."""
 
+_VIDEO_METRICS = ("J&F", "J", "F")
+_OVERLAPS = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
+_AVERAGE_PRECISIONS = ("mAP", "mAP_best_query", "AP@0.5", "AP@0.75", *_OVERLAPS)
+EVAL_METRICS = {
+    **dict.fromkeys(("ytvos", "davis", "mevis"), _VIDEO_METRICS),
+    **dict.fromkeys(("a2d", "jhmdb"), _AVERAGE_PRECISIONS),
+    **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), (*_OVERLAPS, "box_P@0.5")),
+}
+"""Name → the metrics by which the best checkpoint can be chosen, the usual one first."""
+
 DATASETS = (*EVAL_SPLITS, *MIXTURES)
 
-AUTO_SPLIT = "auto"
+AUTO_SPLIT = "auto"  # of datasets and metrics, too
 
 
 def resolve_split(dataset_file: str, split: str) -> str:
@@ -34,3 +44,13 @@ def resolve_split(dataset_file: str, split: str) -> str:
 def scored_parts(dataset_file: str) -> tuple[str, ...]:
     """The datasets that are scored under a name: itself, or the parts of a mixture."""
     return MIXTURES.get(dataset_file, (dataset_file,))
+
+
+def scored_metric(dataset_file: str, metric: str) -> str:
+    """The metric that ``metric`` means for a dataset: itself, or the dataset's usual one for "auto"."""
+    return EVAL_METRICS[dataset_file][0] if metric == AUTO_SPLIT else metric
+
+
+def validated_set(dataset_file: str, eval_dataset: str) -> str:
+    """What is validated in training: ``eval_dataset``, where it is not "auto"."""
+    return dataset_file if eval_dataset == AUTO_SPLIT else eval_dataset

@@ -27,14 +27,16 @@ from torch import Tensor, nn
 
 from util.errors import UserError
 from util.io import atomic_path
+from util.precision import HALVES
 from util.state import carried_state, trained_state
 
 FORMAT = "t2v-rvos-1"
 TRAINING_KEYS = {"optimizer": dict, "step": int, "steps_per_epoch": int}
-"""What going on takes beside the weights, and its types."""
+"""What going on takes beside the weights, and its types. ``scaler`` is there where the run has one."""
 BESIDE = "frozen-"
 """How the names of files begin that hold a run's frozen parts; they are no checkpoints by themselves."""
-_TYPES: dict[str, type] = {"model": str, "config": dict, "frozen": dict, "args": dict, "epoch": int, **TRAINING_KEYS}
+_TYPES: dict[str, type] = {"model": str, "config": dict, "frozen": dict, "args": dict, "epoch": int, "scaler": dict}
+_TYPES.update(TRAINING_KEYS)
 _JSON_KEYS = ("config", "frozen", "args", "epoch")
 """What a safetensors file holds as JSON, beside ``format`` and ``model``."""
 _UNUSED = "unused."
@@ -66,15 +68,41 @@ def save_checkpoint(
     content = {"format": FORMAT, "model": name, "config": config, "weights": trained_state(model), **state}
     if frozen:
         content["frozen"] = frozen
-    carried = carried_state(model)
-    if carried and frozen:
-        content["beside"] = _beside(frozen, carried)
-        file = Path(path).with_name(content["beside"])
-        if not file.is_file():
-            save_weights(file, {"model": name, "weights": carried})
+    if frozen:
+        beside = save_carried(Path(path).parent, model, name, frozen)
+        content.update({"beside": beside} if beside else {})
     else:
-        content["weights"].update(carried)
+        content["weights"].update(carried_state(model))
     write_pickle(path, content)
+
+
+def save_carried(folder: Path, model: nn.Module, name: str, frozen: Mapping[str, Mapping[str, str]]) -> str:
+    """Write the frozen parts that came with a checkpoint into their own file, unless it is there.
+
+    Args:
+        folder: of the run's checkpoints.
+        model: a run that holds frozen parts in half precision calls this before, as digits are lost then.
+        name: which model it is.
+        frozen: identity of the frozen parts.
+
+    Returns:
+        the file's name; empty where no part came with a checkpoint.
+
+    Raises:
+        UserError: it cannot be written, or is gone and the model no longer has all digits.
+    """
+    carried = carried_state(model)
+    if not carried:
+        return ""
+    file = folder / _beside(frozen, carried)
+    if not file.is_file():
+        if any(tensor.dtype in HALVES for tensor in carried.values()):
+            raise UserError(
+                f"{file} is gone, and the frozen weights in it are held in half precision by now; put it back, and go "
+                "on from the last checkpoint"
+            )
+        save_weights(file, {"model": name, "weights": carried})
+    return file.name
 
 
 def write_pickle(path: str | Path, content: dict[str, Any]) -> None:
@@ -87,8 +115,18 @@ def write_pickle(path: str | Path, content: dict[str, Any]) -> None:
         # An open file: given a path, torch writes its name into the file, and equal content has other bytes.
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())  # else a machine that fails may leave the new name without the content
     except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write the checkpoint {path}: {error}; an older one there is intact") from error
+        raise UserError(f"cannot write {path}: {_reason(error)}; an older file there is intact") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Why a file cannot be written: what the system says, which PyTorch's own message may hide."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(error).splitlines()[0]
 
 
 def save_weights(path: str | Path, content: dict[str, Any]) -> None:

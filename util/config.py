@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from util.benchmarks import AUTO_SPLIT, DATASETS, resolve_split
+from util.benchmarks import AUTO_SPLIT, DATASETS, EVAL_METRICS, resolve_split
 from util.config_files import read_yaml
 from util.config_rules import check_together
 from util.errors import UserError
@@ -171,12 +171,51 @@ class Config:
     )
     weight_decay: float = _train(5e-4, "weight decay of AdamW", minimum=0)
     clip_max_norm: float = _train(0.1, "greatest norm of the gradient; 0: no clipping", minimum=0)
-    batch_size: int = _train(1, "clips per process and step", minimum=1)
+    batch_size: int = _train(1, "clips per process that go through the model together", minimum=1)
+    accumulate: int = _train(
+        1, "batches per optimiser step; N of them give the update of one batch that is N times larger", minimum=1
+    )
+    precision: str = _train(
+        "auto",
+        "of frozen weights, matrix products and convolutions: bf16, fp16 (scales the loss), fp32; auto = bf16 for "
+        "training on CUDA, else fp32",
+        choices=("auto", "bf16", "fp16", "fp32"),
+    )
+    gradient_checkpointing: bool = _train(
+        False, "compute the UNet's activations again in the backward pass and do not keep them: less memory, more time"
+    )
+    compile: bool = _train(False, "compile UNet and VAE (torch.compile); where that fails, they run as they are")
     seed: int = _train(42, "seed of everything random", minimum=0, maximum=2**32 - 1)
     max_steps: int = _train(0, "stop after so many optimiser steps; 0: no limit", minimum=0)
     warmup_steps: int = _train(0, "steps over which the rate rises linearly from 0", minimum=0)
     log_every: int = _train(10, "steps between two lines of the log", minimum=1)
+    sample_every: int = _train(
+        200, "steps between two pictures of a clip just trained on, in TensorBoard and wandb; 0: none", minimum=0
+    )
     save_every: int = _train(0, "steps between checkpoints, beside those at the ends of epochs; 0: none", minimum=0)
+    save_minutes: float = _train(
+        10.0, "minutes after which a checkpoint is written that no other reason has asked for; 0: none", minimum=0
+    )
+    keep_checkpoints: int = _train(
+        3, "how many of the last checkpoints stay; the best one of the validations stays beside them", minimum=1
+    )
+    patience_minutes: float = _train(
+        10.0, "minutes without any progress after which the run ends, and says which process hangs where", above=0
+    )
+    eval_every: float = _train(
+        0.0,
+        "epochs between two validations, beside that at the end; parts of an epoch count, such as 0.25; 0: none",
+        minimum=0,
+    )
+    eval_dataset: str = _train(
+        "auto", "what is validated in training; auto is dataset_file itself", choices=("auto", *DATASETS)
+    )
+    eval_metric: str = _train(
+        "auto",
+        "metric of the validations by which checkpoint_best.pth is chosen, the greatest is best; auto is J&F for sets "
+        "of videos, mAP for A2D and JHMDB, oIoU for RefCOCO",
+        choices=("auto", *sorted({name for names in EVAL_METRICS.values() for name in names})),
+    )
 
     config: str = _run("", "YAML file that sets any of these options; flags override it", path=True, empty=True)
     output_dir: str = _run("runs/debug", "folder for everything that is written", path=True)
@@ -184,7 +223,8 @@ class Config:
     eval: bool = _run(False, "score the checkpoint that --resume names, and write results.json; nothing is trained")
     resume: str = _run(
         "",
-        "checkpoint to go on from, or to use for inference: a file, a folder that holds one, or hf://org/repo",
+        "checkpoint to go on from, or to use for inference: a file, a folder that holds one, or hf://org/repo; in "
+        "training also auto: the newest intact one in output_dir, if any",
         path=True,
         empty=True,
     )
@@ -199,7 +239,11 @@ class Config:
     ignore_frozen_identity: bool = _run(
         False, "accept frozen parts other than those that a checkpoint was trained with"
     )
+    wandb: bool = _run(False, "also log to Weights & Biases; its library is installed by you, WANDB_MODE=offline works")
     visualize: bool = _run(False, "also draw masks, boxes and sentences over the frames")
+    expressions_per_batch: int = _run(
+        4, "sentences of a video that are segmented together; fewer take less memory, masks stay the same", minimum=1
+    )
     threshold: float = _run(0.5, "mask probability from which a pixel belongs to the object", minimum=0, maximum=1)
     score_threshold: float = _run(
         0.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -60,6 +60,13 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def tell(notes: Iterable[str]) -> None:
+    """Print what the user should know, once."""
+    if is_main():
+        for note in notes:
+            print(f"note: {note}", flush=True)
+
+
 def average_over_processes(value: Tensor) -> Tensor:
     """Mean of a tensor over all processes, on its device; the tensor itself in a single process."""
     if world_size() == 1:
@@ -67,6 +74,19 @@ def average_over_processes(value: Tensor) -> Tensor:
     value = value.clone()
     dist.all_reduce(value)
     return value / world_size()
+
+
+def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Means over all processes, which call this together with the same names.
+
+    Args:
+        values: of this process.
+        device: of the kind that processes exchange tensors on.
+    """
+    if world_size() == 1:
+        return values
+    means = average_over_processes(torch.tensor(list(values.values()), dtype=torch.float64, device=device))
+    return dict(zip(values, means.tolist(), strict=True))
 
 
 def wait_for_all() -> None:

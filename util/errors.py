@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 USER_ERROR_STATUS = 2
+REQUEUE_STATUS = 75  # stopped by a signal, with its work saved: the same command with --resume auto goes on
 
 
 class UserError(ValueError):
@@ -21,11 +22,24 @@ class RunError(RuntimeError):
     """A run that must stop for a reason that is not the user's input, told in one sentence; status 1."""
 
 
+class Stopped(SystemExit):
+    """A run that a signal has ended, with its work saved: it leaves the process with ``REQUEUE_STATUS``.
+
+    Args:
+        signal: the signal's name.
+        step: steps done; None where training had not begun.
+    """
+
+    def __init__(self, signal: str, step: int | None = None) -> None:
+        super().__init__(REQUEUE_STATUS)
+        self.signal, self.step = signal, step
+
+
 def run_cli(main: Callable[[], int | None] | Callable[[], None]) -> NoReturn:
     """Run a script's ``main`` and leave the process with its status.
 
     ``UserError`` and ``RunError`` are printed as one line on stderr, without a traceback, and end in
-    status 2 and 1; Ctrl-C ends in status 130.
+    status 2 and 1; Ctrl-C ends in status 130, and a run that was stopped and can go on in 75.
     """
     try:
         status = main()

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 Scorer = Callable[[int], dict[str, Any]]
 """Scores the masks of whole videos, with a number of processes; ``util.video_scores`` reads what it returns."""
 
+Scores = tuple[dict[str, float], dict[str, int]]
+"""Metrics and counts of a dataset; empty in all processes but the main one."""
+Score = Callable[[Any], Scores]
+"""Scores a model on a dataset, in all processes together."""
+
 
 @dataclass(frozen=True)
 class QueryPredictions:

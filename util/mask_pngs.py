@@ -26,6 +26,15 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     _write(path, Image.fromarray(mask.astype(np.uint8) * 255))
 
 
+def write_grey(path: Path, plane: np.ndarray) -> None:
+    """Write a plane, uint8 ``[H, W]``, as an 8-bit greyscale PNG, beside and renamed.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    _write(path, Image.fromarray(plane))
+
+
 def write_index_mask(path: Path, ids: np.ndarray) -> None:
     """Write object ids, uint8 ``[H, W]``, as an 8-bit palette PNG in the customary colours, beside and renamed.
 

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -118,17 +118,25 @@ def expected(cls: type, name: str) -> str:
     return {bool: "true or false", int: f"a whole number{limits}", float: f"a number{limits}"}[kind]
 
 
-def read_flags(cls: type, argv: Sequence[str] | None, description: str) -> Options:
+def read_flags(
+    cls: type, argv: Sequence[str] | None, description: str, arguments: Mapping[str, str | None] | None = None
+) -> Options:
     """Read the options that the command line sets; ``--help`` prints all of them by group and ends the program.
 
     Args:
+        cls: the dataclass that declares the options.
         argv: the arguments; None takes those of the process.
+        description: what the program does, for ``--help``.
+        arguments: what stands without a flag: names, in order, each with None for one text or "+" for some; they are
+            in the result by these names.
 
     Raises:
         UserError: a flag is unknown, lacks its value or has a wrong one.
     """
+    arguments = arguments or {}
+    words = "".join(f"{name} {f'[{name} ...] ' if count else ''}" for name, count in arguments.items())
     parser = _Parser(
-        usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
+        usage=f"%(prog)s {words}[--config FILE] [--OPTION VALUE ...]",
         description=description,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -140,14 +148,19 @@ def read_flags(cls: type, argv: Sequence[str] | None, description: str) -> Optio
         if rule.group not in groups:
             groups[rule.group] = parser.add_argument_group(rule.group)
         groups[rule.group].add_argument(f"--{field.name}", **_flag(cls, field))
-    given, unknown = parser.parse_known_args(argv)
+    for name, count in arguments.items():
+        parser.add_argument(name, nargs=count)
+    given, unknown = (parser.parse_known_intermixed_args if arguments else parser.parse_known_args)(argv)
     if unknown:
         flag = unknown[0].split("=")[0]
         if not flag.startswith("-"):
             raise UserError(f"unexpected argument {flag!r}; every option is given as --name value, see --help")
         near = nearest(flag.lstrip("-").replace("-", "_"), names)
         raise UserError(f"unknown flag {flag}" + (f"; did you mean --{near}?" if near else "; see --help"))
-    return {name: checked(cls, name, _typed(cls, name, text), f"--{name}") for name, text in vars(given).items()}
+    return {
+        name: text if name in arguments else checked(cls, name, _typed(cls, name, text), f"--{name}")
+        for name, text in vars(given).items()
+    }
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from util.errors import UserError
 from util.io import atomic_path
+from util.lettering import letters, wrap_text
+from util.media_writer import open_video
 
 Picture = np.ndarray
 Curve = Sequence[tuple[float, float]]  # (x, y) points in order of x
@@ -61,12 +61,26 @@ def draw_overlay(
     # Without any mask the whole frame is shaded, which says that nothing was found.
     tinted = picture * (1 - TINT) + np.array(colour) * TINT
     picture = np.where(inside[..., None], tinted, picture * SHADE).round().astype(np.uint8)
-    outlines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, outlines, -1, PAPER, 5, cv2.LINE_AA)  # a dark seam: visible on any background
-    cv2.drawContours(picture, outlines, -1, colour, 3, cv2.LINE_AA)
+    draw_outline(picture, inside, colour, line=3, seam=5)
     if box is not None:
         _draw_box(picture, [side * scale for side in box], score)
     return np.concatenate([picture, text_bar(sentence, width)]) if sentence else picture
+
+
+def draw_outline(picture: Picture, mask: np.ndarray, colour: tuple[int, int, int], line: int, seam: int) -> None:
+    """Draw a mask's contours, those of its holes too, into the picture.
+
+    Args:
+        picture: uint8 RGB ``[H, W, 3]``.
+        mask: bool ``[H, W]``.
+        colour: RGB.
+        line: width in pixels.
+        seam: width of the dark line below, which makes the other one visible on any ground.
+    """
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    kind = cv2.LINE_AA if line > 1 else cv2.LINE_8  # a smooth line of one pixel would be pale
+    cv2.drawContours(picture, outlines, -1, PAPER, seam, kind)
+    cv2.drawContours(picture, outlines, -1, colour, line, kind)
 
 
 def overlay_size(height: int, width: int) -> tuple[int, int]:
@@ -85,9 +99,9 @@ def text_bar(text: str, width: int, size: int | None = None) -> Picture:
         size: of the letters, in pixels; by default it follows the width.
     """
     size = size or max(15, width // 38)
-    font = _font(size)
+    font = letters(size)
     margin = size // 2
-    lines = _wrap(text, font, width - 2 * margin)
+    lines = wrap_text(text, font, width - 2 * margin)
     height = (len(lines) * (size + size // 3) + size + 1) // 2 * 2
     image = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(image)
@@ -97,30 +111,41 @@ def text_bar(text: str, width: int, size: int | None = None) -> Picture:
 
 
 def contact_sheet(
-    rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, tile_width: int = 320, gap: int = 6
+    rows: Sequence[tuple[str, Sequence[Picture]]],
+    path: Path,
+    tile_width: int = 320,
+    gap: int = 6,
+    header: Picture | None = None,
 ) -> None:
     """Write a PNG with one row of pictures per entry, each under its title.
 
     Args:
-        rows: titles and pictures, which may differ in size and number.
+        rows: titles, which may be empty, and pictures, which may differ in size and number.
         path: the PNG.
         tile_width: width of a picture in the sheet, in pixels.
         gap: between pictures, in pixels.
+        header: a picture above all, at least as wide as the tiles need (``sheet_width``): the sheet gets its width.
 
     Raises:
         UserError: the file cannot be written.
     """
     assert rows and all(tiles for _, tiles in rows), "a contact sheet needs pictures"
-    width = gap + max(len(tiles) for _, tiles in rows) * (tile_width + gap)
-    strips = []
+    width = sheet_width(max(len(tiles) for _, tiles in rows), tile_width, gap)
+    width = width if header is None else header.shape[1]
+    strips = [] if header is None else [header]
     for title, tiles in rows:
         tiles = [_to_width(tile, tile_width) for tile in tiles]
         strip = _paper(max(len(tile) for tile in tiles) + gap, width)
         for number, tile in enumerate(tiles):
             x = gap + number * (tile_width + gap)
             strip[: len(tile), x : x + tile_width] = tile
-        strips += [text_bar(title, width, size=max(13, tile_width // 20)), strip]
+        strips += [text_bar(title, width, size=max(13, tile_width // 20)), strip] if title else [strip]
     write_picture(path, np.concatenate(strips))
+
+
+def sheet_width(columns: int, tile_width: int = 320, gap: int = 6) -> int:
+    """Width of a contact sheet, in pixels."""
+    return gap + columns * (tile_width + gap)
 
 
 def write_picture(path: Path, picture: Picture) -> None:
@@ -162,41 +187,29 @@ def write_video(path: Path, pictures: Iterable[Picture], fps: float = 6) -> None
     Raises:
         UserError: the file cannot be written.
     """
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    try:
-        # faststart: the index comes first, so that a browser can play before it has read all
-        with (
-            atomic_path(path) as temporary,
-            av.open(str(temporary), "w", options={"movflags": "faststart"}) as container,
-        ):
-            stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
-            assert isinstance(stream, av.VideoStream)
-            stream.pix_fmt = "yuv420p"
-            stream.thread_count = 1  # expressions are written side by side already
-            stream.options = {"crf": "18", "preset": "veryfast"} if codec == "libx264" else {"qscale": "3"}
-            size = None
-            for picture in pictures:
-                even = np.pad(picture, ((0, len(picture) % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge")
-                if size is None:  # the codec opens with the first picture, and keeps its size
-                    size = stream.height, stream.width = even.shape[:2]
-                assert size == even.shape[:2], f"pictures of one size, not {size} and {even.shape[:2]}"
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
-            assert size is not None, "a video needs pictures"
-            container.mux(stream.encode())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
+    step = 1 / Fraction(fps).limit_denominator(1000)
+    with open_video(path, 1 / step, step) as video:
+        for number, picture in enumerate(pictures):
+            video.write(picture, number * step, step)
 
 
-def plot_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], title: str, x_label: str = "step") -> None:
+def plot_curves(
+    path: Path,
+    panels: Mapping[str, Mapping[str, Curve]],
+    title: str,
+    x_label: str = "step",
+    window: int | None = None,
+) -> None:
     """Write training curves as a PNG, one panel above the other on one x axis.
 
-    A curve of many points is drawn pale, under its moving average.
+    A curve that is averaged is drawn pale, under its moving average. A curve has one colour in all panels.
 
     Args:
         path: the picture.
         panels: label of the y axis → name of the curve → points; at least one panel.
         title: above all.
         x_label: below all.
+        window: points over which a curve is averaged; None: a 25th of them, 1: not at all.
 
     Raises:
         UserError: the file cannot be written.
@@ -209,18 +222,19 @@ def plot_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], title: st
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(n for c in panels.values() for n in c))}
     for axis, (y_label, curves) in zip(axes, panels.items(), strict=True):
-        for number, (name, points) in enumerate(curves.items()):
+        for name, points in curves.items():
             x, y = np.array(points, dtype=float).reshape(-1, 2).T
-            window = len(x) // 25
-            if window > 1:
-                axis.plot(x, y, color=f"C{number}", alpha=0.25, linewidth=0.8)
-                kernel = np.full(window, 1 / window)
+            width = min(len(x), len(x) // 25 if window is None else window)
+            if width > 1:
+                axis.plot(x, y, color=colours[name], alpha=0.25, linewidth=0.8)
+                kernel = np.full(width, 1 / width)
                 x, y = np.convolve(x, kernel, "valid"), np.convolve(y, kernel, "valid")
-            axis.plot(x, y, color=f"C{number}", label=name, marker="o" if len(x) < 15 else None, markersize=3)
+            axis.plot(x, y, color=colours[name], label=name, marker="o" if len(x) < 15 else None, markersize=3)
         axis.set_ylabel(y_label)
         axis.grid(alpha=0.3)
-        if len(curves) > 1:
+        if len(colours) > 1:
             axis.legend(fontsize=8)
     axes[-1].set_xlabel(x_label)
     try:
@@ -239,7 +253,7 @@ def _draw_box(picture: Picture, box: Sequence[float], score: float | None) -> No
     cv2.rectangle(picture, (x0, y0), (x1, y1), BOX_COLOUR, 2)
     if score is None:
         return
-    text, font = f"{score:.2f}", _font(14)
+    text, font = f"{score:.2f}", letters(14)
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     label_width = int(draw.textlength(text, font=font)) + 7
@@ -247,31 +261,6 @@ def _draw_box(picture: Picture, box: Sequence[float], score: float | None) -> No
     draw.rectangle((x, y, x + label_width, y + 18), fill=BOX_COLOUR)
     draw.text((x + 4, y + 1), text, fill=PAPER, font=font)
     picture[:] = np.asarray(image)
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib ships."""
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Break text into lines of at most ``width`` pixels: between words, and within one that is longer than a line."""
-    lines = [""]
-    for word in text.split():
-        candidate = f"{lines[-1]} {word}".lstrip()
-        if font.getlength(candidate) <= width:
-            lines[-1] = candidate
-            continue
-        if lines[-1]:
-            lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return lines
 
 
 def _to_width(picture: Picture, width: int) -> Picture:

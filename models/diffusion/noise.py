@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from util.precision import in_float32
+
 
 class PredictedNoise(nn.Module):
     """Video-specific noise, predicted from the latents and standardised over each clip."""
@@ -15,6 +17,7 @@ class PredictedNoise(nn.Module):
         self.linear1 = nn.Linear(channels, channels, bias=False)
         self.linear2 = nn.Linear(channels, channels, bias=False)
 
+    @in_float32
     def forward(self, latents: Tensor) -> Tensor:
         """``[B, T, C, h, w]`` → noise of the same shape, mean 0 and deviation 1 over each clip.
 

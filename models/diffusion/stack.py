@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     CLIPTextConfig,
@@ -208,34 +208,6 @@ def empty_stock_parts(folder: str | Path) -> StockParts:
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
         roberta = RobertaModel(RobertaConfig.from_pretrained(folder / "roberta"), add_pooling_layer=True)
     return StockParts(unet.state_dict(), vae.state_dict(), roberta.state_dict())
-
-
-class Frozen(nn.Module):
-    """Holds a module that is never trained: no gradients for its weights, evaluation mode always.
-
-    Attributes:
-        carried: its weights came with a checkpoint and are not the pretrained ones, so that checkpoints of this
-            model hold them too (``util.state``).
-        awake: layers of adapters inside it (``models.lora``), which follow the parent's mode.
-    """
-
-    carried: bool = False
-    awake: tuple[nn.Module, ...] = ()
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> Frozen:
-        """Stay in evaluation mode whatever the parent is told, but for what is ``awake``."""
-        super().train(False)
-        for layer in self.awake:
-            layer.train(mode)
-        return self
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the held module."""
-        return self.module(*args, **kwargs)
 
 
 def _part(what: str, flag: str, source: str, load: Callable[..., Any], **options: Any) -> Any:

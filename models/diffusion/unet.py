@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import UNet3DConditionModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class TapUNet3D(UNet3DConditionModel):
@@ -18,7 +20,13 @@ class TapUNet3D(UNet3DConditionModel):
 
     Three things differ from the stock forward: every frame has its own text, the timestep is
     always 0, and a single frame bypasses the temporal layers (see ``forward``).
+
+    Attributes:
+        recompute: keep the input of every stage (a resnet and what follows it) for the backward pass, and compute
+            the rest again: a third more operations, and a fraction of the memory.
     """
+
+    recompute: bool = False
 
     _keys_to_ignore_on_load_unexpected = (r"^up_blocks\.3\.", r"^conv_norm_out\.", r"^conv_out\.")
 
@@ -58,18 +66,16 @@ class TapUNet3D(UNet3DConditionModel):
 
         x = self.conv_in(sample.transpose(1, 2).flatten(0, 1))
         if temporal:
-            x = self.transformer_in(x, num_frames=frames, return_dict=False)[0]
+            x = self._run(_over_time, self.transformer_in, x, frames)
         taps = [x]
 
         skips = [x]
         for i, block in enumerate(self.down_blocks):
             attentions = getattr(block, "attentions", None)
             for j, resnet in enumerate(block.resnets):
-                x = resnet(x, temb)
-                if temporal:
-                    x = block.temp_convs[j](x, num_frames=frames)
+                x = self._run(_resnet, resnet, block.temp_convs[j], x, temb, frames)
                 if attentions is not None:
-                    x = _attend(attentions[j], block.temp_attentions[j], x, text, frames)
+                    x = self._run(_attend, attentions[j], block.temp_attentions[j], x, text, frames)
                 skips.append(x)
             for downsampler in block.downsamplers or ():
                 x = downsampler(x)
@@ -82,11 +88,9 @@ class TapUNet3D(UNet3DConditionModel):
         for block in self.up_blocks:
             attentions = getattr(block, "attentions", None)
             for j, resnet in enumerate(block.resnets):
-                x = resnet(torch.cat([x, skips.pop()], dim=1), temb)
-                if temporal:
-                    x = block.temp_convs[j](x, num_frames=frames)
+                x = self._run(_resnet, resnet, block.temp_convs[j], x, temb, frames, skips.pop())
                 if attentions is not None:
-                    x = _attend(attentions[j], block.temp_attentions[j], x, text, frames)
+                    x = self._run(_attend, attentions[j], block.temp_attentions[j], x, text, frames)
             for upsampler in block.upsamplers:
                 # The next skip's size, which is twice this one except where a side was odd.
                 x = upsampler(x, skips[-1].shape[-2:])
@@ -95,20 +99,36 @@ class TapUNet3D(UNet3DConditionModel):
 
     def _mid(self, x: Tensor, temb: Tensor, text: Tensor, frames: int) -> Tensor:
         block = self.mid_block
-        x = block.resnets[0](x, temb)
-        x = block.temp_convs[0](x, num_frames=frames)
+        x = block.temp_convs[0](block.resnets[0](x, temb), num_frames=frames)  # also a single frame
         layers = zip(block.attentions, block.temp_attentions, block.resnets[1:], block.temp_convs[1:], strict=True)
         for attention, temporal_attention, resnet, temporal_conv in layers:
-            x = _attend(attention, temporal_attention, x, text, frames)
-            x = resnet(x, temb)
-            if frames > 1:
-                x = temporal_conv(x, num_frames=frames)
+            x = self._run(_attend, attention, temporal_attention, x, text, frames)
+            x = self._run(_resnet, resnet, temporal_conv, x, temb, frames)
         return x
+
+    def _run(self, stage: Callable[..., Tensor], *args: Any) -> Tensor:
+        """A stage's output; with ``recompute``, its inside is computed again for the backward pass."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(stage, *args, use_reentrant=False)
+        return stage(*args)
+
+
+def _over_time(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
+    """Attention over time."""
+    return layer(x, num_frames=frames, return_dict=False)[0]
+
+
+def _resnet(
+    resnet: nn.Module, temporal_conv: nn.Module, x: Tensor, temb: Tensor, frames: int, skip: Tensor | None = None
+) -> Tensor:
+    """A resnet, on ``skip`` too where there is one, and its convolution over time where there is time."""
+    x = resnet(x if skip is None else torch.cat([x, skip], dim=1), temb)
+    return temporal_conv(x, num_frames=frames) if frames > 1 else x
 
 
 def _attend(attention: nn.Module, temporal_attention: nn.Module, x: Tensor, text: Tensor, frames: int) -> Tensor:
     """Spatial self- and cross-attention of each frame, then attention over time where there is time."""
     x = attention(x, encoder_hidden_states=text, return_dict=False)[0]
     if frames > 1:
-        x = temporal_attention(x, num_frames=frames, return_dict=False)[0]
+        x = _over_time(temporal_attention, x, frames)
     return x

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.ops.backends import forced_backend
 from models.ops.functional import multi_scale_deformable_attention
+from util.precision import in_float32
 
 
 class MSDeformAttn(nn.Module):
@@ -77,7 +78,13 @@ class MSDeformAttn(nn.Module):
         value = self.value_proj(values)
         if padding is not None:
             value = value.masked_fill(padding[..., None], 0.0)
+        locations, weights = self._samples(query, references, shapes)
         value = value.unflatten(-1, (self.num_heads, -1))
+        return self.output_proj(multi_scale_deformable_attention(value, shapes, locations, weights))
+
+    @in_float32  # a place in the frame takes more digits than half precision has
+    def _samples(self, query: Tensor, references: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Where each query samples, ``[N, Q, M, L, P, 2]``, and with which weights, ``[N, Q, M, L, P]``."""
         grid = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).unflatten(-1, (*grid, 2))
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1).unflatten(-1, grid[1:])
@@ -90,4 +97,4 @@ class MSDeformAttn(nn.Module):
             locations = centres + offsets / self.num_points * references[:, :, None, :, None, 2:] * 0.5
         else:
             raise ValueError(f"references must be points or boxes, not {references.shape[-1]} wide")
-        return self.output_proj(multi_scale_deformable_attention(value, shapes, locations, weights))
+        return locations, weights

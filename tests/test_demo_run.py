@@ -1,0 +1,229 @@
+"""The demo's two passes with a stub in place of the model: files, thresholds, refusals, memory."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from tests.media_tools import loudness, picture, write_film
+from util.demo_results import new_folder, slug
+from util.demo_run import DemoResult, Progress, run_demo
+from util.errors import RunError, UserError
+from util.mask_files import read_binary_mask
+from util.media_frames import WHOLE, Excerpt
+from util.media_reader import open_media
+
+SENTENCES = ["the left half", "La señora «ß» 世界 / ../x"]
+FOLDERS = ["1_the-left-half", "2_la-señora-ss-世界-x"]
+
+
+@dataclass
+class Halves:
+    """Finds the left half for the first sentence (score 0.9), the right one for the second (score 0.2)."""
+
+    probabilities: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+
+
+def segment(frames: Iterable[np.ndarray]) -> Iterator[Halves]:
+    for frame in frames:
+        height, width = frame.shape[:2]
+        found = np.full((2, height, width), 0.25, np.float32)
+        found[0, :, : width // 2] = found[1, :, width // 2 :] = 0.75
+        boxes = np.array([[0, 0, width / 2, height], [width / 2, 0, width, height]])
+        yield Halves(found, boxes, np.array([0.9, 0.2], np.float32))
+
+
+def run(video: Path, out: Path, excerpt: Excerpt = WHOLE, sentences: list[str] = SENTENCES, **options) -> DemoResult:
+    return run_demo(open_media(video, excerpt), sentences, segment, out, show=False, **options)
+
+
+def test_what_is_written(tmp_path: Path):
+    video = write_film(tmp_path / "fête 1.mp4", sound="aac")
+    seen: list[Progress] = []
+    result = run(video, tmp_path / "ré sultat", save_prob=True, report=seen.append)
+    out = tmp_path / "ré sultat"
+    assert result.frames == 6 and [s.folder for s in result.sentences] == FOLDERS
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    pngs = {
+        f"{kind}/{folder}/{i:05d}.png" for kind in ("masks", "probabilities") for folder in FOLDERS for i in range(6)
+    }
+    assert names == pngs | {"overlay.mp4", "masks.json", "contact_sheet.png"}
+    for i in range(6):
+        mask = read_binary_mask(out / "masks" / FOLDERS[0] / f"{i:05d}.png", (48, 64))
+        assert mask[:, :32].all() and not mask[:, 32:].any()
+    levels = np.asarray(Image.open(out / "probabilities" / FOLDERS[1] / "00003.png"))
+    assert set(levels[:, 32:].flat) == {191} and set(levels[:, :32].flat) == {64}
+    overlay = open_media(out / "overlay.mp4")
+    assert overlay.size == (48, 64) and [float(frame.time) for frame in overlay.frames()] == [i / 10 for i in range(6)]
+    assert loudness(out / "overlay.mp4")[1] == "aac"
+    assert [(p.stage, p.done) for p in seen] == [(stage, i) for stage in ("segment", "draw") for i in range(1, 7)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fête 1.mp4", "ré sultat"], "nothing beside it"
+    lines = result.lines(0.0)
+    assert lines[0] == "1 “the left half”: score 0.90"
+    assert lines[2].startswith("wrote 6 frames with 2 sentences (") and lines[2].endswith(f": {out}")
+
+
+def test_masks_json_is_read_by_tools_for_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run(write_film(tmp_path / "a.mp4", times=[0, 900, 9000], frames=3), tmp_path / "out", about={"checkpoint": "x.pth"})
+    coco = COCO(str(tmp_path / "out" / "masks.json"))
+    assert [category["name"] for category in coco.loadCats([1, 2])] == SENTENCES
+    assert len(coco.anns) == 6 and len(coco.imgs) == 3
+    (annotation,) = coco.loadAnns(coco.getAnnIds(imgIds=[1], catIds=[2]))
+    mask = coco.annToMask(annotation)
+    assert mask[:, 32:].all() and not mask[:, :32].any() and annotation["area"] == 48 * 32
+    assert annotation["bbox"] == [32, 0, 32, 48] and annotation["score"] == 0.2
+    assert [coco.imgs[i]["time"] for i in range(3)] == [0, 0.01, 0.1]
+    content = json.loads((tmp_path / "out" / "masks.json").read_text(encoding="utf-8"))
+    info = content["info"]
+    assert (info["video"], info["threshold"], info["checkpoint"]) == ("a.mp4", 0.5, "x.pth")
+    assert "torch" in info["versions"] and "project" in info["versions"]
+
+
+def test_a_sentence_below_the_score_threshold_names_nothing(tmp_path: Path):
+    result = run(write_film(tmp_path / "a.mp4", frames=3), tmp_path / "out", score_threshold=0.5)
+    masks = [read_binary_mask(path) for path in sorted((tmp_path / "out" / "masks" / FOLDERS[1]).iterdir())]
+    assert len(masks) == 3 and not np.any(masks)
+    assert read_binary_mask(tmp_path / "out" / "masks" / FOLDERS[0] / "00000.png").any()
+    content = json.loads((tmp_path / "out" / "masks.json").read_text(encoding="utf-8"))
+    assert [category["found"] for category in content["categories"]] == [True, False]
+    assert {entry["area"] for entry in content["annotations"] if entry["category_id"] == 2} == {0}
+    (line,) = [line for line in result.lines(0.5) if "its masks are empty" in line]
+    assert line.startswith("2 “La señora") and "score 0.20, below the score threshold of 0.5" in line
+
+
+def test_the_pixel_threshold(tmp_path: Path):
+    run(write_film(tmp_path / "a.mp4", frames=1), tmp_path / "out", threshold=0.2)
+    assert read_binary_mask(tmp_path / "out" / "masks" / FOLDERS[0] / "00000.png").all()
+
+
+def test_an_excerpt_with_its_sound(tmp_path: Path):
+    video = write_film(tmp_path / "a.mov", frames=20, sound="pcm_s16le")
+    run(video, tmp_path / "out", Excerpt(Fraction("0.3"), Fraction("1.3"), 2))
+    overlay = open_media(tmp_path / "out" / "overlay.mp4")
+    assert [float(frame.time) for frame in overlay.frames()] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    levels, _ = loudness(tmp_path / "out" / "overlay.mp4")
+    assert int((levels > 0.1).argmax()) in (1, 2, 3) and 10 <= len(levels) <= 11
+    content = json.loads((tmp_path / "out" / "masks.json").read_text(encoding="utf-8"))
+    assert [image["time"] for image in content["images"]] == pytest.approx([0.3, 0.5, 0.7, 0.9, 1.1]), "of the source"
+
+
+def test_portrait_odd_and_still(tmp_path: Path):
+    turned = write_film(tmp_path / "a.mov", frames=2, matrix=(0, 1, 0, -1, 0, 0, 0, 0, 1))
+    run(turned, tmp_path / "turned")
+    assert open_media(tmp_path / "turned" / "overlay.mp4").size == (64, 48)
+    assert read_binary_mask(tmp_path / "turned" / "masks" / FOLDERS[0] / "00000.png").shape == (64, 48)
+    Image.fromarray(picture(0, 33, 47)).save(tmp_path / "odd.png")
+    run(tmp_path / "odd.png", tmp_path / "odd")
+    assert open_media(tmp_path / "odd" / "overlay.mp4").size == (34, 48), "4:2:0 holds even sizes only"
+    assert open_media(tmp_path / "odd" / "overlay.png").size == (33, 47)
+    assert read_binary_mask(tmp_path / "odd" / "masks" / FOLDERS[0] / "00000.png").shape == (33, 47)
+
+
+def test_frames_of_a_folder_keep_their_names(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    for i in (5, 10):
+        Image.fromarray(picture(i)).save(tmp_path / "in" / f"f{i}.jpg")
+    run(tmp_path / "in", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out" / "masks" / FOLDERS[0]).iterdir()) == ["f10.png", "f5.png"]
+
+
+def test_earlier_results_and_other_folders(tmp_path: Path):
+    video, out = write_film(tmp_path / "a.mp4", frames=2), tmp_path / "out"
+    out.mkdir()
+    run(video, out, sentences=["a", "b"])  # an empty folder is taken
+    with pytest.raises(UserError, match="holds an earlier result; choose another --out, or replace it with --force"):
+        run(video, out)
+    run(video, out, force=True)
+    assert sorted(path.name for path in (out / "masks").iterdir()) == FOLDERS, "nothing of the earlier result is left"
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "masks.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no result of the demo"):
+        run(video, tmp_path / "photos", force=True)
+    with pytest.raises(UserError, match="it is a file"):
+        run(video, video, force=True)
+    with pytest.raises(UserError, match="a part of its folder is a file"):
+        run(video, video / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out", "photos"]
+
+
+@pytest.mark.parametrize("where", ["segment", "draw"])
+def test_ctrl_c_leaves_nothing_and_keeps_the_earlier_result(tmp_path: Path, where: str):
+    video, out = write_film(tmp_path / "a.mp4"), tmp_path / "out"
+    run(video, out)
+    before = (out / "masks.json").read_bytes()
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == where and progress.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(video, out, force=True, report=stop)
+    assert (out / "masks.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out"]
+
+
+def test_predictions_that_are_no_numbers(tmp_path: Path):
+    def diverged(frames: Iterable[np.ndarray]) -> Iterator[Halves]:
+        for result in segment(frames):
+            yield Halves(result.probabilities, result.boxes, np.array([0.5, np.nan]))
+
+    media = open_media(write_film(tmp_path / "a.mp4"))
+    with pytest.raises(RunError, match="frame 00000 are not finite"):
+        run_demo(media, SENTENCES, diverged, tmp_path / "out", show=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cut_video_gives_what_can_be_read_and_says_so(tmp_path: Path):
+    video = write_film(tmp_path / "a.mkv", frames=60)
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    media = open_media(video)
+    result = run_demo(media, SENTENCES, segment, tmp_path / "out", show=False)
+    assert 5 < result.frames < 60
+    (note,) = media.notes
+    assert "damaged or cut off" in note
+    assert json.loads((tmp_path / "out" / "masks.json").read_text())["info"]["notes"] == [note]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_video(tmp_path: Path):
+    """Five times the frames, which would be 9.6 MB more of masks and probabilities in memory if they were kept."""
+    peaks = []
+    for frames in (100, 500):
+        video = write_film(tmp_path / f"{frames}.mp4", frames=frames, size=(60, 100))
+        tracemalloc.start()
+        run(video, tmp_path / f"out{frames}", sentences=SENTENCES)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 2e6, peaks
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("The dog, chasing the ball!", "the-dog-chasing-the-ball"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("🐕", ""),
+        ("हिन्दी", "हिन्दी"),
+        ("a" * 99, "a" * 40),
+    ],
+)
+def test_slugs(text: str, name: str):
+    assert slug(text) == name
+
+
+def test_a_folder_that_fails_is_not_made(tmp_path: Path):
+    with pytest.raises(ValueError), new_folder(tmp_path / "deep" / "out") as folder:
+        (folder / "file").write_text("half")
+        raise ValueError
+    assert not (tmp_path / "deep" / "out").exists() and not list((tmp_path / "deep").iterdir())

@@ -1,0 +1,57 @@
+"""The memory that a training step takes, counted without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts import memory_estimate
+from scripts.live_memory import LiveMemory
+from scripts.memory_estimate import Estimate, estimate
+from tests.commands import run_command
+from tests.tiny_models import model_config
+
+
+def test_bytes_that_are_alive_and_the_most_there_were() -> None:
+    weight = torch.zeros(25)
+    with LiveMemory([weight]) as memory:
+        assert memory.now == memory.peak == 100
+        first = torch.zeros(50)
+        view = first[:10]  # shares its memory
+        assert memory.now == 300
+        second = first + 1
+        del first
+        assert memory.now == memory.peak == 500
+        del view, second
+        assert memory.now == 100 and memory.peak == 500
+
+
+def _sum(found: Estimate, word: str) -> int:
+    return sum(count for name, count in found.parts.items() if word in name)
+
+
+@pytest.mark.slow
+def test_each_measure_takes_what_it_should(tiny_stack: Path) -> None:
+    def of(**options: object) -> Estimate:
+        return estimate(model_config(tiny_stack, **options), (64, 96), folder=tiny_stack)
+
+    wide, half, again = of(precision="fp32"), of(precision="bf16"), of(precision="bf16", gradient_checkpointing=True)
+    assert _sum(wide, "unet, float32") == 2 * _sum(half, "unet, bfloat16") > 0
+    assert _sum(wide, "trained") == _sum(half, "trained") == _sum(half, "AdamW") / 2
+    assert _sum(wide, "by the UNet") > 1.7 * _sum(half, "by the UNet")
+    assert _sum(half, "by the UNet") > 2 * _sum(again, "by the UNet") > 0
+    assert _sum(half, "by the rest") == pytest.approx(_sum(again, "by the rest"), rel=0.01)
+    assert wide.peak > half.peak > again.peak > sum(again.parts.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [(("--size", "100", "96"), "multiples of 32"), (("--measure",), "GPU"), (("--x",), "--x")]
+)
+def test_bad_arguments_are_one_sentence(arguments: tuple[str, ...], named: str) -> None:
+    if "--measure" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    result = run_command(memory_estimate.main, *arguments)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and named in result.stderr

@@ -1,0 +1,153 @@
+"""bf16, fp16 and float32: what is held in which, what stays float32, and that the loss is nearly the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine import training_step
+from models import build_criterion, build_model
+from models.mask_heads import DynamicMaskHead
+from models.precision import prepare_training, set_precision
+from models.segmenter import Segmenter
+from tests.tiny_models import backward, model_config, random_clips, square_targets
+from util.checkpoint import save_carried, save_checkpoint
+from util.errors import UserError
+from util.precision import call_in_float32, in_float32, resolve_precision
+
+CPU = torch.device("cpu")
+SIZE = (32, 48)  # half precision is slow on CPUs
+
+
+def _model(stack: Path, name: str = "vdit", dtype: torch.dtype = torch.float32) -> Segmenter:
+    torch.manual_seed(0)
+    model = build_model(model_config(stack, model=name, posterior="mode", lora_dropout=0.0))
+    set_precision(model, dtype)
+    return model
+
+
+def _batch() -> Any:
+    frames, padding, captions = random_clips(1, 2, *SIZE)
+    targets = square_targets(1, 2, *SIZE)
+    return SimpleNamespace(frames=frames, padding=padding, captions=captions, targets=targets, annotated=None)
+
+
+def test_auto_is_bf16_in_training_on_cuda_alone() -> None:
+    cuda = torch.device("cuda")
+    assert resolve_precision("auto", cuda) == torch.bfloat16
+    assert resolve_precision("auto", CPU) == torch.float32
+    assert resolve_precision("auto", cuda, training=False) == torch.float32
+    assert [resolve_precision(name, CPU) for name in ("fp16", "bf16", "fp32")] == [
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vdit", "hcd"])
+def test_steps_in_bf16_follow_those_in_float32(tiny_stack: Path, name: str) -> None:
+    losses: dict[torch.dtype, list[float]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = _model(tiny_stack, name, dtype).train()
+        criterion = build_criterion(model_config(tiny_stack))
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        terms = [training_step(model, criterion, [_batch()], optimizer, 0.1) for _ in range(2)]
+        assert all(value.isfinite() for step in terms for value in step.values())
+        losses[dtype] = [float(step["loss"]) for step in terms]
+    assert losses[torch.bfloat16] != losses[torch.float32]
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["vdit", "hcd"])
+def test_what_is_frozen_is_held_in_half_and_what_is_trained_is_not(tiny_stack: Path, name: str) -> None:
+    model = _model(tiny_stack, name, torch.bfloat16)
+    output, terms = backward(model, model_config(tiny_stack), 1, 2)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    last = output.layers[-1]
+    for prediction in (last.logits, last.boxes, last.masks, last.low_masks, *terms.values()):
+        assert prediction.dtype == torch.float32
+    with torch.inference_mode():
+        seen = model.eval()(*random_clips(1, 2))
+    assert seen.masks.dtype == seen.boxes.dtype == torch.float32
+
+
+def test_float32_is_as_it_was(tiny_stack: Path) -> None:
+    model = _model(tiny_stack)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    set_precision(model, torch.float32)
+    assert all(part.held is None for part in model.modules() if hasattr(part, "held"))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_places_and_masks_are_computed_in_float32(tiny_stack: Path) -> None:
+    """Where a query looks, in pixels, and differences of pixels: eight binary digits would be whole pixels off."""
+    model = _model(tiny_stack, dtype=torch.bfloat16)
+    seen: list[Tensor] = []
+    attention = model.transformer.encoder[0].attention
+    samples = attention._samples
+    attention._samples = lambda *args: seen.extend(samples(*args)) or tuple(seen[-2:])
+    backward(model, model_config(tiny_stack), 1, 2)
+    assert len(seen) == 2 and {value.dtype for value in seen} == {torch.float32}
+
+    torch.manual_seed(0)
+    head = DynamicMaskHead(8)
+    features, states, centres = torch.randn(1, 8, 4, 80), torch.randn(1, 2, 8), torch.tensor([[[639.0, 30.0]] * 2])
+    exact, plain = head(features, states, centres), vars(DynamicMaskHead)["forward"].__wrapped__
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(head(features, states, centres), exact)
+        assert not torch.equal(plain(head, features, states, centres), exact)
+
+
+def test_an_island_widens_its_arguments_wherever_they_are() -> None:
+    layer = nn.Linear(4, 3)
+    x = torch.randn(2, 4).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+        assert call_in_float32(layer, x).dtype == torch.float32
+    torch.testing.assert_close(call_in_float32(layer, x), layer(x.float()), rtol=0, atol=0)
+    total = in_float32(lambda parts, scale: sum(parts) * scale)
+    assert total([x, x], 2).dtype == torch.float32
+    assert total([x.double()], 2).dtype == torch.float64
+
+
+def test_a_step_that_overflows_is_left_out_and_the_scale_halved(tiny_stack: Path) -> None:
+    cfg = model_config(tiny_stack, precision="fp16", posterior="mode")
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    scaler = prepare_training(model, cfg, CPU)
+    assert scaler is not None and prepare_training(_model(tiny_stack), model_config(tiny_stack), CPU) is None
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    batch = _batch()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    criterion = build_criterion(cfg)
+    good = training_step(model.train(), criterion, [batch], optimizer, 0.1, scaler)
+    assert good["scale"] == 256 and good["skipped"] == 0 and good["grad_norm"] > 0
+    before = [p.detach().clone() for p in parameters]
+    parameters[0].register_hook(lambda gradient: gradient * float("inf"))
+    left_out = training_step(model, criterion, [batch], optimizer, 0.1, scaler)
+    assert left_out["skipped"] == 1 and left_out["grad_norm"] == 0 and left_out["loss"].isfinite()
+    assert all(torch.equal(old, new) for old, new in zip(before, parameters, strict=True))
+    assert scaler.state_dict()["scale"] == 128
+    scaler.update(0.5)  # such a scale is not for overflow, but for a gradient that is never finite
+    assert not training_step(model, criterion, [batch], optimizer, 0.1, scaler)["grad_norm"].isfinite()
+
+
+def test_frozen_weights_of_a_checkpoint_are_stored_with_all_digits(tiny_stack: Path, tmp_path: Path) -> None:
+    model = _model(tiny_stack)
+    model.encoder.vae.carried = True
+    frozen = {"vae": {"sha256": "0" * 64}}
+    name = save_carried(tmp_path, model, "vdit", frozen)
+    set_precision(model, torch.bfloat16)
+    save_checkpoint(tmp_path / "checkpoint.pth", model, "vdit", {}, frozen)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=name):
+        save_checkpoint(tmp_path / "checkpoint.pth", model, "vdit", {}, frozen)

@@ -1,0 +1,100 @@
+"""In which precision numbers are held and computed: float32, or half with islands that stay float32.
+
+Autocast computes matrix products and convolutions in half precision. What needs float32 says so locally: places in the
+frame, probabilities, noise, masks (``in_float32``). Without autocast nothing here changes a number.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def resolve_precision(name: str, device: torch.device, training: bool = True) -> torch.dtype:
+    """What ``--precision`` names.
+
+    Args:
+        name: ``fp32``, ``bf16``, ``fp16`` or ``auto``.
+        device: where it is computed.
+        training: ``auto`` is bf16 on CUDA in training, and float32 everywhere else: masks are then those of any device.
+    """
+    if name == "auto":
+        name = "bf16" if training and device.type == "cuda" else "fp32"
+    return PRECISIONS[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Autocast to a half precision on a device; float32 leaves everything as it is."""
+    return torch.autocast(device.type, dtype=dtype) if dtype in HALVES else nullcontext()
+
+
+def widened(value: Any) -> Any:
+    """Half-precision tensors as float32, alone or in a list, tuple or dict; everything else as it is."""
+    return _cast(value, torch.float32) if _holds_halves(value) else value
+
+
+def narrowed(value: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors in ``dtype``, alone or in a list, tuple or dict; everything else as it is."""
+    return _cast(value, dtype)
+
+
+def call_in_float32(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    """``function(*args, **kwargs)`` without autocast, half-precision arguments as float32."""
+    device = next(_tensors((args, kwargs))).device.type
+    if not torch.is_autocast_enabled(device):
+        return function(*widened(args), **widened(kwargs))
+    with torch.autocast(device, enabled=False):
+        return function(*widened(args), **widened(kwargs))
+
+
+def in_float32(function: Callable[P, R]) -> Callable[P, R]:
+    """A function or method that computes in float32 under autocast, too; one of its arguments is a tensor."""
+
+    @functools.wraps(function)
+    def island(*args: P.args, **kwargs: P.kwargs) -> R:
+        return call_in_float32(function, *args, **kwargs)
+
+    return island
+
+
+def in_own_precision(method: Callable[P, R]) -> Callable[P, R]:
+    """A module's method that computes under autocast to the module's own ``precision``."""
+
+    @functools.wraps(method)
+    def cast(*args: P.args, **kwargs: P.kwargs) -> R:
+        module: Any = args[0]
+        with autocast(next(module.parameters()).device, module.precision):
+            return method(*args, **kwargs)
+
+    return cast
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _holds_halves(value: Any) -> bool:
+    return any(tensor.dtype in HALVES for tensor in _tensors(value))
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() and (dtype in HALVES or value.dtype in HALVES) else value
+    if isinstance(value, dict):
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    return type(value)(_cast(item, dtype) for item in value) if isinstance(value, (list, tuple)) else value
