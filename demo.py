@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from models import load_pretrained
+from models.pretrained import open_pretrained
 from models.windows import VideoSegmenter
 from util.demo_options import read_command
 from util.demo_results import require_free
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = options.folder(path)
     require_free(folder, options.force)  # before minutes of work, not after them
     media = open_media(path, options.excerpt(), options.rate())
-    pretrained = load_pretrained(given.pop("resume"), given.pop("device", "auto"), **given)
+    pretrained = open_pretrained(given.pop("resume"), "--resume", {"device": "auto", **given})
     for note in pretrained.notes:
         print(f"note: {note}")
     cfg = pretrained.cfg
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pretrained.device,
         [normalise_sentence(sentence) for sentence in sentences],
         options.window,
-        options.overlap,
+        None if options.overlap == "auto" else int(options.overlap),
     )
     result = run_demo(
         media,
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "model": cfg.model,
             "device": device_name(pretrained.device),
             "window": options.window,
-            "overlap": options.overlap,
+            "overlap": segmenter.overlap,
             "stride": options.stride,
             "eval_size": cfg.eval_size,
             "seed": cfg.seed,

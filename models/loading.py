@@ -83,7 +83,7 @@ def config_of(checkpoint: dict[str, Any], **options: Any) -> Config:
     """
     known = {field.name for field in dataclasses.fields(Config)}
     values = {name: value for name, value in checkpoint["config"].items() if name in known}
-    given = {name: value for name, value in options.items() if value}
+    given = {name: value for name, value in options.items() if value is not None and value != ""}
     try:
         return Config(**{**values, **given, "model": checkpoint["model"]})
     except UserError as error:

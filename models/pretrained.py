@@ -22,11 +22,11 @@ from torch import Tensor
 from models.loading import config_of, open_checkpoint
 from models.prediction import load_for_inference
 from models.segmenter import Segmenter
-from models.windows import OVERLAP, WINDOW, VideoSegmenter
+from models.windows import WINDOW, VideoSegmenter
 from util.config import Config
 from util.device import resolve_device
 from util.errors import UserError
-from util.hub import HUB
+from util.hub import HUB, SUFFIXES
 from util.sentences import normalise_sentence
 
 PATHS = ("pretrained", "image_encoder", "text_encoder", "backbone_weights")
@@ -106,7 +106,7 @@ class Pretrained:
         sentences: str | Sequence[str],
         *,
         window: int = WINDOW,
-        overlap: int = OVERLAP,
+        overlap: int | None = None,
         threshold: float | None = None,
         score_threshold: float | None = None,
     ) -> VideoResult:
@@ -117,7 +117,7 @@ class Pretrained:
                 ``[T, 3, H, W]`` (PyTorch), or a sequence of pictures (NumPy or PIL).
             sentences: one or several.
             window: frames that the model sees together.
-            overlap: frames that two windows share.
+            overlap: frames that two windows share; None: 6, or half of a short window.
             threshold: mask probability from which a pixel belongs to the object; None: the configuration's.
             score_threshold: mean score below which a sentence names nothing; None: the configuration's.
 
@@ -164,17 +164,21 @@ def load_pretrained(path_or_hub_id: str | Path, device: str = "auto", **options:
     Raises:
         UserError: the checkpoint or a frozen part cannot be had, or an option is wrong.
     """
-    source = str(path_or_hub_id)
-    if not source.startswith(HUB) and source.count("/") == 1 and not Path(source).exists():
+    return open_pretrained(str(path_or_hub_id), "load_pretrained", {**options, "device": device})
+
+
+def open_pretrained(source: str, flag: str, options: dict[str, Any]) -> Pretrained:
+    """The same for a command: ``flag`` is what named the checkpoint, for messages."""
+    missing = not source.startswith(HUB) and not Path(source).exists()
+    if missing and source.count("/") == 1 and not source.endswith(SUFFIXES):
         source = HUB + source
-    checkpoint = open_checkpoint(source, "load_pretrained")
+    checkpoint = open_checkpoint(source, flag)
     beside = {
         name: str(checkpoint["path"].parent / value)
         for name in PATHS
         if (value := checkpoint["config"].get(name)) and (checkpoint["path"].parent / value).is_dir()
     }
-    given = {**beside, **options, "device": device, "resume": str(checkpoint["path"])}
-    cfg = config_of(checkpoint, **given)
+    cfg = config_of(checkpoint, **{**beside, **options, "resume": str(checkpoint["path"])})
     resolved = resolve_device(cfg.device)
     model, notes = load_for_inference(cfg, checkpoint, resolved)
     return Pretrained(model, cfg, resolved, tuple(notes))

@@ -67,7 +67,7 @@ class VideoSegmenter:
         device: where the model is.
         sentences: S of them, at least one.
         window: frames that the model sees together.
-        overlap: frames that two windows share, fewer than ``window``.
+        overlap: frames that two windows share, fewer than ``window``; None: 6, or half of a short window.
 
     Raises:
         UserError: the numbers do not fit together.
@@ -80,8 +80,10 @@ class VideoSegmenter:
         device: torch.device,
         sentences: Sequence[str],
         window: int = WINDOW,
-        overlap: int = OVERLAP,
+        overlap: int | None = None,
     ) -> None:
+        if overlap is None:
+            overlap = min(OVERLAP, window // 2)
         if not 0 < overlap < window and (window, overlap) != (1, 0):
             raise UserError(f"--overlap must be at least 1 and less than --window, not {overlap} of {window}")
         if not sentences:

@@ -36,7 +36,12 @@ class DemoOptions:
     stride: int = _demo(1, "take every so manieth frame", minimum=1)
     fps: float = _demo(24.0, "frames per second of a folder of frames; a video has its own", above=0, maximum=1000)
     window: int = _demo(36, "frames that the model sees together", minimum=1)
-    overlap: int = _demo(6, "frames that two windows share, by which an object is followed", minimum=0)
+    overlap: int | str = _demo(
+        "auto",
+        "frames that two windows share, by which an object is followed; auto is 6, or half of a short window",
+        minimum=0,
+        auto=True,
+    )
     save_prob: bool = _demo(False, "also write the mask probabilities, as 8-bit PNGs (255 = 1)")
 
     def excerpt(self) -> Excerpt:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import av
 import numpy as np
 from av.sidedata.sidedata import Type
-from av.video.reformatter import Colorspace
+from av.video.reformatter import Colorspace, VideoReformatter
 from PIL import Image, ImageOps
 
 Matrix = tuple[int, int, int, int]
@@ -38,13 +38,19 @@ def turned(picture: np.ndarray, matrix: Matrix) -> np.ndarray:
     return np.ascontiguousarray(picture)
 
 
-def frame_pixels(frame: av.VideoFrame) -> np.ndarray:
-    """A decoded frame as uint8 RGB ``[H, W, 3]``, upright, on white where it is transparent."""
+def frame_pixels(frame: av.VideoFrame, reformatter: VideoReformatter | None = None) -> np.ndarray:
+    """A decoded frame as uint8 RGB ``[H, W, 3]``, upright, on white where it is transparent.
+
+    Args:
+        frame: from the decoder.
+        reformatter: for all frames of a video; a new one for each takes time and memory.
+    """
     source = None
     if frame.colorspace == _UNSPECIFIED and frame.height >= _HD_LINES:
         source = Colorspace.ITU709
     layout = "rgba" if _transparent(frame) else "rgb24"
-    pixels = frame.reformat(format=layout, src_colorspace=source).to_ndarray()
+    reformatter = reformatter or VideoReformatter()
+    pixels = reformatter.reformat(frame, format=layout, src_colorspace=source).to_ndarray()
     return turned(on_white(pixels), display_matrix(frame))
 
 

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from util.errors import UserError
@@ -72,6 +73,7 @@ class VideoFile(Media):
 
     def __init__(self, path: Path, excerpt: Excerpt = WHOLE) -> None:
         super().__init__(path, excerpt)
+        self._reformatter = VideoReformatter()
         with open_container(path) as container:
             stream = video_stream(container, path)
             self.begin = begin_of(container)
@@ -136,7 +138,7 @@ class VideoFile(Media):
         return time, duration
 
     def _pixels(self, frame: av.VideoFrame) -> np.ndarray:
-        picture = frame_pixels(frame)
+        picture = frame_pixels(frame, self._reformatter)
         if self.size not in ((0, 0), picture.shape[:2]):
             height, width = self.size
             self.note(f"frames of {self.path} change their size; all are scaled to the first one's, {width}×{height}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import OutputContainer
-from av.video.reformatter import Colorspace
+from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 from util.errors import UserError
@@ -41,6 +41,7 @@ class VideoWriter:
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED
         self._container, self._stream, self._sound, self._time_base = container, stream, sound, time_base
+        self._reformatter = VideoReformatter()
         self._size: tuple[int, ...] | None = None
         self._last = -1
         if sound is not None:
@@ -60,7 +61,7 @@ class VideoWriter:
             self._size = self._stream.height, self._stream.width = even.shape[:2]
         assert self._size == even.shape[:2], f"pictures of one size, not {self._size} and {even.shape[:2]}"
         frame = av.VideoFrame.from_ndarray(even, format="rgb24")
-        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+        frame = self._reformatter.reformat(frame, format="yuv420p", dst_colorspace=Colorspace.ITU709)
         self._last = max(self._last + 1, round(time / self._time_base))
         frame.pts, frame.time_base = self._last, self._time_base
         frame.duration = max(1, round(duration / self._time_base))
