@@ -17,15 +17,22 @@ class LiveMemory(TorchDispatchMode):
 
     Args:
         inputs: count from the beginning.
+        uncounted: never count.
+
+    Attributes:
+        now, peak: bytes that are alive, and the most there were.
+        largest: bytes of the largest tensor that was made.
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], uncounted: Sequence[Tensor] = ()) -> None:
         super().__init__()
+        self.uncounted = {tensor.untyped_storage()._cdata for tensor in uncounted}
         self.alive: dict[int, int] = {}
-        self.now = 0
+        self.now = self.largest = 0
         self.peak = 0
         for tensor in inputs:
             self._add(tensor)
+        self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -37,12 +44,13 @@ class LiveMemory(TorchDispatchMode):
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self.alive:
+        if key in self.alive or key in self.uncounted:
             return
         self.alive[key] = storage.nbytes()
         self.now += storage.nbytes()
         weakref.finalize(storage, self._remove, key)
         self.peak = max(self.peak, self.now)
+        self.largest = max(self.largest, storage.nbytes())
 
     def _remove(self, key: int) -> None:
         self.now -= self.alive.pop(key)

@@ -66,3 +66,15 @@ def write_ytvos(root: Path) -> Path:
                 guess = blocks(20 * seed + t + 7, 2) == int(exp_id) + 1
                 write_mask(root / "Annotations" / name / exp_id / f"{frame}.png", guess)
     return root
+
+
+BOX_HEIGHT, BOX_WIDTH = 60, 80  # pixels: the tolerance of F is 1
+LEFT, RIGHT = (slice(10, 30), slice(10, 30)), (slice(10, 30), slice(50, 70))  # 20×20 each
+
+
+def boxes(*places: tuple[slice, slice]) -> np.ndarray:
+    """A mask of boxes."""
+    picture = np.zeros((BOX_HEIGHT, BOX_WIDTH), bool)
+    for place in places:
+        picture[place] = True
+    return picture

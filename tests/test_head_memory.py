@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.mask_heads import MASK_CHANNELS, DynamicMaskHead, QueryDotHead, sum_memories
+from scripts.live_memory import LiveMemory
 
 N, C, H, W = 2, 256, 48, 80  # two frames of 384×640
 QUERIES = 5
@@ -19,42 +17,6 @@ MOST = 1.5
 """Memory of five queries against that of one."""
 
 Heads = Callable[[DynamicMaskHead, QueryDotHead, list[Tensor], Tensor, Tensor], Tensor]
-
-
-class Memory(TorchDispatchMode):
-    """Bytes of the tensors that are alive, and the most there were, while it is active. Views share their storage.
-
-    Args:
-        inputs: count from the beginning.
-        parameters: do not count.
-    """
-
-    def __init__(self, inputs: list[Tensor], parameters: list[Tensor]) -> None:
-        super().__init__()
-        self.parameters = {tensor.untyped_storage()._cdata for tensor in parameters}
-        self.alive: dict[int, int] = {}
-        self.peak = 0
-        self.largest = 0
-        for tensor in inputs:
-            self._add(tensor)
-        self.largest = 0  # of what is made inside
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for item in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(item, Tensor):
-                self._add(item)
-        return result
-
-    def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.alive or key in self.parameters:
-            return
-        self.alive[key] = storage.nbytes()
-        weakref.finalize(storage, self.alive.pop, key, None)
-        self.peak = max(self.peak, sum(self.alive.values()))
-        self.largest = max(self.largest, storage.nbytes())
 
 
 def _dynamic(dynamic: DynamicMaskHead, dot: QueryDotHead, memory: list[Tensor], states: Tensor, xy: Tensor) -> Tensor:
@@ -69,14 +31,14 @@ def _both(dynamic: DynamicMaskHead, dot: QueryDotHead, memory: list[Tensor], sta
     return dynamic(sum_memories(memory), states, xy) + dot(memory, states)
 
 
-def _measure(heads: Heads, queries: int, train: bool) -> Memory:
+def _measure(heads: Heads, queries: int, train: bool) -> LiveMemory:
     """Run heads on encoder memories, which count as well as they are what a copy would be of."""
     torch.manual_seed(0)
     both = nn.ModuleDict({"dynamic": DynamicMaskHead(C), "dot": QueryDotHead()}).requires_grad_(False)
     memory = [torch.randn(N, C, H // s, W // s, requires_grad=train) for s in (1, 2, 4)]
     states = torch.randn(N, queries, C, requires_grad=train)
     inputs = memory[:1] if heads is _dynamic else memory
-    with torch.set_grad_enabled(train), Memory(inputs, list(both.parameters())) as used:
+    with torch.set_grad_enabled(train), LiveMemory(inputs, list(both.parameters())) as used:
         low = heads(both["dynamic"], both["dot"], memory, states, torch.rand(N, queries, 2) * 8 * W)
         if train:
             low.square().mean().backward()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.commands import run_forked
 from tests.inference_tools import tree
 
 NAMES = ("whole", "shared", "killed", "killed shared")
@@ -17,7 +15,7 @@ NAMES = ("whole", "shared", "killed", "killed shared")
 
 @pytest.fixture(scope="module")
 def folder(
-    root: Path, tiny_config: list[str], tiny_checkpoint: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_config: list[str], tiny_checkpoint: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The output folders of all runs."""
     folder = tmp_path_factory.mktemp("masks")
@@ -31,16 +29,7 @@ def folder(
             first = folder / name / "Annotations" / videos[-1 if "shared" in name else 0]
             runs.append({**item, "kill_when": str(first)})
         runs.append(item)
-    plan = folder / "runs.json"
-    plan.write_text(json.dumps(runs))
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.forked_runs", str(plan)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
+    run_forked(folder / "runs.json", runs)
     return folder
 
 

@@ -12,31 +12,21 @@ import pytest
 from datasets.mevis import read_truth
 from scripts import eval_jf
 from scripts.toy_formats_coco import compressed
+from tests.jf_tools import BOX_HEIGHT, BOX_WIDTH, LEFT, RIGHT, boxes
 from util.errors import UserError
 from util.jf_unions import score_unions
 from util.mask_pngs import write_mask
 from util.video_scores import video_counts, video_metrics
 
-HEIGHT, WIDTH = 60, 80  # pixels: the tolerance of F is 1
-LEFT, RIGHT = (slice(10, 30), slice(10, 30)), (slice(10, 30), slice(50, 70))  # 20×20 each
-
-
-def mask(*boxes: tuple[slice, slice]) -> np.ndarray:
-    picture = np.zeros((HEIGHT, WIDTH), bool)
-    for box in boxes:
-        picture[box] = True
-    return picture
-
-
 # Expression → (instances, masks predicted in frames 0 and 1). Instance 4 is the left box in both frames, 5 the right
 # one in the second frame only: it appears late.
 CASES: dict[str, tuple[list[int], list[np.ndarray]]] = {
-    "0": ([4, 5], [mask(LEFT), mask(LEFT, RIGHT)]),  # the union: right
-    "1": ([4, 5], [mask(LEFT), mask(LEFT)]),  # the second object is missed: J 1, 400/800; F 1, 2·1·½/1½
-    "2": ([5], [mask(), mask(RIGHT)]),  # both empty in the first frame: 1
-    "3": ([5], [mask(LEFT), mask(RIGHT)]),  # not empty in the first frame: 0
-    "4": ([], [mask(), mask()]),  # no target, nothing said
-    "5": ([], [mask(), mask(LEFT)]),  # no target, something said in the second frame
+    "0": ([4, 5], [boxes(LEFT), boxes(LEFT, RIGHT)]),  # the union: right
+    "1": ([4, 5], [boxes(LEFT), boxes(LEFT)]),  # the second object is missed: J 1, 400/800; F 1, 2·1·½/1½
+    "2": ([5], [boxes(), boxes(RIGHT)]),  # both empty in the first frame: 1
+    "3": ([5], [boxes(LEFT), boxes(RIGHT)]),  # not empty in the first frame: 0
+    "4": ([], [boxes(), boxes()]),  # no target, nothing said
+    "5": ([], [boxes(), boxes(LEFT)]),  # no target, something said in the second frame
 }
 J = {"0": 1.0, "1": 0.75, "2": 1.0, "3": 0.5, "4": 1.0, "5": 0.5}
 F = {"0": 1.0, "1": (1 + 2 / 3) / 2, "2": 1.0, "3": 0.5, "4": 1.0, "5": 0.5}
@@ -50,7 +40,7 @@ def root(tmp_path: Path) -> Path:
     expressions = {i: {"exp": "the cat", "obj_id": [0], "anno_id": ids} for i, (ids, _) in CASES.items()}
     videos = {"cat": {"expressions": expressions, "vid_id": 0, "frames": ["00000", "00001"]}}
     (split / "meta_expressions.json").write_text(json.dumps({"videos": videos}))
-    masks = {"4": [compressed(mask(LEFT))] * 2, "5": [None, compressed(mask(RIGHT))]}
+    masks = {"4": [compressed(boxes(LEFT))] * 2, "5": [None, compressed(boxes(RIGHT))]}
     (split / "mask_dict.json").write_text(json.dumps(masks))
     for exp_id, (_, guesses) in CASES.items():
         for name, guess in zip(("00000", "00001"), guesses, strict=True):
@@ -118,7 +108,7 @@ def test_a_missing_prediction_is_one_sentence(root: Path) -> None:
 
 
 def test_a_prediction_of_another_size(root: Path) -> None:
-    write_mask(root / "pred" / "cat" / "0" / "00000.png", np.zeros((HEIGHT, WIDTH + 1), bool))
+    write_mask(root / "pred" / "cat" / "0" / "00000.png", np.zeros((BOX_HEIGHT, BOX_WIDTH + 1), bool))
     with pytest.raises(UserError, match=r"cat/0/00000\.png is 81×60 pixels, but its frame is 80×60"):
         score(root)
 

@@ -7,9 +7,6 @@ depends on the process.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.commands import run_forked
 from util.checkpoint import read_checkpoint
 
 STEPS = 3
@@ -27,7 +25,7 @@ TOLERANCE = 1e-3
 
 
 @pytest.fixture(scope="module")
-def folder(root: Path, tiny_stack: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_stack: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folders of all runs, and of one without a step in ``none``."""
     folder = tmp_path_factory.mktemp("runs")
     options = {
@@ -40,16 +38,7 @@ def folder(root: Path, tiny_stack: Path, toy_data: Path, tmp_path_factory: pytes
         flags = {**options, **own, "output_dir": folder / name}
         arguments = [str(word) for key, value in flags.items() for word in (f"--{key}", value)]
         runs.append({"processes": processes, "arguments": arguments})
-    plan = folder / "runs.json"
-    plan.write_text(json.dumps(runs))
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.forked_runs", str(plan)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
+    run_forked(folder / "runs.json", runs)
     return folder
 
 

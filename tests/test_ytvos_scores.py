@@ -9,42 +9,34 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.jf_tools import LEFT, RIGHT, boxes
 from util.errors import UserError
 from util.jf_expressions import score_expressions
 from util.mask_pngs import write_index_mask, write_mask
 from util.submission import mask_path
 from util.video_scores import video_counts, video_metrics
 
-HEIGHT, WIDTH, FRAMES = 60, 80, ["00000", "00005"]  # the tolerance of F is 1 pixel
-LEFT, RIGHT = (slice(10, 30), slice(10, 30)), (slice(10, 30), slice(50, 70))  # 20×20 each
-
-
-def mask(*boxes: tuple[slice, slice]) -> np.ndarray:
-    picture = np.zeros((HEIGHT, WIDTH), bool)
-    for box in boxes:
-        picture[box] = True
-    return picture
-
+FRAMES = ["00000", "00005"]
 
 # Expression → (object, masks predicted in the two frames). Object 1 is LEFT in both, 2 is RIGHT in the second alone: it
 # appears late. All sentences are the same text.
 CAT: dict[str, tuple[int, list[np.ndarray]]] = {
-    "0": (1, [mask(LEFT), mask(LEFT)]),  # right
-    "1": (1, [mask(LEFT, RIGHT), mask(LEFT, RIGHT)]),  # the same sentence again, by another prediction: J 400/800
-    "2": (2, [mask(), mask(RIGHT)]),  # both empty in the first frame: 1
-    "3": (2, [mask(RIGHT), mask(RIGHT)]),  # not empty in the first frame: 0
-    "4": (2, [mask(), mask()]),  # missed in the second frame: 0
+    "0": (1, [boxes(LEFT), boxes(LEFT)]),  # right
+    "1": (1, [boxes(LEFT, RIGHT), boxes(LEFT, RIGHT)]),  # the same sentence again, by another prediction: J 400/800
+    "2": (2, [boxes(), boxes(RIGHT)]),  # both empty in the first frame: 1
+    "3": (2, [boxes(RIGHT), boxes(RIGHT)]),  # not empty in the first frame: 0
+    "4": (2, [boxes(), boxes()]),  # missed in the second frame: 0
 }
 J = {"0": 1.0, "1": 0.5, "2": 1.0, "3": 0.5, "4": 0.5}
 F = {**J, "1": 2 / 3}  # two outlines of which one is wrong: precision 1/2, recall 1
-DOG = {"0": (1, [mask(LEFT), mask(LEFT)])}
+DOG = {"0": (1, [boxes(LEFT), boxes(LEFT)])}
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for name, cases in (("cat", CAT), ("dog", DOG)):
         for number, frame in enumerate(FRAMES):
-            ids = mask(LEFT).astype(np.uint8) + 2 * mask(*[RIGHT] * number)
+            ids = boxes(LEFT).astype(np.uint8) + 2 * boxes(*[RIGHT] * number)
             write_index_mask(tmp_path / "valid" / "Annotations" / name / f"{frame}.png", ids.astype(np.uint8))
             for exp_id, (_, guesses) in cases.items():
                 write_mask(mask_path(tmp_path, name, exp_id, frame), guesses[number])
