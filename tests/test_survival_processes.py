@@ -76,7 +76,9 @@ def test_one_hangs(forks: Forks, tmp_path: Path, fault: str, words: str) -> None
         if fault == "hang":
             assert "process 1 waits for the data of step 13" in error or "process 1 " in error
         else:
-            assert "process 1 of 0 to 3 is gone or hangs" in error
+            # The store by which they hear of each other is in process 0 here, and may end before others have heard.
+            also = "" if number == 0 else "process 0 or its launcher is gone"
+            assert "process 1 of 0 to 3 is gone or hangs" in error or (also and also in error)
     if fault == "hang":
         assert status[1] == 1
         (error,) = _errors(said[1])
