@@ -61,8 +61,14 @@ def test_one_is_killed(forks: Forks, tmp_path: Path) -> None:
     assert status == [1, 1, -signal.SIGKILL, 1]
     for number in (0, 1, 3):
         (error,) = _errors(said[number])
-        assert re.match(rf"error: process 2 of 0 to 3 is gone or hangs: .*this one, {number}, computes step 13", error)
+        named = re.match(rf"error: process 2 of 0 to 3 is gone or hangs: .*this one, {number}, computes step 13", error)
+        assert named or _lost_store(number, error)
     assert read_checkpoint(tmp_path / NEWEST)["step"] == 10
+
+
+def _lost_store(number: int, error: str) -> bool:
+    """The store by which processes hear of each other is in process 0 here: it may end before all have heard."""
+    return number != 0 and "process 0 or its launcher is gone" in error
 
 
 @pytest.mark.parametrize(("fault", "words"), [("hang", "waits for the data of step 13"), ("halt", "")])
@@ -74,11 +80,9 @@ def test_one_hangs(forks: Forks, tmp_path: Path, fault: str, words: str) -> None
     for number in (0, 2, 3):
         (error,) = _errors(said[number])
         if fault == "hang":
-            assert "process 1 waits for the data of step 13" in error or "process 1 " in error
+            assert "process 1 " in error or _lost_store(number, error)
         else:
-            # The store by which they hear of each other is in process 0 here, and may end before others have heard.
-            also = "" if number == 0 else "process 0 or its launcher is gone"
-            assert "process 1 of 0 to 3 is gone or hangs" in error or (also and also in error)
+            assert "process 1 of 0 to 3 is gone or hangs" in error or _lost_store(number, error)
     if fault == "hang":
         assert status[1] == 1
         (error,) = _errors(said[1])
