@@ -28,7 +28,7 @@ from util.errors import UserError, run_cli
 NAMES = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS}
 FRAMES, HEIGHT, WIDTH = 8, 64, 96
 SEED = 11
-TRAINING_STEPS, CLIPS = 800, 4
+TRAINING_STEPS, BATCH = 800, 24
 STILL = 32  # sub-pixels: an object that travels less stands still
 NOTHING = -1
 
@@ -76,17 +76,18 @@ def probe(features: Tensor, truth: Tensor, trained: int) -> dict[str, float]:
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TRAINING_STEPS)
 
-    def answers(clips: Tensor) -> list[Tensor]:
-        logits = network(((clips - mean) / deviation).flatten(0, 1))
+    def answers(frames: Tensor) -> list[Tensor]:
+        logits = network((frames - mean) / deviation)
         return list(F.interpolate(logits, size=truth.shape[-2:], mode="bilinear").split(counts, dim=1))
 
     generator = torch.Generator().manual_seed(SEED)
     for _ in range(TRAINING_STEPS):
-        chosen = torch.randint(trained, (CLIPS,), generator=generator)
-        names = truth[chosen].flatten(0, 1)
+        video = torch.randint(trained, (BATCH,), generator=generator)
+        time = torch.randint(features.shape[1], (BATCH,), generator=generator)
+        names = truth[video, time]
         loss = sum(
             F.cross_entropy(logits, names[:, 1 + i], ignore_index=NOTHING)
-            for i, logits in enumerate(answers(features[chosen]))
+            for i, logits in enumerate(answers(features[video, time]))
         )
         optimizer.zero_grad()
         torch.as_tensor(loss).backward()
@@ -95,7 +96,7 @@ def probe(features: Tensor, truth: Tensor, trained: int) -> dict[str, float]:
     right: list[list[bool]] = [[] for _ in counts]
     with torch.no_grad():
         for clip, names in zip(features[trained:], truth[trained:], strict=True):
-            found = answers(clip[None])
+            found = answers(clip)
             for t, frame in enumerate(names):
                 for number in frame[0].unique().tolist():
                     inside = frame[0] == number
