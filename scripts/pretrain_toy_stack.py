@@ -10,6 +10,7 @@ classifier-free). Stops and goes on where it stopped. Half precision on disk.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -240,6 +241,10 @@ def _save(model: Any, folder: Path, **options: Any) -> None:
     """Write a finished part in half precision, file by file beside the old one, so that a kill leaves whole files."""
     with tempfile.TemporaryDirectory(dir=folder.parents[1]) as temporary:
         model.half().save_pretrained(temporary, **options)
+        config = Path(temporary) / "config.json"
+        content = json.loads(config.read_text())
+        content.pop("_name_or_path", None)  # a folder of this machine
+        config.write_text(json.dumps(content, indent=2) + "\n")
         for file in sorted(Path(temporary).iterdir()):
             file.replace(folder / file.name)
 
