@@ -183,7 +183,7 @@ class VideoSegmenter:
         """
         joined = [
             old.fade(new, (i + 1) / (len(held) + 1))
-            for i, (old, new) in enumerate(zip(held, raws[shared - len(held) :], strict=False))
+            for i, (old, new) in enumerate(zip(held, raws[shared - len(held) : shared], strict=True))
         ]
         joined += raws[shared:]
         border = len(joined) - keep

@@ -12,12 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import (
     AutoTokenizer,
     CLIPTextModel,
@@ -37,13 +34,10 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from datasets.toy import ToyParameters, make_video
-from datasets.toy_captions import describe_object, describe_scene
-from datasets.toy_render import render_frames
-from datasets.toy_scene import KINDS, free_scene
 from models.diffusion.conditioning import CLIPPixels
 from models.diffusion.tiny import STAMP, make_tiny_stack
 from scripts.fit import fit
+from scripts.toy_corpus import SEED, Corpus, make_corpus
 from util.distributed import is_main, process_group, wait_for_all
 from util.errors import UserError, run_cli
 from util.io import read_json, write_json
@@ -60,47 +54,12 @@ SIZES: dict[str, Any] = {
     "text_tokens": 48,
     "max_tokens": 1200,
 }
-SEED = 1  # not the benchmark's: its videos stay unseen
-OBJECTS = (1, 1, 1, 2, 2, 2, 0, 0, 0, 0)
-"""Objects of the videos in turn; 0: a video like the benchmark's. Few objects make words easy to learn."""
 CROP = (32, 48)
 """Height and width of what the VAE learns on, in pixels: a quarter of the work of whole frames."""
 FRAMES = 4
 """Of a clip that the UNet denoises; every other step is on single frames, as image data joins video data."""
 STEPS = {"vae": 3000, "contrastive": 1200, "sentences": 800, "unet": 2200}
 RATES = {"vae": 2e-3, "contrastive": 1e-3, "sentences": 2e-3, "unet": 1e-3}
-
-
-@dataclass
-class Corpus:
-    """Videos with their texts."""
-
-    frames: Tensor
-    """uint8 ``[V, T, 3, H, W]``."""
-    texts: list[list[str]]
-    """per video: captions of the scene, of single objects, and the benchmark's sentences."""
-
-    def pick(self, generator: torch.Generator, count: int) -> Tensor:
-        """Indices of ``count`` random videos."""
-        return torch.randint(len(self.frames), (count,), generator=generator)
-
-
-def make_corpus(videos: int, frames: int, height: int, width: int) -> Corpus:
-    """Toy videos in memory, of a seed of their own."""
-    parameters = ToyParameters(videos, 0, 0, frames, height, width, SEED, KINDS)
-    pixels, texts = [], []
-    for index in tqdm(range(videos), desc="videos", unit="video", dynamic_ncols=True, disable=not is_main()):
-        rng = random.Random(f"{SEED}/captions/{index}")
-        count = OBJECTS[index % len(OBJECTS)]
-        if count:
-            scene, sentences = free_scene(rng, frames, height, width, count), []
-        else:
-            video = make_video(parameters, "train", index)
-            scene, sentences = video.scene, [sentence.text for sentence in video.sentences]
-        pixels.append(torch.from_numpy(render_frames(scene)).permute(0, 3, 1, 2))
-        captions = [describe_scene(rng, scene) for _ in range(4)]
-        texts.append(captions + [describe_object(rng, scene) for _ in range(4)] + sentences)
-    return Corpus(torch.stack(pixels), texts)
 
 
 def pretrain_vae(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
