@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -232,8 +233,8 @@ class _Run:
 
     def _again(self) -> Iterator[MediaFrame]:
         """The same frames a second time."""
-        for frame, before in zip(self.media.frames(), self.frames, strict=False):
-            if (frame.name, frame.time) != (before.name, before.time):
+        for frame, before in zip_longest(self.media.frames(), self.frames):
+            if frame is None or before is None or (frame.name, frame.time) != (before.name, before.time):
                 raise RunError(f"{self.media.path} was changed while it was read; start again")
             yield frame
 
