@@ -20,6 +20,8 @@ from util.checkpoint import read_checkpoint
 STEPS = 3
 RUNS = {"one": (1, 4, 1), "two": (2, 2, 1), "four": (4, 1, 1), "accumulated": (1, 1, 4), "both": (2, 1, 2)}
 """Processes, batch size, batches per step: four clips per step in all."""
+VALIDATED = ("one", "two")
+"""Those that are scored after their last step."""
 TOLERANCE = 1e-3
 """Of losses and gradients; and of the weights, as a share of how far they have moved."""
 
@@ -35,6 +37,8 @@ def folder(tiny_stack: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFa
     runs = []
     for name, (processes, batch_size, accumulate) in RUNS.items():
         own = {"batch_size": batch_size, "accumulate": accumulate, "lr_processes": processes}
+        if name in VALIDATED:
+            own["eval_every"] = 1
         flags = {**options, **own, "output_dir": folder / name}
         arguments = [str(word) for key, value in flags.items() for word in (f"--{key}", value)]
         runs.append({"processes": processes, "arguments": arguments})
@@ -67,3 +71,11 @@ def test_losses_and_weights_are_those_of_one_process(folder: Path, weights: Call
     moved = expected[-1]["lr"] * STEPS  # AdamW moves every weight by about the rate
     distance = torch.cat([(one[key] - other[key]).flatten() for key in one])
     assert float(distance.square().mean().sqrt()) < TOLERANCE * moved
+
+
+@pytest.mark.slow
+def test_two_processes_validate_each_video_once(folder: Path) -> None:
+    one, two = (json.loads((folder / name / "validation" / f"step_{STEPS:06d}.json").read_text()) for name in VALIDATED)
+    assert (one["about"]["processes"], two["about"]["processes"]) == (1, 2)
+    assert one["counts"] == two["counts"] and one["counts"]["videos"] > 1
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=0.5)  # a pixel's sign may differ with the last digits

@@ -92,3 +92,15 @@ def test_a_worker_that_meets_a_broken_file_says_which(flags: list[str], toy_data
     assert told.returncode == 2
     (error,) = [line for line in told.stderr.splitlines() if line.startswith("error")]
     assert f"frame {data}/train/JPEGImages/" in error and "is broken" in error and "Traceback" not in told.stderr
+
+
+def test_the_scale_of_the_loss_survives(flags: list[str], tmp_path: Path) -> None:
+    """Float16: a run that goes on has the scale, and the steps since it last changed, of one that was never stopped."""
+    whole, rest = tmp_path / "run", tmp_path / "rest"
+    half = (*flags, "--precision", "fp16")
+    for more in (("--save_every", 2), ("--resume", whole / "checkpoint_000002.pth", "--output_dir", rest)):
+        told = run_command(main.main, *half, *more)
+        assert told.returncode == 0, told.stderr
+    one, other = _read(whole), _read(rest)
+    assert one["scaler"] == other["scaler"] != torch.amp.GradScaler("cpu").state_dict()
+    assert [name for name, value in one["weights"].items() if not torch.equal(value, other["weights"][name])] == []
