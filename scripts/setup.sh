@@ -3,7 +3,9 @@
 #
 #   bash scripts/setup.sh          what the project runs on
 #   bash scripts/setup.sh --dev    and what its tests need
+#   bash scripts/setup.sh --torch cpu     PyTorch without CUDA; --torch cu128: with another CUDA (docs/install.md)
 #
+# --torch is remembered in .venv: later runs need not repeat it. TORCH_INDEX names a mirror of PyTorch's index.
 # Safe to repeat: nothing happens when nothing has changed, and an interrupted run goes on where it stopped.
 # PYTHON=/path/to/python chooses the interpreter that .venv is made from.
 set -euo pipefail
@@ -11,7 +13,7 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 unset PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX # each would install somewhere else than into .venv
 
 readonly PYTHON_NEEDED="3.11, 3.12 or 3.13"
-readonly GIB_NEEDED=8 # torch's CUDA libraries: about 6 GiB installed, and 2 GiB of downloads on the way
+readonly TORCH_INDEX="${TORCH_INDEX:-https://download.pytorch.org/whl}"
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() {
@@ -21,6 +23,8 @@ fail() {
 
 supported() { [[ "$1" =~ ^3\.1[123]\. ]]; }
 version_of() { "$@" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null; }
+# On the disk. torch's CUDA libraries: about 6 GiB installed, and 2 GiB of downloads on the way
+gib_needed() { if [[ "$TORCH" == cpu ]]; then echo 3; else echo 8; fi; }
 free_gib() { df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }'; }
 
 # The first interpreter that will do; what else was met is named when there is none.
@@ -59,7 +63,15 @@ is_usable() {
 }
 
 # A stamp is a copy of all that decides what is installed.
-wanted() { version_of .venv/bin/python && cat "$1" constraints.txt; }
+wanted() { version_of .venv/bin/python && cat "$1" && constraints; }
+# With --torch: the same versions of PyTorch's index, which end in +cpu or +cu128 there and bring their own CUDA.
+constraints() {
+    if [[ -n "$TORCH" ]]; then
+        sed -E -e '/^(nvidia-|cuda-|triton==)/d' -e "s/^(torch|torchvision)==.*/&+$TORCH/" constraints.txt
+    else
+        cat constraints.txt
+    fi
+}
 stamp_of() { printf '.venv/.installed-%s' "$1"; }
 is_installed() { [[ -f "$(stamp_of "$1")" && "$(wanted "$1")" == "$(<"$(stamp_of "$1")")" ]]; }
 all_installed() {
@@ -69,17 +81,19 @@ all_installed() {
 
 install() {
     local list=$1 status=0 gib
+    local index=(${TORCH:+--extra-index-url "$TORCH_INDEX/$TORCH"})
     say "installing $list"
     # pip writes RECORD last: a package without it was cut off half-way, and must not count as installed
     find .venv/lib -mindepth 3 -maxdepth 3 -name '*.dist-info' ! -exec test -e '{}/RECORD' \; -exec rm -rf '{}' +
     rm -rf .venv/tmp
     mkdir .venv/tmp # downloads stay on this disk: /tmp is often a small one
+    constraints >.venv/tmp/constraints.txt
     TMPDIR="$PWD/.venv/tmp" .venv/bin/python -m pip install --disable-pip-version-check \
-        --requirement "$list" --constraint constraints.txt || status=$?
+        --requirement "$list" --constraint .venv/tmp/constraints.txt ${index[@]+"${index[@]}"} || status=$?
     rm -rf .venv/tmp
     if ((status != 0)); then
         gib=$(free_gib)
-        ((gib > 0)) || fail "the disk of $PWD is full; free about $GIB_NEEDED GiB and run the same command again"
+        ((gib > 0)) || fail "the disk of $PWD is full; free about $(gib_needed) GiB and run the same command again"
         fail "pip could not install $list (its message is above);" \
             "once that is mended, the same command goes on from here"
     fi
@@ -89,11 +103,20 @@ install() {
 
 main() {
     LISTS=(requirements.txt)
-    case "${1:-}" in
-    "") ;;
-    --dev) LISTS+=(requirements-dev.txt) ;;
-    *) fail "unknown argument '$1'; bash scripts/setup.sh takes --dev or nothing" ;;
-    esac
+    TORCH=$(cat .venv/.torch 2>/dev/null) || TORCH=""
+    while (($#)); do
+        case "$1" in
+        --dev) LISTS+=(requirements-dev.txt) ;;
+        --torch)
+            [[ "${2:-}" =~ ^(cpu|cu[0-9]+)$ ]] ||
+                fail "--torch takes cpu, or cu and a number such as cu128, not '${2:-}'; docs/install.md names them"
+            TORCH=$2
+            shift
+            ;;
+        *) fail "unknown argument '$1'; bash scripts/setup.sh takes --dev, --torch cpu, or nothing" ;;
+        esac
+        shift
+    done
     ! all_installed || return 0
 
     # One set-up at a time: others wait here, and find the work done.
@@ -107,13 +130,14 @@ main() {
         say ".venv is broken, unfinished or of another Python; it is made anew"
         rm -rf .venv
     fi
-    local list gib
-    gib=$(free_gib)
-    if ((gib < GIB_NEEDED)) && ! compgen -G '.venv/lib/python3*/site-packages/torch' >/dev/null; then
-        fail "the set-up needs about $GIB_NEEDED GiB on the disk of $PWD, and $gib GiB are free;" \
+    local list gib needed
+    gib=$(free_gib) needed=$(gib_needed)
+    if ((gib < needed)) && ! compgen -G '.venv/lib/python3*/site-packages/torch' >/dev/null; then
+        fail "the set-up needs about $needed GiB on the disk of $PWD, and $gib GiB are free;" \
             "make room, or clone to another disk"
     fi
     [[ -d .venv ]] || make_venv
+    [[ -z "$TORCH" ]] || printf '%s\n' "$TORCH" >.venv/.torch
     for list in "${LISTS[@]}"; do is_installed "$list" || install "$list"; done
     say "done: .venv has what ${LISTS[*]} names"
 }

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 SCRIPTS = ("scripts/setup.sh", "scripts/test.sh", ".ci/run")
-TOOLS = ("awk", "bash", "cat", "dirname", "find", "flock", "mkdir", "mv", "rm", "test")
+TOOLS = ("awk", "bash", "cat", "dirname", "find", "flock", "mkdir", "mv", "rm", "sed", "test")
 ROOMY_DF = "echo 'Filesystem 1024-blocks Used Available Capacity Mounted'; echo '/dev/disk 99 9 99999999 1% /'"
 FULL_DF = "echo 'Filesystem 1024-blocks Used Available Capacity Mounted'; echo '/dev/disk 99 9 3145728 1% /'"
 
@@ -128,7 +128,28 @@ def test_full_disk(clone: Clone):
 
 
 def test_unknown_argument(clone: Clone):
-    assert "unknown argument '--fast'; bash scripts/setup.sh takes --dev or nothing" in clone.refusal("--fast")
+    assert "unknown argument '--fast'; bash scripts/setup.sh takes --dev, --torch cpu, or nothing" in clone.refusal(
+        "--fast"
+    )
+
+
+def test_torch_of_another_kind(clone: Clone):
+    """Its index, its versions, no CUDA libraries; and it stays, also where a later run does not repeat it."""
+    assert "--torch takes cpu, or cu and a number such as cu128, not 'cuda'" in clone.refusal("--torch", "cuda")
+    clone.write("constraints.txt", "cuda-toolkit==13\nnvidia-cublas==13.1\ntorch==2.11.0\ntriton==3\ntiny==1.0")
+    python = clone.write(
+        ".venv/bin/python",
+        '#!/bin/sh\ncase "$*" in\n*version_info*) echo 3.12.1 ;;\n'
+        '*install*) echo "$*"; cat .venv/tmp/constraints.txt ;;\nesac',
+    )
+    python.chmod(0o755)
+    (clone.folder / ".venv/lib").mkdir()
+    run = clone.run("scripts/setup.sh", "--torch", "cpu")
+    assert run.returncode == 0, run.stderr
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu\ntorch==2.11.0+cpu\ntiny==1.0\n" in run.stdout
+    assert clone.run("scripts/setup.sh").stdout == ""
+    other = clone.run("scripts/setup.sh", "--torch", "cu128", TORCH_INDEX="https://mirror/whl").stdout
+    assert "--extra-index-url https://mirror/whl/cu128\ntorch==2.11.0+cu128\ntiny==1.0\n" in other
 
 
 @pytest.mark.slow
