@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,13 @@ from typing import Any
 
 import pytest
 
+import inference_davis
+import inference_ytvos
+import main as main_script
 from scripts import eval_all
 from scripts.eval_all import EVALUATIONS, INFERENCES, TRAININGS, Evaluation, Inference, main
 from scripts.eval_all_table import COLUMNS, print_table
+from tests.commands import run_command
 from util.benchmarks import EVAL_SPLITS, MIXTURES, scored_parts
 from util.errors import RunError, UserError
 
@@ -94,15 +99,29 @@ def test_two_ways_that_differ_are_an_error(tmp_path: Path, monkeypatch: pytest.M
         eval_all._infer("vdit", tmp_path, inference)
 
 
-@pytest.mark.slow
-def test_all_of_it(root: Path, tmp_path: Path) -> None:
-    def run() -> tuple[str, bytes]:
-        command = ["-m", "scripts.eval_all", "--toy", "--short", "--output_dir", str(tmp_path / "run")]
-        result = subprocess.run([sys.executable, *command], cwd=root, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-2000:]
-        return result.stdout, (tmp_path / "run" / "results.json").read_bytes()
+PROGRAMS = {
+    "main.py": main_script.main,
+    "inference_ytvos.py": inference_ytvos.main,
+    "inference_davis.py": inference_davis.main,
+}
 
-    told, first = run()
+
+def _in_process(title: str, program: str, *words: object) -> None:
+    """In place of ``scripts.steps.run``: as many processes take minutes to import PyTorch."""
+    done = run_command(PROGRAMS[program], *words)
+    assert done.returncode == 0, done.stderr
+    print(title, done.stdout)
+
+
+@pytest.mark.slow
+def test_all_of_it(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything, its programs in this process; then, as a user types it, what is missing, in processes of its own."""
+    options = ("--toy", "--short", "--output_dir", str(tmp_path / "run"))
+    monkeypatch.setattr(eval_all, "run", _in_process)
+    done = run_command(main, *options)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    told, first = done.stdout, (tmp_path / "run" / "results.json").read_bytes()
+    assert told.count("Training on") == len(TRAININGS) and told.count("Evaluation: ") == len(EVALUATIONS)
     assert told.count("nothing is missing or broken") == 10
     results = json.loads(first)
     metrics, counts = results["metrics"], results["counts"]
@@ -118,5 +137,12 @@ def test_all_of_it(root: Path, tmp_path: Path) -> None:
     assert {f"matched.anno_{number}.J&F" for number in range(4)} <= metrics["davis, weights of ytvos"].keys()
     assert "no_target_accuracy" in metrics["mevis v2, weights of mevis"]
 
-    again, second = run()
-    assert second == first and "Training on" not in again and "all benchmarks, toy sets" in again
+    masks = tmp_path / "run" / "inference" / "davis"
+    scores = (masks / "scores.json").read_bytes()
+    shutil.rmtree(masks)
+    command = [sys.executable, "-m", "scripts.eval_all", *options]
+    again = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout[-1000:] + again.stderr[-2000:]
+    assert (masks / "scores.json").read_bytes() == scores and "$ python inference_davis.py " in again.stdout
+    assert (tmp_path / "run" / "results.json").read_bytes() == first
+    assert "Training on" not in again.stdout and "all benchmarks, toy sets" in again.stdout
