@@ -11,14 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from models.pretrained import open_pretrained
-from models.windows import VideoSegmenter
+from models.video_folder import segment_to_folder
 from util.demo_options import read_command
 from util.demo_results import require_free
-from util.demo_run import run_demo
-from util.device import device_name
+from util.ending import orderly_end
 from util.errors import UserError, run_cli
 from util.media_reader import open_media
-from util.sentences import normalise_sentence
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,38 +32,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     pretrained = open_pretrained(given.pop("resume"), "--resume", {"device": "auto", **given})
     for note in pretrained.notes:
         print(f"note: {note}")
-    cfg = pretrained.cfg
-    segmenter = VideoSegmenter(
-        pretrained.model,
-        cfg,
-        pretrained.device,
-        [normalise_sentence(sentence) for sentence in sentences],
-        options.window,
-        None if options.overlap == "auto" else int(options.overlap),
-    )
-    result = run_demo(
-        media,
-        sentences,
-        segmenter.run,
-        folder,
-        threshold=cfg.threshold,
-        score_threshold=cfg.score_threshold,
-        save_prob=options.save_prob,
-        force=options.force,
-        about={
-            "checkpoint": cfg.resume,
-            "model": cfg.model,
-            "device": device_name(pretrained.device),
-            "window": options.window,
-            "overlap": segmenter.overlap,
-            "stride": options.stride,
-            "eval_size": cfg.eval_size,
-            "seed": cfg.seed,
-        },
-    )
+    with orderly_end():
+        result = segment_to_folder(
+            pretrained,
+            media,
+            sentences,
+            folder,
+            window=options.window,
+            overlap=None if options.overlap == "auto" else int(options.overlap),
+            save_prob=options.save_prob,
+            force=options.force,
+        )
     for note in media.notes:
         print(f"note: {note}")
-    print("\n".join(result.lines(cfg.score_threshold)))
+    print("\n".join(result.lines(pretrained.cfg.score_threshold)))
 
 
 if __name__ == "__main__":

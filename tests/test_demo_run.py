@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pycocotools.coco import COCO
 from tests.media_tools import loudness, picture, write_film
 from util.demo_results import new_folder, slug
 from util.demo_run import DemoResult, Progress, run_demo
+from util.ending import SIGNALS, orderly_end
 from util.errors import RunError, UserError
 from util.mask_files import read_binary_mask
 from util.media_frames import WHOLE, Excerpt
@@ -171,6 +173,49 @@ def test_ctrl_c_leaves_nothing_and_keeps_the_earlier_result(tmp_path: Path, wher
         run(video, out, force=True, report=stop)
     assert (out / "masks.json").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out"]
+
+
+def test_sigterm_ends_as_ctrl_c_does(tmp_path: Path):
+    """In this process: the signal comes while a mask is written; a second one, while all is removed, is passed over."""
+    video, removed = write_film(tmp_path / "a.mp4"), []
+
+    def stop(progress: Progress) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(SystemExit) as ended, orderly_end():
+        try:
+            run(video, tmp_path / "out", report=stop)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            removed.append(True)
+    assert ended.value.code == 143 and removed
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_what_nohup_ignores_stays_ignored():
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with orderly_end():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+
+
+@pytest.mark.parametrize("change", ["another", "shorter", "longer"])
+def test_a_video_that_changes_while_it_is_read(tmp_path: Path, change: str):
+    """Between the two passes the file gets other times, fewer frames or more."""
+    video = write_film(tmp_path / "a.mp4")
+    other = {"another": {"times": [900 * i for i in range(6)]}, "shorter": {"frames": 4}, "longer": {"frames": 9}}
+
+    def replace(progress: Progress) -> None:
+        if (progress.stage, progress.done) == ("segment", 6):
+            write_film(tmp_path / "new.mp4", **other[change]).replace(video)
+
+    with pytest.raises(RunError, match=r"a\.mp4 was changed while it was read; start again"):
+        run(video, tmp_path / "out", report=replace)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_predictions_that_are_no_numbers(tmp_path: Path):

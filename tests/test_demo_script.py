@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 import demo
+from models import video_folder
 from tests.commands import run_command
 from tests.media_tools import write_film
 from util.demo_options import read_command
@@ -51,6 +53,14 @@ def test_from_end_to_end(toy_video: Path, tmp_path: Path):
     assert none.stdout.count("below the score threshold of 1: it names nothing here, its masks are empty") == 2
     content = json.loads((tmp_path / "none" / "masks.json").read_text(encoding="utf-8"))
     assert not any(entry["area"] for entry in content["annotations"])
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_nothing(toy_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(video_folder.VideoSegmenter, "_finish", lambda *_: signal.raise_signal(signal.SIGTERM))
+    done = run_command(demo.main, toy_video, "a blue ring", "--resume", WEIGHTS, "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (143, "")
+    assert [path.name for path in tmp_path.iterdir()] == [toy_video.name]
 
 
 MISTAKES = {

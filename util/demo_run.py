@@ -81,14 +81,21 @@ class DemoResult:
     Attributes:
         folder: where everything is.
         sentences: with their scores.
-        frames: how many.
+        scores: ``[T, S]``, 0…1, of each frame and sentence.
+        times: ``[T]``, when the overlay shows each frame, in seconds.
         seconds: of the first pass.
     """
 
     folder: Path
     sentences: list[SentenceRecord]
-    frames: int
+    scores: np.ndarray
+    times: list[Fraction]
     seconds: float
+
+    @property
+    def frames(self) -> int:
+        """How many there are."""
+        return len(self.times)
 
     def lines(self, score_threshold: float) -> list[str]:
         """What a user should be told."""
@@ -154,7 +161,8 @@ def run_demo(
             **(about or {}),
         }
         run.draw({**facts, "notes": media.notes})
-        return DemoResult(folder, run.sentences, len(run.frames), seconds)
+        times = [frame.time - run.begin for frame in run.frames]
+        return DemoResult(folder, run.sentences, np.stack(run.scores), times, seconds)
 
 
 class _Run:
@@ -203,7 +211,7 @@ class _Run:
         """The second pass: overlay, contact sheet and ``masks.json``; empty masks where a sentence names nothing."""
         media, sheet = self.media, Sheet(self.sentences, self.media.size, len(self.frames))
         painter = ObjectPainter(numbered([s.text for s in self.sentences]), media.size)
-        begin = self.frames[0].time if media.excerpt.start else Fraction(0)
+        begin = self.begin
         last = self.frames[-1].time + self.frames[-1].duration
         with ExitStack() as stack:
             sound = None
@@ -224,6 +232,11 @@ class _Run:
                     write_picture(self.target / STILL, picture)
             coco.finish()
         sheet.write(self.target / SHEET, media.path.name or str(media.path))
+
+    @property
+    def begin(self) -> Fraction:
+        """When the overlay begins, in seconds of the video."""
+        return self.frames[0].time if self.media.excerpt.start else Fraction(0)
 
     def _images(self) -> Iterator[np.ndarray]:
         """The frames for the segmenter; what is to be known of them is noted as they pass."""
