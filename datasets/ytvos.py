@@ -124,15 +124,19 @@ def build_videos(cfg: Config, root: Path | None = None) -> list[Video]:
     ]
 
 
-def build_scorer(cfg: Config) -> Scorer:
+def build_scorer(cfg: Config, root: Path | None = None) -> Scorer:
     """Find the truth of ``cfg.split``; what is returned scores the masks below ``cfg.output_dir`` against it.
 
     ``cfg.expressions_file``, where it is given, holds the object ids. See ``util.jf_expressions.score_expressions``.
 
+    Args:
+        cfg: options; ``cfg.ytvos_path`` is the folder.
+        root: the folder of another dataset in the same layout.
+
     Raises:
         UserError: masks or object ids are missing; the sentence says what they must hold.
     """
-    root = _root(cfg)
+    root = root or _root(cfg)
     truth = root / cfg.split / "Annotations"
     expressions = _expressions_file(cfg, cfg.split) or _default_file(root, cfg.split)
     require_truth(truth, expressions)

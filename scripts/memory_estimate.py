@@ -129,10 +129,10 @@ def estimate(cfg: Config, size: tuple[int, int], measure: bool = False, folder: 
 
 
 def _counted(cfg: Config, model: Segmenter, size: tuple[int, int], device: torch.device, scaler: Any) -> Estimate:
-    parameters = _materialise(model, device)
+    parameters = materialise(model, device)
     found = Estimate({**weight_bytes(model), "AdamW's state": ADAM * parameters})
     with LiveMemory(list(model.parameters())) as memory:
-        step = _step(cfg, model, size, device, scaler, torch.optim.SGD)
+        step = random_step(cfg, model, size, device, scaler, torch.optim.SGD)
         handles = _watch(model, memory, found.parts)
         step()
         for handle in handles:
@@ -142,13 +142,13 @@ def _counted(cfg: Config, model: Segmenter, size: tuple[int, int], device: torch
 
 
 def _measured(cfg: Config, model: Segmenter, size: tuple[int, int], device: torch.device, scaler: Any) -> Estimate:
-    parameters = _materialise(model, device)
+    parameters = materialise(model, device)
     for value in (*model.parameters(), *model.buffers()):
         if value.is_floating_point():
             nn.init.normal_(value, std=0.01)
         else:
             nn.init.zeros_(value)
-    step = _step(cfg, model, size, device, scaler, torch.optim.AdamW)
+    step = random_step(cfg, model, size, device, scaler, torch.optim.AdamW)
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats(device)
         step()
@@ -156,7 +156,7 @@ def _measured(cfg: Config, model: Segmenter, size: tuple[int, int], device: torc
     return Estimate(parts, torch.cuda.max_memory_allocated(device), measured=True)
 
 
-def _materialise(model: Segmenter, device: torch.device) -> int:
+def materialise(model: Segmenter, device: torch.device) -> int:
     """Give a model of the meta device tensors without content on ``device``; how many parameters are trained."""
     made: dict[int, Any] = {}
     for module in model.modules():
@@ -180,8 +180,8 @@ def weight_bytes(model: Segmenter) -> dict[str, int]:
     return dict(sums)
 
 
-def _step(
-    cfg: Config, model: Segmenter, size: tuple[int, int], device: torch.device, scaler: Any, optimizer_class: Any
+def random_step(
+    cfg: Config, model: nn.Module, size: tuple[int, int], device: torch.device, scaler: Any, optimizer_class: Any
 ) -> Any:
     """A training step on random clips, to be called."""
     optimizer = optimizer_class([p for p in model.parameters() if p.requires_grad], lr=cfg.lr)
