@@ -7,32 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from subprocess import CompletedProcess
-from typing import Any
 from unittest import mock
 
 from tests.conftest import ROOT
 from util.errors import run_cli
-
-
-def run_forked(plan: Path, runs: Sequence[Mapping[str, Any]]) -> None:
-    """Run programs by several processes each; see ``tests.forked_runs``. They must all succeed.
-
-    Args:
-        plan: a file that is written.
-        runs: what to run.
-    """
-    plan.write_text(json.dumps(list(runs)))
-    words = [sys.executable, "-m", "tests.forked_runs", str(plan)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
 
 def run_command(main: Callable[[], int | None], *words: object) -> CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Processes that a test may kill, forked from one that has imported everything: importing takes 10 s of CPU.
+"""Processes forked from one that has imported everything, as importing takes 7 s of CPU; a test may kill them.
 
 The test's own process must not be forked: libraries have started threads in it. So this module is run as a process,
 which forks for every line that it reads.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,6 +45,43 @@ class Forks:
             the process's id.
         """
         return self._ask({"output": str(output), "function": function, "arguments": arguments, "env": env})
+
+    def start_together(self, outputs: list[Path], function: str, *arguments: Any) -> list[int]:
+        """Start a function in several processes, one for each of ``outputs``, that torchrun could have started."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": str(len(outputs)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [
+            self.start(output, function, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+            for rank, output in enumerate(outputs)
+        ]
+
+    def run(self, said: Path, processes: int, program: str, *words: object, kill_when: Path | None = None) -> str:
+        """Run a program by several processes, which must all succeed.
+
+        Args:
+            said: a new folder for what they print.
+            processes: their number.
+            program: a function of ``tests.survival_jobs`` such as ``run_main``.
+            words: of the command line.
+            kill_when: a file, at whose appearance all processes are killed instead, before any has ended.
+
+        Returns:
+            what all have printed, one after the other.
+        """
+        said.mkdir()
+        outputs = [said / f"{rank}.txt" for rank in range(processes)]
+        pids = self.start_together(outputs, program, *map(str, words))
+        if kill_when:
+            while not kill_when.exists():
+                assert self.poll(pids[0]) is None, outputs[0].read_text()[-3000:]
+                time.sleep(0.001)
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+        found, text = [self.wait(pid) for pid in pids], "".join(output.read_text() for output in outputs)
+        assert found == [-signal.SIGKILL if kill_when else 0] * processes, text[-3000:]
+        return text
 
     def warm(self, *flags: str) -> None:
         """Build the model of these flags once in the process that is forked: what that imports is there then."""

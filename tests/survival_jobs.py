@@ -1,4 +1,4 @@
-"""What the tests of survival run in processes of their own, and a training that is small enough for them."""
+"""What tests run in processes of their own (``tests.forks``), and a training that is small enough for survival."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import inference_ytvos
 import main
 from engine import Schedule, train
 from util.checkpoint import save_checkpoint
@@ -42,6 +43,12 @@ def run_main(*arguments: str) -> None:
     """``main.py`` with these arguments."""
     sys.argv = ["main.py", *arguments]
     run_cli(main.main)
+
+
+def run_inference(*arguments: str) -> None:
+    """``inference_ytvos.py`` with these arguments."""
+    sys.argv = ["inference_ytvos.py", *arguments]
+    run_cli(inference_ytvos.main)
 
 
 @dataclass(frozen=True)

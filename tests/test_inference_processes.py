@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import run_forked
+from tests.forks import Forks
 from tests.inference_tools import tree
 
 NAMES = ("whole", "shared", "killed", "killed shared")
@@ -15,21 +15,23 @@ NAMES = ("whole", "shared", "killed", "killed shared")
 
 @pytest.fixture(scope="module")
 def folder(
-    tiny_config: list[str], tiny_checkpoint: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory
+    forks: Forks,
+    tiny_config: list[str],
+    tiny_checkpoint: Path,
+    toy_data: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The output folders of all runs."""
     folder = tmp_path_factory.mktemp("masks")
     videos = sorted(path.name for path in (toy_data / "valid" / "JPEGImages").iterdir())
-    runs = []
     for name in NAMES:
         flags = {"resume": tiny_checkpoint, "ytvos_path": toy_data, "output_dir": folder / name, "device": "cpu"}
-        arguments = [*tiny_config, *(str(word) for key, value in flags.items() for word in (f"--{key}", value))]
-        item = {"processes": 2 if "shared" in name else 1, "arguments": arguments, "program": "inference_ytvos"}
+        words = (*tiny_config, *(word for key, value in flags.items() for word in (f"--{key}", value)))
+        processes = 2 if "shared" in name else 1
         if "killed" in name:
             first = folder / name / "Annotations" / videos[-1 if "shared" in name else 0]
-            runs.append({**item, "kill_when": str(first)})
-        runs.append(item)
-    run_forked(folder / "runs.json", runs)
+            forks.run(folder / f"first said of {name}", processes, "run_inference", *words, kill_when=first)
+        forks.run(folder / f"said of {name}", processes, "run_inference", *words)
     return folder
 
 

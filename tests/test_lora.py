@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from models import build_model, trained_parameters
 from models.lora import add_lora, has_lora, merge_lora, merged_state
 from models.segmenter import Segmenter
 from scripts.count_parameters import empty_model
+from tests.forks import Forks
 from tests.tiny_models import backward, model_config, random_clips
 from util.checkpoint import read_checkpoint
 from util.config import Config
@@ -195,19 +193,11 @@ def test_adapters_are_not_added_twice(hcd: Segmenter) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("frames", ["1", "2"])
 def test_two_processes_train_adapters(
-    root: Path, tiny_stack: Path, toy_data: Path, tmp_path: Path, frames: str
+    forks: Forks, tiny_stack: Path, toy_data: Path, tmp_path: Path, frames: str
 ) -> None:
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "main.py")
     options = ("--config", "configs/hcd_toy.yaml", "--pretrained", tiny_stack, "--ytvos_path", toy_data)
     more = ("--output_dir", tmp_path, "--device", "cpu", "--num_frames", frames, "--max_steps", 3, "--batch_size", 1)
-    result = subprocess.run(
-        [sys.executable, *launch, *map(str, (*options, *more))],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    forks.run(tmp_path / "said", 2, "run_main", *options, *more)
     weights = read_checkpoint(tmp_path / "checkpoint.pth", "hcd")["weights"]
     temporal = [v for name, v in weights.items() if ".lora_B." in name and "temp_attentions." in name]
     spatial = [v for name, v in weights.items() if ".lora_B." in name and ".attentions." in name]

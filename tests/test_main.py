@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 import main
+from tests.forks import Forks
 from util.checkpoint import read_checkpoint, save_checkpoint
 from util.errors import run_cli
 
@@ -227,17 +227,9 @@ def test_a_resumed_log_has_every_step_once(train: Callable, call: Callable, tmp_
 
 
 @pytest.mark.slow
-def test_two_processes_train_together(train: Callable, root: Path, tmp_path: Path) -> None:
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "main.py")
-    result = subprocess.run(
-        [sys.executable, *launch, *train("--max_steps", "2", "--batch_size", "1")],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "on 2 × cpu" in result.stdout
+def test_two_processes_train_together(forks: Forks, train: Callable, tmp_path: Path) -> None:
+    told = forks.run(tmp_path / "said", 2, "run_main", *train("--max_steps", "2", "--batch_size", "1"))
+    assert "on 2 × cpu" in told
     content = read_checkpoint(tmp_path / "run" / "checkpoint.pth", "vdit")
     assert content["step"] == 2
     assert all(weight.isfinite().all() for weight in content["weights"].values())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ import main
 from scripts import eval_jf
 from scripts.toy_formats_a2d import write_toy_a2d
 from scripts.toy_formats_videos import write_toy_davis, write_toy_mevis
+from tests.forks import Forks
 from util.errors import run_cli
 from util.video_scores import video_metrics
 
@@ -153,19 +152,11 @@ def test_bad_input_is_one_sentence(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mevis", "a2d"])
-def test_two_processes_find_the_same(name: str, flags: list[str], call: Callable, root: Path, tmp_path: Path) -> None:
+def test_two_processes_find_the_same(name: str, forks: Forks, flags: list[str], call: Callable, tmp_path: Path) -> None:
     flags = [*flags, "--dataset_file", name, "--a2d_path", str(tmp_path / "a2d")]
     write_toy_a2d(tmp_path / "a2d", num_train=0, num_test=2, **SIZES)
     assert call(flags) == 0
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "main.py", "--eval")
-    two = subprocess.run(
-        [sys.executable, *launch, *flags, "--output_dir", str(tmp_path / "two")],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert two.returncode == 0, two.stderr[-2000:]
+    forks.run(tmp_path / "said", 2, "run_main", "--eval", *flags, "--output_dir", tmp_path / "two")
     one, both = read(tmp_path / "eval" / "results.json"), read(tmp_path / "two" / "results.json")
     # Sums of other threads differ in their last bits, and may tip a pixel.
     assert both["metrics"] == pytest.approx(one["metrics"], abs=0.1)

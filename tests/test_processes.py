@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.commands import run_forked
+from tests.forks import Forks
 from util.checkpoint import read_checkpoint
 
 STEPS = 3
@@ -27,22 +27,20 @@ TOLERANCE = 1e-3
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_stack: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(forks: Forks, tiny_stack: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folders of all runs, and of one without a step in ``none``."""
     folder = tmp_path_factory.mktemp("runs")
     options = {
         **{"config": "configs/vdit_toy.yaml", "pretrained": tiny_stack, "ytvos_path": toy_data, "device": "cpu"},
         **{"dim_feedforward": 64, "posterior": "mode", "max_steps": STEPS, "log_every": 1, "warmup_steps": 0},
     }
-    runs = []
     for name, (processes, batch_size, accumulate) in RUNS.items():
         own = {"batch_size": batch_size, "accumulate": accumulate, "lr_processes": processes}
         if name in VALIDATED:
             own["eval_every"] = 1
         flags = {**options, **own, "output_dir": folder / name}
-        arguments = [str(word) for key, value in flags.items() for word in (f"--{key}", value)]
-        runs.append({"processes": processes, "arguments": arguments})
-    run_forked(folder / "runs.json", runs)
+        words = (word for key, value in flags.items() for word in (f"--{key}", value))
+        forks.run(folder / f"said of {name}", processes, "run_main", *words)
     return folder
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -24,18 +23,9 @@ SHORT = 4.0  # seconds
 
 def _together(forks: Forks, folder: Path, processes: int, *arguments: object) -> tuple[list[int], list[str]]:
     """Run ``train_together`` in several processes: how each has ended, and what it said."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     folder.mkdir(exist_ok=True)
     files = [folder / f"said_{number}.txt" for number in range(processes)]
-    pids = [
-        forks.start(
-            *(file, "train_together", str(folder), *arguments),
-            **{"RANK": str(number), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-        )
-        for number, file in enumerate(files)
-    ]
+    pids = forks.start_together(files, "train_together", str(folder), *arguments)
     status: dict[int, int] = {}
     end = time.monotonic() + 600
     while len(status) < processes and time.monotonic() < end:
