@@ -230,7 +230,8 @@ def checks(clone: Clone) -> Clone:
     return clone
 
 
-PYTEST = ["pytest -m not slow -k matcher", "pytest -m slow -k matcher"]
+HALVES = ["-m not slow -k matcher", "-m slow -k matcher"]
+PYTEST = [f"pytest --numprocesses auto --maxprocesses 4 --dist loadfile {words}" for words in HALVES]
 
 
 @pytest.mark.parametrize(
@@ -239,8 +240,8 @@ PYTEST = ["pytest -m not slow -k matcher", "pytest -m slow -k matcher"]
         ("nothing 0", 6, 0),
         ("ruff*check 1", 2, 1),
         ("mypy 1", 4, 1),
-        ("pytest*not 1", 5, 1),
-        ("pytest*not 5", 6, 0),
+        ("pytest*-m?not 1", 5, 1),
+        ("pytest*-m?not 5", 6, 0),
         ("pytest*slow*matcher 5", 6, 5),
         ("pytest*-m?slow 1", 6, 1),
     ],
@@ -250,6 +251,15 @@ def test_checks_in_order_until_one_fails(checks: Clone, fail: str, ran: int, sta
     run = checks.run("scripts/test.sh", "-k", "matcher")
     assert run.stdout.splitlines() == ["setup --dev", "ruff check .", "ruff format --check .", "mypy", *PYTEST][:ran]
     assert run.returncode == status
+
+
+def test_coverage_is_shown_when_asked_for(checks: Clone):
+    run = checks.run("scripts/test.sh", "--coverage", "-k", "matcher")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[4:] == [
+        *(f"coverage run --append -m pytest {words}" for words in HALVES),
+        "coverage report",
+    ]
 
 
 @pytest.mark.parametrize("status", [0, 1])
