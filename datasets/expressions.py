@@ -27,6 +27,7 @@ class Expression:
 
 
 ExpressionT = TypeVar("ExpressionT")
+_MASK_VALUES = frozenset(map(str, range(1, 255)))
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def _entry(
 
 def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> Expression:
     caption, obj_id = read_caption(path, where, expression), expression.get("obj_id")
-    if obj_id is not None and not (str(obj_id).isdecimal() and 1 <= int(obj_id) <= 254):
-        raise UserError(f"{path}: 'obj_id' of {where} is {obj_id!r}; it should be a mask value, 1 to 254")
+    if obj_id is not None and str(obj_id) not in _MASK_VALUES:
+        raise UserError(f"{path}: 'obj_id' of {where} is {obj_id!r:.40}; it should be a mask value, 1 to 254")
     return Expression(caption, None if obj_id is None else int(obj_id), is_negative(expression, path, where))
 
 

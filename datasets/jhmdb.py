@@ -19,6 +19,7 @@ from torch import Tensor
 
 from datasets.annotated_frames import AnnotatedFrames, Item, clamp
 from datasets.annotation_files import number_of, read_entries, require_files, sentence_of
+from datasets.mat_tags import has_array
 from datasets.reading import DATA_PAGE, plain_name, read_frames, require_folder
 from datasets.transforms import ClipTransform, build_transform
 from util.a2d_metrics import A2dEvaluator
@@ -120,7 +121,7 @@ def read_puppet_mask(path: Path, frame: int) -> Tensor:
     Raises:
         UserError: the file is missing or broken, or has no mask for the frame.
     """
-    masks = _read_mat(path, lambda: loadmat(path, variable_names=[MASK_KEY]).get(MASK_KEY))
+    masks = _read_mat(path, lambda: _load(path))
     if not isinstance(masks, np.ndarray) or masks.ndim not in (2, 3) or masks.dtype.kind not in "biuf":
         raise UserError(f"{path} has no array {MASK_KEY!r} of height × width × frames; fetch or extract it again")
     masks = masks.reshape(*masks.shape[:2], -1)  # MATLAB drops the last axis of a single frame
@@ -154,6 +155,10 @@ def _with_masks(items: Sequence[JhmdbItem]) -> list[JhmdbItem]:
             ", ".join(sorted(shorter)[:5]) + (", …" if len(shorter) > 5 else ""),
         )
     return kept
+
+
+def _load(path: Path) -> Any:
+    return loadmat(path, variable_names=[MASK_KEY]).get(MASK_KEY) if has_array(path, MASK_KEY) else None
 
 
 def _read_mat(path: Path, read: Callable[[], Any]) -> Any:

@@ -8,17 +8,22 @@ the commands that only check names and folders do without.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from util.errors import UserError
-from util.mask_files import read_index_mask
+from util.mask_files import BROKEN_IMAGE, read_index_mask
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DATA_PAGE = "docs/data.md"
+
+LONGEST_NAME = 200  # bytes; file systems take 255, and names get suffixes
 
 # Names become parts of paths, also of files that are written: one plain component, no way out of the folder.
 _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")
@@ -42,8 +47,10 @@ def require_folder(path: Path, holds: str) -> Path:
 
 def plain_name(name: Any, path: Path, what: str) -> str:
     """Return ``name``, which the file ``path`` gives to ``what``; raise a ``UserError`` if it is no part of a path."""
-    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
-        raise UserError(f"{path}: {what} is named {name!r}; a name is text without slashes")
+    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or len(os.fsencode(name)) > LONGEST_NAME:
+        raise UserError(
+            f"{path}: {what} is named {name!r:.80}; a name is text without slashes, of at most {LONGEST_NAME} bytes"
+        )
     return name
 
 
@@ -56,6 +63,13 @@ def read_frame(path: Path) -> Tensor:
     from torchvision.io import ImageReadMode, decode_image, read_file
 
     _require_file(path, "frame")
+    try:
+        with Image.open(path):  # its header alone, which may promise more pixels than memory holds
+            pass
+    except Image.DecompressionBombError as error:
+        raise UserError(f"frame {path} is broken ({error}); fetch or extract this file again") from error
+    except BROKEN_IMAGE:
+        pass  # the decoder says why
     try:
         return decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
     except (RuntimeError, OSError) as error:

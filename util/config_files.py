@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from util.errors import UserError
-from util.options import Options, checked, expected, nearest, shown
+from util.options import Options, checked, expected, home_expanded, nearest, shown
 
 BASE = "base"
 
@@ -32,7 +32,7 @@ def read_yaml(cls: type, path: str | Path) -> Options:
     options, where = _read_file(cls, path, f"the config file {path} is missing; the project's own are in configs/")
     chain = [path]
     while BASE in options:
-        named = chain[-1].parent / Path(options.pop(BASE)).expanduser()
+        named = chain[-1].parent / home_expanded(options.pop(BASE))
         if any(_same(named, file) for file in chain):
             raise UserError(f"{where} names {named}, which builds on this file in turn; remove one of the two")
         missing = f"the config file {named} is missing, which {where} names; the path is relative to {chain[-1].parent}"
@@ -90,7 +90,7 @@ def _mapping(cls: type, loader: yaml.SafeLoader, path: Path) -> tuple[Options, s
                 raise UserError(f"{key} in {line} is given a second time; remove one of the two")
             try:
                 value = loader.construct_object(value_node, deep=True)
-            except ValueError as error:  # what looks like a date and is none
+            except (ValueError, LookupError) as error:  # what looks like a date, or is tagged as a number, and is none
                 words = "a path" if key == BASE else expected(cls, key)
                 raise UserError(f"{key} in {line} must be {words}: {error}") from error
             if key != BASE:

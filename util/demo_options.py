@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from util.config import Config
 from util.config_files import read_yaml
 from util.errors import UserError
 from util.media_frames import Excerpt, parse_time
-from util.options import option, read_flags
+from util.options import home_expanded, option, read_flags, text_of
 from util.sentences import normalise_sentence
 
 DESCRIPTION = "Segment the objects that sentences name in a video, a GIF, a folder of frames or a picture."
@@ -21,6 +21,8 @@ DESCRIPTION = "Segment the objects that sentences name in a video, a GIF, a fold
 WITHOUT_GROUPS = frozenset({"matching and losses", "data", "training"})
 BUT_WITH = frozenset({"eval_size", "max_size", "seed", "precision", "compile"})
 WITHOUT = frozenset({"output_dir", "eval", "visualize", "wandb", "pretrained_weights", "keep_class_heads"})
+
+Own = TypeVar("Own")
 
 _demo = partial(option, "demo")
 
@@ -75,21 +77,36 @@ def read_command(argv: Sequence[str] | None = None) -> tuple[Path, list[str], De
     Raises:
         UserError: a flag is unknown (the message names the nearest known one) or wrong, or a sentence is empty.
     """
-    flags = read_flags(_every_option(), argv, DESCRIPTION, {"VIDEO": None, "SENTENCE": "+"})
-    video, sentences = Path(flags.pop("VIDEO")).expanduser(), flags.pop("SENTENCE")
+    flags = read_flags(every_option(DemoOptions), argv, DESCRIPTION, {"VIDEO": None, "SENTENCE": "+"})
+    video = Path(home_expanded(text_of(flags.pop("VIDEO"), "the video's name")))
+    sentences = flags.pop("SENTENCE")
     for number, sentence in enumerate(sentences, start=1):
+        text_of(sentence, f"sentence {number}")
         if not normalise_sentence(sentence):
             raise UserError(f"sentence {number} is empty; say in words which object to segment")
-    own = {field.name for field in dataclasses.fields(DemoOptions)}
-    options = DemoOptions(**{name: value for name, value in flags.items() if name in own})
-    given = {name: value for name, value in flags.items() if name not in own}
+    options, given = split_flags(DemoOptions, flags)
+    return video, [" ".join(sentence.split()) for sentence in sentences], options, given
+
+
+def split_flags(own: type[Own], flags: Mapping[str, Any]) -> tuple[Own, dict[str, Any]]:
+    """A command's own options, and those of ``Config`` that the file of ``--config`` and the flags set.
+
+    Args:
+        own: the dataclass of its own ones.
+        flags: what ``read_flags`` gave.
+
+    Raises:
+        UserError: the file cannot be read, or an option in it is wrong.
+    """
+    names = {field.name for field in dataclasses.fields(own)}  # type: ignore[arg-type]
+    given = {name: value for name, value in flags.items() if name not in names}
     file = read_yaml(Config, given["config"]) if given.get("config") else {}
-    return video, [" ".join(sentence.split()) for sentence in sentences], options, {**file, **given}
+    return own(**{name: value for name, value in flags.items() if name in names}), {**file, **given}
 
 
-def _every_option() -> type:
-    """The demo's options and those of ``Config`` in one dataclass, for ``read_flags``."""
-    fields = [*dataclasses.fields(DemoOptions), *(field for field in dataclasses.fields(Config) if _matters(field))]
+def every_option(own: type) -> type:
+    """A command's own options and those of ``Config`` that matter to masks in one dataclass, for ``read_flags``."""
+    fields = [*dataclasses.fields(own), *(field for field in dataclasses.fields(Config) if _matters(field))]
     return dataclasses.make_dataclass(
         "EveryOption",
         [(f.name, f.type, dataclasses.field(default=f.default, metadata=f.metadata)) for f in fields],

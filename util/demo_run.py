@@ -219,7 +219,7 @@ class _Run:
                 end = last - begin if media.excerpt.end is not None else None
                 sound = stack.enter_context(open_sound(media.path, begin, end, cut=bool(media.excerpt.start)))
             movie = stack.enter_context(open_video(self.target / OVERLAY, media.rate, media.time_base, sound))
-            file = stack.enter_context((self.target / MASKS_FILE).open("w", encoding="utf-8"))
+            file = stack.enter_context((self.target / MASKS_FILE).open("w", encoding="utf-8", errors="replace"))
             coco = CocoWriter(file, about, media.size, self.frames, self.sentences)
             for number, frame in enumerate(self._watched("draw", self._again(), len(self.frames))):
                 masks = np.stack([self._mask(sentence, number) for sentence in self.sentences])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from util.errors import UserError
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""The escape of a half of a character, of which JSON needs two for one beyond 16 bits."""
 
 
 @contextmanager
@@ -52,7 +56,8 @@ def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
     text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
     try:
         with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            # A folder's name may be bytes that are no text; a record of it is no reason to fail.
+            temporary.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
 
@@ -65,16 +70,24 @@ def read_json(path: str | Path, what: str) -> Any:
         what: what it should hold, for the message ("the expressions of the valid split").
 
     Raises:
-        UserError: the file is missing, unreadable or not JSON.
+        UserError: the file is missing, unreadable or not JSON, or holds a half of a character.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if _HALF.search(text):  # can be part of a pair, and of other text
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; it should hold {what}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path} ({what}): {error}") from error
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{path} ({what}) holds half of a character, such as \\ud83d without the other half; write it in UTF-8"
+        ) from error
     except RecursionError as error:
         raise UserError(f"{path} ({what}) is nested too deeply; it is damaged or another file") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # a number of thousands of digits, too
         raise UserError(f"{path} ({what}) is not valid JSON: {error}") from error

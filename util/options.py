@@ -72,9 +72,10 @@ def checked(cls: type, name: str, value: Any, where: str) -> Any:
         UserError: the value has another type, is out of range or is not among the choices.
     """
     kind, rule = _kind(cls, name), _rule(cls, name)
-    if rule.path and isinstance(value, (str, Path)):
-        text = str(value)
-        value = str(Path(text).expanduser()) if text == "~" or text.startswith("~/") else text
+    if isinstance(value, (str, Path)):
+        value = text_of(str(value), where)
+    if rule.path and isinstance(value, str):
+        value = home_expanded(value)
     if kind is float and isinstance(value, (str, int)) and not isinstance(value, bool):
         value = _number(float, value)  # text too: YAML 1.1 reads 1e-4, without a point, as text
     if kind in _LISTS:
@@ -89,6 +90,22 @@ def checked(cls: type, name: str, value: Any, where: str) -> Any:
         hint = f"; did you mean {near!r}?" if near else ""
         raise UserError(f"{where} must be {expected(cls, name)}, not {shown(value)}{hint}")
     return value
+
+
+def text_of(value: str, where: str) -> str:
+    """Return ``value``.
+
+    Raises:
+        UserError: it holds bytes that are no UTF-8, as a file's name may, or a NUL; nothing could write it.
+    """
+    if "\0" in value or value != value.encode("utf-8", "replace").decode():
+        raise UserError(f"{where} is {value!a:.80}, which is no text in UTF-8; write it anew, or rename the file")
+    return value
+
+
+def home_expanded(path: str) -> str:
+    """A path with the home folder in place of a leading ``~``; those of other users stay as they are."""
+    return str(Path(path).expanduser()) if path == "~" or path.startswith("~/") else path
 
 
 def expected(cls: type, name: str) -> str:

@@ -6,6 +6,8 @@ Which files there are and what they hold is said by the layout (``util.mask_layo
 from __future__ import annotations
 
 import io
+import lzma
+import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -21,6 +23,12 @@ from util.io import atomic_path
 from util.mask_files import BROKEN_IMAGE
 from util.mask_layouts import ANNOTATIONS, LAYOUTS, MaskLayout, SegmentedVideo
 
+MOST_BYTES = 1 << 26  # of a mask's file: a whole one of 8192×8192 pixels without any compression
+BROKEN_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(OSError, EOFError, RuntimeError, ValueError, LookupError),
+)
+"""What the library raises on damaged or hostile zips."""
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # one date for all files: the same masks make the same zip
 
 
@@ -107,12 +115,20 @@ def check_submission(path: Path, videos: Iterable[SegmentedVideo], layout: MaskL
     try:
         with zipfile.ZipFile(path) as archive:
             found = Counter(info.filename for info in archive.infolist() if not info.is_dir())
-            return list(_faults(found, lambda name: io.BytesIO(archive.read(name)), expected, layout))
+            return list(_faults(found, lambda name: _member(archive, name), expected, layout))
     except FileNotFoundError as error:
         roots = ", ".join(layout.roots)
         raise UserError(f"{path} is missing; it should be a submission zip or the folder of {roots}") from error
-    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError) as error:
+    except UserError:
+        raise
+    except BROKEN_ZIP as error:
         raise UserError(f"{path} is not a sound zip ({error}); write it again") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> BinaryIO:
+    """A file of a zip, and of one that unpacks to more than a mask can take no more than that."""
+    with archive.open(name) as file:
+        return io.BytesIO(file.read(MOST_BYTES))
 
 
 class _Mask(NamedTuple):

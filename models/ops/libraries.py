@@ -72,11 +72,11 @@ def _build_once(kind: Kind) -> Path:
     compiling.find_compiler()  # without tools nothing is written
     if kind == "cuda":
         compiling.find_nvcc()
-    asked = time.time()
+    before = _written(log)
     with _lock(folder / f"{name}.lock"):
         if library := _find(kind):
             return library
-        if log.is_file() and log.stat().st_mtime >= asked:
+        if _written(log) not in (before, None):  # by another process meanwhile; no clock is asked, as it may jump
             raise BuildError(f"another process could not compile it (see {log}); mend that, and start again")
         _tell(f"compiling the {kind} kernel of multi-scale deformable attention, once: less than a minute …")
         started = time.monotonic()
@@ -90,6 +90,14 @@ def _build_once(kind: Kind) -> Path:
         log.unlink(missing_ok=True)
         _tell(f"compiled in {time.monotonic() - started:.0f} s: {library}")
         return library
+
+
+def _written(log: Path) -> tuple[int, int] | None:
+    """Tells whether a file was written anew; None where there is none."""
+    if not log.is_file():
+        return None
+    state = log.stat()
+    return state.st_mtime_ns, state.st_ino
 
 
 @contextmanager
