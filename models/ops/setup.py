@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -18,6 +19,7 @@ from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = "t2v_rvos_kernels"
+PROJECT = HERE.parents[1] / "pyproject.toml"  # pip builds in place, so it is there
 
 
 class BuildKernels(build_ext):
@@ -41,7 +43,7 @@ if __name__ == "__main__":
     os.chdir(HERE)
     setup(
         name="t2v-rvos-kernels",
-        version="0.1.0",
+        version=tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["version"],
         description="Compiled kernels of multi-scale deformable attention for t2v-rvos",
         license="Apache-2.0",
         python_requires=">=3.11",
