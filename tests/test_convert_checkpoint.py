@@ -68,12 +68,12 @@ def test_the_released_layout_survives(shared: Path, tmp_path: Path) -> None:
     assert first["args"] == back["args"] and first["epoch"] == back["epoch"]
 
 
-@pytest.fixture
-def run(tiny_stack: Path, tmp_path: Path) -> tuple[Segmenter, Config, Path]:
-    """An HCD with adapters as training leaves it, and its checkpoint."""
+@pytest.fixture(scope="module")
+def run(tiny_stack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Segmenter, Config, Path]:
+    """An HCD with adapters as training leaves it, and its checkpoint; only to be read."""
     cfg = tiny_config(tiny_stack, model="hcd", lora_rank=4)
     model = tiny_model(cfg, seed=1)
-    path = tmp_path / "run" / "checkpoint.pth"
+    path = tmp_path_factory.mktemp("run") / "checkpoint.pth"
     frozen = frozen_identity(model, cfg)
     save_checkpoint(path, model, "hcd", config_dict(cfg), frozen=frozen, optimizer={}, step=1, steps_per_epoch=2)
     return model, cfg, path
