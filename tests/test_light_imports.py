@@ -17,6 +17,7 @@ HEAVY = PYTORCH | FILE_READERS | PICTURES
 FORBIDDEN = {
     "util.config": HEAVY | {"cv2", "numpy"},
     "scripts.quickstart": HEAVY | {"cv2", "numpy"},
+    "scripts.benchmark": HEAVY | {"cv2", "numpy"},
     "datasets": HEAVY | {"cv2"},
     "util.parallel": HEAVY,  # workers import it and the module of their work
     "util.jf_davis": HEAVY,
