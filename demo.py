@@ -17,6 +17,7 @@ from util.demo_results import require_free
 from util.ending import orderly_end
 from util.errors import UserError, run_cli
 from util.media_reader import open_media
+from util.memory import DEMO, memory_advice
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pretrained = open_pretrained(given.pop("resume"), "--resume", {"device": "auto", **given})
     for note in pretrained.notes:
         print(f"note: {note}")
-    with orderly_end():
+    with orderly_end(), memory_advice(DEMO):
         result = segment_to_folder(
             pretrained,
             media,

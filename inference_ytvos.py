@@ -29,7 +29,9 @@ from util.device import device_name, resolve_device
 from util.distributed import is_main, process_group, rank, tell, wait_for_all
 from util.errors import RunError, UserError, run_cli
 from util.inference_record import InferenceRecord, open_record
+from util.locking import sole_run
 from util.mask_layouts import LAYOUTS
+from util.memory import INFERENCE, memory_advice
 from util.overlays import write_sheet
 from util.submission import check_submission, require_frames, write_submission
 from util.video_inference import count_expressions, share_of_videos
@@ -43,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(argv, "Segment the objects that sentences name in the videos of a split.")
     if not cfg.resume:
         raise UserError("no checkpoint is given; name the checkpoint.pth that main.py wrote by --resume")
-    with process_group(resolve_device(cfg.device), PATIENCE) as device:
+    with (
+        process_group(resolve_device(cfg.device), PATIENCE) as device,
+        sole_run(cfg.output_dir, is_main()),
+        memory_advice(INFERENCE),
+    ):
         segment_split(cfg, device)
 
 

@@ -43,9 +43,11 @@ from util.evaluation import Score, Scores
 from util.guard import Guard
 from util.inference_record import file_sha256, open_record
 from util.keeping import NEWEST, Keeper, begin_folder, check_epoch, resume_path
+from util.locking import sole_run
 from util.log_writers import further_writers
 from util.logging import open_log
 from util.mask_layouts import LAYOUTS
+from util.memory import INFERENCE, TRAINING, memory_advice
 from util.parameters import parameter_lines
 from util.results import write_results
 from util.run_summary import RunSummary
@@ -61,7 +63,7 @@ PATIENCE = timedelta(hours=12)  # of a process that has scored its share, for th
 def main() -> None:
     """Train or score as the command line says."""
     cfg = load_config(sys.argv[1:], "Train a referring video object segmentation model, or score one.")
-    with process_group(resolve_device(cfg.device), PATIENCE) as device:
+    with process_group(resolve_device(cfg.device), PATIENCE) as device, sole_run(cfg.output_dir, is_main()):
         (evaluate if cfg.eval else run)(cfg, device)
 
 
@@ -73,7 +75,7 @@ def run(cfg: Config, device: torch.device) -> None:
     """
     output = Path(cfg.output_dir)
     summary = RunSummary(output, active=is_main())
-    with summary, Guard(output, 60 * cfg.patience_minutes, seed=cfg.seed) as guard:
+    with summary, Guard(output, 60 * cfg.patience_minutes, seed=cfg.seed) as guard, memory_advice(TRAINING):
         train_guarded(cfg, device, output, guard, summary)
 
 
@@ -216,10 +218,11 @@ def evaluate(cfg: Config, device: torch.device) -> None:
     checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)
     about = {"checkpoint": str(checkpoint["path"].resolve()), "checkpoint_sha256": file_sha256(checkpoint["path"])}
     prepared = {name: prepare(part, checkpoint["path"], device) for name, part in parts.items()}
-    model, notes = load_for_inference(cfg, checkpoint, device)
-    del checkpoint  # and with it the memory map of its file
-    tell(notes)
-    scores = {name: score(model) for name, score in prepared.items()}
+    with memory_advice(INFERENCE):
+        model, notes = load_for_inference(cfg, checkpoint, device)
+        del checkpoint  # and with it the memory map of its file
+        tell(notes)
+        scores = {name: score(model) for name, score in prepared.items()}
     if not is_main():
         return
     metrics, counts = ({name: part[i] for name, part in scores.items()} for i in (0, 1))

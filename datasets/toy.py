@@ -25,6 +25,7 @@ from datasets.toy_scene import KINDS, MAX_OBJECTS, Scene, sample_scene
 from datasets.toy_sentences import Facts, Sentence, choose_sentences
 from util.errors import UserError
 from util.io import atomic_path, read_json, write_json
+from util.locking import sole_run
 from util.mask_files import object_palette
 from util.negatives import NEGATIVE
 from util.parallel import map_videos
@@ -138,10 +139,9 @@ def make_toy(
     parameters = ToyParameters(
         num_train, num_valid, num_test, frames, height, width, seed, KINDS if kinds is None else tuple(kinds), negatives
     )
-    if (finished := _examine(root, parameters, force)) is not None:
-        return finished
     try:
-        return _write_set(root, parameters, workers)
+        with sole_run(root):
+            return _examine(root, parameters, force) or _write_set(root, parameters, workers)
     except OSError as error:
         raise UserError(f"cannot write the toy data below {root}: {error.strerror or error}") from error
 

@@ -21,6 +21,7 @@ from scripts.steps import ROOT, clear, near, run
 from util.errors import RunError, UserError, run_cli
 from util.inference_record import file_sha256
 from util.io import read_json, write_json
+from util.locking import sole_run
 
 TOY = ROOT / "toy"
 PARTS = ("data", "train", "eval", "inference")  # folders of an output folder
@@ -113,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.toy:
         raise UserError("add --toy; real sets are evaluated one by one by main.py --eval (see docs/data.md)")
-    eval_all(args.model, args.output_dir.absolute(), SHORT if args.short else FULL, args.force)
+    with sole_run(args.output_dir):
+        eval_all(args.model, args.output_dir.absolute(), SHORT if args.short else FULL, args.force)
 
 
 def eval_all(model: str, output: Path, plan: Plan, force: bool = False) -> None:

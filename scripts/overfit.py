@@ -31,7 +31,9 @@ from util.config import Config, load_config
 from util.device import resolve_device
 from util.errors import UserError, run_cli
 from util.io import write_json
+from util.locking import sole_run
 from util.logging import RunLog
+from util.memory import TRAINING, memory_advice
 from util.metrics import expression_scores
 from util.visualisation import contact_sheet, draw_overlay, plot_curves
 
@@ -174,7 +176,8 @@ def main() -> int:
     if mine.every < 1:
         raise UserError(f"--every must be at least 1, not {mine.every}")
     device = resolve_device(cfg.device)
-    result = overfit(cfg, choose_clips(cfg, mine.clips), mine.target_j, mine.every, device)
+    with sole_run(cfg.output_dir), memory_advice(TRAINING):
+        result = overfit(cfg, choose_clips(cfg, mine.clips), mine.target_j, mine.every, device)
     output = Path(cfg.output_dir)
     write_json(output / "results.json", result)
     verdict = "reached" if result["reached"] else "NOT reached"

@@ -41,6 +41,7 @@ from scripts.toy_corpus import SEED, Corpus, make_corpus
 from util.distributed import is_main, process_group, wait_for_all
 from util.errors import UserError, run_cli
 from util.io import read_json, write_json
+from util.locking import sole_run
 
 SIZES: dict[str, Any] = {
     "channels": (32, 64, 64, 64),
@@ -240,14 +241,15 @@ def pretrain(output: Path, work: Path, videos: int, share: float) -> None:
         raise UserError(f"{output} is there already and is no toy stack; choose another --output_dir")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    with process_group(torch.device("cpu")):
+    with process_group(torch.device("cpu")), sole_run(work, is_main()):
         _pretrain_parts(work, videos, share)
         if is_main():
-            copy = output.with_name(f".{output.name}.{os.getpid()}")
+            copy, old = (output.with_name(f".{output.name}.{os.getpid()}{suffix}") for suffix in ("", ".old"))
             shutil.copytree(work / "stack", copy)
             if output.exists():
-                shutil.rmtree(output)
+                output.rename(old)  # not removed first: half of a stack would be taken for another folder
             copy.rename(output)
+            shutil.rmtree(old, ignore_errors=True)
             print(f"wrote {output}")
 
 

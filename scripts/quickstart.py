@@ -17,6 +17,7 @@ from typing import Any
 from scripts.steps import ROOT, clear, near, run
 from util.errors import UserError, run_cli
 from util.io import write_json
+from util.locking import sole_run
 from util.negatives import NEGATIVE
 
 TOY = ROOT / "toy"
@@ -42,7 +43,8 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--short", action="store_true", help="a few videos and steps: shows that it runs, not more")
     args = parser.parse_args()
-    quickstart(args.model, args.output_dir.absolute(), SHORT if args.short else FULL)
+    with sole_run(args.output_dir):
+        quickstart(args.model, args.output_dir.absolute(), SHORT if args.short else FULL)
 
 
 def quickstart(model: str, output: Path, plan: Plan) -> None:

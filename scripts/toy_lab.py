@@ -20,6 +20,7 @@ from scripts.toy_lab_claims import VARIANTS, Scores, Variant, answer, render, re
 from scripts.toy_lab_runs import STEPS, TRAIN_VIDEOS, VALID_VIDEOS, Lab, find_score, prepare, run_variant
 from util.errors import UserError, run_cli
 from util.io import atomic_path, write_json
+from util.locking import sole_run
 from util.options import nearest
 
 Results = dict[tuple[str, int], dict[str, Any]]
@@ -129,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     variants = choose_variants(args.only)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is ended, too
     lab = Lab(args.stack.absolute(), args.output_dir.absolute(), args.steps, args.train_videos, args.valid_videos)
-    scores = gather(run_all(lab, variants, args.seeds, args.processes), variants, args.seeds)
+    with sole_run(lab.output):
+        scores = gather(run_all(lab, variants, args.seeds, args.processes), variants, args.seeds)
     answers = answer(scores)
     text = render(scores, answers)
     settings = {"seeds": args.seeds, **lab.settings()}

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from util.errors import UserError
+from util.locking import sole_run
 from util.results import library_versions, project_version
 
 MASKS_FILE = "masks.json"
@@ -66,6 +67,12 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
     """
     path = path.absolute()
     require_free(path, force)
+    with sole_run(path):
+        yield from _staged(path)
+
+
+def _staged(path: Path) -> Iterator[Path]:
+    """Yield a folder beside ``path``, which takes its name, and the place of what is there, when the caller is done."""
     staging = path.with_name(f".{path.name[:80]}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     old = staging.with_name(f"{staging.name}.old")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -39,8 +40,12 @@ def run_cli(main: Callable[[], int | None] | Callable[[], None]) -> NoReturn:
     """Run a script's ``main`` and leave the process with its status.
 
     ``UserError`` and ``RunError`` are printed as one line on stderr, without a traceback, and end in
-    status 2 and 1; Ctrl-C ends in status 130, and a run that was stopped and can go on in 75.
+    status 2 and 1; Ctrl-C ends in status 130, and a run that was stopped and can go on in 75. Characters that the
+    terminal's encoding lacks are written as escapes.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = main()
     except UserError as error:
