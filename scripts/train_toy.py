@@ -1,13 +1,13 @@
 """Make the carried toy weights from nothing: the frozen stack, and a model trained on it (``scripts/train_toy.sh``).
 
-The model is trained in two phases, the second from the weights of the first: single frames, which are cheap, with
-sentences that they can answer; then clips, which show motion, with all sentences.
+The model is trained in phases, each from the weights of the one before: single frames, which are cheap, with sentences
+that they can answer; then clips, which show motion, with all sentences; VD-IT then once more at half the rate.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets.toy_scene import KINDS
@@ -25,6 +25,8 @@ class Phase:
 
     name: str
     title: str
+    data: str
+    """whose videos: phases with the same kinds of sentences share them"""
     frames: int
     batch: int
     """clips per process"""
@@ -32,23 +34,22 @@ class Phase:
     schedule: str
     kinds: tuple[str, ...]
     """of the sentences"""
+    rate: float = 1e-3
+    warmup: int = 100
+    """steps"""
 
 
 STILL = tuple(kind for kind in KINDS if kind != "motion")
-STEPS = {"vdit": (3200, 1200), "hcd": (1400, 700)}
-"""Of the phases. HCD learns faster, as its adapters change the frozen features."""
-
-
-def phases(model: str) -> tuple[Phase, Phase]:
-    """How a model is trained."""
-    frames, clips = STEPS[model]
-    return (
-        Phase("frames", "single frames", frames=1, batch=16, steps=frames, schedule="step", kinds=STILL),
-        Phase("clips", "clips of three frames", frames=3, batch=8, steps=clips, schedule="cosine", kinds=KINDS),
-    )
-
-
-RATE = 1e-3
+FRAMES = Phase("frames", "single frames", "data_frames", frames=1, batch=16, steps=0, schedule="step", kinds=STILL)
+CLIPS = Phase(
+    "clips", "clips of three frames", "data_clips", frames=3, batch=8, steps=0, schedule="cosine", kinds=KINDS
+)
+POLISH = replace(CLIPS, name="polish", title="clips at half the rate", rate=5e-4, warmup=50)
+PHASES = {
+    "vdit": (replace(FRAMES, steps=3200), replace(CLIPS, steps=1200), replace(POLISH, steps=700)),
+    "hcd": (replace(FRAMES, steps=1400), replace(CLIPS, steps=700)),
+}
+"""How each model is trained. HCD learns faster, as its adapters change the frozen features."""
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--stack-only", action="store_true", help="the frozen stack alone")
     part.add_argument("--model-only", action="store_true", help="the model alone, on the stack that is there")
-    parser.add_argument("--model", choices=tuple(STEPS), default="vdit")
+    parser.add_argument("--model", choices=tuple(PHASES), default="vdit")
     parser.add_argument("--output_dir", type=Path, default=Path("toy"), help="gets stack/ and MODEL.safetensors")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/toy"), help="data and states of stopped runs")
     parser.add_argument("--share", type=float, default=1.0, help="of all steps; less makes worse weights sooner")
@@ -90,8 +91,8 @@ def make_model(model: str, output: Path, work: Path, share: float) -> None:
     if not stack.is_dir():
         raise UserError(f"{stack} is missing; make it with --stack-only first")
     weights: Path | None = None
-    for phase in phases(model):
-        folder, data = work / model / phase.name, work / f"data_{phase.name}"
+    for phase in PHASES[model]:
+        folder, data = work / model / phase.name, work / phase.data
         run(
             f"Toy data: {', '.join(phase.kinds)}",
             *("-m", "scripts.make_toy_data", "--output_dir", data, "--negatives", 1, "--kinds"),
@@ -106,7 +107,8 @@ def make_model(model: str, output: Path, work: Path, share: float) -> None:
             *launched("main.py", "--config", f"configs/{model}_toy.yaml"),
             *("--pretrained", stack, "--ytvos_path", data, "--output_dir", folder),
             *("--num_frames", phase.frames, "--batch_size", phase.batch, "--max_steps", steps, "--save_every", 100),
-            *("--lr", str(RATE), "--lr_processes", PROCESSES, "--lr_schedule", phase.schedule, "--warmup_steps", 100),
+            *("--lr", str(phase.rate), "--lr_processes", PROCESSES, "--lr_schedule", phase.schedule),
+            *("--warmup_steps", phase.warmup),
             *(("--resume", checkpoint) if checkpoint.is_file() else begin),
         )
         weights = checkpoint
