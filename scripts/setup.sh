@@ -3,6 +3,7 @@
 #
 #   bash scripts/setup.sh          what the project runs on
 #   bash scripts/setup.sh --dev    and what its tests need
+#   bash scripts/setup.sh --web    and what the page in the browser needs (docs/web_demo.md)
 #   bash scripts/setup.sh --torch cpu     PyTorch without CUDA; --torch cu128: with another CUDA (docs/install.md)
 #
 # --torch is remembered in .venv: later runs need not repeat it. TORCH_INDEX names a mirror of PyTorch's index.
@@ -107,13 +108,14 @@ main() {
     while (($#)); do
         case "$1" in
         --dev) LISTS+=(requirements-dev.txt) ;;
+        --web) LISTS+=(requirements-web.txt) ;;
         --torch)
             [[ "${2:-}" =~ ^(cpu|cu[0-9]+)$ ]] ||
                 fail "--torch takes cpu, or cu and a number such as cu128, not '${2:-}'; docs/install.md names them"
             TORCH=$2
             shift
             ;;
-        *) fail "unknown argument '$1'; bash scripts/setup.sh takes --dev, --torch cpu, or nothing" ;;
+        *) fail "unknown argument '$1'; bash scripts/setup.sh takes --dev, --web, --torch cpu, or nothing" ;;
         esac
         shift
     done

@@ -40,6 +40,7 @@ class Clone:
         self.tool("df", ROOMY_DF)
         self.write("requirements.txt", "--no-index --find-links wheels\ntiny")
         self.write("requirements-dev.txt", "--no-index --find-links wheels\ntinydev")
+        self.write("requirements-web.txt", "--no-index --find-links wheels\ntiny")
         self.write("constraints.txt", "tiny==1.0\ntinydev==1.0")
 
     def write(self, name: str, text: str) -> Path:
@@ -128,7 +129,7 @@ def test_full_disk(clone: Clone):
 
 
 def test_unknown_argument(clone: Clone):
-    assert "unknown argument '--fast'; bash scripts/setup.sh takes --dev, --torch cpu, or nothing" in clone.refusal(
+    assert "unknown argument '--fast'; bash scripts/setup.sh takes --dev, --web, --torch cpu, or nothing" in clone.refusal(
         "--fast"
     )
 
@@ -181,6 +182,7 @@ def test_setup_is_repeatable_and_resumes(clone: Clone):
     assert setup("--dev").returncode == 0
     assert (version("tiny"), version("tinydev")) == ("1.0", "1.0")
     assert setup("--dev").stdout == setup().stdout == ""
+    assert setup("--dev", "--web").stdout.splitlines()[0] == "setup: installing requirements-web.txt"
 
     clone.wheel("tiny", "2.0")
     clone.write("constraints.txt", "tiny==2.0\ntinydev==1.0")
@@ -206,7 +208,9 @@ def test_every_requirement_is_pinned_within_its_range(root: Path):
     pins = dict(line.split("==") for line in _lines(root / "constraints.txt"))
     pins = {canonicalize_name(name): version for name, version in pins.items()}
     required = [
-        Requirement(line) for name in ("requirements", "requirements-dev") for line in _lines(root / f"{name}.txt")
+        Requirement(line)
+        for name in ("requirements", "requirements-dev", "requirements-web")
+        for line in _lines(root / f"{name}.txt")
     ]
     assert len(required) > 20
     for requirement in required:
