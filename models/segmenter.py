@@ -159,12 +159,17 @@ class Segmenter(nn.Module):
         return SegmenterOutput(layers)
 
     def _refine(self, low: Tensor, chosen: Tensor | None, pyramid: list[Tensor]) -> Tensor:
-        """Refine ``low [B, T, Q, 16, h, w]``: the chosen query of each clip, or all of them in turn."""
+        """Refine ``low [B, T, Q, 16, h, w]``: the chosen query of each clip, or all of them in turn.
+
+        Clips that are copies of one another, for as many sentences, share their ``pyramid[0]``.
+        """
         batch, frames, queries = low.shape[:3]
         f4, f8 = pyramid[0], pyramid[1]
         if chosen is not None:
             picked = low[torch.arange(batch, device=low.device), :, chosen].flatten(0, 1)
-            return self.refinement(picked, f4, f8).unflatten(0, (batch, frames))
+            pairs = zip(picked.split(len(f4)), f8.split(len(f4)), strict=True)
+            return torch.cat([self.refinement(mask, f4, own) for mask, own in pairs]).unflatten(0, (batch, frames))
+        assert len(f4) == len(f8), "all queries are refined where every clip has a sentence of its own"
         masks = [self.refinement(low[:, :, q].flatten(0, 1), f4, f8) for q in range(queries)]
         return torch.stack(masks, dim=1).unflatten(0, (batch, frames))
 

@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import training_step
 from models import build_criterion, build_model
+from models.diffusion import attention
+from models.diffusion.attention import blocked_attention
 from models.mask_heads import DynamicMaskHead
 from models.precision import prepare_training, set_precision
 from models.segmenter import Segmenter
 from tests.tiny_models import backward, model_config, random_clips, square_targets
 from util.checkpoint import save_carried, save_checkpoint
 from util.errors import UserError
-from util.precision import call_in_float32, in_float32, resolve_precision
+from util.precision import call_in_float32, in_float32, precision_name, resolve_precision
 
 CPU = torch.device("cpu")
 SIZE = (32, 48)  # half precision is slow on CPUs
@@ -37,16 +40,49 @@ def _batch() -> Any:
     return SimpleNamespace(frames=frames, padding=padding, captions=captions, targets=targets, annotated=None)
 
 
-def test_auto_is_bf16_in_training_on_cuda_alone() -> None:
+@pytest.mark.parametrize("instruction", [None, "avx512_bf16", "amx_bf16"])
+def test_auto_is_bf16_where_the_hardware_computes_in_it(
+    instruction: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: instruction is not None)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, instruction: True})
+    seen = torch.float32 if instruction is None else torch.bfloat16
     assert resolve_precision("auto", cuda) == torch.bfloat16
     assert resolve_precision("auto", CPU) == torch.float32
-    assert resolve_precision("auto", cuda, training=False) == torch.float32
-    assert [resolve_precision(name, CPU) for name in ("fp16", "bf16", "fp32")] == [
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-    ]
+    assert resolve_precision("auto", cuda, training=False) == resolve_precision("auto", CPU, training=False) == seen
+    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        assert resolve_precision(name, CPU) == dtype and precision_name(dtype) == name
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys"), [((2, 3, 70, 8), 70), ((2, 3, 70, 8), 5), ((40, 2, 3, 8), 3), ((1, 2, 9, 8), 400)]
+)
+def test_attention_in_blocks_is_attention(shape: tuple[int, ...], keys: int) -> None:
+    torch.manual_seed(0)
+    batch, heads, _, width = shape
+    query = torch.randn(shape)
+    key, value = torch.randn(2, batch, keys, heads, width).transpose(2, 3)
+    expected = F.scaled_dot_product_attention(query, key, value)
+    for scores in (1, 100, 1000, 1 << 20):
+        torch.testing.assert_close(blocked_attention(query, key, value, scores=scores), expected)
+    torch.testing.assert_close(
+        blocked_attention(query, key, value, 0.3), F.scaled_dot_product_attention(query, key, value, scale=0.3)
+    )
+
+
+def test_attention_runs_in_blocks_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[torch.dtype] = []
+    monkeypatch.setattr(attention, "blocked_attention", lambda query, *_: calls.append(query.dtype) or query)
+    x = torch.randn(1, 2, 4, 8)
+    half, mask = x.bfloat16(), torch.zeros(4, 4, dtype=torch.bfloat16)
+    with attention.BlockedAttention():
+        for query in (half, x, half.clone().requires_grad_()):
+            assert F.scaled_dot_product_attention(query, query, query).shape == x.shape
+        F.scaled_dot_product_attention(half, half, half, attn_mask=mask)
+        F.scaled_dot_product_attention(half, half, half, is_causal=True)
+    F.scaled_dot_product_attention(half, half, half)
+    assert calls == [torch.bfloat16]
 
 
 @pytest.mark.slow

@@ -177,8 +177,8 @@ class Config:
     )
     precision: str = _train(
         "auto",
-        "of frozen weights, matrix products and convolutions: bf16, fp16 (scales the loss), fp32; auto = bf16 for "
-        "training on CUDA, else fp32",
+        "of frozen weights, matrix products and convolutions: bf16, fp16 (scales the loss), fp32; auto = bf16 where "
+        "the hardware computes in it, but fp32 for training on the CPU",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
     gradient_checkpointing: bool = _train(

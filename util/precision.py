@@ -19,6 +19,8 @@ R = TypeVar("R")
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALVES = (torch.bfloat16, torch.float16)
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+"""Of x86 processors. On others nothing has been measured, and ``auto`` stays float32."""
 
 
 def resolve_precision(name: str, device: torch.device, training: bool = True) -> torch.dtype:
@@ -27,11 +29,24 @@ def resolve_precision(name: str, device: torch.device, training: bool = True) ->
     Args:
         name: ``fp32``, ``bf16``, ``fp16`` or ``auto``.
         device: where it is computed.
-        training: ``auto`` is bf16 on CUDA in training, and float32 everywhere else: masks are then those of any device.
+        training: ``auto`` is bf16 for training on CUDA, and otherwise where the hardware computes in it, else float32.
     """
     if name == "auto":
-        name = "bf16" if training and device.type == "cuda" else "fp32"
+        name = "bf16" if (device.type == "cuda" if training else computes_bf16(device)) else "fp32"
     return PRECISIONS[name]
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """What ``--precision`` calls a type."""
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; without them it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in BF16_INSTRUCTIONS)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

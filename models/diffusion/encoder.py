@@ -5,7 +5,7 @@ Legend: the suffix of a feature is its stride (``f4``, ``f8``, …); ``N`` = B·
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from models.diffusion.stack import FrozenStack
 from models.diffusion.stride4 import pointwise_pair
 from util.frames import IMAGENET_MEAN, IMAGENET_STD
 from util.precision import in_own_precision, widened
+
+VAE_FRAMES = 2
+"""Frames that the VAE encodes at once: a map of its first block takes 118 MB per frame (360×640, float32)."""
 
 TAP_PAIRS = ((0, 5), (1, 4), (2, 3))
 """Taps of equal stride (8, 16, 32), concatenated first with last (models.md section 6)."""
@@ -32,16 +35,17 @@ class PixelFeatures:
     """Level 0 of the pyramid ``[N, C, H/4, W/4]``."""
     image_tokens: Tensor | None
     """``[N, K, D]`` in the text's width, or None without image tokens."""
+    copies: int = 1
+    """How often the clips stand for one another, for as many sentences; held once all the same."""
 
     @property
     def batch_shape(self) -> tuple[int, int]:
-        """(B, T)."""
-        return self.latents.shape[0], self.latents.shape[1]
+        """(B, T), copies counted."""
+        return self.copies * self.latents.shape[0], self.latents.shape[1]
 
     def repeat(self, count: int) -> PixelFeatures:
         """The same clips ``count`` times, one after the other, for as many sentences."""
-        tokens = None if self.image_tokens is None else self.image_tokens.repeat(count, 1, 1)
-        return PixelFeatures(self.latents.repeat(count, 1, 1, 1, 1), self.f4.repeat(count, 1, 1, 1), tokens)
+        return replace(self, copies=self.copies * count)
 
 
 class VideoEncoder(nn.Module):
@@ -118,7 +122,8 @@ class VideoEncoder(nn.Module):
         """
         with torch.no_grad():
             x01 = frames * self.pixel_std + self.pixel_mean
-            moments, vae_f4 = self.vae(2 * x01.flatten(0, 1) - 1)
+            images = (2 * x01.flatten(0, 1) - 1).split(VAE_FRAMES)
+            moments, vae_f4 = (torch.cat(parts) for parts in zip(*map(self.vae, images), strict=True))
             mean, log_variance = widened(moments).chunk(2, dim=1)
             if self.posterior == "sample" or (self.posterior == "auto" and self.training):
                 std = torch.exp(0.5 * log_variance.clamp(-30, 20))
@@ -149,16 +154,17 @@ class VideoEncoder(nn.Module):
         """The pyramid of a batch of clips, each with one sentence.
 
         Args:
-            pixels: of B clips.
+            pixels: of B clips, copies counted.
             captions: B sentences.
 
         Returns:
-            four maps ``[B·T, C, H/s, W/s]`` for s = 4, 8, 16, 32.
+            four maps ``[B·T, C, H/s, W/s]`` for s = 4, 8, 16, 32; the first one, which no sentence changes, without
+            copies.
         """
         frames = pixels.latents.shape[1]
         condition = self.encode_text(captions).repeat_interleave(frames, dim=0)
         if pixels.image_tokens is not None:
-            condition = self.fusion(condition, pixels.image_tokens)
+            condition = self.fusion(condition, pixels.image_tokens.repeat(pixels.copies, 1, 1))
         taps = self.unet(pixels.latents.transpose(1, 2), condition)
 
         pyramid = [pixels.f4]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from models.diffusion.attention import BlockedAttention
 from util.precision import HALVES, narrowed
 
 
@@ -55,5 +57,7 @@ class Frozen(nn.Module):
         run = self.compiled or self.module
         if self.held is None:
             return run(*args, **kwargs)
-        with torch.autocast(next(self.module.parameters()).device.type, enabled=False):
+        device = next(self.module.parameters()).device.type
+        faster = BlockedAttention() if device == "cpu" and self.compiled is None else nullcontext()
+        with torch.autocast(device, enabled=False), faster:
             return run(*narrowed(args, self.held), **narrowed(kwargs, self.held))

@@ -48,33 +48,38 @@ class TapUNet3D(UNet3DConditionModel):
         A single frame (T = 1) bypasses ``transformer_in``, the temporal attentions and the temporal
         convolutions, but for the mid block's first one: so the published code does it.
 
+        What comes before the first text is computed once for all S texts of a clip, 7 % of the operations.
+
         Args:
             sample: latents ``[B, 4, T, h, w]``, h and w being the frame's divided by 8.
-            text: cross-attention input of every frame ``[B·T, L, D]``.
+            text: cross-attention input of every frame ``[S·B·T, L, D]``: of all clips for a first text, then for a
+                second.
 
         Returns:
-            six maps ``[B·T, C, h', w']``: ``transformer_in`` (stride 8 of the frame), down blocks 0
+            six maps ``[S·B·T, C, h', w']``: ``transformer_in`` (stride 8 of the frame), down blocks 0
             and 1 (16, 32), up blocks 0, 1 and 2 (32, 16, 8).
         """
         batch, _, frames = sample.shape[:3]
-        if text.shape[0] != batch * frames:
+        texts, left = divmod(text.shape[0], batch * frames)
+        if left or not texts:
             raise ValueError(f"every frame needs its own text: {text.shape[0]} texts for {batch}×{frames} frames")
-        temporal = frames > 1
 
         step = torch.zeros(batch * frames, dtype=torch.long, device=sample.device)
         temb = self.time_embedding(self.time_proj(step).to(self.dtype))
 
         x = self.conv_in(sample.transpose(1, 2).flatten(0, 1))
-        if temporal:
+        if frames > 1:
             x = self._run(_over_time, self.transformer_in, x, frames)
-        taps = [x]
+        taps = [_repeated(x, texts)]
 
-        skips = [x]
+        skips = [taps[0]]
         for i, block in enumerate(self.down_blocks):
             attentions = getattr(block, "attentions", None)
             for j, resnet in enumerate(block.resnets):
                 x = self._run(_resnet, resnet, block.temp_convs[j], x, temb, frames)
                 if attentions is not None:
+                    if i == j == 0:
+                        x, temb = _repeated(x, texts), _repeated(temb, texts)
                     x = self._run(_attend, attentions[j], block.temp_attentions[j], x, text, frames)
                 skips.append(x)
             for downsampler in block.downsamplers or ():
@@ -111,6 +116,11 @@ class TapUNet3D(UNet3DConditionModel):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(stage, *args, use_reentrant=False)
         return stage(*args)
+
+
+def _repeated(x: Tensor, count: int) -> Tensor:
+    """``[N, ...]`` → ``[count·N, ...]``."""
+    return x if count == 1 else x.repeat(count, *(1 for _ in x.shape[1:]))
 
 
 def _over_time(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
