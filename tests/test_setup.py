@@ -129,8 +129,9 @@ def test_full_disk(clone: Clone):
 
 
 def test_unknown_argument(clone: Clone):
-    assert "unknown argument '--fast'; bash scripts/setup.sh takes --dev, --web, --torch cpu, or nothing" in clone.refusal(
-        "--fast"
+    assert (
+        "unknown argument '--fast'; bash scripts/setup.sh takes --dev, --web, --torch cpu, or nothing"
+        in clone.refusal("--fast")
     )
 
 
