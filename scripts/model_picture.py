@@ -98,8 +98,9 @@ def draw(shapes: Shapes, path: Path) -> None:
         for box in BOXES.values():
             x, y = box.at
             corner = (x - WIDTH / 2, y - HEIGHT / 2)
-            style = {"boxstyle": "round,pad=0,rounding_size=0.1", "facecolor": box.colour, "edgecolor": "#444444"}
-            axes.add_patch(FancyBboxPatch(corner, WIDTH, HEIGHT, linewidth=0.8, **style))
+            patch = FancyBboxPatch(corner, WIDTH, HEIGHT, boxstyle="round,pad=0,rounding_size=0.1", linewidth=0.8)
+            patch.set(facecolor=box.colour, edgecolor="#444444")
+            axes.add_patch(patch)
             lines = [box.note] if box.shapes is None else _lines(shapes, *box.shapes)
             axes.text(x, y - 0.15, box.title, ha="center", va="center", weight="bold")
             axes.text(x, y + 0.12, "\n".join(lines), ha="center", va="center", fontsize=5.5, linespacing=1.1)
