@@ -19,6 +19,7 @@ FORBIDDEN = {
     "scripts.quickstart": HEAVY | {"cv2", "numpy"},
     "scripts.benchmark": HEAVY | {"cv2", "numpy"},
     "datasets": HEAVY | {"cv2"},
+    "scripts.web_demo": HEAVY | {"cv2", "gradio", "fastapi"},
     "util.parallel": HEAVY,  # workers import it and the module of their work
     "util.jf_davis": HEAVY,
     "util.jf_expressions": HEAVY,
