@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test")
 CLIP_FOLDERS = ("clips320H", "CLIPS320")  # of the releases
 FORM = ("sentence", "video", "frame", "instance")
+MOST_BYTES = 1 << 28  # of a frame's masks; a file can declare any number in a few bytes
 
 logger = logging.getLogger(__name__)
 
@@ -133,9 +134,11 @@ def read_instance_mask(path: Path, instance: int) -> Tensor:
         raise UserError(f"mask {path} is missing; the sentences name it (see {DATA_PAGE})")
     try:
         with h5py.File(path, "r") as file:
-            ids, masks = np.ravel(file["instance"][()]).astype(int).tolist(), np.asarray(file["reMask"][()])
+            if max(file[name].nbytes for name in ("instance", "reMask")) > MOST_BYTES:
+                raise ValueError("it declares more than a mask holds")
+            ids, masks = np.ravel(file["instance"][()]).tolist(), np.asarray(file["reMask"][()])
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"mask {path} is broken ({reason}); fetch or extract this file again") from error
     if masks.ndim == 2:
         masks = masks[None]

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from util.errors import UserError
-from util.options import Options, checked, expected, home_expanded, nearest, shown
+from util.options import Options, checked, expected, home_expanded, nearest, shown, text_of
 
 BASE = "base"
 
@@ -96,9 +96,9 @@ def _mapping(cls: type, loader: yaml.SafeLoader, path: Path) -> tuple[Options, s
             if key != BASE:
                 options[key] = checked(cls, key, value, f"{key} in {line}")
                 continue
-            if not isinstance(value, str) or not value or "\0" in value:
+            if not isinstance(value, str) or not value:
                 raise UserError(f"{BASE} in {line} must be the path of another config file, not {shown(value)}")
-            options[key], base_line = value, f"{BASE} in {line}"
+            options[key], base_line = text_of(value, f"{BASE} in {line}"), f"{BASE} in {line}"
         return options, base_line
     finally:
         loader.dispose()
