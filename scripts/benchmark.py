@@ -109,6 +109,8 @@ def _run(plan: Plan, part: str, dtype: str, environments: Sequence[Mapping[str, 
         found = [json.loads(result.read_text(encoding="utf-8")) for result in results]
         for result, content in zip(results, found, strict=True):
             _take_logits(content, result)
+            if "rate" in content:
+                print(f"  {content['rate']:.3g} a second, {content['peak_memory'] / 2**30:.2f} GiB at most", flush=True)
     return found
 
 

@@ -101,7 +101,8 @@ class StageMeter:
             self.operations[name] += self._count() - began[1]
 
     def _count(self) -> int:
-        return self._counter.get_total_flops() if self._counter else 0
+        aside = threading.current_thread() is not threading.main_thread()  # the counter sees the main thread's
+        return 0 if self._counter is None or aside else self._counter.get_total_flops()
 
 
 def _stages(model: Segmenter) -> dict[str, list[nn.Module]]:

@@ -34,7 +34,6 @@ from scripts.benchmark_plan import (
     FAST,
     POST,
     READING,
-    SHARED,
     SWEEP,
     TRAIN_BASELINE,
     TRAIN_FAST,
@@ -73,7 +72,7 @@ def fast(plan: Plan, dtype: str) -> dict[str, Any]:
     model = _fast_model(plan, cfg, device, dtype)
     meter = StageMeter(device)
     meter.watch(model)
-    found = _measure(plan, device, meter, partial(_segment, model, cfg, device, meter), SHARED)
+    found = _measure(plan, device, meter, partial(_segment, model, cfg, device, meter), plan.sentences)
     found["peaks"] = device_peaks(device, plan.matrix)
     found["machine"] = machine(device)
     return {"dtype": dtype, **found}
@@ -84,7 +83,7 @@ def baseline(plan: Plan, dtype: str) -> dict[str, Any]:
     cfg, device = _setting(plan)
     meter = StageMeter(device)
     model = _baseline_model(plan, cfg, device, meter).requires_grad_(False).eval()
-    found = _measure(plan, device, meter, partial(_segment_plainly, model, cfg, device, meter), ())
+    found = _measure(plan, device, meter, partial(_segment_plainly, model, cfg, device, meter), 1)
     return {"dtype": "fp32", **found}
 
 
@@ -135,22 +134,20 @@ Segmented = tuple[float, list[int], list[Tensor]]
 
 
 def _measure(
-    plan: Plan, device: torch.device, meter: StageMeter, run: Callable[[Video], Segmented], shared: tuple[str, ...]
+    plan: Plan, device: torch.device, meter: StageMeter, run: Callable[[Video], Segmented], counted: int
 ) -> dict[str, Any]:
-    """Segment a video: with its first sentence alone to warm up and to count operations, then with all, timed.
+    """Segment a video: once to warm up and to count operations, then timed.
 
     Args:
         plan: the sizes.
         device: where it runs.
         meter: times the stages.
         run: segments a video.
-        shared: stages that run once for all sentences.
+        counted: sentences of the first time; all, or as many of which each costs as much as the others.
     """
-    with _video(plan, plan.frames, 1) as video, meter.counting():
+    with _video(plan, plan.frames, counted) as video, meter.counting():
         run(video)
-    operations = {
-        name: count * (1 if name in shared else plan.sentences) for name, count in meter.operations.items() if count
-    }
+    operations = {name: count * plan.sentences // counted for name, count in meter.operations.items() if count}
     best: dict[str, Any] = {}
     forget_peak(device)
     for _ in range(plan.repeats):
