@@ -42,6 +42,15 @@ def tiny_stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with half the layers, for tests that train and infer; only to be read."""
+    from models.diffusion.tiny import make_tiny_stack
+
+    sizes = {"layers_per_block": 1, "vae_layers_per_block": 1, "encoder_layers": 1}
+    return make_tiny_stack(tmp_path_factory.mktemp("pretrained") / "small_stack", **sizes)
+
+
+@pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small toy set in the layout of Ref-YouTube-VOS; only to be read."""
     from datasets.toy import make_toy
@@ -52,9 +61,9 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_config(root: Path, tiny_stack: Path) -> list[str]:
+def tiny_config(root: Path, small_stack: Path) -> list[str]:
     """Flags that build a tiny VD-IT."""
-    return ["--config", str(root / "configs" / "vdit_toy.yaml"), "--pretrained", str(tiny_stack), "--device", "cpu"]
+    return ["--config", str(root / "configs" / "vdit_toy.yaml"), "--pretrained", str(small_stack), "--device", "cpu"]
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +83,10 @@ def tiny_checkpoint(tiny_config: list[str], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
+def forks(tiny_config: list[str]) -> Iterator[Forks]:
     """Starts processes that a test may kill."""
     from tests.forks import Forks
 
     with Forks() as server:
+        server.warm(*tiny_config)
         yield server

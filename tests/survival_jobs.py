@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -35,7 +36,8 @@ STEPS = 30
 
 def warm(flags: Sequence[str]) -> None:
     """Import what a training needs; nothing is computed, as that starts threads."""
-
+    importlib.import_module("datasets.ytvos")
+    importlib.import_module("torch.utils.tensorboard")
     main.build_model(load_config(flags, ""))
 
 

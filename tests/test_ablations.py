@@ -43,15 +43,15 @@ TOY = (
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_row_trains_and_infers(
-    file: Path, tiny_stack: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, small_stack: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = (
         "--pretrained",
-        tiny_stack,
+        small_stack,
         "--image_encoder",
-        tiny_stack / "clip",
+        small_stack / "clip",
         "--text_encoder",
-        tiny_stack / "roberta",
+        small_stack / "roberta",
     )
     options = [str(word) for word in ("--config", file, *stack, "--ytvos_path", toy_data, *TOY)]
     run, valid = tmp_path / "run", tmp_path / "valid"

@@ -41,11 +41,11 @@ def test_what_is_not_the_compilers_fault_is_raised(capsys: pytest.CaptureFixture
 
 @pytest.mark.slow
 def test_compiled_parts_give_the_same_gradients(
-    tiny_stack: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_stack: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Captured and differentiated as ``torch.compile`` does it, but run without generated code, which takes minutes."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    cfg = model_config(tiny_stack, posterior="mode")
+    cfg = model_config(small_stack, posterior="mode")
     gradients = []
     for compiles in (False, True):
         torch.manual_seed(0)

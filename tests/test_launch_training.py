@@ -21,11 +21,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def flags(root: Path, tiny_stack: Path, toy_data: Path) -> list[str]:
+def flags(root: Path, small_stack: Path, toy_data: Path) -> list[str]:
     """A tiny VD-IT in place of the published one; nothing in it is random but the order of the clips."""
     return [
         *("--config", str(root / "configs/vdit_toy.yaml"), "--device", "cpu", "--dim_feedforward", "64"),
-        *("--pretrained", str(tiny_stack), "--ytvos_path", str(toy_data), "--posterior", "mode"),
+        *("--pretrained", str(small_stack), "--ytvos_path", str(toy_data), "--posterior", "mode"),
         *("--max_steps", str(STEPS), "--log_every", "1", "--sample_every", "2"),
     ]
 

@@ -193,9 +193,9 @@ def test_adapters_are_not_added_twice(hcd: Segmenter) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("frames", ["1", "2"])
 def test_two_processes_train_adapters(
-    forks: Forks, tiny_stack: Path, toy_data: Path, tmp_path: Path, frames: str
+    forks: Forks, small_stack: Path, toy_data: Path, tmp_path: Path, frames: str
 ) -> None:
-    options = ("--config", "configs/hcd_toy.yaml", "--pretrained", tiny_stack, "--ytvos_path", toy_data)
+    options = ("--config", "configs/hcd_toy.yaml", "--pretrained", small_stack, "--ytvos_path", toy_data)
     more = ("--output_dir", tmp_path, "--device", "cpu", "--num_frames", frames, "--max_steps", 3, "--batch_size", 1)
     forks.run(tmp_path / "said", 2, "run_main", *options, *more)
     weights = read_checkpoint(tmp_path / "checkpoint.pth", "hcd")["weights"]

@@ -22,13 +22,13 @@ OPTIONS = ("--config", "configs/vdit_toy.yaml", "--device", "cpu", "--batch_size
 
 
 @pytest.fixture
-def train(root: Path, tiny_stack: Path, toy_data: Path, tmp_path: Path) -> Callable[..., list[str]]:
+def train(root: Path, small_stack: Path, toy_data: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """The arguments of a run into ``tmp_path``; later ones override."""
 
     def arguments(*more: str) -> list[str]:
         return [
             *OPTIONS,
-            *("--pretrained", str(tiny_stack), "--ytvos_path", str(toy_data), "--output_dir", str(tmp_path / "run")),
+            *("--pretrained", str(small_stack), "--ytvos_path", str(toy_data), "--output_dir", str(tmp_path / "run")),
             *more,
         ]
 

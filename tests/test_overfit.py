@@ -19,8 +19,8 @@ def _overfit(stack: Path, data: Path, output: Path, *more: object) -> CompletedP
 
 
 @pytest.mark.slow
-def test_two_toy_clips_are_learned(tiny_stack: Path, toy_data: Path, tmp_path: Path) -> None:
-    result = _overfit(tiny_stack, toy_data, tmp_path, "--dropout", "0", "--max_steps", "500")
+def test_two_toy_clips_are_learned(small_stack: Path, toy_data: Path, tmp_path: Path) -> None:
+    result = _overfit(small_stack, toy_data, tmp_path, "--dropout", "0", "--max_steps", "500")
     assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-1000:]
     report = json.loads((tmp_path / "results.json").read_text())
     assert len(report["j"]) == 2
@@ -33,12 +33,12 @@ def test_two_toy_clips_are_learned(tiny_stack: Path, toy_data: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_a_target_that_is_not_reached_and_a_clip_that_is_not_there(
-    tiny_stack: Path, toy_data: Path, tmp_path: Path
+    small_stack: Path, toy_data: Path, tmp_path: Path
 ) -> None:
     once = ("--max_steps", "1", "--every", "50", "--target_j", "100")
-    short = _overfit(tiny_stack, toy_data, tmp_path / "a", *once)
+    short = _overfit(small_stack, toy_data, tmp_path / "a", *once)
     assert short.returncode == 1
     assert "NOT reached" in short.stdout and "after 1 steps" in short.stdout
-    absent = _overfit(tiny_stack, toy_data, tmp_path / "b", "--clips", "no_video/0")
+    absent = _overfit(small_stack, toy_data, tmp_path / "b", "--clips", "no_video/0")
     assert absent.returncode == 2
     assert "no_video/0" in absent.stderr and absent.stderr.count("\n") == 1

@@ -20,10 +20,10 @@ SENTENCES = ["The red  circle", "a blue square"]
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_checkpoint: Path, tiny_stack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_checkpoint: Path, small_stack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights with their stack beside them, as one passes them on."""
     folder = tmp_path_factory.mktemp("passed on")
-    (folder / "stack").symlink_to(tiny_stack)
+    (folder / "stack").symlink_to(small_stack)
     content = torch.load(tiny_checkpoint, weights_only=True)
     content["config"]["pretrained"] = str(folder / "stack")
     torch.save(content, folder.parent / "checkpoint.pth")

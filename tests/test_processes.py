@@ -27,12 +27,13 @@ TOLERANCE = 1e-3
 
 
 @pytest.fixture(scope="module")
-def folder(forks: Forks, tiny_stack: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(forks: Forks, small_stack: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folders of all runs, and of one without a step in ``none``."""
     folder = tmp_path_factory.mktemp("runs")
     options = {
-        **{"config": "configs/vdit_toy.yaml", "pretrained": tiny_stack, "ytvos_path": toy_data, "device": "cpu"},
+        **{"config": "configs/vdit_toy.yaml", "pretrained": small_stack, "ytvos_path": toy_data, "device": "cpu"},
         **{"dim_feedforward": 64, "posterior": "mode", "max_steps": STEPS, "log_every": 1, "warmup_steps": 0},
+        **{"num_frames": 2, "train_scales": 48, "max_size": 72, "eval_size": 48},
     }
     for name, (processes, batch_size, accumulate) in RUNS.items():
         own = {"batch_size": batch_size, "accumulate": accumulate, "lr_processes": processes}

@@ -33,7 +33,6 @@ def flags(tiny_config: list[str], toy_data: Path) -> list[str]:
 
 
 def test_killed_ten_times(forks: Forks, flags: list[str], tmp_path: Path) -> None:
-    forks.warm(*flags)
     never, often = tmp_path / "never", tmp_path / "often"
     said = [tmp_path / "never.txt", tmp_path / "often.txt"]
     assert forks.wait(forks.start(said[0], "run_main", *flags, "--output_dir", str(never))) == 0, said[0].read_text()
