@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from util.benchmarks import MIXTURES
+from util.benchmarks import EVAL_SPLITS, MIXTURES, VIDEO_SETS
 from util.errors import UserError
 from util.evaluation import Evaluator, Scorer
 
@@ -33,10 +33,6 @@ _MODULES = {
     "refcoco+": "refcoco",
     "refcocog": "refcoco",
 }
-# Sets whose videos are segmented from end to end, and scored by their masks.
-_VIDEO_SETS = ("ytvos", "davis", "mevis")
-# Sets that are scored item by item, on one frame or image: the evaluator, with the truth of ``cfg.split``.
-_ITEM_SETS = ("a2d", "jhmdb", "refcoco", "refcoco+", "refcocog")
 
 
 def build_dataset(cfg: Config, split: str) -> ClipDataset:
@@ -58,7 +54,7 @@ def list_videos(cfg: Config) -> list[Video]:
     Raises:
         UserError: the dataset is no set of whole videos, or a file is missing or malformed.
     """
-    return _function("build_videos", cfg, _VIDEO_SETS, "videos to segment")(cfg)
+    return _function("build_videos", cfg, VIDEO_SETS, "videos to segment")(cfg)
 
 
 def build_evaluator(cfg: Config) -> Evaluator:
@@ -67,7 +63,7 @@ def build_evaluator(cfg: Config) -> Evaluator:
     Raises:
         UserError: the dataset is no such set, or a file is missing or malformed.
     """
-    return _function("build_evaluator", cfg, _ITEM_SETS, "evaluator of single frames")(cfg)
+    return _function("build_evaluator", cfg, set(EVAL_SPLITS) - set(VIDEO_SETS), "evaluator of single frames")(cfg)
 
 
 def build_scorer(cfg: Config) -> Scorer:
@@ -76,12 +72,12 @@ def build_scorer(cfg: Config) -> Scorer:
     Raises:
         UserError: the dataset is no set of whole videos, or its truth is missing or malformed.
     """
-    return _function("build_scorer", cfg, _VIDEO_SETS, "scores of masks")(cfg)
+    return _function("build_scorer", cfg, VIDEO_SETS, "scores of masks")(cfg)
 
 
 def is_video_set(cfg: Config) -> bool:
     """Whether the masks of whole videos are scored, not items one by one."""
-    return cfg.dataset_file in _VIDEO_SETS
+    return cfg.dataset_file in VIDEO_SETS
 
 
 def _function(name: str, cfg: Config, known: Iterable[str], what: str) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from util.benchmarks import EVAL_SPLITS
+from util.benchmarks import EVAL_SPLITS, VIDEO_SETS
 from util.errors import USER_ERROR_STATUS, UserError, run_cli
 from util.parallel import available_cores, map_videos
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from scripts.data_findings import Count, Findings
 
 DATA_PAGE = "docs/data.md"
-VIDEO_SETS = ("ytvos", "davis", "mevis")
 CONVERTED = ("davis", "refcoco", "refcoco+", "refcocog")
 
 

@@ -18,10 +18,10 @@ from util.config import load_config
 from util.errors import UserError
 
 RUN_PAGES = ("data", "training", "evaluation", "checkpoints", "library", "demo")  # in the order in which they build on
-# Options of other programs, and examples of what is unknown.
-FOREIGN_FLAGS = {"--logdir", "--local-dir", "--shm-size", "--from", "--help"}
-ROOMS = ("configs", "scripts", "models", "datasets", "util", "tests", "toy", "docs")
 MADE_UP = "forest"  # the dataset that docs/development.md adds
+# Options of other programs.
+FOREIGN_FLAGS = {"--logdir", "--local-dir", "--shm-size", f"--{MADE_UP}_path"}
+ROOMS = ("configs", "scripts", "models", "datasets", "util", "tests", "toy", "docs")
 
 
 def test_contents_lists_every_page() -> None:

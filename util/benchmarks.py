@@ -14,6 +14,9 @@ EVAL_SPLITS = {
 }
 """Name → the split that stands for "auto": the one whose scores papers report, and whose truth is public."""
 
+VIDEO_SETS = ("ytvos", "davis", "mevis")
+"""Sets whose videos are segmented from end to end, and scored by their masks; the others are scored item by item."""
+
 MIXTURES = {
     "joint": ("refcoco", "refcoco+", "refcocog", "ytvos"),
     "joint_coco": ("refcoco", "refcoco+", "refcocog"),
@@ -25,7 +28,7 @@ _VIDEO_METRICS = ("J&F", "J", "F")
 _OVERLAPS = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
 _AVERAGE_PRECISIONS = ("mAP", "mAP_best_query", "AP@0.5", "AP@0.75", *_OVERLAPS)
 EVAL_METRICS = {
-    **dict.fromkeys(("ytvos", "davis", "mevis"), _VIDEO_METRICS),
+    **dict.fromkeys(VIDEO_SETS, _VIDEO_METRICS),
     **dict.fromkeys(("a2d", "jhmdb"), _AVERAGE_PRECISIONS),
     **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), (*_OVERLAPS, "box_P@0.5")),
 }
