@@ -10,12 +10,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from util.demo_options import read_command
+from util.errors import UserError, help_asked, run_cli
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    read_command(["--help"])
+
 from models.pretrained import open_pretrained
 from models.video_folder import segment_to_folder
-from util.demo_options import read_command
 from util.demo_results import require_free
 from util.ending import orderly_end
-from util.errors import UserError, run_cli
 from util.media_reader import open_media
 from util.memory import DEMO, memory_advice
 

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import sys
 
+from util.config import load_config
+from util.errors import help_asked, run_cli
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    load_config(["--help"], __doc__.split("\n")[0])
+
 import inference_ytvos
-from util.errors import run_cli
 
 
 def main() -> None:

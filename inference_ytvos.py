@@ -16,18 +16,23 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+from util.config import Config, load_config
+from util.errors import RunError, UserError, help_asked, run_cli
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    load_config(["--help"], __doc__.split("\n")[0])
+
 import torch
 
 from datasets import list_videos
 from datasets.video import Video, load_clip
 from models import Segmenter
 from models.loading import open_checkpoint
+from models.precision import with_named_precision
 from models.prediction import load_for_inference, segment
 from util import video_inference
-from util.config import Config, load_config
 from util.device import device_name, resolve_device
 from util.distributed import is_main, process_group, rank, tell, wait_for_all
-from util.errors import RunError, UserError, run_cli
 from util.inference_record import InferenceRecord, open_record
 from util.locking import sole_run
 from util.mask_layouts import LAYOUTS
@@ -42,7 +47,7 @@ PATIENCE = timedelta(hours=12)  # of a process that has done its share, for the 
 def main(argv: Sequence[str] | None = None) -> None:
     """Segment a split as the command line says (``argv`` without the program's name; None: the process's own)."""
     argv = sys.argv[1:] if argv is None else argv
-    cfg = load_config(argv, "Segment the objects that sentences name in the videos of a split.")
+    cfg = load_config(argv, __doc__.split("\n")[0])
     if not cfg.resume:
         raise UserError("no checkpoint is given; name the checkpoint.pth that main.py wrote by --resume")
     with (
@@ -60,6 +65,7 @@ def segment_split(cfg: Config, device: torch.device) -> None:
         UserError: data or checkpoint is missing or broken, or a file cannot be written.
         RunError: the predictions are not finite numbers, or the zip is not a whole submission.
     """
+    cfg = with_named_precision(cfg, device)
     checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)
     videos = [video for video in list_videos(cfg) if video.expressions]
     if not videos:

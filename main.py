@@ -16,6 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from util.config import Config, config_dict, load_config
+from util.errors import UserError, help_asked, run_cli
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    load_config(["--help"], __doc__.split("\n")[0])
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -30,15 +36,13 @@ from models import Segmenter, build_criterion, build_model, has_lora, trained_pa
 from models.identity import frozen_identity
 from models.loading import load_weights, open_checkpoint, open_training
 from models.postprocessors import query_predictions
-from models.precision import prepare_training
+from models.precision import prepare_training, with_named_precision
 from models.prediction import MULTIPLE, load_for_inference, segment
 from models.selection import all_queries
 from util.benchmarks import AUTO_SPLIT, scored_parts, validated_set
 from util.checkpoint import save_carried, save_checkpoint
-from util.config import Config, config_dict, load_config
 from util.device import device_name, resolve_device
 from util.distributed import is_main, process_group, rank, tell, world_size
-from util.errors import UserError, run_cli
 from util.evaluation import Score, Scores
 from util.guard import Guard
 from util.inference_record import file_sha256, open_record
@@ -62,7 +66,7 @@ PATIENCE = timedelta(hours=12)  # of a process that has scored its share, for th
 
 def main() -> None:
     """Train or score as the command line says."""
-    cfg = load_config(sys.argv[1:], "Train a referring video object segmentation model, or score one.")
+    cfg = load_config(sys.argv[1:], __doc__.split("\n")[0])
     with process_group(resolve_device(cfg.device), PATIENCE) as device, sole_run(cfg.output_dir, is_main()):
         (evaluate if cfg.eval else run)(cfg, device)
 
@@ -135,10 +139,8 @@ def train_guarded(cfg: Config, device: torch.device, output: Path, guard: Guard,
 
     def write(path: Path, step: int) -> None:
         state: dict[str, Any] = {"step": step, "steps_per_epoch": schedule.steps_per_epoch}
-        state |= {"scaler": scaler.state_dict()} if scaler else {}
-        save_checkpoint(
-            path, model, cfg.model, config_dict(cfg), frozen=frozen, optimizer=optimizer.state_dict(), **state
-        )
+        state |= {"optimizer": optimizer.state_dict(), **({"scaler": scaler.state_dict()} if scaler else {})}
+        save_checkpoint(path, model, cfg.model, config_dict(cfg), frozen=frozen, **state)
 
     keeper = Keeper(output, write, cfg.keep_checkpoints, cfg.save_minutes, active=is_main())
     validation = Validation(output, parts, cfg.eval_metric, config_dict(cfg), keeper.keep_best, first)
@@ -212,6 +214,7 @@ def evaluate(cfg: Config, device: torch.device) -> None:
     """
     if not cfg.resume:
         raise UserError("no checkpoint is given; name the one to score by --resume")
+    cfg = with_named_precision(cfg, device)
     output, names = Path(cfg.output_dir), scored_parts(cfg.dataset_file)
     folders = {name: output / name if len(names) > 1 else output for name in names}
     parts = {name: replace(cfg, dataset_file=name, output_dir=str(folders[name])) for name in names}
@@ -225,15 +228,10 @@ def evaluate(cfg: Config, device: torch.device) -> None:
         scores = {name: score(model) for name, score in prepared.items()}
     if not is_main():
         return
-    metrics, counts = ({name: part[i] for name, part in scores.items()} for i in (0, 1))
-    mixed = len(names) > 1
-    write_results(
-        output / "results.json",
-        metrics if mixed else metrics[names[0]],
-        counts if mixed else counts[names[0]],
-        config_dict(cfg),
-        {**about, "device": device_name(device), "processes": world_size()},
-    )
+    found = ({name: part[i] for name, part in scores.items()} for i in (0, 1))
+    metrics, counts = (values if len(names) > 1 else values[names[0]] for values in found)
+    machine = {"device": device_name(device), "processes": world_size()}
+    write_results(output / "results.json", metrics, counts, config_dict(cfg), {**about, **machine})
     for name, (values, _) in scores.items():
         print(f"{name}, {parts[name].split} split: " + ", ".join(f"{key} {value:.2f}" for key, value in values.items()))
     print(f"wrote {output / 'results.json'}")

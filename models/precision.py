@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from models.compiling import compile_frozen
@@ -9,7 +11,7 @@ from models.diffusion.encoder import VideoEncoder
 from models.diffusion.frozen import Frozen
 from models.segmenter import Segmenter
 from util.config import Config
-from util.precision import HALVES, resolve_precision
+from util.precision import HALVES, precision_name, resolve_precision
 
 
 def prepare_training(model: Segmenter, cfg: Config, device: torch.device) -> torch.amp.GradScaler | None:
@@ -29,6 +31,11 @@ def prepare_training(model: Segmenter, cfg: Config, device: torch.device) -> tor
     if cfg.compile:
         compile_frozen(model)
     return torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
+
+
+def with_named_precision(cfg: Config, device: torch.device) -> Config:
+    """A configuration whose precision at inference is named: masks of two machines' ``auto`` never mix."""
+    return replace(cfg, precision=precision_name(resolve_precision(cfg.precision, device, training=False)))
 
 
 def set_precision(model: Segmenter, dtype: torch.dtype) -> None:

@@ -8,6 +8,7 @@ differentiated by autograd, as one would write it; the ``torch`` row is the fall
 forward and backward. Times are the best of several, memory is the most that one call adds.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -20,18 +21,34 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from util.errors import UserError, help_asked, run_cli
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Time multi-scale deformable attention.")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="of the values")
+    parser.add_argument("--frames", type=int, nargs="+", default=[5, 36], help="frames of a clip")
+    parser.add_argument("--layers", nargs="+", default=["encoder", "decoder"], choices=["encoder", "decoder"])
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long each time is taken, at least 3 calls")
+    parser.add_argument("--json", type=Path, help="a file for all numbers")
+    return parser.parse_args()
+
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    parse_args()
+
 import torch
 from torch import Tensor
 
 from models.ops import multi_scale_deformable_attention, plain
 from models.ops.backends import DEVICES, backend_for
 from util.device import device_name, resolve_device
-from util.errors import UserError, run_cli
 from util.io import write_json
 
 LEVELS = [(45, 80), (23, 40), (12, 20), (6, 10)]
 HEADS, WIDTH, POINTS, DECODER_QUERIES = 8, 32, 4, 5
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 REACH = 2.0
 """Standard deviation of the sampling offsets, in pixels of each level."""
 
@@ -57,14 +74,7 @@ class Row:
 
 def main() -> None:
     """Measure, print a table, and write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description="Time multi-scale deformable attention.")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the values")
-    parser.add_argument("--frames", type=int, nargs="+", default=[5, 36], help="frames of a clip")
-    parser.add_argument("--layers", nargs="+", default=["encoder", "decoder"], choices=["encoder", "decoder"])
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long each time is taken, at least 3 calls")
-    parser.add_argument("--json", type=Path, help="a file for all numbers")
-    args = parser.parse_args()
+    args = parse_args()
     if min(args.frames) < 1:
         raise UserError("--frames takes numbers from 1 on")
     device = resolve_device(args.device)
@@ -74,7 +84,7 @@ def main() -> None:
         print(f"copying reaches {_copy_bandwidth(device):.0f} GB/s")
     for layer in args.layers:
         for frames in args.frames:
-            rows += measure(layer, frames, device, DTYPES[args.dtype], args.seconds)
+            rows += measure(layer, frames, device, getattr(torch, args.dtype), args.seconds)
     if args.json:
         write_json(args.json, _summary(rows, device, args.dtype))
         print(f"written: {args.json}")

@@ -9,6 +9,7 @@ loader with its collation; a clip's time on the processor is measured without it
 when others use the machine.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -20,6 +21,37 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from util.benchmarks import EVAL_SPLITS
+from util.errors import UserError, help_asked, run_cli
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.benchmark_data", description="Measure how fast the loaders give clips."
+    )
+    parser.add_argument(
+        "datasets", nargs="*", metavar="DATASET", help=f"some of {', '.join(EVAL_SPLITS)} (default: all)"
+    )
+    parser.add_argument("--seconds", type=float, default=10, help="least time of each measurement (default: 10)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that load (default: 1)")
+    parser.add_argument("--num_frames", type=int, default=5, help="frames of a clip (default: 5)")
+    parser.add_argument("--length", type=int, help="frames of a video (default: the dataset's usual number)")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of frames (default: usual)")
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.datasets if name not in EVAL_SPLITS]
+    if unknown:
+        raise UserError(f"unknown dataset {unknown[0]!r}; choose some of {', '.join(EVAL_SPLITS)}")
+    for name in ("seconds", "workers", "num_frames", "length"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} must be above 0, not {value}")
+    return args
+
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    parse_args()
 
 import cv2
 import torch
@@ -33,7 +65,6 @@ from scripts.toy_formats_a2d import write_toy_a2d, write_toy_jhmdb
 from scripts.toy_formats_coco import write_toy_refcoco
 from scripts.toy_formats_videos import write_toy_davis, write_toy_mevis
 from util.config import Config
-from util.errors import UserError, run_cli
 
 MULTIPLE = 32  # to which batches are padded
 
@@ -155,28 +186,6 @@ def clips_per_second(dataset: ClipDataset, workers: int, seconds: float) -> floa
         next(clips)
         count += 1
     return count / (time.perf_counter() - started)
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.benchmark_data", description="Measure how fast the loaders give clips."
-    )
-    parser.add_argument("datasets", nargs="*", metavar="DATASET", help=f"some of {', '.join(SOURCES)} (default: all)")
-    parser.add_argument("--seconds", type=float, default=10, help="least time of each measurement (default: 10)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that load (default: 1)")
-    parser.add_argument("--num_frames", type=int, default=5, help="frames of a clip (default: 5)")
-    parser.add_argument("--length", type=int, help="frames of a video (default: the dataset's usual number)")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of frames (default: usual)")
-    args = parser.parse_args(argv)
-    unknown = [name for name in args.datasets if name not in SOURCES]
-    if unknown:
-        raise UserError(f"unknown dataset {unknown[0]!r}; choose some of {', '.join(SOURCES)}")
-    for name in ("seconds", "workers", "num_frames", "length"):
-        value = getattr(args, name)
-        if value is not None and value <= 0:
-            raise UserError(f"--{name} must be above 0, not {value}")
-    return args
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from scripts.parity import Row, check_evaluation, check_training, find_fixtures, fixture_model
 from util.errors import UserError, run_cli
+
+if TYPE_CHECKING:
+    from scripts.parity import Row
 
 MODELS = ("vdit", "hcd")
 
@@ -30,6 +31,10 @@ def main() -> int:
     wanted = tuple(args.model or (m for m in MODELS if (args.folder / m).is_dir()))
     if not wanted:
         raise UserError(f"{args.folder} holds no fixtures: it should have a folder {' or '.join(MODELS)}")
+    import torch  # both only here: they take seconds
+
+    from scripts.parity import check_evaluation, check_training, find_fixtures, fixture_model
+
     failures = 0
     torch.manual_seed(0)
     for fixture in find_fixtures(args.folder, wanted):

@@ -6,6 +6,7 @@ python -m scripts.convert_checkpoint IN OUT.pth --to authors [--pretrained FOLDE
 IN is a file or folder of this project or of the authors, or hf://org/repo[/file].
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -13,36 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from models import build_model
-from models.authors import authors_state
-from models.defaults import FUNCTION, published, resolved
-from models.diffusion.stack import load_stock_parts
-from models.identity import PARTS, held_parts, weights_identity
-from models.loading import config_of, file_name, load_weights, open_checkpoint
-from models.lora import merged_state
-from models.pretrained import portable
 from scripts.count_parameters import FULL_SIZE, empty_model
-from util.checkpoint import save_weights, write_pickle
-from util.errors import UserError, run_cli
-from util.state import check_state, trained_state
+from util.errors import UserError, help_asked, run_cli
 
 DTYPES = ("float16", "bfloat16", "float32")
+FROZEN = ("unet", "vae", "text_encoder", "image_encoder", "backbone", "sentence_encoder")
 IN = "the first argument"
 OPTIONS = {
     "project": ("dtype", "carry", "stack"),
     "authors": ("pretrained", "image_encoder", "text_encoder", "ignore_frozen_identity"),
 }
 """What belongs to one direction alone."""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Convert as the command line says."""
-    args = parse_args(argv)
-    checkpoint = open_checkpoint(args.input, IN)
-    convert = to_authors if args.to == "authors" else to_project
-    print("\n".join(convert(checkpoint, args)))
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -60,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     project.add_argument(
         "--carry",
         nargs="+",
-        choices=tuple(PARTS),
+        choices=FROZEN,
         default=[],
         help="frozen parts of an authors' checkpoint to keep in OUT (HCD's UNet always is, as LoRA is merged into it)",
     )
@@ -84,6 +66,31 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             if to != args.to and getattr(args, name) != parser.get_default(name):
                 raise UserError(f"--{name} has no effect with --to {args.to}; leave it out")
     return args
+
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    parse_args()
+
+import torch
+
+from models import build_model
+from models.authors import authors_state
+from models.defaults import FUNCTION, published, resolved
+from models.diffusion.stack import load_stock_parts
+from models.identity import PARTS, held_parts, weights_identity
+from models.loading import config_of, file_name, load_weights, open_checkpoint
+from models.lora import merged_state
+from models.pretrained import portable
+from util.checkpoint import save_weights, write_pickle
+from util.state import check_state, trained_state
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert as the command line says."""
+    args = parse_args(argv)
+    checkpoint = open_checkpoint(args.input, IN)
+    convert = to_authors if args.to == "authors" else to_project
+    print("\n".join(convert(checkpoint, args)))
 
 
 def to_project(checkpoint: dict[str, Any], args: argparse.Namespace) -> list[str]:

@@ -9,13 +9,13 @@ import argparse
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from models import Segmenter, build_model, trained_parameters
-from models.diffusion.stack import empty_stack
 from util.config import Config, load_config
 from util.errors import UserError, run_cli
+
+if TYPE_CHECKING:
+    from models import Segmenter
 
 FULL_SIZE = Path(__file__).resolve().parents[1] / "configs" / "full_size"
 
@@ -28,6 +28,11 @@ def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> Segmenter:
     """
     if not stack.is_dir():
         raise UserError(f"{stack} does not exist; it should hold a configuration file for every frozen part")
+    import torch  # all only here: they take seconds
+
+    from models import build_model
+    from models.diffusion.stack import empty_stack
+
     try:
         frozen = empty_stack(stack)
     except (OSError, ValueError) as error:
@@ -45,6 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(["--config", args.config] if args.config else [], "")
     model = empty_model(cfg, args.stack)
+    from models import trained_parameters
 
     trained: Counter[str] = Counter()
     for name, count in trained_parameters(model).items():

@@ -6,6 +6,7 @@
 The models run on tensors that have a shape and no content, so no weights are needed, and it takes seconds.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -14,6 +15,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from util.errors import UserError, help_asked, run_cli
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.draw_model", description="Draw both models.")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "models.svg", help="an .svg, .pdf or .png file")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "models.md", help="page whose table is replaced")
+    parser.add_argument("--size", type=int, nargs=2, default=(360, 640), help="height and width of the frames")
+    parser.add_argument("--frames", type=int, default=5, help="of the clip")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    parse_args()
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +45,9 @@ from scripts.count_parameters import FULL_SIZE
 from scripts.memory_estimate import WORDS, Words, materialise
 from scripts.model_picture import draw
 from util.config import Config
-from util.errors import UserError, run_cli
 from util.io import atomic_path
 from util.padding import pad_clips
 
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"vdit": "VD-IT", "hcd": "HCD"}
 MULTIPLE = 16  # to which frames are padded at inference
 BEGIN, END = "<!-- made by scripts.draw_model: begin -->\n", "<!-- made by scripts.draw_model: end -->"
@@ -184,12 +201,7 @@ def replace_table(page: Path, new: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw as the command line says (``argv`` without the program's name; None: the process's own)."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.draw_model", description="Draw both models.")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "models.svg", help="an .svg, .pdf or .png file")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "models.md", help="page whose table is replaced")
-    parser.add_argument("--size", type=int, nargs=2, default=(360, 640), help="height and width of the frames")
-    parser.add_argument("--frames", type=int, default=5, help="of the clip")
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     if min(*args.size, args.frames) < 1:
         raise UserError("--size and --frames must be at least 1")
     if args.picture.suffix not in (".svg", ".pdf", ".png"):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from models.diffusion.tiny import PARTS, make_tiny_stack
 from util.errors import UserError, run_cli
 from util.io import read_json
 
@@ -61,6 +60,8 @@ def main() -> None:
     args = parser.parse_args()
 
     sentences = read_sentences(args.sentences) if args.sentences else None
+    from models.diffusion.tiny import PARTS, make_tiny_stack  # only here: it takes seconds
+
     folder = make_tiny_stack(args.output_dir, sentences, args.seed, force=args.force)
     print(f"tiny stack: {folder} ({', '.join(PARTS)})")
 

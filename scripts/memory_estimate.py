@@ -21,6 +21,12 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from util.config import Config, load_config
+from util.errors import UserError, help_asked, run_cli
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    load_config(["--help"], " ".join(__doc__.split("\n\n")[:2]))
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,8 +39,6 @@ from models.diffusion.stack import empty_stack
 from models.precision import prepare_training
 from scripts.count_parameters import FULL_SIZE
 from scripts.live_memory import LiveMemory
-from util.config import Config, load_config
-from util.errors import UserError, run_cli
 
 GIB = 2**30
 WORDS = 20  # of a sentence; its memory hardly matters
@@ -227,7 +231,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(512, 640), help="height and width of the padded frames")
     parser.add_argument("--measure", action="store_true", help="measure on this machine's GPU")
     args, rest = parser.parse_known_args()
-    cfg = load_config(rest, "Estimate the GPU memory of a training step: --size H W, --measure, and any option.")
+    cfg = load_config(rest, " ".join(__doc__.split("\n\n")[:2]))
     if cfg.backbone != "t2v":
         raise UserError("the estimate is of backbone t2v")
     if args.measure and not torch.cuda.is_available():

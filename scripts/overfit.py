@@ -7,6 +7,7 @@ Takes every option of ``main.py``, and three of its own. Writes ``results.json``
 ``overlays.png`` (truth and prediction of every clip), and exits with 1 if the target is not reached.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -16,6 +17,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from util.config import Config, load_config
+from util.errors import UserError, help_asked, run_cli
+
+
+def own_options() -> argparse.ArgumentParser:
+    """What this script takes beside the options of ``main.py``."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    own.add_argument("--clips", nargs="+", default=[], metavar="VIDEO/EXPRESSION")
+    own.add_argument("--target_j", type=float, default=70.0, help="stop when J of every clip reaches it, 0–100")
+    own.add_argument("--every", type=int, default=50, help="steps between two looks at J")
+    return own
+
+
+def about(own: argparse.ArgumentParser) -> str:
+    """What the script does, for ``--help``."""
+    return f"Train on a few clips until the model knows them. {own.format_help()} Options of main.py:"
+
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    load_config(["--help"], about(own_options()))
 
 import numpy as np
 import torch
@@ -27,9 +49,7 @@ from datasets.ytvos import YtvosClips
 from engine import Schedule, train
 from models import Segmenter, build_criterion, build_model
 from models.postprocessors import mask_probabilities, pixel_boxes
-from util.config import Config, load_config
 from util.device import resolve_device
-from util.errors import UserError, run_cli
 from util.io import write_json
 from util.locking import sole_run
 from util.logging import RunLog
@@ -166,12 +186,9 @@ def draw(model: Segmenter, clips: list[Sample], curve: list, output: Path, devic
 
 def main() -> int:
     """Overfit as the command line says; 1 where the target is not reached."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
-    own.add_argument("--clips", nargs="+", default=[], metavar="VIDEO/EXPRESSION")
-    own.add_argument("--target_j", type=float, default=70.0, help="stop when J of every clip reaches it, 0–100")
-    own.add_argument("--every", type=int, default=50, help="steps between two looks at J")
+    own = own_options()
     mine, rest = own.parse_known_args(sys.argv[1:])
-    cfg = load_config(rest, f"Train on a few clips until the model knows them. {own.format_help()} Options of main.py:")
+    cfg = load_config(rest, about(own))
     cfg = replace(cfg, max_steps=cfg.max_steps or 1000)
     if mine.every < 1:
         raise UserError(f"--every must be at least 1, not {mine.every}")

@@ -7,6 +7,7 @@ fills in masked words; the UNet learns to denoise latents of videos given their 
 classifier-free). Stops and goes on where it stopped. Half precision on disk.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -18,6 +19,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+from util.errors import UserError, help_asked, run_cli
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Pre-train the tiny frozen stack on toy videos.")
+    parser.add_argument("--output_dir", type=Path, default=Path("toy/stack"))
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/toy_stack"))
+    parser.add_argument("--videos", type=int, default=3000)
+    parser.add_argument("--share", type=float, default=1.0, help="of the steps of every part")
+    return parser.parse_args()
+
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    parse_args()
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +56,6 @@ from models.diffusion.tiny import STAMP, make_tiny_stack
 from scripts.fit import fit
 from scripts.toy_corpus import SEED, Corpus, make_corpus
 from util.distributed import is_main, process_group, wait_for_all
-from util.errors import UserError, run_cli
 from util.io import read_json, write_json
 from util.locking import sole_run
 
@@ -273,12 +289,7 @@ def _pretrain_parts(work: Path, videos: int, share: float) -> None:
 
 def main() -> None:
     """Pre-train as the command line says."""
-    parser = argparse.ArgumentParser(description="Pre-train the tiny frozen stack on toy videos.")
-    parser.add_argument("--output_dir", type=Path, default=Path("toy/stack"))
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/toy_stack"))
-    parser.add_argument("--videos", type=int, default=3000)
-    parser.add_argument("--share", type=float, default=1.0, help="of the steps of every part")
-    args = parser.parse_args()
+    args = parse_args()
     pretrain(args.output_dir, args.work_dir, args.videos, args.share)
 
 

@@ -6,6 +6,7 @@ python -m scripts.push_to_hub IN org/repo --folder FOLDER      # writes what wou
 Back comes it with ``--resume hf://org/repo``, or ``load_pretrained("org/repo")``.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -15,14 +16,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from util.errors import UserError, help_asked, run_cli
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.push_to_hub", description=__doc__.split("\n")[0])
+    parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or hf://org/repo[/file]")
+    parser.add_argument("repo", help="org/name on the hub; it is made if it is missing")
+    parser.add_argument("--folder", type=Path, help="write what would be pushed here, and push nothing")
+    parser.add_argument("--results", type=Path, help="results.json of main.py --eval, for the model card")
+    parser.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32"), help="precision of the weights; default: as they are"
+    )
+    parser.add_argument("--private", action="store_true", help="a new repository is private")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    parse_args()
+
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from models.loading import open_checkpoint
-from scripts.convert_checkpoint import DTYPES
 from scripts.convert_checkpoint import main as convert
 from util.checkpoint import read_checkpoint
-from util.errors import UserError, run_cli
 from util.io import atomic_path, read_json
 
 TITLES = {"vdit": "VD-IT (arXiv 2403.12042)", "hcd": "HCD (arXiv 2508.13584)"}
@@ -30,14 +49,7 @@ TITLES = {"vdit": "VD-IT (arXiv 2403.12042)", "hcd": "HCD (arXiv 2508.13584)"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the folder that the command line asks for, and push it."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.push_to_hub", description=__doc__.split("\n")[0])
-    parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or hf://org/repo[/file]")
-    parser.add_argument("repo", help="org/name on the hub; it is made if it is missing")
-    parser.add_argument("--folder", type=Path, help="write what would be pushed here, and push nothing")
-    parser.add_argument("--results", type=Path, help="results.json of main.py --eval, for the model card")
-    parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights; default: as they are")
-    parser.add_argument("--private", action="store_true", help="a new repository is private")
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     repo = args.repo.removeprefix("hf://")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise UserError(f"{args.repo} names no repository; write org/name")

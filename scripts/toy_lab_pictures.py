@@ -6,12 +6,32 @@ A row is a validation frame with its sentence. The colours of features are their
 of each stack's over all frames shown; bright is where another sentence changes the features.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from util.errors import UserError, help_asked, run_cli
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.toy_lab_pictures", description="Draw features and masks of a finished toy lab."
+    )
+    parser.add_argument("--lab", type=Path, default=Path("runs/toy_lab"), help="the lab's --output_dir")
+    parser.add_argument("--stack", type=Path, default=Path("toy/stack"), help="the pre-trained stack it had")
+    parser.add_argument("--seed", type=int, default=0, help="of the runs that are shown")
+    parser.add_argument("--rows", type=int, default=6, help="frames")
+    parser.add_argument("--picture", type=Path, default=Path("runs/toy_lab/toy_lab.png"), help="the PNG")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    parse_args()
 
 import cv2
 import numpy as np
@@ -28,7 +48,6 @@ from scripts.steps import near
 from scripts.toy_lab_claims import VARIANTS
 from scripts.toy_lab_runs import Lab
 from util.config import Config, load_config
-from util.errors import UserError, run_cli
 from util.mask_files import read_binary_mask, read_index_mask
 from util.submission import mask_path
 from util.visualisation import Picture, contact_sheet, draw_overlay, read_picture, text_bar
@@ -209,15 +228,7 @@ def _true(lab: Lab, example: Example) -> Picture:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw what the command line names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.toy_lab_pictures", description="Draw features and masks of a finished toy lab."
-    )
-    parser.add_argument("--lab", type=Path, default=Path("runs/toy_lab"), help="the lab's --output_dir")
-    parser.add_argument("--stack", type=Path, default=Path("toy/stack"), help="the pre-trained stack it had")
-    parser.add_argument("--seed", type=int, default=0, help="of the runs that are shown")
-    parser.add_argument("--rows", type=int, default=6, help="frames")
-    parser.add_argument("--picture", type=Path, default=Path("runs/toy_lab/toy_lab.png"), help="the PNG")
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     if args.rows < 1:
         raise UserError(f"--rows must be at least 1, not {args.rows}")
     greatest = draw(Lab(args.stack.absolute(), args.lab.absolute()), args.picture, args.seed, args.rows)

@@ -18,7 +18,6 @@ import numpy as np
 
 from datasets.toy import make_toy
 from datasets.toy_scene import KINDS as ALL_KINDS
-from models.diffusion.tiny import STAMP, TinySizes, make_tiny_stack
 from scripts.baselines import run_swap
 from scripts.make_tiny_stack import read_sentences
 from scripts.steps import ROOT, near
@@ -137,6 +136,8 @@ def prepare(lab: Lab, random_seeds: list[int]) -> None:
     run_swap(lab.sentences, lab.swapped)
     if not random_seeds:
         return
+    from models.diffusion.tiny import make_tiny_stack  # only here: it takes seconds
+
     known = read_sentences(lab.data / "meta_expressions" / "train" / "meta_expressions.json")
     sizes = stack_sizes(lab.stack)
     for seed in random_seeds:
@@ -149,6 +150,8 @@ def stack_sizes(stack: Path) -> dict[str, Any]:
     Raises:
         UserError: its stamp is missing or of another layout.
     """
+    from models.diffusion.tiny import STAMP, TinySizes  # only here: it takes seconds
+
     holds = "the sizes of a toy stack that bash scripts/train_toy.sh made"
     try:
         parameters = read_json(stack / STAMP, holds)["parameters"]

@@ -7,11 +7,26 @@ an object of other videos is its most probable name over the object's pixels. Wh
 the decoder does not find there either.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+
+from util.errors import UserError, help_asked, run_cli
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.toy_probes", description=__doc__.split("\n")[0])
+    parser.add_argument("--stack", type=Path, default=Path("toy/stack"))
+    parser.add_argument("--videos", type=int, default=300, help="to train on; a fifth as many more to ask about")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    parse_args()
 
 import numpy as np
 import torch
@@ -23,7 +38,6 @@ from datasets.toy import ToyParameters, make_video
 from datasets.toy_render import render_frames
 from datasets.toy_scene import COLOURS, KINDS, MOTIONS, SHAPES, ToyObject
 from models.diffusion.stack import FrozenStack, load_stack
-from util.errors import UserError, run_cli
 
 NAMES = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS}
 FRAMES, HEIGHT, WIDTH = 8, 64, 96
@@ -35,10 +49,7 @@ NOTHING = -1
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the probes and print what they read."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.toy_probes", description=__doc__.split("\n")[0])
-    parser.add_argument("--stack", type=Path, default=Path("toy/stack"))
-    parser.add_argument("--videos", type=int, default=300, help="to train on; a fifth as many more to ask about")
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     if args.videos < 5:
         raise UserError(f"--videos must be at least 5, not {args.videos}")
     stack = load_stack(str(args.stack), "", "")

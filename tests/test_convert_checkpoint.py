@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.identity import frozen_identity
+from models.identity import PARTS, frozen_identity
 from models.loading import load_weights, open_checkpoint
 from models.lora import merged_state
 from models.segmenter import Segmenter
@@ -183,3 +183,8 @@ def test_another_stack_is_refused_on_the_way_to_the_authors(
     with pytest.raises(UserError, match="trained with another UNet"):
         convert(run[2], tmp_path / "a.pth", "--to", "authors", "--pretrained", other)
     assert not (tmp_path / "a.pth").exists()
+
+
+def test_every_frozen_part_can_be_carried() -> None:
+    """They are named apart from the models, which take seconds to import."""
+    assert set(convert_checkpoint.FROZEN) == set(PARTS)

@@ -54,3 +54,34 @@ def test_light_commands_import_nothing_heavy(root: Path) -> None:
     loaded = json.loads(run.stdout)
     found = {module: FORBIDDEN[module] & set(names) for module, names in loaded.items()}
     assert {module: names for module, names in found.items() if names} == {}
+
+
+HELP = """
+import io, json, runpy, sys
+from contextlib import redirect_stdout
+loaded = {}
+for script in json.loads(sys.argv[1]):
+    sys.argv = [script, "--help"]
+    run = runpy.run_path if script.endswith(".py") else runpy.run_module
+    try:
+        with redirect_stdout(io.StringIO()) as out:
+            run(script, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code and "usage:" in out.getvalue(), script
+    loaded[script] = sorted({name.partition(".")[0] for name in sys.modules})
+print(json.dumps(loaded))
+"""
+ENTRIES = ("main.py", "inference_ytvos.py", "inference_davis.py", "demo.py")
+
+
+def test_help_imports_nothing_heavy(root: Path) -> None:
+    """Nor does it run on to what is imported after it was given."""
+    sources = {f"scripts.{path.stem}": path.read_text(encoding="utf-8") for path in (root / "scripts").glob("*.py")}
+    scripts = sorted(name for name, source in sources.items() if "run_cli(main)" in source and "argparse" in source)
+    assert len(scripts) > 20
+    run = subprocess.run(
+        [sys.executable, "-c", HELP, json.dumps([*ENTRIES, *scripts])], cwd=root, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    loaded = json.loads(run.stdout)
+    assert {script: found for script, names in loaded.items() if (found := PYTORCH & set(names))} == {}

@@ -36,6 +36,11 @@ class Stopped(SystemExit):
         self.signal, self.step = signal, step
 
 
+def help_asked() -> bool:
+    """Whether the command line asks for help, which scripts give before they import what takes seconds."""
+    return not {"-h", "--help"}.isdisjoint(sys.argv[1:])
+
+
 def run_cli(main: Callable[[], int | None] | Callable[[], None]) -> NoReturn:
     """Run a script's ``main`` and leave the process with its status.
 
