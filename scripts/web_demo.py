@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, given = split_flags(PageOptions, flags)
     require_gradio()
     from models.pretrained import open_pretrained
-    from scripts.web_server import serve
+    from scripts.web_server import page_app, serve
     from scripts.web_sessions import Workspace
 
     with orderly_end(), listen(options.host, options.port) as server, Workspace(60 * options.keep_minutes) as workspace:
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"note: {note}")
         if options.host not in (LOOPBACK, "localhost", "::1"):
             print(f"note: everyone who reaches {options.host} can use this page", file=sys.stderr)
-        serve(server, pretrained, workspace, options, is_toy=Path(pretrained.cfg.resume).resolve() == TOY)
+        is_toy = Path(pretrained.cfg.resume).resolve() == TOY
+        serve(server, page_app(pretrained, workspace, options, is_toy))
 
 
 def require_gradio() -> None:

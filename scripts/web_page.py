@@ -109,7 +109,7 @@ class Page:
         try:
             session.job = self._start(session, text, _excerpt(start, end, stride), threshold, score_threshold)
             for progress in session.job.updates():
-                self._session(request)  # the visitor is still here
+                session.touch()
                 yield {"status": progress_card(progress)}
             session.result = session.job.result()
             yield self._shown(session, session.result, score_threshold)

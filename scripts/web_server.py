@@ -35,13 +35,25 @@ UNUSED = ("vibe", "process_recording", "proxy=", "/mcp")
 """Parts of addresses of Gradio's that this page has no use for."""
 
 
-def serve(
-    server: socket.socket, pretrained: Pretrained, workspace: Workspace, options: PageOptions, is_toy: bool
-) -> None:
+def serve(server: socket.socket, app: Callable[..., Any]) -> None:
     """Serve the page until a signal comes.
 
     Args:
         server: bound to its address.
+        app: of ``page_app``.
+    """
+    import uvicorn
+
+    server.listen()
+    host, port = server.getsockname()[:2]
+    print(f"serving http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[server])
+
+
+def page_app(pretrained: Pretrained, workspace: Workspace, options: PageOptions, is_toy: bool) -> Callable[..., Any]:
+    """The page as an ASGI application.
+
+    Args:
         pretrained: the model.
         workspace: for files.
         options: of the page.
@@ -49,7 +61,6 @@ def serve(
     """
     # Gradio reads these as it is imported, and at every upload
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(workspace.folder))
-    import uvicorn
     from fastapi import FastAPI
     from gradio import mount_gradio_app
 
@@ -83,11 +94,7 @@ def serve(
         theme=theme(),
         css=CSS,
     )
-    server.listen()
-    host, port = server.getsockname()[:2]
-    print(f"serving http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
-    config = uvicorn.Config(from_here_alone(app), log_level="warning", timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[server])
+    return from_here_alone(app)
 
 
 def from_here_alone(app: Callable[..., Any]) -> Callable[..., Any]:

@@ -87,6 +87,10 @@ class Session:
     notes: list[str] = field(default_factory=list)
     used: float = field(default_factory=time.monotonic)
 
+    def touch(self) -> None:
+        """Something happens here: the folder stays."""
+        self.used = time.monotonic()
+
     def take(self, upload: Path) -> Path:
         """Move an uploaded file here, in place of an earlier one and its result."""
         self.forget()
@@ -141,7 +145,7 @@ class Workspace:
                 folder = self.folder / SESSIONS / uuid.uuid4().hex
                 folder.mkdir(parents=True)
                 self._sessions[name] = Session(folder)
-            self._sessions[name].used = time.monotonic()
+            self._sessions[name].touch()
             return self._sessions[name]
 
     def leave(self, name: str) -> Job | None:
