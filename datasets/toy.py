@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.toy_negatives import choose_negatives
-from datasets.toy_render import full_areas, render_frames, render_masks
+from datasets.toy_render import full_areas, render_frames, render_masks, write_frame
 from datasets.toy_scene import KINDS, MAX_OBJECTS, Scene, sample_scene
 from datasets.toy_sentences import Facts, Sentence, choose_sentences
 from util.errors import UserError
@@ -43,7 +43,6 @@ MAX_NEGATIVES = 6  # of a video, which has at most as many other sentences
 VISIBLE_PIXELS, VISIBLE_AREA, VISIBLE_FRAMES = 12, 0.35, 0.75
 
 FRAME_STEP = 5  # frames are numbered as in Ref-YouTube-VOS: 00000, 00005, …
-JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -194,8 +193,8 @@ def _examine(root: Path, parameters: ToyParameters, force: bool) -> ToySummary |
     """Return the summary of a finished set that can stay; otherwise clear what may be replaced and return None."""
     if root.exists() and not root.is_dir():
         raise UserError(f"{root} is a file; choose a folder for the toy data")
-    if not root.is_dir() or not any(root.iterdir()):
-        return None
+    if not root.is_dir() or all(path.name.startswith(f".{Path(STAMP).stem}.") for path in root.iterdir()):
+        return None  # nothing, but for the stamp that a killed process did not finish
     if not (root / STAMP).is_file():
         raise UserError(f"{root} is not empty and holds no toy data ({STAMP} is missing); choose another folder")
     stamp = read_json(root / STAMP, "the parameters of the toy data")
@@ -235,9 +234,7 @@ def _write_video(root: Path, parameters: ToyParameters, job: tuple[str, int]) ->
     video, name = make_video(parameters, split, index), _video_name(split, index)
     names = [f"{FRAME_STEP * number:05d}" for number in range(parameters.frames)]
     for frame_name, frame, mask in zip(names, render_frames(video.scene), video.masks, strict=True):
-        with atomic_path(root / split / "JPEGImages" / name / f"{frame_name}.jpg") as path:
-            # Full colour resolution: at this size, halving it would wash out small shapes.
-            Image.fromarray(frame).save(path, quality=JPEG_QUALITY, subsampling=0)
+        write_frame(root / split / "JPEGImages" / name / f"{frame_name}.jpg", frame)
         if split != "test":
             image = Image.fromarray(mask).convert("P")
             image.putpalette(object_palette())

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from datasets.toy_scene import SUBPIXELS, Scene, ToyObject
+from util.io import atomic_path
 
 FULL = SUBPIXELS * SUBPIXELS  # coverage of a pixel that lies inside a shape
 OUTLINE = 3  # sub-pixels; a darker edge keeps overlapping objects of one colour apart
 OUTLINE_SHADE = 50  # percent of the colour
+JPEG_QUALITY = 95
 LIGHT = (110, 88)  # percent of the colour at a shape's top and bottom
 
 # Corners in thousandths of the radius.
@@ -190,3 +195,16 @@ def _grid_position(length: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
     """For each pixel the cell before it and its way into the cell in 256ths."""
     position = np.arange(length) * cells * 256 // length
     return position >> 8, position & 255
+
+
+def write_frame(path: Path, frame: np.ndarray) -> None:
+    """Write a frame as JPEG, beside and renamed.
+
+    Raises:
+        OSError: the disk is full. (Pillow itself, given a file, overlooks a write that is cut short by that.)
+    """
+    content = BytesIO()
+    # Full colour resolution: at this size, halving it would wash out small shapes.
+    Image.fromarray(frame).save(content, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getvalue())

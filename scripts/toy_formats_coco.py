@@ -14,13 +14,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco
 
 from datasets.refcoco_files import IMAGES, SPLITS
 from datasets.refcoco_prepare import INSTANCES, REFERENCES
-from datasets.toy import JPEG_QUALITY, ToyParameters, ToyVideo, make_video
-from datasets.toy_render import render_frames
+from datasets.toy import ToyParameters, ToyVideo, make_video
+from datasets.toy_render import render_frames, write_frame
 from datasets.toy_scene import SHAPES
 from scripts.toy_formats import empty_folder
 from util.io import atomic_path, write_json
@@ -169,6 +168,4 @@ def _pickled(value: Any, encoding: str) -> bytes:
 
 def _write_image(path: Path, video: ToyVideo) -> None:
     frames = render_frames(video.scene)
-    with atomic_path(path) as temporary:
-        # Full colour resolution: at this size, halving it would wash out small shapes.
-        Image.fromarray(frames[len(frames) // 2]).save(temporary, quality=JPEG_QUALITY, subsampling=0)
+    write_frame(path, frames[len(frames) // 2])

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from datasets.davis import ANNOTATIONS, MISSPELT
-from datasets.toy import JPEG_QUALITY, ToyParameters, ToyVideo, make_video
-from datasets.toy_render import render_frames
+from datasets.toy import ToyParameters, ToyVideo, make_video
+from datasets.toy_render import render_frames, write_frame
 from datasets.toy_scene import KINDS
 from scripts.toy_formats import empty_folder, write_lines
 from scripts.toy_formats_coco import compressed
-from util.io import atomic_path, write_json
+from util.io import write_json
 from util.jf_unions import MASK_FILE
 from util.mask_pngs import write_index_mask
 
@@ -165,6 +164,5 @@ def _write_frames(folder: Path, video: ToyVideo) -> list[str]:
     names = []
     for number, picture in enumerate(render_frames(video.scene)):
         names.append(f"{number:05d}")
-        with atomic_path(folder / f"{names[-1]}.jpg") as path:
-            Image.fromarray(picture).save(path, quality=JPEG_QUALITY, subsampling=0)
+        write_frame(folder / f"{names[-1]}.jpg", picture)
     return names
