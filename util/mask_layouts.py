@@ -160,7 +160,11 @@ class DavisLayout(MaskLayout):
         return index_fault(file, size, max(map(davis_object, video.expressions), default=0))
 
 
-LAYOUTS: dict[str, MaskLayout] = {"ytvos": YtvosLayout(), "davis": DavisLayout(), "mevis": MevisLayout()}
+LAYOUTS: dict[str, MaskLayout] = {
+    "ytvos": YtvosLayout(),
+    "davis": DavisLayout(),
+    "mevis": MevisLayout(),
+}
 """By the name of ``--dataset_file``."""
 
 
