@@ -1,13 +1,15 @@
 """What the benchmark found, in ratios: as text, as tables of a page, as a chart.
 
-    python -m scripts.benchmark_report docs/performance_cpu.json --page docs/performance.md
+    python -m scripts.benchmark_report docs/performance_cpu.json --page docs/performance.md --chart docs/speed.png
 
-renders the tables between the two comment lines of the page that name the file, and with ``--chart`` its picture.
+makes the tables anew between the two comment lines of the page that name the file, and with ``--chart`` the picture,
+which the page then shows.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,12 +37,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not isinstance(result, dict) or not {"fast", "stages", "settings"} <= result.keys():
         raise UserError(f"{args.json} is no result of scripts.benchmark; name a file that its --json has written")
     print(text_report(result))
-    if args.page:
-        update_page(args.page, args.json.name, markdown_report(result))
-        print(f"tables made anew: {args.page}")
     if args.chart:
         draw_chart(result, args.chart)
         print(f"drawn: {args.chart}")
+    if args.page:
+        text = markdown_report(result)
+        if args.chart:
+            place = os.path.relpath(args.chart.resolve(), args.page.resolve().parent)
+            text += f"\n\n![Seconds of every stage]({place})"
+        update_page(args.page, args.json.name, text)
+        print(f"tables made anew: {args.page}")
 
 
 # As text and as tables.

@@ -229,6 +229,7 @@ def test_page_and_chart(result: dict[str, Any], tmp_path: Path, capsys: pytest.C
     text = page.read_text()
     assert text.startswith("before\n<!-- speed.json -->\n- vdit, 2 frames of 64×96") and text.endswith("\nafter\n")
     assert "old" not in text and text.count("| UNet |") == 2
+    assert text.count("![Seconds of every stage](speed.png)\n<!-- end") == 1
     assert f"**{result['speedup']:.2f}× the baseline's throughput**" in text
     assert chart.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
