@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DATA_PAGE = "docs/data.md"
 
-LONGEST_NAME = 200  # bytes; file systems take 255, and names get suffixes
+LONGEST_NAME = 120  # bytes; file systems take 255, and a name may hold two of these and a suffix
 
 # Names become parts of paths, also of files that are written: one plain component, no way out of the folder.
 _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")

@@ -53,7 +53,7 @@ class Command:
         return os.system, (f"touch {self.marker}",)
 
 
-def refused(read: Callable[..., Any], *arguments: Any, says: str = "") -> None:
+def refused(read: Callable[..., Any], *arguments: Any, says: str | None = None) -> None:
     """Reading is refused in one sentence, without taking much memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=says) as error:
