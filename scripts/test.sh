@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up, style, types, the compiled operator, then all tests, the fast ones first. Arguments go to pytest: bash scripts/test.sh -k matcher -x
+# Set-up, style, types and the compiled operator, then all tests, the fast ones first. Arguments go to pytest: bash scripts/test.sh -k matcher -x
 # A process for every core, four at most, runs whole files of tests; -n 0 is one process.
 # With --coverage as the first one, a table of the lines that no test has run follows.
 set -euo pipefail
@@ -15,16 +15,21 @@ if [[ "${1:-}" == --coverage ]]; then # which lines no test has run; processes t
     tests=(coverage run --append -m pytest)
 fi
 
-"$python" -m ruff check .
-"$python" -m ruff format --check .
-"$python" -m mypy
-
-# The CPU kernel, and the CUDA kernel where nvcc is (for Hopper, unless told otherwise: it compiles without a GPU).
+# The CPU kernel, and the CUDA kernel where nvcc is (for Hopper, unless told otherwise: it compiles without a GPU),
+# while style and types are looked at.
+kernels=""
 if command -v "${CXX:-g++}" >/dev/null; then
-    TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-9.0}" "$python" models/ops/setup.py -q build_ext --inplace
+    TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-9.0}" "$python" models/ops/setup.py -q build_ext --inplace &
+    kernels=$!
+    trap wait EXIT
 else
     echo "no C++ compiler: the tests run the operator in plain PyTorch" >&2
 fi
+
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$python" -m mypy
+[[ -z "$kernels" ]] || wait "$kernels"
 
 readonly NO_TESTS=5 # pytest's status when its arguments select nothing
 found=0
