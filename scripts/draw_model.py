@@ -111,10 +111,10 @@ def read_parts(cfg: Config, size: tuple[int, int], frames: int) -> dict[str, Par
     stack.sentence_tokenizer = Words(WORDS)
     with torch.device("meta"):
         model = build_model(cfg, stack)
-    outputs: dict[str, Any] = {}
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
 
     def keep(name: str) -> Any:
-        return lambda module, arguments, output: outputs.update({name: output})
+        return lambda module, arguments, output: shapes.update({name: joined(shapes.get(name), shapes_of(output))})
 
     modules = {name: module for name, module in model.named_modules() if name in PARTS}
     for name, module in modules.items():
@@ -125,10 +125,15 @@ def read_parts(cfg: Config, size: tuple[int, int], frames: int) -> dict[str, Par
         model.eval()(clip, padding, ["a sentence"])
     counts = {name: count_parameters(module) for name, module in modules.items()}
     return {
-        name: Part(title, output, shapes_of(outputs[name]), code_of(modules[name]), *counts[name])
+        name: Part(title, output, shapes[name], code_of(modules[name]), *counts[name])
         for name, (title, output) in PARTS.items()
-        if name in outputs
+        if name in shapes
     }
+
+
+def joined(before: tuple[tuple[int, ...], ...] | None, now: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a part that is called for some frames after the other: all of them together."""
+    return tuple((a[0] + b[0], *b[1:]) for a, b in zip(before, now, strict=True)) if before else now
 
 
 def shapes_of(output: Any) -> tuple[tuple[int, ...], ...]:
