@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -130,6 +131,32 @@ def test_portrait_odd_and_still(tmp_path: Path):
     assert open_media(tmp_path / "odd" / "overlay.mp4").size == (34, 48), "4:2:0 holds even sizes only"
     assert open_media(tmp_path / "odd" / "overlay.png").size == (33, 47)
     assert read_binary_mask(tmp_path / "odd" / "masks" / FOLDERS[0] / "00000.png").shape == (33, 47)
+
+
+def write_gif(path: Path, frames: int = 6) -> Path:
+    first, *others = [Image.fromarray(picture(i)) for i in range(frames)]
+    first.save(path, save_all=True, append_images=others, duration=100)
+    return path
+
+
+KINDS = {
+    "H.264": lambda folder: write_film(folder / "a.mp4"),
+    "VP9": lambda folder: write_film(folder / "a.webm", codec="libvpx-vp9"),
+    "GIF": lambda folder: write_gif(folder / "a.gif"),
+    "one frame": lambda folder: write_film(folder / "a.mp4", frames=1),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_videos(tmp_path: Path, kind: str):
+    if kind == "VP9" and "libvpx-vp9" not in av.codecs_available:
+        pytest.skip("this FFmpeg has no libvpx-vp9")
+    result = run(KINDS[kind](tmp_path), tmp_path / "out")
+    frames = 1 if kind == "one frame" else 6
+    assert result.frames == frames and len(list((tmp_path / "out" / "masks" / FOLDERS[0]).iterdir())) == frames
+    overlay = list(open_media(tmp_path / "out" / "overlay.mp4").frames())
+    assert [float(frame.time) for frame in overlay] == pytest.approx([i / 10 for i in range(frames)])
+    assert read_binary_mask(tmp_path / "out" / "masks" / FOLDERS[0] / f"{frames - 1:05d}.png")[:, :32].all()
 
 
 def test_frames_of_a_folder_keep_their_names(tmp_path: Path):
