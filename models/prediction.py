@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from models import Segmenter, build_model, merge_lora
-from models.compiling import compile_frozen
 from models.loading import load_weights
 from models.postprocessors import binary_masks, pixel_boxes, probability_maps
-from models.precision import set_precision
+from models.precision import prepare_inference
 from models.segmenter import SegmenterOutput
 from models.selection import Selector, best_query
 from util.config import Config
 from util.padding import pad_clips
-from util.precision import resolve_precision
 
 MULTIPLE = 16  # pixels: frames are padded to it, as the published models are evaluated
 
@@ -59,10 +57,7 @@ def load_for_inference(cfg: Config, checkpoint: dict[str, Any], device: torch.de
     model = build_model(cfg)
     notes = load_weights(model, checkpoint, cfg).notes
     merge_lora(model)  # the same function, at no cost
-    set_precision(model, resolve_precision(cfg.precision, device, training=False))
-    if cfg.compile:
-        compile_frozen(model)
-    return model.to(device).eval(), notes
+    return prepare_inference(model, cfg, device), notes
 
 
 @torch.inference_mode()

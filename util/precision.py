@@ -84,12 +84,13 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def in_own_precision(method: Callable[P, R]) -> Callable[P, R]:
-    """A module's method that computes under autocast to the module's own ``precision``."""
+    """A method that computes under autocast to its module's ``precision``; without any, where that is float32."""
 
     @functools.wraps(method)
     def cast(*args: P.args, **kwargs: P.kwargs) -> R:
         module: Any = args[0]
-        with autocast(next(module.parameters()).device, module.precision):
+        device, wide = next(module.parameters()).device, module.precision not in HALVES
+        with torch.autocast(device.type, enabled=False) if wide else autocast(device, module.precision):
             return method(*args, **kwargs)
 
     return cast

@@ -16,7 +16,7 @@ from models.diffusion.noise import build_noise
 from models.diffusion.stack import FrozenStack
 from models.diffusion.stride4 import pointwise_pair
 from util.frames import IMAGENET_MEAN, IMAGENET_STD
-from util.precision import in_own_precision, widened
+from util.precision import HALVES, in_own_precision, widened
 
 VAE_FRAMES = 2
 """Frames that the VAE encodes at once: a map of its first block takes 118 MB per frame (360×640, float32)."""
@@ -123,7 +123,7 @@ class VideoEncoder(nn.Module):
         with torch.no_grad():
             x01 = frames * self.pixel_std + self.pixel_mean
             images = (2 * x01.flatten(0, 1) - 1).split(VAE_FRAMES)
-            moments, vae_f4 = (torch.cat(parts) for parts in zip(*map(self.vae, images), strict=True))
+            moments, vae_f4 = (self._own(torch.cat(parts)) for parts in zip(*map(self.vae, images), strict=True))
             mean, log_variance = widened(moments).chunk(2, dim=1)
             if self.posterior == "sample" or (self.posterior == "auto" and self.training):
                 std = torch.exp(0.5 * log_variance.clamp(-30, 20))
@@ -131,7 +131,7 @@ class VideoEncoder(nn.Module):
             latents = (self.latent_scale * mean).unflatten(0, frames.shape[:2])
             tokens = None
             if self.image_encoder is not None:
-                tokens = self.image_encoder(self.clip_pixels(x01.flatten(0, 1))).last_hidden_state
+                tokens = self._own(self.image_encoder(self.clip_pixels(x01.flatten(0, 1))).last_hidden_state)
         if tokens is not None:
             tokens = self.image_projection(tokens)
         if self.noise is not None:
@@ -148,8 +148,13 @@ class VideoEncoder(nn.Module):
             return_tensors="pt",
         )
         with torch.no_grad():
-            return self.text_encoder(tokens.input_ids.to(self.pixel_mean.device)).last_hidden_state
+            return self._own(self.text_encoder(tokens.input_ids.to(self.pixel_mean.device)).last_hidden_state)
 
+    def _own(self, value: Tensor) -> Tensor:
+        """What a frozen part gives, as the trained parts take it: float32, unless they cast it themselves."""
+        return value if self.precision in HALVES else widened(value)
+
+    @in_own_precision
     def forward(self, pixels: PixelFeatures, captions: list[str]) -> list[Tensor]:
         """The pyramid of a batch of clips, each with one sentence.
 
@@ -169,5 +174,5 @@ class VideoEncoder(nn.Module):
 
         pyramid = [pixels.f4]
         for level, (first, last) in zip(self.levels, TAP_PAIRS, strict=True):
-            pyramid.append(level(torch.cat([taps[first], taps[last]], dim=1)))
+            pyramid.append(level(self._own(torch.cat([taps[first], taps[last]], dim=1))))
         return pyramid
