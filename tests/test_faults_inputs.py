@@ -61,6 +61,7 @@ def test_inference_with_odd_names_and_sentences(tmp_path: Path) -> None:
     record = InferenceRecord(out / "inference.json", {"checkpoint_sha256": "", **mask_options(cfg)}, {})
     run_inference(StubModel(), videos, cfg, record, torch.device("cpu"))  # type: ignore[arg-type]
     finish(videos, cfg, record)
+    (out / "Annotations" / name / "0" / ".00000.123-0a1b2c3d.png").write_bytes(b"half a f")
     assert check_submission(out / "submission.zip", videos) == [] == check_submission(out, videos)
     assert read_json(out / "inference.json", "the record")["expressions"][name].keys() == ODD.keys()
     with Image.open(out / "visualize" / name / "3" / "00000.png") as picture:

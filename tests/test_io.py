@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from util.errors import UserError
-from util.io import atomic_path, read_json, write_json
+from util.io import atomic_path, is_unfinished, read_json, write_json
 from util.logging import RunLog
 
 
@@ -23,6 +23,7 @@ def test_an_error_in_the_block_leaves_the_older_file(tmp_path: Path) -> None:
     path.write_text("old")
     with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
         temporary.write_text("half of the n")
+        assert is_unfinished(temporary) and not is_unfinished(path)
         raise ZeroDivisionError
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]

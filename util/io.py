@@ -13,6 +13,8 @@ from typing import Any
 
 from util.errors import UserError
 
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}(\.\w+)?")
+"""The names that ``atomic_path`` gives."""
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 """The escape of a half of a character, of which JSON needs two for one beyond 16 bits."""
 
@@ -45,6 +47,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: permission denied; choose another output folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file has a temporary name: a process was killed while it wrote it."""
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:

@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image
 
 from util.errors import UserError
-from util.io import atomic_path
+from util.io import atomic_path, is_unfinished
 from util.mask_files import BROKEN_IMAGE
 from util.mask_layouts import ANNOTATIONS, LAYOUTS, MaskLayout, SegmentedVideo
 
@@ -109,7 +109,7 @@ def check_submission(path: Path, videos: Iterable[SegmentedVideo], layout: MaskL
     expected = _expected(videos, layout)
     if path.is_dir():
         files = [file for root in layout.roots for file in (path / root).rglob("*") if file.is_file()]
-        found = {file.relative_to(path).as_posix(): 1 for file in files}
+        found = {file.relative_to(path).as_posix(): 1 for file in files if not is_unfinished(file)}
         return list(_faults(found, lambda name: (path / name).open("rb"), expected, layout))
     expected = {layout.zip_name(name): mask for name, mask in expected.items()}
     try:
