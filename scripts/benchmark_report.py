@@ -220,7 +220,7 @@ def draw_chart(result: Result, path: Path) -> None:
         bars = axes.barh(
             places, values, thickness, label=f"{label}: {run['seconds']:.1f} s", color=COLOURS[i % len(COLOURS)]
         )
-        axes.bar_label(bars, [f"{value:.2g}" for value in values], padding=2, fontsize=7)
+        axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=2, fontsize=7)
     axes.set_yticks([row + 0.4 - thickness / 2 for row in range(len(names))], names)
     axes.invert_yaxis()
     settings = result["settings"]

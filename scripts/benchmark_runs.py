@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,8 @@ from torchvision.io import write_jpeg
 
 from datasets.video import Video, load_clip
 from models import Segmenter, prediction
-from models.compiling import compile_frozen
 from models.postprocessors import mask_probabilities
-from models.precision import prepare_training, set_precision
+from models.precision import prepare_inference, prepare_training
 from models.prediction import MULTIPLE, segment
 from scripts.benchmark_baseline import Baseline
 from scripts.benchmark_meter import StageMeter, device_peaks, forget_peak, machine, peak_memory, wait
@@ -257,10 +257,8 @@ def _values(cfg: Config) -> Mapping[str, Any]:
 def _fast_model(plan: Plan, cfg: Config, device: torch.device, dtype: str) -> Segmenter:
     """The project's model in the form that inference gives it."""
     model = random_model(cfg, Path(plan.stack), device, PRECISIONS[dtype])
-    set_precision(model, PRECISIONS[dtype])
-    if cfg.compile:
-        compile_frozen(model)
-    return model.requires_grad_(False).eval()  # the counter of operations takes no other in inference mode
+    prepare_inference(model, replace(cfg, precision=dtype), device)
+    return model.requires_grad_(False)  # the counter of operations takes no other in inference mode
 
 
 def _baseline_model(plan: Plan, cfg: Config, device: torch.device, meter: StageMeter) -> Baseline:
