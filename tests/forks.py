@@ -102,7 +102,9 @@ class Forks:
     def _ask(self, request: dict[str, Any]) -> Any:
         assert self.server.stdin and self.server.stdout
         print(json.dumps(request), file=self.server.stdin, flush=True)
-        return json.loads(self.server.stdout.readline())
+        answer = self.server.stdout.readline()
+        assert answer, "the process that forks has ended; its message is above"
+        return json.loads(answer)
 
 
 def serve() -> None:
