@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from util.demo_options import every_option, split_flags
 from util.ending import orderly_end
@@ -47,8 +48,7 @@ class PageOptions:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until a signal ends it (``argv`` without the program's name; None: the process's own)."""
-    flags = read_flags(every_option(PageOptions), sys.argv[1:] if argv is None else argv, DESCRIPTION)
-    options, given = split_flags(PageOptions, flags)
+    options, given = read_command(argv)
     require_gradio()
     from models.pretrained import open_pretrained
     from scripts.web_server import page_app, serve
@@ -62,6 +62,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"note: everyone who reaches {options.host} can use this page", file=sys.stderr)
         is_toy = Path(pretrained.cfg.resume).resolve() == TOY
         serve(server, page_app(pretrained, workspace, options, is_toy))
+
+
+def read_command(argv: Sequence[str] | None = None) -> tuple[PageOptions, dict[str, Any]]:
+    """The page's options, and those of ``Config`` that are set.
+
+    Raises:
+        UserError: a flag is unknown or wrong.
+    """
+    return split_flags(PageOptions, read_flags(every_option(PageOptions), argv, DESCRIPTION))
 
 
 def require_gradio() -> None:
