@@ -46,7 +46,9 @@ def prepare_inference(model: Segmenter, cfg: Config, device: torch.device) -> Se
         model.encoder.precision = torch.float32  # its trained parts are small, and a third of the masks' error
     if device.type == "cpu" and isinstance(model.encoder, VideoEncoder) and model.encoder.vae.held:
         # a sixth faster there; the order of additions is another, and float32 stays as it was
-        model.encoder.vae.to(memory_format=torch.channels_last)
+        for weight in model.encoder.vae.parameters():
+            if weight.ndim == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     if cfg.compile:
         compile_frozen(model)
     return model.to(device).eval()
