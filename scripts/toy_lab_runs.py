@@ -34,7 +34,7 @@ FRAMES = 1
 """Of a clip, in training and in validation alike: a single frame bypasses the UNet's temporal layers."""
 KINDS = tuple(kind for kind in ALL_KINDS if kind != "motion")
 """Of sentences: those that a single frame can answer."""
-STEPS = 1500
+STEPS = 400
 BATCH = 32
 RATE = 1e-3
 WARMUP = 100
