@@ -1,0 +1,119 @@
+"""scripts.benchmark_baseline computes the same function as the project's model: outputs, losses and gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine import training_step
+from models import Segmenter, build_criterion
+from models.diffusion.conditioning import CLIP_STD, CLIPPixels
+from models.segmenter import SegmenterOutput
+from scripts.benchmark_baseline import Baseline, clip_image
+from scripts.benchmark_meter import StageMeter
+from scripts.benchmark_model import random_model, random_stock
+from tests.tiny_models import model_config, random_clips, square_targets
+
+CPU = torch.device("cpu")
+
+
+class Pair:
+    """The project's model and the baseline, of the same random weights."""
+
+    def __init__(self, name: str, stack: Path) -> None:
+        self.cfg = model_config(stack, model=name, lora_rank=0, posterior="mode")
+        self.fast = random_model(self.cfg, stack, CPU, torch.float32).eval()
+        trained, unet, vae = random_stock(self.cfg, stack, CPU)
+        for model in (self.fast, trained):
+            scatter(model)
+        meter = StageMeter(CPU)
+        meter.active = False
+        self.slow = Baseline(trained, unet, vae, meter).eval()
+
+
+def scatter(model: Segmenter) -> None:
+    """Move every trained parameter: many begin at zero, and would hide a difference."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.fixture(scope="module", params=["vdit", "hcd"])
+def pair(request: pytest.FixtureRequest, tiny_stack: Path) -> Pair:
+    return Pair(request.param, tiny_stack)
+
+
+def test_the_baseline_computes_the_same_function(pair: Pair) -> None:
+    clips, padding, captions = random_clips(2, 3, 80, 96)
+    clips = (0.5 * clips).clamp(-1.5, 1.5)
+    clips[1, :, :, :, 80:], padding[1, :, 80:] = 0, True
+    with torch.no_grad():
+        fast = pair.fast(clips, padding, captions)
+        slow = pair.slow(clips, padding, captions)
+    assert_same(fast, slow)
+    assert fast.masks is not None and float(fast.masks.std()) > 0.1  # else anything would agree
+
+
+def assert_same(fast: SegmenterOutput, slow: SegmenterOutput) -> None:
+    """All outputs agree, but for what rounding makes of float32, and Pillow's of an image."""
+    for name in ("logits", "boxes", "masks"):
+        own, other = getattr(fast, name), getattr(slow, name)
+        assert own.shape == other.shape
+        assert float((own - other).abs().max()) < 1e-3 * float(np.ptp(other.detach().numpy())), name
+    assert fast.chosen is not None and slow.chosen is not None
+    assert fast.chosen.tolist() == slow.chosen.tolist()
+
+
+def test_the_same_training_step(pair: Pair) -> None:
+    clips, padding, captions = random_clips(1, 2)
+    found = []
+    for model in (pair.fast, pair.slow):
+        model.train()
+        criterion = build_criterion(pair.cfg)
+        trained = {name.removeprefix("model."): p for name, p in model.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.SGD(trained.values(), lr=0.0)
+        batch = _Batch(clips.clamp(-1.5, 1.5), padding, captions, square_targets(1, 2))
+        terms = training_step(model, criterion, [batch], optimizer, 0.0)
+        found.append((terms, {name: p.grad for name, p in trained.items() if p.grad is not None}))
+        model.eval()
+    (fast, fast_gradients), (slow, slow_gradients) = found
+    assert {name: float(value) for name, value in fast.items()} == pytest.approx(
+        {name: float(value) for name, value in slow.items()}, rel=2e-3
+    )
+    assert fast_gradients.keys() == slow_gradients.keys()
+    noise = [name for name in fast_gradients if name.startswith("encoder.noise")]
+    assert len(noise) == (4 if pair.cfg.model == "vdit" else 0)  # through the whole UNet
+    for name, gradient in fast_gradients.items():
+        difference = float((gradient - slow_gradients[name]).norm())
+        assert difference <= 2e-2 * float(gradient.norm()) + 1e-4, name
+
+
+class _Batch:
+    """A batch as the engine takes it."""
+
+    annotated = None
+
+    def __init__(self, frames: Tensor, padding: Tensor, captions: list[str], targets: list[dict[str, Tensor]]) -> None:
+        self.frames, self.padding, self.captions, self.targets = frames, padding, captions, targets
+
+
+def test_pillow_and_the_device_prepare_the_same_image() -> None:
+    image = torch.rand(3, 50, 81, generator=torch.Generator().manual_seed(0))
+    difference = (clip_image(image, 32) - CLIPPixels(32)(image[None])[0]).abs()
+    assert float(difference.max()) < 1.5 / 255 / min(CLIP_STD)  # one level of 8 bits
+
+
+def test_the_stock_parts_have_the_projects_weights(pair: Pair) -> None:
+    for own, stock in ((pair.fast.encoder.unet, pair.slow.unet), (pair.fast.encoder.vae, pair.slow.vae)):
+        assert isinstance(own, nn.Module)
+        theirs = stock.state_dict()
+        names = own.module.state_dict()  # type: ignore[union-attr]
+        assert len(theirs) > len(names) > 10  # the last up block, the decoder
+        assert all(torch.equal(value, theirs[name]) for name, value in names.items())
+    for parameter in (*pair.slow.unet.parameters(), *pair.slow.vae.parameters()):
+        assert not parameter.requires_grad
