@@ -1,7 +1,7 @@
 """Make the carried toy weights from nothing: the frozen stack, and a model trained on it (``scripts/train_toy.sh``).
 
 The model is trained in phases, each from the weights of the one before: single frames, which are cheap, with sentences
-that they can answer; then clips, which show motion, with all sentences; VD-IT then once more at half the rate.
+that they can answer; then clips, which show motion, with all sentences; then the same at half the rate.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CLIPS = Phase(
 POLISH = replace(CLIPS, name="polish", title="clips at half the rate", rate=5e-4, warmup=50)
 PHASES = {
     "vdit": (replace(FRAMES, steps=3200), replace(CLIPS, steps=1200), replace(POLISH, steps=700)),
-    "hcd": (replace(FRAMES, steps=1400), replace(CLIPS, steps=700)),
+    "hcd": (replace(FRAMES, steps=1400), replace(CLIPS, steps=700), replace(POLISH, steps=400)),
 }
 """How each model is trained. HCD learns faster, as its adapters change the frozen features."""
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from diffusers.models.resnet import TemporalConvLayer
 from torch import Tensor, nn
 
+from util.precision import call_in_float32
+
 
 class VAETap(nn.Module):
     """VD-IT: the VAE encoder's stride-4 feature through two 1×1 convolutions."""
@@ -58,8 +60,11 @@ class TemporalStem(nn.Module):
             ``[B·T, out, H/4, W/4]``.
         """
         f4 = self.spatial(x01.flatten(0, 1))
+        frames = x01.shape[1]
         # diffusers' layer is itself residual; HCD adds its input once more.
-        return f4 + self.temporal(f4, num_frames=x01.shape[1])
+        if f4.device.type == "cpu":  # where oneDNN's bfloat16 gradient of a convolution over two frames is not a number
+            return f4 + call_in_float32(self.temporal, f4, num_frames=frames)
+        return f4 + self.temporal(f4, num_frames=frames)
 
 
 def pointwise_pair(in_channels: int, mid_channels: int, out_channels: int) -> nn.Sequential:

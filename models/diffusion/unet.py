@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet3DConditionModel
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,6 +36,9 @@ class TapUNet3D(UNet3DConditionModel):
         super().__init__(*args, **kwargs)
         del self.up_blocks[-1]
         del self.conv_norm_out, self.conv_act, self.conv_out
+        for module in self.modules():
+            if isinstance(module, TransformerTemporalModel):
+                module.proj_in.register_forward_pre_hook(_in_one_piece)
 
     @property
     def tap_channels(self) -> tuple[int, ...]:
@@ -116,6 +120,11 @@ class TapUNet3D(UNet3DConditionModel):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(stage, *args, use_reentrant=False)
         return stage(*args)
+
+
+def _in_one_piece(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Frames of one clip reach attention over time as a view, for which PyTorch would copy the weight per pixel."""
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def _repeated(x: Tensor, count: int) -> Tensor:
