@@ -6,6 +6,7 @@ The videos are the first ones of a set in which two or three objects stay clear 
 what is meant. How well the model does decides nothing; it is printed.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -14,6 +15,25 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
+from util.errors import UserError, help_asked, run_cli
+
+HEIGHT, WIDTH, FRAMES, RATE = 280, 420, 16, 8  # pixels, frames, frames per second
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.readme_animation", description=__doc__.split("\n")[0])
+    parser.add_argument("--resume", default="toy/vdit.safetensors", help="checkpoint (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("docs/animation.webp"), help="default: %(default)s")
+    parser.add_argument("--videos", type=int, default=4, help="how many, in rows of two (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of each, at least 4 (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
+    parse_args()
+
 import numpy as np
 from PIL import Image
 
@@ -21,7 +41,6 @@ from datasets.toy import ToyParameters, ToyVideo, make_video
 from datasets.toy_render import full_areas, render_frames
 from datasets.toy_scene import KINDS
 from models.pretrained import Pretrained, load_pretrained
-from util.errors import UserError, run_cli
 from util.io import atomic_path
 from util.metrics import expression_scores
 from util.object_overlays import ObjectPainter
@@ -29,7 +48,6 @@ from util.visualisation import PAPER, Picture
 
 SEED = 2026  # of a set that nothing was trained on or chosen by
 SPLIT = "valid"
-HEIGHT, WIDTH, FRAMES, RATE = 280, 420, 16, 8  # pixels, frames, frames per second
 COLUMNS, GAP = 2, 6
 CLEAR = 0.97  # share of each object that is in sight in every frame, at least
 OBJECTS = (2, 3)
@@ -50,13 +68,7 @@ class Shown:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the animation that the command line asks for (None: the process's own)."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.readme_animation", description=__doc__.split("\n")[0])
-    parser.add_argument("--resume", default="toy/vdit.safetensors", help="checkpoint (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("docs/animation.webp"), help="default: %(default)s")
-    parser.add_argument("--videos", type=int, default=4, help="how many, in rows of two (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=FRAMES, help="of each, at least 4 (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     if args.videos < 1:
         raise UserError(f"--videos must be at least 1, not {args.videos}")
     if args.output.suffix != ".webp":

@@ -65,9 +65,8 @@ HOLDER = """
 import os, sys, time
 from util.locking import sole_run
 with sole_run(sys.argv[1]):
-    worker = os.fork()
-    if worker:
-        print(worker, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)
     time.sleep(100)
 """
 
