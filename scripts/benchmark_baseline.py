@@ -21,7 +21,7 @@ from models import Segmenter
 from models.deformable_transformer import DecoderOutput
 from models.diffusion.conditioning import CLIP_MEAN, CLIP_STD
 from models.diffusion.encoder import TAP_PAIRS, VideoEncoder
-from models.mask_heads import MASK_CHANNELS, shuffle_mask
+from models.mask_heads import MASK_CHANNELS, DynamicMaskHead, shuffle_mask
 from models.segmenter import SegmenterOutput, unpadded_size
 from models.selection import LayerPrediction, Selector, best_query
 from scripts.benchmark_meter import StageMeter
@@ -186,6 +186,7 @@ class Baseline(nn.Module):
             ``[N, Q, 16, h, w]``.
         """
         head = self.model.mask_head
+        assert isinstance(head, DynamicMaskHead)
         (batch, _, h, w), queries = features.shape, states.shape[1]
         y, x = (torch.arange(side, device=features.device) * 8.0 + 4 for side in (h, w))
         places = torch.stack([x.expand(h, w), y[:, None].expand(h, w)])
