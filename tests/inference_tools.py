@@ -64,9 +64,9 @@ def write_halves(root: Path) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder and its content, but for the timings."""
+    """Every file below a folder and its content, but for timings and what a killed process left under a hidden name."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "inference.json"
+        if path.is_file() and path.name != "inference.json" and not path.name.startswith(".")
     }
