@@ -34,7 +34,7 @@ from engine import build_schedule, is_due, train
 from engine import evaluate as evaluate_items
 from models import Segmenter, build_criterion, build_model, has_lora, trained_parameters
 from models.identity import frozen_identity
-from models.loading import load_weights, open_checkpoint, open_training
+from models.loading import check_options, load_weights, open_checkpoint, open_training
 from models.postprocessors import query_predictions
 from models.precision import prepare_training, with_named_precision
 from models.prediction import MULTIPLE, load_for_inference, segment
@@ -91,6 +91,8 @@ def train_guarded(cfg: Config, device: torch.device, output: Path, guard: Guard,
     state = open_training(resume, cfg.model) if resume else {}
     begin = cfg.pretrained_weights and not state
     weights = open_checkpoint(cfg.pretrained_weights, "--pretrained_weights", cfg.model) if begin else state
+    if weights:
+        check_options(weights, cfg, fresh=not state)
     first = state.get("step", 0)
     loader = EpochLoader(cfg, pin_memory=device.type == "cuda")
     schedule = build_schedule(cfg, loader.batches.steps_per_epoch)

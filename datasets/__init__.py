@@ -7,9 +7,10 @@ that make, convert or score files do without some or all of them.
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from util.benchmarks import EVAL_SPLITS, MIXTURES, VIDEO_SETS
+from util.benchmarks import EVAL_SPLITS, MIXTURES, VIDEO_SETS, folder_option
 from util.errors import UserError
 from util.evaluation import Evaluator, Scorer
 
@@ -81,9 +82,14 @@ def is_video_set(cfg: Config) -> bool:
 
 
 def _function(name: str, cfg: Config, known: Iterable[str], what: str) -> Callable[..., Any]:
-    """The function ``name`` of the module of ``cfg.dataset_file``, which must be one of ``known``."""
+    """The function ``name`` of the module of ``cfg.dataset_file``, which must be one of ``known`` and have a folder."""
     if cfg.dataset_file not in known:
         raise UserError(
             f"dataset_file {cfg.dataset_file!r} has no {what}; those that have are {', '.join(sorted(known))}"
         )
+    option = folder_option(cfg.dataset_file)
+    folder = Path(getattr(cfg, option))
+    if not folder.is_dir():
+        state = "is not a folder" if folder.exists() else "is missing"
+        raise UserError(f"{folder} {state}; name the folder of {cfg.dataset_file} by --{option} (docs/data.md)")
     return getattr(import_module(f"datasets.{_MODULES[cfg.dataset_file]}"), name)

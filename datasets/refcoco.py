@@ -102,7 +102,7 @@ def build_clips(cfg: Config, split: str) -> RefcocoImages:
     Raises:
         UserError: a missing folder or file, or a malformed one.
     """
-    root, train = _root(cfg), split == "train"
+    root, train = Path(cfg.coco_path), split == "train"
     transform = build_transform(cfg, train)
     if not train:
         return RefcocoImages(root, cfg.dataset_file, split, transform)
@@ -117,7 +117,7 @@ def build_evaluator(cfg: Config) -> RefcocoEvaluator:
         UserError: the set's file is missing or malformed.
     """
     name, split = cfg.dataset_file, cfg.split
-    items = PackedItems(read_items(_root(cfg), name, split))
+    items = PackedItems(read_items(Path(cfg.coco_path), name, split))
     positions = {item_id(item, name, split): position for position, item in enumerate(items)}
 
     def truth(wanted: str) -> Truth:
@@ -126,7 +126,3 @@ def build_evaluator(cfg: Config) -> RefcocoEvaluator:
         return Truth(draw_mask(item, name, split), np.array([x, y, x + width, y + height]))
 
     return RefcocoEvaluator(list(positions), truth)
-
-
-def _root(cfg: Config) -> Path:
-    return require_folder(Path(cfg.coco_path), f"the folder {IMAGES} and the files instances_<set>_<split>.json")

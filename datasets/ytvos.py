@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +94,7 @@ def build_clips(cfg: Config, split: str, root: Path | None = None) -> YtvosClips
     """
     train = split == "train"
     return YtvosClips(
-        root or _root(cfg),
+        root or Path(cfg.ytvos_path),
         split,
         build_transform(cfg, train),
         cfg.num_frames if train else None,
@@ -112,7 +112,7 @@ def build_videos(cfg: Config, root: Path | None = None) -> list[Video]:
         cfg: options; ``cfg.ytvos_path`` is the folder.
         root: the folder of another dataset in the same layout.
     """
-    challenge, root = root is None, root or _root(cfg)
+    challenge, root = root is None, root or Path(cfg.ytvos_path)
     images = root / cfg.split / "JPEGImages"
     return [
         Video(
@@ -136,11 +136,24 @@ def build_scorer(cfg: Config, root: Path | None = None) -> Scorer:
     Raises:
         UserError: masks or object ids are missing; the sentence says what they must hold.
     """
-    root = root or _root(cfg)
+    root = root or Path(cfg.ytvos_path)
     truth = root / cfg.split / "Annotations"
     expressions = _expressions_file(cfg, cfg.split) or _default_file(root, cfg.split)
     require_truth(truth, expressions)
     return partial(score_expressions, truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
+
+
+def in_this_layout(option: str) -> tuple[Callable[..., YtvosClips], Callable[..., list[Video]], Callable[..., Scorer]]:
+    """``build_clips``, ``build_videos`` and ``build_scorer`` of another dataset in this layout.
+
+    Args:
+        option: that names its folder, such as ``davis_path``.
+    """
+
+    def of(build: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda cfg, *split: build(cfg, *split, root=Path(getattr(cfg, option)))
+
+    return of(build_clips), of(build_videos), of(build_scorer)
 
 
 def read_split(
@@ -224,12 +237,6 @@ def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> N
                 )
             if listed is not None and str(expression.obj_id) not in listed:
                 raise UserError(f"{where} refers to object {expression.obj_id}, which {meta_file} does not list")
-
-
-def _root(cfg: Config) -> Path:
-    if not cfg.ytvos_path:
-        raise UserError(f"no Ref-YouTube-VOS folder is given; name it by --ytvos_path (see {DATA_PAGE})")
-    return Path(cfg.ytvos_path)
 
 
 def _expressions_file(cfg: Config, split: str) -> Path | None:

@@ -17,6 +17,7 @@ from util.checkpoint import TRAINING_KEYS, check_content, check_model, read_cont
 from util.config import Config, config_dict
 from util.errors import UserError
 from util.hub import checkpoint_path
+from util.options import nearest
 from util.state import LORA, load_state, trained_state
 
 CLASS_HEADS = "class_heads."
@@ -79,9 +80,12 @@ def config_of(checkpoint: dict[str, Any], **options: Any) -> Config:
     """The configuration that a checkpoint was made with, options that are not None or empty put in.
 
     Raises:
-        UserError: its options make no configuration.
+        UserError: its options make no configuration, or one is unknown.
     """
     known = {field.name for field in dataclasses.fields(Config)}
+    for name in options.keys() - known:
+        near = nearest(name, sorted(known))
+        raise UserError(f"unknown option {name!r}" + (f"; did you mean {near!r}?" if near else ""))
     values = {name: value for name, value in checkpoint["config"].items() if name in known}
     given = {name: value for name, value in options.items() if value is not None and value != ""}
     try:
@@ -103,7 +107,7 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], cfg: Config, fres
         UserError: the weights are not this model's, or a frozen part is another one.
     """
     path, weights, notes = checkpoint["path"], checkpoint["weights"], []
-    _check_options(checkpoint, cfg, fresh)
+    check_options(checkpoint, cfg, fresh)
     dropped = fresh and not cfg.keep_class_heads
     if dropped:
         heads = {name for name in trained_state(model) if name.startswith(CLASS_HEADS)}
@@ -136,10 +140,11 @@ def file_name(checkpoint: dict[str, Any]) -> Callable[[str], str]:
     return shown if checkpoint.get("layout") == "authors" else str
 
 
-def _check_options(checkpoint: dict[str, Any], cfg: Config, fresh: bool) -> None:
+def check_options(checkpoint: dict[str, Any], cfg: Config, fresh: bool = False) -> None:
     """Refuse a checkpoint of other sizes or of another function, by the option's name; its weights might fit.
 
-    A new run may change the function: what it takes over then has the same names and shapes.
+    A new run (``fresh``) may change the function: what it takes over then has the same names and shapes. It needs no
+    model, so that nobody waits for gigabytes of frozen parts to be told.
 
     Raises:
         UserError: an option differs.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models import Segmenter, build_model, merge_lora
-from models.loading import load_weights
+from models.loading import check_options, load_weights
 from models.postprocessors import binary_masks, pixel_boxes, probability_maps
 from models.precision import prepare_inference
 from models.segmenter import SegmenterOutput
@@ -54,6 +54,7 @@ def load_for_inference(cfg: Config, checkpoint: dict[str, Any], device: torch.de
     Raises:
         UserError: a frozen part cannot be loaded, or the weights are not this model's.
     """
+    check_options(checkpoint, cfg)
     model = build_model(cfg)
     notes = load_weights(model, checkpoint, cfg).notes
     merge_lora(model)  # the same function, at no cost

@@ -169,10 +169,7 @@ def load_pretrained(path_or_hub_id: str | Path, device: str = "auto", **options:
 
 def open_pretrained(source: str, flag: str, options: dict[str, Any]) -> Pretrained:
     """The same for a command: ``flag`` is what named the checkpoint, for messages."""
-    missing = not source.startswith(HUB) and not Path(source).exists()
-    if missing and source.count("/") == 1 and not source.endswith(SUFFIXES):
-        source = HUB + source
-    checkpoint = open_checkpoint(source, flag)
+    checkpoint = _open(source, flag)
     beside = {
         name: str(checkpoint["path"].parent / value)
         for name in PATHS
@@ -182,6 +179,18 @@ def open_pretrained(source: str, flag: str, options: dict[str, Any]) -> Pretrain
     resolved = resolve_device(cfg.device)
     model, notes = load_for_inference(cfg, checkpoint, resolved)
     return Pretrained(model, cfg, resolved, tuple(notes))
+
+
+def _open(source: str, flag: str) -> dict[str, Any]:
+    """The checkpoint; ``org/repo`` is the hub's, unless it is here, or is mistyped for what is in a folder here."""
+    path = Path(source)
+    here = path.exists() or path.parent.is_dir()
+    if here or source.startswith(HUB) or source.count("/") != 1 or source.endswith(SUFFIXES):
+        return open_checkpoint(source, flag)
+    try:
+        return open_checkpoint(HUB + source, flag)
+    except UserError as error:
+        raise UserError(f"there is no file or folder {source} here, and on the hub: {error}") from error
 
 
 def portable(content: dict[str, Any], file: Path) -> dict[str, Any]:

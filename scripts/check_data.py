@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,10 @@ from util.errors import USER_ERROR_STATUS, UserError, run_cli
 from util.parallel import available_cores, map_videos
 
 if TYPE_CHECKING:
-    from scripts.data_findings import Count, Findings
+    from scripts.data_findings import Check, Count, Findings
 
 DATA_PAGE = "docs/data.md"
+CHILDREN = 20  # folders in a wrong one that are looked at
 CONVERTED = ("davis", "refcoco", "refcoco+", "refcocog")
 
 
@@ -77,10 +79,25 @@ def check(name: str, root: Path, splits: Sequence[str] = (), every: bool = False
         raise UserError(f"{root} is no folder; name the one that holds {name} as {DATA_PAGE} says")
     findings = Findings(every)
     dataset.run(root, list(splits) or dataset.splits, findings)
+    if not findings.files and (better := _near(dataset, root, list(splits) or dataset.splits)):
+        findings.notes.append(f"{better} looks like the folder of {name}; name that one")
     for faults in map_videos(run_job, findings.jobs, workers, unit="part"):
         findings.faults += faults
     findings.faults = list(dict.fromkeys(findings.faults))
     return findings
+
+
+def _near(dataset: Check, root: Path, splits: Sequence[str]) -> Path | None:
+    """The folder above ``root``, or one in it, that holds files of the dataset; None where none does."""
+    from scripts.data_findings import Findings
+
+    root = root.absolute()
+    for folder in (root.parent, *islice((path for path in sorted(root.iterdir()) if path.is_dir()), CHILDREN)):
+        found = Findings(every=False)
+        dataset.run(folder, splits, found)
+        if found.files:
+            return folder
+    return None
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -25,7 +25,7 @@ from util.jf_expressions import default_expressions, described_videos, score_exp
 from util.jf_ref_davis import TASKS, score_ref_davis
 from util.jf_unions import MASK_FILE, score_unions
 from util.mask_files import require_folder
-from util.mask_layouts import LAYOUTS
+from util.mask_layouts import ANNOTATIONS, LAYOUTS
 from util.negatives import NEGATIVE
 from util.parallel import available_cores
 
@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         required=True,
         help="<video>/<exp_id>/<frame>.png of 0 and 255 (expressions, mevis), anno_<a>/<video>/<frame>.png (ref-davis) "
-        "or <video>/<frame>.png, value = id (DAVIS)",
+        "or <video>/<frame>.png, value = id (DAVIS); an output folder of inference stands for the Annotations in it",
     )
     parser.add_argument(
         "--task",
@@ -111,6 +111,9 @@ def check_args(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Score, print the tables, write the JSON file."""
     args = parse_args(argv)
+    if (args.pred / ANNOTATIONS).is_dir():
+        args.pred /= ANNOTATIONS
+        print(f"predictions: {args.pred}")
     if args.task is None:
         args.task = guess_task(args.gt, args.pred)
         print(f"task: {args.task} (guessed from the folders; --task chooses another)")

@@ -1,6 +1,6 @@
 """Draw the curves of one or several training runs from their ``log.jsonl``, while they run or later.
 
-python -m scripts.plot_run runs/vdit runs/hcd --keys loss loss_dice --out curves.png
+python -m scripts.plot_run runs/vdit runs/hcd --keys loss loss_dice --out runs/curves.png
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
     """Draw what the command line asks for."""
     parser = argparse.ArgumentParser(description="Draw the curves of training runs from their log.jsonl.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a training run")
-    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="the picture (default: curves.png)")
+    parser.add_argument("--out", type=Path, help="the picture (default: curves.png in the folder of the first run)")
     parser.add_argument(
         "--keys",
         nargs="+",
@@ -115,9 +115,10 @@ def main() -> None:
             )
     if not panels:
         raise UserError(f"no run has any of {', '.join(KEYS)}; name what to draw by --keys")
-    plot_curves(arguments.out, panels, ", ".join(logs), window=arguments.smooth)
+    out = arguments.out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "curves.png"
+    plot_curves(out, panels, ", ".join(logs), window=arguments.smooth)
     steps = ", ".join(f"{name} to step {lines[-1]['step']}" for name, lines in logs.items())
-    print(f"wrote {arguments.out}: {steps}")
+    print(f"wrote {out}: {steps}")
 
 
 if __name__ == "__main__":

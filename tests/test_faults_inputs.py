@@ -174,4 +174,12 @@ def test_masks_that_are_all_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["org/repo", "hf://org/repo"])
 def test_frozen_parts_of_a_hub_that_is_away(source: str) -> None:
     """With an empty cache, as tests have no network."""
-    refused(load_stack, source, says=r"cannot load the .* from org/repo.*; give a complete local folder or a reachable")
+    refused(
+        load_stack, source, says=r"org/repo is not in the cache, and the hub cannot be reached; .* with --pretrained"
+    )
+
+
+def test_frozen_parts_that_are_nowhere() -> None:
+    refused(
+        load_stack, "/nowhere/a/stack", says="there is no such folder here, and the hub has no repository /nowhere/a/"
+    )

@@ -58,7 +58,7 @@ def test_what_is_drawn(run: Path, tmp_path: Path, drawn: list) -> None:
     assert list(panels) == ["loss (weighted sum)", "loss_dice", "learning rate"]  # of the usual ones, those there are
     assert panels["loss_dice"] == {name: [(x["step"], x["loss_dice"]) for x in LINES] for name in ("vdit", "other")}
     assert len(panels["loss (weighted sum)"]["other"]) == len(LINES)
-    assert drawn[0]["window"] is None and drawn[0]["path"] == Path("curves.png")
+    assert drawn[0]["window"] is None and drawn[0]["path"] == run / "curves.png"
     assert run_command(plot_run.main, run, other, "--keys", "valid.J&F", "--smooth", "5").returncode == 0
     assert drawn[1]["panels"] == {"valid.J&F": {"other": [(400, 55.0)]}} and drawn[1]["window"] == 5
 

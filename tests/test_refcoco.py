@@ -295,5 +295,5 @@ def test_an_unknown_split_and_a_missing_root(coco_root: Path) -> None:
         build_dataset(config(coco_root), "valid")
     with pytest.raises(UserError, match="unknown split 'testA'; refcocog has train, val, test"):
         build_evaluator(config(coco_root, dataset_file="refcocog", split="testA"))
-    with pytest.raises(UserError, match="nowhere is missing; it should hold the folder train2014"):
+    with pytest.raises(UserError, match="nowhere is missing; name the folder of refcoco by --coco_path"):
         build_dataset(config(coco_root / "nowhere"), "train")

@@ -14,6 +14,12 @@ EVAL_SPLITS = {
 }
 """Name → the split that stands for "auto": the one whose scores papers report, and whose truth is public."""
 
+
+def folder_option(dataset: str) -> str:
+    """The option that names a dataset's folder; the three sets of RefCOCO share theirs."""
+    return "coco_path" if dataset.startswith("refcoco") else f"{dataset}_path"
+
+
 VIDEO_SETS = ("ytvos", "davis", "mevis")
 """Sets whose videos are segmented from end to end, and scored by their masks; the others are scored item by item."""
 

@@ -5,7 +5,8 @@ What comes from the hub is kept in the hub's own cache, and found there without 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
@@ -25,6 +26,7 @@ from util.errors import UserError
 HUB = "hf://"
 USUAL_NAMES = ("checkpoint.pth", "weights.safetensors")
 SUFFIXES = (".pth", ".safetensors")
+SECONDS = 10  # that the hub has to say whether it has a repository
 
 
 def without_scheme(source: str) -> str:
@@ -92,9 +94,41 @@ def _from_hub(source: str, flag: str) -> Path:
     if not org or not name:
         raise UserError(f"{source} names no repository; write hf://org/repo or hf://org/repo/file with {flag}")
     repo = f"{org}/{name}"
-    try:
+    with _told(source, repo, file, flag):
         file = file or _choose(_list_files(repo, revision or None), source, flag)
         return Path(hf_hub_download(repo, file, revision=revision or None))
+
+
+def only_cached(repo: str, file: str, flag: str) -> bool:
+    """Whether the files of a repository must come from the cache alone, because the hub cannot be reached.
+
+    It is found out here, at once: the libraries ask again and again for half a minute, file by file.
+
+    Args:
+        repo: its id.
+        file: one that it has; the others are believed to be where this one is.
+        flag: the option that names it, for messages.
+
+    Raises:
+        UserError: there is no such repository, or neither the hub nor the cache has it.
+    """
+    with _told(repo, repo, file, flag):
+        try:
+            HfApi().model_info(repo, timeout=SECONDS)
+        except (RepositoryNotFoundError, HFValidationError):
+            raise
+        except Exception as error:  # no network: the HTTP library, the hub's and the system each have their own kinds
+            if cached_revision(repo, file) is None:
+                raise _unreachable(repo, flag) from error
+            return True
+    return False
+
+
+@contextmanager
+def _told(source: str, repo: str, file: str, flag: str) -> Iterator[None]:
+    """What goes wrong with the hub in the block, in one sentence."""
+    try:
+        yield
     except LocalEntryNotFoundError as error:  # before the next: it is one of those, too
         raise _unreachable(source, flag) from error
     except GatedRepoError as error:
@@ -102,7 +136,10 @@ def _from_hub(source: str, flag: str) -> Path:
             f"{source} asks for consent first; give it on its page, and log in with `hf auth login`"
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise UserError(f"the hub has no repository {source}, or it is private; give another with {flag}") from error
+        here = "" if source.startswith(HUB) else "there is no such folder here, and "
+        raise UserError(
+            f"{here}the hub has no repository {source}, or it is private; give another with {flag}"
+        ) from error
     except EntryNotFoundError as error:
         raise UserError(f"the hub's repository {repo} has no file {file}; give another with {flag}") from error
     except (HfHubHTTPError, OSError) as error:
@@ -122,6 +159,6 @@ def _list_files(repo: str, revision: str | None) -> list[str]:
 
 def _unreachable(source: str, flag: str) -> UserError:
     return UserError(
-        f"{source} is not in the cache, and the hub cannot be reached; connect to the network once, or download the "
-        f"file and give its path with {flag}"
+        f"{source} is not in the cache, and the hub cannot be reached; connect to the network once, or download it "
+        f"elsewhere and give its path with {flag}"
     )

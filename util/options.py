@@ -172,7 +172,7 @@ def read_flags(
         flag = unknown[0].split("=")[0]
         if not flag.startswith("-"):
             raise UserError(f"unexpected argument {flag!r}; every option is given as --name value, see --help")
-        near = nearest(flag.lstrip("-").replace("-", "_"), names)
+        near = nearest_flag(flag.lstrip("-").replace("-", "_"), names)
         raise UserError(f"unknown flag {flag}" + (f"; did you mean --{near}?" if near else "; see --help"))
     return {
         name: text if name in arguments else checked(cls, name, _typed(cls, name, text), f"--{name}")
@@ -252,6 +252,11 @@ def _choices(rule: Rule) -> list[str]:
 def nearest(name: str, names: Sequence[str]) -> str | None:
     """The known name that a mistyped one most resembles; None where none does."""
     return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.6)), None)
+
+
+def nearest_flag(name: str, names: Sequence[str]) -> str | None:
+    """The same for a flag; else one that is the first part of it, as ``out`` is of ``output_dir``."""
+    return nearest(name, names) or next((known for known in names if name.startswith(known)), None)
 
 
 def shown(value: Any) -> str:

@@ -29,7 +29,7 @@ from transformers import logging as transformers_logging
 from models.diffusion.unet import TapUNet3D
 from models.diffusion.vae import VAEEncoder
 from util.errors import UserError
-from util.hub import without_scheme
+from util.hub import only_cached, without_scheme
 
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 DEFAULT_TEXT_ENCODER = "roberta-base"
@@ -67,31 +67,18 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     pretrained, image_encoder, text_encoder = (sources[p] for p in ("unet", "image_encoder", "sentence_encoder"))
 
     _quiet_loading()
-    scheduler = _part("scheduler", "--pretrained", pretrained, DDIMScheduler.from_pretrained, subfolder="scheduler")
-    sentence_encoder, sentence_tokenizer = _sentence_encoder(text_encoder)
+    t2v, images = _find(pretrained, "--pretrained", "unet/"), _find(image_encoder, "--image_encoder")
+    sentence_encoder, sentence_tokenizer = _sentence_encoder(text_encoder)  # the smallest, should one be wrong
+    scheduler = _part("scheduler", t2v, DDIMScheduler.from_pretrained, subfolder="scheduler")
+    wide = {"dtype": torch.float32}
     stack = FrozenStack(
-        unet=_weights(
-            "UNet", "--pretrained", pretrained, TapUNet3D.from_pretrained, subfolder="unet", dtype=torch.float32
-        ),
-        vae=_weights(
-            "VAE", "--pretrained", pretrained, VAEEncoder.from_pretrained, subfolder="vae", dtype=torch.float32
-        ),
+        unet=_weights("UNet", t2v, TapUNet3D.from_pretrained, subfolder="unet", **wide),
+        vae=_weights("VAE", t2v, VAEEncoder.from_pretrained, subfolder="vae", **wide),
         text_encoder=_weights(
-            "diffusion text encoder",
-            "--pretrained",
-            pretrained,
-            CLIPTextModel.from_pretrained,
-            subfolder="text_encoder",
-            dtype=torch.float32,
+            "diffusion text encoder", t2v, CLIPTextModel.from_pretrained, subfolder="text_encoder", **wide
         ),
-        tokenizer=_part("tokenizer", "--pretrained", pretrained, CLIPTokenizer.from_pretrained, subfolder="tokenizer"),
-        image_encoder=_weights(
-            "image encoder",
-            "--image_encoder",
-            image_encoder,
-            CLIPVisionModelWithProjection.from_pretrained,
-            dtype=torch.float32,
-        ),
+        tokenizer=_part("tokenizer", t2v, CLIPTokenizer.from_pretrained, subfolder="tokenizer"),
+        image_encoder=_weights("image encoder", images, CLIPVisionModelWithProjection.from_pretrained, **wide),
         sentence_encoder=sentence_encoder,
         sentence_tokenizer=sentence_tokenizer,
         signal_rate=float(scheduler.alphas_cumprod[0]),
@@ -119,12 +106,12 @@ def load_sentence_encoder(pretrained: str, text_encoder: str = "") -> tuple[Robe
     return _sentence_encoder(part_sources(pretrained, "", text_encoder)["sentence_encoder"])
 
 
-def _sentence_encoder(source: str) -> tuple[RobertaModel, Any]:
-    flag = "--text_encoder"
+def _sentence_encoder(name: str) -> tuple[RobertaModel, Any]:
+    source = _find(name, "--text_encoder")
     options = {"add_pooling_layer": False, "dtype": torch.float32}
-    encoder = _weights("sentence encoder", flag, source, RobertaModel.from_pretrained, **options)
-    tokenizer = _part("sentence tokenizer", flag, source, AutoTokenizer.from_pretrained)
-    _check_tokenizer(tokenizer, encoder.config, source, flag)
+    encoder = _weights("sentence encoder", source, RobertaModel.from_pretrained, **options)
+    tokenizer = _part("sentence tokenizer", source, AutoTokenizer.from_pretrained)
+    _check_tokenizer(tokenizer, encoder.config, name, source.flag)
     return encoder, tokenizer
 
 
@@ -182,14 +169,13 @@ def load_stock_parts(pretrained: str, text_encoder: str = "") -> StockParts:
         UserError: a part is missing, incomplete, of another kind, or cannot be read.
     """
     _quiet_loading()
-    sources = part_sources(pretrained, "", text_encoder)
-    stack, source, options = sources["unet"], sources["sentence_encoder"], {"dtype": torch.float32}
-    unet = _weights("UNet", "--pretrained", stack, UNet3DConditionModel.from_pretrained, subfolder="unet", **options)
-    vae = _weights("VAE", "--pretrained", stack, AutoencoderKL.from_pretrained, subfolder="vae", **options)
+    sources, options = part_sources(pretrained, "", text_encoder), {"dtype": torch.float32}
+    t2v = _find(sources["unet"], "--pretrained", "unet/")
+    unet = _weights("UNet", t2v, UNet3DConditionModel.from_pretrained, subfolder="unet", **options)
+    vae = _weights("VAE", t2v, AutoencoderKL.from_pretrained, subfolder="vae", **options)
     sentence_encoder, info = _part(
         "sentence encoder",
-        "--text_encoder",
-        source,
+        _find(sources["sentence_encoder"], "--text_encoder"),
         RobertaModel.from_pretrained,
         add_pooling_layer=True,
         output_loading_info=True,
@@ -210,28 +196,55 @@ def empty_stock_parts(folder: str | Path) -> StockParts:
     return StockParts(unet.state_dict(), vae.state_dict(), roberta.state_dict())
 
 
-def _part(what: str, flag: str, source: str, load: Callable[..., Any], **options: Any) -> Any:
-    """``load(source, **options)``, whatever goes wrong told in one sentence."""
-    where = source + (f"/{options['subfolder']}" if "subfolder" in options else "")
+@dataclass(frozen=True)
+class _Source:
+    """Where parts come from."""
+
+    name: str
+    """A local folder or a hub id."""
+    flag: str
+    """The option that chooses it."""
+    options: dict[str, Any]
+    """Of loading from it."""
+
+
+def _find(name: str, flag: str, folder: str = "") -> _Source:
+    """Look for a source: a repository of the hub that cannot be reached is loaded from the cache alone.
+
+    Args:
+        name: a local folder or a hub id.
+        flag: the option that chooses it.
+        folder: in which it has a ``config.json``.
+
+    Raises:
+        UserError: there is neither a folder nor a repository of that name, or neither hub nor cache has it.
+    """
+    local = Path(name).is_dir()
+    return _Source(name, flag, {} if local else {"local_files_only": only_cached(name, f"{folder}config.json", flag)})
+
+
+def _part(what: str, source: _Source, load: Callable[..., Any], **options: Any) -> Any:
+    """``load`` a part from a source, whatever goes wrong told in one sentence."""
+    where = source.name + (f"/{options['subfolder']}" if "subfolder" in options else "")
     try:
-        return load(source, **options)
+        return load(source.name, **source.options, **options)
     except Exception as error:  # the libraries raise many kinds, the tokenizers' even Exception itself
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"cannot load the {what} from {where}: {reason.rstrip('.: ')}; "
-            f"give a complete local folder or a reachable hub id with {flag}"
+            f"give a complete local folder or a reachable hub id with {source.flag}"
         ) from error
 
 
-def _weights(what: str, flag: str, source: str, load: Callable[..., Any], **options: Any) -> Any:
+def _weights(what: str, source: _Source, load: Callable[..., Any], **options: Any) -> Any:
     """A model with all its weights: what a file lacks, the libraries fill with random numbers and a mere warning."""
-    model, info = _part(what, flag, source, load, output_loading_info=True, **options)
+    model, info = _part(what, source, load, output_loading_info=True, **options)
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
-            f"the {what} of {source} lacks {missing[0]}"
+            f"the {what} of {source.name} lacks {missing[0]}"
             + (f" and {len(missing) - 1} more weights; " if len(missing) > 1 else "; ")
-            + f"it is incomplete or another kind of model, give the right one with {flag}"
+            + f"it is incomplete or another kind of model, give the right one with {source.flag}"
         )
     return model
 
