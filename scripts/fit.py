@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from util.checkpoint import write_pickle
 from util.distributed import is_main, rank, world_size
 from util.errors import RunError, UserError
-from util.io import atomic_path
 
 SAVE_SECONDS = 60
 
@@ -59,8 +59,7 @@ def fit(
 
     def save() -> None:
         state = {"modules": holder.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "loss": recent}
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        write_pickle(path, state)
 
     saved = time.monotonic()
     holder.train()

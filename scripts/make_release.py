@@ -32,7 +32,8 @@ def git(root: Path, *words: str) -> str:
     except FileNotFoundError as error:
         raise UserError("a release is made by git, which is not installed here") from error
     if done.returncode:
-        raise UserError(f"git {words[0]} failed in {root}: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]  # a killed one says nothing
+        raise UserError(f"git {words[0]} failed in {root}: {said[-1]}")
     return done.stdout
 
 

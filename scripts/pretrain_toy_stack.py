@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -215,7 +216,7 @@ def without_time(unet: UNet3DConditionModel) -> Iterator[None]:
 
 def _save(model: Any, folder: Path, **options: Any) -> None:
     """Write a finished part in half precision, file by file beside the old one, so that a kill leaves whole files."""
-    with tempfile.TemporaryDirectory(dir=folder.parents[1]) as temporary:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parents[1]) as temporary:
         model.half().save_pretrained(temporary, **options)
         config = Path(temporary) / "config.json"
         content = json.loads(config.read_text())
@@ -260,7 +261,8 @@ def pretrain(output: Path, work: Path, videos: int, share: float) -> None:
     with process_group(torch.device("cpu")), sole_run(work, is_main()):
         _pretrain_parts(work, videos, share)
         if is_main():
-            copy, old = (output.with_name(f".{output.name}.{os.getpid()}{suffix}") for suffix in ("", ".old"))
+            copy = output.with_name(f".{output.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            old = copy.with_name(f"{copy.name}.old")
             shutil.copytree(work / "stack", copy)
             if output.exists():
                 output.rename(old)  # not removed first: half of a stack would be taken for another folder

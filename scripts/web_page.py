@@ -27,6 +27,7 @@ from scripts.web_video import (
 )
 from util.demo_run import OVERLAY, SHEET, DemoResult, Progress
 from util.errors import RunError, UserError
+from util.files import bring_file
 from util.media_frames import Excerpt, Media, parse_time
 from util.visualisation import read_picture
 
@@ -86,7 +87,7 @@ class Page:
         """The example instead of an upload, with its sentences."""
         assert self.example is not None
         copy = self._session(request).folder / self.example.path.name
-        copy.write_bytes(self.example.path.read_bytes())
+        bring_file(self.example.path, copy, copy=True)
         return *self.upload(str(copy), request), "\n".join(self.example.sentences)
 
     def run(

@@ -14,6 +14,7 @@ import numpy as np
 from util.demo_results import MASKS_FILE
 from util.demo_run import MASKS, OVERLAY, SHEET, DemoResult
 from util.errors import RunError, UserError
+from util.io import atomic_path
 from util.media_frames import WHOLE, Excerpt, Media
 from util.media_reader import open_media
 from util.sentences import normalise_sentence
@@ -135,7 +136,7 @@ def zip_masks(result: DemoResult) -> Path:
         The file, beside the run's folder.
     """
     target = result.folder.with_name(f"{result.folder.name}-masks.zip")
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted((result.folder / MASKS).rglob("*.png")):
             archive.write(path, path.relative_to(result.folder))
         archive.write(result.folder / MASKS_FILE, MASKS_FILE, zipfile.ZIP_DEFLATED)

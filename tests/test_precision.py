@@ -11,16 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets import list_videos
+from datasets.toy import make_toy
+from datasets.video import load_clip
 from engine import training_step
 from models import build_criterion, build_model
-from models.diffusion import attention
+from models.diffusion import attention, frozen
 from models.diffusion.attention import blocked_attention
+from models.loading import open_checkpoint
 from models.mask_heads import DynamicMaskHead
 from models.precision import prepare_inference, prepare_training, set_precision
+from models.prediction import load_for_inference, sentence_outputs
 from models.segmenter import Segmenter
+from tests.conftest import ROOT
 from tests.tiny_models import backward, model_config, random_clips, square_targets
 from util.checkpoint import save_carried, save_checkpoint
+from util.config import load_config
 from util.errors import UserError
+from util.memory import give_back
 from util.precision import call_in_float32, in_float32, precision_name, resolve_precision
 
 CPU = torch.device("cpu")
@@ -85,6 +93,36 @@ def test_attention_runs_in_blocks_where_that_is_faster(monkeypatch: pytest.Monke
     assert calls == [torch.bfloat16]
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_frozen_parts_take_the_faster_attention_and_give_memory_back(
+    monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    blocked: list[int] = []
+    given: list[int] = []
+    monkeypatch.setattr(frozen, "fused_is_fast", lambda: fast)
+    monkeypatch.setattr(frozen, "give_back", lambda: given.append(1))
+    monkeypatch.setattr(attention, "blocked_attention", lambda query, *_: blocked.append(1) or query)
+
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x * self.weight, x, x)
+
+    part, x = frozen.Frozen(Attends()), torch.randn(1, 2, 4, 8)
+    with torch.inference_mode():
+        part(x)
+        assert not given and not blocked  # float32 is as it was
+        part.hold(torch.bfloat16)
+        assert part(x).dtype == torch.bfloat16
+    assert len(given) == 1 and len(blocked) == (not fast)
+    part(x)  # in training what was freed is needed again at once
+    assert len(given) == 1
+    give_back()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vdit", "hcd"])
 def test_steps_in_bf16_follow_those_in_float32(tiny_stack: Path, name: str) -> None:
@@ -117,7 +155,7 @@ def test_what_is_frozen_is_held_in_half_and_what_is_trained_is_not(tiny_stack: P
 
 @pytest.mark.parametrize("name", ["vdit", "hcd"])
 def test_masks_in_bf16_follow_those_in_float32(tiny_stack: Path, name: str) -> None:
-    """In the mean within 1 % of their range, at the same query. Single pixels of random weights may be further off."""
+    """In the mean within 2 % of their range, at the same query. Single pixels of random weights may be further off."""
     frames, padding, captions = random_clips(1, 2, *SIZE)
     masks = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -128,8 +166,43 @@ def test_masks_in_bf16_follow_those_in_float32(tiny_stack: Path, name: str) -> N
         masks.append(output.masks)
     exact, half = masks
     assert not torch.equal(exact, half)
-    assert (exact - half).abs().mean() < 0.01 * (exact.max() - exact.min())
+    assert (exact - half).abs().mean() < 0.02 * (exact.max() - exact.min())
     assert model.encoder.vae.held == torch.bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vdit", "hcd"])
+def test_trained_masks_in_bf16_follow_those_in_float32(name: str, tmp_path: Path) -> None:
+    """The carried weights: 99.8 % of all pixels, and 98 % of any sentence's, within 2 % of the range of its logits.
+
+    At the worst pixel, on an outline or where the model wavers between two objects, it can be more.
+    """
+    make_toy(tmp_path, num_train=1, num_valid=2, num_test=0, seed=5)
+    flags = ["--config", str(ROOT / "configs" / f"{name}_toy.yaml"), "--ytvos_path", str(tmp_path), "--device", "cpu"]
+    outputs: dict[str, list[Tensor]] = {}
+    for precision in ("fp32", "bf16"):
+        cfg = load_config([*flags, "--pretrained", str(ROOT / "toy" / "stack"), "--precision", precision], "")
+        checkpoint = open_checkpoint(str(ROOT / "toy" / f"{name}.safetensors"), "--resume")
+        model, _ = load_for_inference(cfg, checkpoint, CPU)
+        with torch.inference_mode():
+            outputs[precision] = [
+                masks
+                for video in list_videos(cfg)
+                for _, output in sentence_outputs(
+                    model,
+                    load_clip(video.frame_paths, cfg.eval_size, cfg.max_size)[0],
+                    list(video.expressions.values()),
+                    cfg,
+                    CPU,
+                )
+                for masks in output.masks
+            ]
+    shares = []
+    for exact, half in zip(outputs["fp32"], outputs["bf16"], strict=True):
+        apart = (exact - half).abs() / (exact.max() - exact.min())
+        assert apart.max() > 0
+        shares.append(float((apart > 0.02).float().mean()))
+    assert len(shares) > 8 and sum(shares) / len(shares) < 0.002 and max(shares) < 0.02, shares
 
 
 def test_float32_is_as_it_was(tiny_stack: Path) -> None:
@@ -197,10 +270,10 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_halved(tiny_stack: Path
 def test_frozen_weights_of_a_checkpoint_are_stored_with_all_digits(tiny_stack: Path, tmp_path: Path) -> None:
     model = _model(tiny_stack)
     model.encoder.vae.carried = True
-    frozen = {"vae": {"sha256": "0" * 64}}
-    name = save_carried(tmp_path, model, "vdit", frozen)
+    identity = {"vae": {"sha256": "0" * 64}}
+    name = save_carried(tmp_path, model, "vdit", identity)
     set_precision(model, torch.bfloat16)
-    save_checkpoint(tmp_path / "checkpoint.pth", model, "vdit", {}, frozen)
+    save_checkpoint(tmp_path / "checkpoint.pth", model, "vdit", {}, identity)
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=name):
-        save_checkpoint(tmp_path / "checkpoint.pth", model, "vdit", {}, frozen)
+        save_checkpoint(tmp_path / "checkpoint.pth", model, "vdit", {}, identity)

@@ -1,7 +1,9 @@
-"""Memory that is not enough, told in one sentence with what would need less."""
+"""Memory: what is free goes back to the system; where it is not enough, one sentence says what would need less."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,6 +37,16 @@ def memory_advice(flags: str) -> Iterator[None]:
             raise
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise RunError(f"there is not enough memory ({reason}); what needs less: {flags}") from error
+
+
+def give_back() -> None:
+    """Give memory that is free in this process back to the system, where its C library can (glibc).
+
+    It keeps what was freed in pieces between others: after a pass of the full-size UNet, 0.8 GB.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

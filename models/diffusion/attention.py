@@ -1,4 +1,4 @@
-"""Attention in bfloat16 on the CPU, where PyTorch's own is two to four times slower than its matrix products.
+"""Attention in bfloat16 on CPUs without AMX, where PyTorch's own is two to four times slower than its matrix products.
 
 PyTorch's fused kernel multiplies in bfloat16 only on processors with AMX; on others with bfloat16 instructions it falls
 back to slow products (docs/performance.md has the numbers). Two matrix products and a softmax over a block of queries
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ from torch.overrides import TorchFunctionMode
 
 SCORES = 1 << 20
 """Scores held at once: 2 MB of bfloat16, which stay in the cache. Eight times more are half as fast."""
+
+
+@cache
+def fused_is_fast() -> bool:
+    """Whether PyTorch's fused attention multiplies bfloat16 by instructions for it: with AMX."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 class BlockedAttention(TorchFunctionMode):

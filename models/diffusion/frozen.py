@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.diffusion.attention import BlockedAttention
+from models.diffusion.attention import BlockedAttention, fused_is_fast
+from util.memory import give_back
 from util.precision import HALVES, narrowed
 
 
@@ -58,6 +59,9 @@ class Frozen(nn.Module):
         if self.held is None:
             return run(*args, **kwargs)
         device = next(self.module.parameters()).device.type
-        faster = BlockedAttention() if device == "cpu" and self.compiled is None else nullcontext()
-        with torch.autocast(device, enabled=False), faster:
-            return run(*narrowed(args, self.held), **narrowed(kwargs, self.held))
+        blocked = device == "cpu" and self.compiled is None and not fused_is_fast()
+        with torch.autocast(device, enabled=False), BlockedAttention() if blocked else nullcontext():
+            result = run(*narrowed(args, self.held), **narrowed(kwargs, self.held))
+        if device == "cpu" and not torch.is_grad_enabled():
+            give_back()
+        return result
