@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from scripts import (
     baselines,
+    bench_levers,
     bench_msda,
     benchmark,
     benchmark_report,
@@ -39,6 +40,8 @@ from scripts import (
     toy_lab as lab_script,
 )
 from tests.kill_tools import CLOCK, SPEED, call, linked, step
+
+MACHINE = {"cpu": "a processor", "bf16_instructions": [], "threads": 1}
 
 
 def curves(source: Path, out: Path) -> None:
@@ -90,6 +93,12 @@ def operator(source: Path, out: Path) -> None:
     with patch.object(bench_msda, "measure", lambda *of: rows):
         words = ("--device", "cpu", "--frames", 5, "--layers", "encoder")
         call(bench_msda.main, *words, "--json", out / "operator.json")
+
+
+def levers(source: Path, out: Path) -> None:
+    """The times of single layers."""
+    with patch.multiple(bench_levers, measure=lambda *of: {"layer": {"float32": 1e9}}, machine=lambda device: MACHINE):
+        bench_levers.main(["--json", str(out / "levers.json")])
 
 
 def speed(source: Path, out: Path) -> None:
