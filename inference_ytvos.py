@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     cfg = load_config(argv, __doc__.split("\n")[0])
     if not cfg.resume:
-        raise UserError("no checkpoint is given; name the checkpoint.pth that main.py wrote by --resume")
+        raise UserError(
+            "no checkpoint is given; name one by --resume: a file, a folder that holds one, or hf://org/repo"
+        )
     with (
         process_group(resolve_device(cfg.device), PATIENCE) as device,
         sole_run(cfg.output_dir, is_main()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.expressions import require_video_folders
+from datasets.expressions import read_expressions, require_video_folders
 from datasets.reading import DATA_PAGE, require_folder
 from util.errors import UserError
 from util.evaluation import Scorer
@@ -116,9 +116,12 @@ def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = F
         UserError: something is missing, malformed or broken; the sentence names it.
     """
     davis_root, output_dir = Path(davis_root), Path(output_dir)
+    if (davis_root / "JPEGImages").is_dir() and not (davis_root / "DAVIS").is_dir():
+        raise UserError(f"{davis_root} is the folder DAVIS itself; give the one that holds it")
     require_folder(davis_root, "the folders DAVIS and davis_text_annotations")
     davis = require_folder(davis_root / "DAVIS", "the DAVIS-2017 folders JPEGImages, Annotations_unsupervised, …")
     splits = {split: _read_names(davis / "ImageSets" / "2017" / name) for split, name in SPLITS.items()}
+    _require_own(output_dir, set().union(*splits.values()))
     categories = _read_categories(davis / "davis_semantics.json")
     sentences = read_davis_sentences(davis_root / "davis_text_annotations")
     summary = DavisSummary()
@@ -144,6 +147,15 @@ def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = F
     if foreign:
         summary.notes.append(f"expressions of {len(foreign)} videos of neither split left out ({', '.join(foreign)})")
     return summary
+
+
+def _require_own(folder: Path, names: Collection[str]) -> None:
+    """Refuse a folder that lists other videos: another dataset's lists would be replaced."""
+    for split in ("train", "valid", "test", "valid_u"):
+        listed = folder / "meta_expressions" / split / "meta_expressions.json"
+        other = set(read_expressions(listed, split)) - set(names) if listed.is_file() else set()
+        if other:
+            raise UserError(f"{folder} holds another dataset, with the video {min(other)}; choose another --output_dir")
 
 
 def read_davis_sentences(folder: Path) -> Sentences:

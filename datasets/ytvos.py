@@ -143,15 +143,17 @@ def build_scorer(cfg: Config, root: Path | None = None) -> Scorer:
     return partial(score_expressions, truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
 
 
-def in_this_layout(option: str) -> tuple[Callable[..., YtvosClips], Callable[..., list[Video]], Callable[..., Scorer]]:
+def in_this_layout(
+    folder: Callable[[Config], str],
+) -> tuple[Callable[..., YtvosClips], Callable[..., list[Video]], Callable[..., Scorer]]:
     """``build_clips``, ``build_videos`` and ``build_scorer`` of another dataset in this layout.
 
     Args:
-        option: that names its folder, such as ``davis_path``.
+        folder: its root, of the options, such as ``lambda cfg: cfg.davis_path``.
     """
 
     def of(build: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda cfg, *split: build(cfg, *split, root=Path(getattr(cfg, option)))
+        return lambda cfg, *split: build(cfg, *split, root=Path(folder(cfg)))
 
     return of(build_clips), of(build_videos), of(build_scorer)
 

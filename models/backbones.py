@@ -24,9 +24,9 @@ from torchvision.models import get_model
 from torchvision.models.swin_transformer import PatchMerging
 
 from models.diffusion.frozen import Frozen
+from util.command_line import nearest
 from util.errors import UserError
 from util.frames import IMAGENET_MEAN, IMAGENET_STD
-from util.options import nearest
 from util.precision import in_own_precision
 
 _log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from models.authors import SIZES, is_authors, read_authors
 from models.defaults import FUNCTION, OWN, resolved
 from models.identity import Identity, check_identity, frozen_identity, held_parts
 from util.checkpoint import TRAINING_KEYS, check_content, check_model, read_content
+from util.command_line import nearest
 from util.config import Config, config_dict
 from util.errors import UserError
 from util.hub import checkpoint_path
-from util.options import nearest
 from util.state import LORA, load_state, trained_state
 
 CLASS_HEADS = "class_heads."
@@ -80,8 +80,9 @@ def config_of(checkpoint: dict[str, Any], **options: Any) -> Config:
     """The configuration that a checkpoint was made with, options that are not None or empty put in.
 
     Raises:
-        UserError: its options make no configuration, or one is unknown.
+        UserError: its options make no configuration, or one is unknown, or ``model`` is another one.
     """
+    check_model(checkpoint["model"], checkpoint.get("path", "the checkpoint"), options.get("model") or "")
     known = {field.name for field in dataclasses.fields(Config)}
     for name in options.keys() - known:
         near = nearest(name, sorted(known))

@@ -33,7 +33,14 @@ def sum_memories(memory: Sequence[Tensor]) -> Tensor:
     return features
 
 
-class DynamicMaskHead(nn.Module):
+class MaskHead(nn.Module):
+    """What makes the low masks: ``forward(features [N, C, h, w], states [N, Q, C], centres [N, Q, 2])``.
+
+    ``centres`` are the queries' reference points, (x, y) in pixels; the result is ``[N, Q, 16, h, w]``.
+    """
+
+
+class DynamicMaskHead(MaskHead):
     """Every query makes the weights of its own two 1×1 convolutions over the mask features.
 
     The features are never copied per query: the first convolution's share of the features is one

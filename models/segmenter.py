@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.backbones import BackboneEncoder, PyramidFeatures
 from models.deformable_transformer import DeformableTransformer
 from models.diffusion.encoder import PixelFeatures, VideoEncoder
-from models.mask_heads import DynamicMaskHead, MaskRefinement, QueryDotHead, shuffle_mask, sum_memories
+from models.mask_heads import MaskHead, MaskRefinement, QueryDotHead, shuffle_mask, sum_memories
 from models.selection import LayerPrediction, Selector, best_query
 from models.text_encoder import LanguageQueries, SentenceEncoder
 from util.precision import call_in_float32, in_own_precision
@@ -74,7 +74,7 @@ class Segmenter(nn.Module):
         sentence_encoder: SentenceEncoder,
         language_queries: LanguageQueries,
         transformer: DeformableTransformer,
-        mask_head: DynamicMaskHead,
+        mask_head: MaskHead,
         query_dot_head: QueryDotHead | None,
         refinement: MaskRefinement,
         dim: int,

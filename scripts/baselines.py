@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.expressions import VideoEntry, read_expressions
+from util.command_line import Parser
 from util.errors import UserError, run_cli
 from util.io import read_json, write_json
 from util.mask_files import read_index_mask
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.baselines", description="Make baselines to score against.")
+    parser = Parser(prog="python -m scripts.baselines", description="Make baselines to score against.")
     commands = parser.add_subparsers(dest="command", required=True)
     largest = commands.add_parser("largest", help="masks: every expression gets its video's largest object")
     largest.add_argument("--gt", type=Path, required=True, help="masks <video>/<frame>.png, value = object id")

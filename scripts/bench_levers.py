@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from util.command_line import Parser
 from util.errors import UserError, help_asked, run_cli
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scripts.bench_levers",
         description="Time layers of the model in float32 and bfloat16 on the CPU.",
     )

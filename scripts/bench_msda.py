@@ -21,12 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from util.command_line import Parser
 from util.errors import UserError, help_asked, run_cli
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Time multi-scale deformable attention.")
+    parser = Parser(description="Time multi-scale deformable attention.")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="of the values")
     parser.add_argument("--frames", type=int, nargs="+", default=[5, 36], help="frames of a clip")

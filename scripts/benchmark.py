@@ -25,6 +25,7 @@ from typing import Any
 from scripts.benchmark_plan import BASELINE, FAST, SWEEP, TRAIN_BASELINE, TRAIN_FAST, Plan
 from scripts.benchmark_report import draw_chart, text_report
 from scripts.benchmark_summary import summarise
+from util.command_line import Parser
 from util.config import Config, load_config
 from util.errors import RunError, UserError, run_cli
 from util.io import write_json
@@ -167,7 +168,7 @@ def make_plan(args: argparse.Namespace, cfg: Config) -> Plan:
 
 def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The benchmark's own options, and those of the model."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scripts.benchmark",
         description="Measure the speed and the memory of the model against what the published code does.",
         epilog="Any option of main.py may be given too, as --config or --compile.",

@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from util.benchmarks import EVAL_SPLITS
+from util.command_line import Parser
 from util.errors import UserError, help_asked, run_cli
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.benchmark_data", description="Measure how fast the loaders give clips."
-    )
+    parser = Parser(prog="python -m scripts.benchmark_data", description="Measure how fast the loaders give clips.")
     parser.add_argument(
         "datasets", nargs="*", metavar="DATASET", help=f"some of {', '.join(EVAL_SPLITS)} (default: all)"
     )

@@ -27,6 +27,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from util.command_line import Parser
 from util.errors import RunError, UserError, run_cli
 from util.jf_davis import SEMI_SUPERVISED, score_davis
 from util.mask_pngs import write_index_mask
@@ -216,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.benchmark_jf", description="Measure J and F.")
+    parser = Parser(prog="python -m scripts.benchmark_jf", description="Measure J and F.")
     whole = Workload()
     for name in Workload.__dataclass_fields__:
         default = getattr(whole, name)

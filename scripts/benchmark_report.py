@@ -8,13 +8,13 @@ which the page then shows.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.benchmark_plan import OTHER, STAGES
 from scripts.benchmark_summary import Result, seconds_of, share_of_peak
+from util.command_line import Parser
 from util.errors import UserError, run_cli
 from util.io import atomic_path, read_json
 
@@ -26,7 +26,7 @@ Rows = list[list[str]]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a result, and put it into a page or a chart (``argv`` without the program's name; None: the process's)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scripts.benchmark_report", description="Show what scripts.benchmark has written by --json."
     )
     parser.add_argument("json", type=Path, help="its file")

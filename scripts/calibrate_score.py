@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from util.command_line import Parser
 from util.errors import UserError, run_cli
 from util.io import read_json
 
@@ -26,9 +27,7 @@ KEEP = 0.99
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.calibrate_score", description="Find the --score_threshold of a model."
-    )
+    parser = Parser(prog="python -m scripts.calibrate_score", description="Find the --score_threshold of a model.")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="output folder of inference_ytvos.py")
     parser.add_argument(
         "--keep",

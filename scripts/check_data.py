@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from util.benchmarks import EVAL_SPLITS, VIDEO_SETS
+from util.command_line import Parser
 from util.errors import USER_ERROR_STATUS, UserError, run_cli
 from util.parallel import available_cores, map_videos
 
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"  - {fault}")
     if len(findings.faults) > args.limit:
         print(f"  … and {len(findings.faults) - args.limit} more (--limit)")
+    if findings.elsewhere:
+        print(f"what to do: {findings.elsewhere} looks like the folder of {args.dataset}; name that one")
+        return USER_ERROR_STATUS
     then = f"; then `python -m scripts.prepare_data {args.dataset}` completes the converted folder"
     again = then if args.dataset in CONVERTED else ""
     print(f"what to do: fetch or extract again what is named above{again} ({DATA_PAGE})")
@@ -79,8 +83,8 @@ def check(name: str, root: Path, splits: Sequence[str] = (), every: bool = False
         raise UserError(f"{root} is no folder; name the one that holds {name} as {DATA_PAGE} says")
     findings = Findings(every)
     dataset.run(root, list(splits) or dataset.splits, findings)
-    if not findings.files and (better := _near(dataset, root, list(splits) or dataset.splits)):
-        findings.notes.append(f"{better} looks like the folder of {name}; name that one")
+    if not findings.files:
+        findings.elsewhere = _near(dataset, root, list(splits) or dataset.splits)
     for faults in map_videos(run_job, findings.jobs, workers, unit="part"):
         findings.faults += faults
     findings.faults = list(dict.fromkeys(findings.faults))
@@ -91,8 +95,8 @@ def _near(dataset: Check, root: Path, splits: Sequence[str]) -> Path | None:
     """The folder above ``root``, or one in it, that holds files of the dataset; None where none does."""
     from scripts.data_findings import Findings
 
-    root = root.absolute()
-    for folder in (root.parent, *islice((path for path in sorted(root.iterdir()) if path.is_dir()), CHILDREN)):
+    above = root / ".." if root.name in ("", "..") else root.parent
+    for folder in (above, *islice((path for path in sorted(root.iterdir()) if path.is_dir()), CHILDREN)):
         found = Findings(every=False)
         dataset.run(folder, splits, found)
         if found.files:
@@ -102,7 +106,7 @@ def _near(dataset: Check, root: Path, splits: Sequence[str]) -> Path | None:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scripts.check_data",
         description="Count what a dataset holds, and find what is missing or broken. Nothing is written.",
     )

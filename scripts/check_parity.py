@@ -8,10 +8,10 @@ layout. Prints a table and exits with 1 on any miss.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from util.command_line import Parser
 from util.errors import UserError, run_cli
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ MODELS = ("vdit", "hcd")
 
 def main() -> int:
     """Run the comparison; the status is 1 where anything differs."""
-    parser = argparse.ArgumentParser(description="Compare the models with published numbers, tensor by tensor.")
+    parser = Parser(description="Compare the models with published numbers, tensor by tensor.")
     parser.add_argument("folder", type=Path, help="fixtures: pretrained/, vdit/, hcd/")
     parser.add_argument("--model", choices=MODELS, action="append", help="limit the check to this model")
     args = parser.parse_args()

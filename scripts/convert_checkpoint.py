@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.count_parameters import FULL_SIZE, empty_model
+from util.command_line import Parser
 from util.errors import UserError, help_asked, run_cli
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -29,7 +30,7 @@ OPTIONS = {
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scripts.convert_checkpoint",
         description="Turn a checkpoint of this project or of the authors into a file of weights to pass on "
         "(.safetensors), or into the authors' layout (.pth).",
@@ -89,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Convert as the command line says."""
     args = parse_args(argv)
     checkpoint = open_checkpoint(args.input, IN)
+    if args.output.exists() and args.output.samefile(checkpoint["path"]):
+        raise UserError(f"OUT is IN itself, {args.output}, which is memory-mapped while it is read; name another file")
     convert = to_authors if args.to == "authors" else to_project
     print("\n".join(convert(checkpoint, args)))
 

@@ -5,12 +5,12 @@ python -m scripts.count_parameters [--config configs/vdit_ytvos.yaml] [--stack c
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from util.command_line import Parser
 from util.config import Config, load_config
 from util.errors import UserError, run_cli
 
@@ -44,7 +44,7 @@ def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> Segmenter:
 
 def main() -> None:
     """Print trained parameters by part, and frozen ones."""
-    parser = argparse.ArgumentParser(description="Count the model's parameters without allocating them.")
+    parser = Parser(description="Count the model's parameters without allocating them.")
     parser.add_argument("--config", default="", help="a configuration; default: the published sizes")
     parser.add_argument("--stack", type=Path, default=FULL_SIZE, help="configuration files of the frozen parts")
     args = parser.parse_args()

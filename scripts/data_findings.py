@@ -51,6 +51,7 @@ class Findings:
         notes: what is no fault, and worth knowing.
         jobs: what is to be opened.
         files: number of all files that could be opened.
+        elsewhere: another folder that looks like the dataset's, where this one has none of its files.
     """
 
     every: bool
@@ -59,6 +60,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
     files: int = 0
+    elsewhere: Path | None = None
 
     def attempt(self, read: Callable[..., Result], *args: object) -> Result | None:
         """What ``read`` returns; None, and a fault, where it raises a ``UserError``."""

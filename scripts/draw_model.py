@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from util.command_line import Parser
 from util.errors import UserError, help_asked, run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.draw_model", description="Draw both models.")
+    parser = Parser(prog="python -m scripts.draw_model", description="Draw both models.")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "models.svg", help="an .svg, .pdf or .png file")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "models.md", help="page whose table is replaced")
     parser.add_argument("--size", type=int, nargs=2, default=(360, 640), help="height and width of the frames")

@@ -10,7 +10,6 @@ What is there from the same plan and weights is not made again, so that a stoppe
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.steps import ROOT, clear, near, run
+from util.command_line import Parser
 from util.errors import RunError, UserError, run_cli
 from util.inference_record import file_sha256
 from util.io import read_json, write_json
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: ``--toy`` is not given, the carried weights are missing, or something cannot be written.
         RunError: ``main.py --eval`` and the scoring command differ.
     """
-    parser = argparse.ArgumentParser(prog="scripts/eval_all.sh", description="Every benchmark once.")
+    parser = Parser(prog="scripts/eval_all.sh", description="Every benchmark once.")
     parser.add_argument("--toy", action="store_true", help="on small sets made here (there is no other mode)")
     parser.add_argument("--model", choices=("vdit", "hcd"), default="vdit")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/eval_all"))

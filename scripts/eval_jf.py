@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from util.command_line import Parser
 from util.errors import UserError, run_cli
 from util.io import write_json
 from util.jf_davis import SEMI_SUPERVISED, UNSUPERVISED, mean_over_objects, read_sequences, score_davis
@@ -34,9 +35,7 @@ EXPRESSIONS, MEVIS, REF_DAVIS = "expressions", "mevis", "ref-davis"
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.eval_jf", description="Score a folder of masks with J and F."
-    )
+    parser = Parser(prog="python -m scripts.eval_jf", description="Score a folder of masks with J and F.")
     parser.add_argument(
         "--gt", type=Path, required=True, help="masks <video>/<frame>.png, value = object id; MeViS: a split's folder"
     )
@@ -111,6 +110,9 @@ def check_args(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Score, print the tables, write the JSON file."""
     args = parse_args(argv)
+    if (args.gt / ANNOTATIONS).is_dir() and not (args.gt / MASK_FILE).is_file():  # a split's folder
+        args.gt /= ANNOTATIONS
+        print(f"ground truth: {args.gt}")
     if (args.pred / ANNOTATIONS).is_dir():
         args.pred /= ANNOTATIONS
         print(f"predictions: {args.pred}")

@@ -8,13 +8,13 @@ Unpacked anywhere, ``bash scripts/setup.sh`` installs what it needs. The version
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import subprocess
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+from util.command_line import Parser
 from util.errors import UserError, run_cli
 from util.io import atomic_path
 
@@ -75,7 +75,7 @@ def notes(root: Path, commit: str) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the release that the command line names (``argv`` without the program's name; None: the process's own)."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.make_release", description="Write a source archive.")
+    parser = Parser(prog="python -m scripts.make_release", description="Write a source archive.")
     parser.add_argument("--output_dir", type=Path, default=Path("dist"))
     parser.add_argument("--commit", default="HEAD", help="commit or tag (default: HEAD)")
     args = parser.parse_args(argv)

@@ -8,9 +8,9 @@ works wherever theirs do. Its features are random: it shows that everything runs
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from util.command_line import Parser
 from util.errors import UserError, run_cli
 from util.io import read_json
 
@@ -52,7 +52,7 @@ def read_sentences(path: str | Path) -> list[str]:
 
 def main() -> None:
     """Parse the flags and write the stack."""
-    parser = argparse.ArgumentParser(description="Write a tiny frozen stack with random weights.")
+    parser = Parser(description="Write a tiny frozen stack with random weights.")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="where the stack goes")
     parser.add_argument("--sentences", metavar="FILE", help=f"text that its tokenizers should know: {FORMATS}")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights (0)")

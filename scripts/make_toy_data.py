@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from datasets.toy import make_toy
 from datasets.toy_scene import KINDS
+from util.command_line import Parser
 from util.errors import run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the set that the command line describes and report what it holds."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scripts.make_toy_data",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

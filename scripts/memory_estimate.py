@@ -10,7 +10,6 @@ workspaces of convolutions, and what the allocator cannot use.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from util.command_line import Parser
 from util.config import Config, load_config
 from util.errors import UserError, help_asked, run_cli
 
@@ -227,7 +227,7 @@ def _watch(model: Segmenter, memory: LiveMemory, parts: dict[str, int]) -> list[
 
 def main() -> None:
     """Print a table of one configuration."""
-    parser = argparse.ArgumentParser(description="Estimate the GPU memory of a training step.", add_help=False)
+    parser = Parser(description="Estimate the GPU memory of a training step.", add_help=False)
     parser.add_argument("--size", type=int, nargs=2, default=(512, 640), help="height and width of the padded frames")
     parser.add_argument("--measure", action="store_true", help="measure on this machine's GPU")
     args, rest = parser.parse_known_args()

@@ -5,15 +5,14 @@ python -m scripts.plot_run runs/vdit runs/hcd --keys loss loss_dice --out runs/c
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from util.command_line import Parser, nearest
 from util.errors import UserError, run_cli
-from util.options import nearest
 from util.visualisation import Curve, plot_curves
 
 LOG = "log.jsonl"
@@ -84,7 +83,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 
 def main() -> None:
     """Draw what the command line asks for."""
-    parser = argparse.ArgumentParser(description="Draw the curves of training runs from their log.jsonl.")
+    parser = Parser(description="Draw the curves of training runs from their log.jsonl.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a training run")
     parser.add_argument("--out", type=Path, help="the picture (default: curves.png in the folder of the first run)")
     parser.add_argument(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from datasets.davis import convert_davis
 from datasets.refcoco_prepare import REFERENCES, convert_refcoco
+from util.command_line import Parser
 from util.errors import run_cli
 
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scripts.prepare_data",
         description="Convert a distributed dataset to the layout that its loader reads. The source is only read, and "
         "a conversion can be repeated: it completes what is missing.",

@@ -21,12 +21,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from util.command_line import Parser
 from util.errors import UserError, help_asked, run_cli
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Pre-train the tiny frozen stack on toy videos.")
+    parser = Parser(description="Pre-train the tiny frozen stack on toy videos.")
     parser.add_argument("--output_dir", type=Path, default=Path("toy/stack"))
     parser.add_argument("--work_dir", type=Path, default=Path("runs/toy_stack"))
     parser.add_argument("--videos", type=int, default=3000)

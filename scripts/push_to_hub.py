@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from util.command_line import Parser
 from util.errors import UserError, help_asked, run_cli
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.push_to_hub", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m scripts.push_to_hub", description=__doc__.split("\n")[0])
     parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or hf://org/repo[/file]")
     parser.add_argument("repo", help="org/name on the hub; it is made if it is missing")
     parser.add_argument("--folder", type=Path, help="write what would be pushed here, and push nothing")

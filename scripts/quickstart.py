@@ -7,7 +7,6 @@ model that ignores its sentence, or only finds what is large, would have the sam
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.steps import ROOT, clear, near, run
+from util.command_line import Parser
 from util.errors import UserError, run_cli
 from util.io import write_json
 from util.locking import sole_run
@@ -38,7 +38,7 @@ SHORT = Plan(train_videos=60, valid_videos=5, steps=20)
 
 def main() -> None:
     """Run all steps and print the scores."""
-    parser = argparse.ArgumentParser(description="Make toy data, train on, resume, infer, score and draw.")
+    parser = Parser(description="Make toy data, train on, resume, infer, score and draw.")
     parser.add_argument("--model", choices=("vdit", "hcd"), default="vdit")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--short", action="store_true", help="a few videos and steps: shows that it runs, not more")

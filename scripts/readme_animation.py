@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
+from util.command_line import Parser
 from util.errors import UserError, help_asked, run_cli
 
 HEIGHT, WIDTH, FRAMES, RATE = 280, 420, 16, 8  # pixels, frames, frames per second
@@ -22,7 +23,7 @@ HEIGHT, WIDTH, FRAMES, RATE = 280, 420, 16, 8  # pixels, frames, frames per seco
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.readme_animation", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m scripts.readme_animation", description=__doc__.split("\n")[0])
     parser.add_argument("--resume", default="toy/vdit.safetensors", help="checkpoint (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("docs/animation.webp"), help="default: %(default)s")
     parser.add_argument("--videos", type=int, default=4, help="how many, in rows of two (default: %(default)s)")

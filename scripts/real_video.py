@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
 
 from scripts.steps import clear, near, run
+from util.command_line import Parser
 from util.errors import UserError, run_cli
 from util.io import write_json
 
@@ -16,7 +16,7 @@ CONFIG = "configs/vdit_mini_davis.yaml"
 
 def main() -> None:
     """Run all steps and name what was drawn."""
-    parser = argparse.ArgumentParser(description="Train the tiny model on real video for a few minutes.")
+    parser = Parser(description="Train the tiny model on real video for a few minutes.")
     parser.add_argument("davis_root", type=Path, help="holds DAVIS/ and davis_text_annotations/")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/real_video"))
     parser.add_argument("--steps", type=int, default=500, help="training steps")

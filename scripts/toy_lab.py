@@ -18,10 +18,10 @@ from typing import Any
 from scripts.steps import near
 from scripts.toy_lab_claims import VARIANTS, Scores, Variant, answer, render, report
 from scripts.toy_lab_runs import STEPS, TRAIN_VIDEOS, VALID_VIDEOS, Lab, find_score, prepare, run_variant
+from util.command_line import Parser, nearest
 from util.errors import UserError, run_cli
 from util.io import atomic_path, write_json
 from util.locking import sole_run
-from util.options import nearest
 
 Results = dict[tuple[str, int], dict[str, Any]]
 """(variant's name, seed) → what ``run_variant`` returns."""
@@ -29,7 +29,7 @@ Results = dict[tuple[str, int], dict[str, Any]]
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scripts.toy_lab",
         description="Ask the papers' claims again at toy size.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

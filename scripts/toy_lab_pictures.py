@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from util.command_line import Parser
 from util.errors import UserError, help_asked, run_cli
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m scripts.toy_lab_pictures", description="Draw features and masks of a finished toy lab."
     )
     parser.add_argument("--lab", type=Path, default=Path("runs/toy_lab"), help="the lab's --output_dir")

@@ -14,12 +14,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from util.command_line import Parser
 from util.errors import UserError, help_asked, run_cli
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.toy_probes", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m scripts.toy_probes", description=__doc__.split("\n")[0])
     parser.add_argument("--stack", type=Path, default=Path("toy/stack"))
     parser.add_argument("--videos", type=int, default=300, help="to train on; a fifth as many more to ask about")
     return parser.parse_args(argv)

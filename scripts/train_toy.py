@@ -6,12 +6,12 @@ that they can answer; then clips, which show motion, with all sentences; then th
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets.toy_scene import KINDS
 from scripts.steps import run
+from util.command_line import Parser
 from util.errors import UserError, run_cli
 
 PROCESSES = 2
@@ -54,7 +54,7 @@ PHASES = {
 
 def main() -> None:
     """Make what the command line asks for."""
-    parser = argparse.ArgumentParser(description="Make the toy weights again from nothing.")
+    parser = Parser(description="Make the toy weights again from nothing.")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--stack-only", action="store_true", help="the frozen stack alone")
     part.add_argument("--model-only", action="store_true", help="the model alone, on the stack that is there")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,21 +12,27 @@ import pytest
 import torch
 
 from datasets import build_dataset, build_evaluator, build_scorer, list_videos
+from datasets.davis import convert_davis
 from demo import main as demo_main
 from models import build_model, load_pretrained, prediction
 from models.diffusion import stack
 from models.loading import check_options, open_checkpoint
 from models.prediction import load_for_inference
-from scripts import eval_jf
+from scripts import baselines, check_data, convert_checkpoint, eval_jf, make_toy_data
 from scripts.check_data import check
+from scripts.toy_formats_videos import write_toy_davis
 from tests.commands import run_command
+from tests.conftest import ROOT
 from tests.jf_tools import write_ytvos
 from tests.tiny_models import model_config
 from util import hub
 from util.benchmarks import EVAL_SPLITS, VIDEO_SETS, folder_option
 from util.config import Config, load_config
 from util.errors import UserError
+from util.inference_record import open_record
 from util.mask_layouts import LAYOUTS
+from util.media_frames import Excerpt
+from util.media_reader import open_media
 
 
 @pytest.mark.parametrize("option", [{"hidden_dim": 64}, {"noise": "none"}])
@@ -105,14 +112,91 @@ def test_a_missing_dataset_names_its_flag(name: str, tmp_path: Path) -> None:
 
 def test_a_folder_too_deep_or_too_high(toy_data: Path, tmp_path: Path) -> None:
     for given in (toy_data / "train", toy_data / "meta_expressions"):
-        notes = check("ytvos", given).notes
-        assert f"{toy_data} looks like the folder of ytvos; name that one" in notes
+        assert check("ytvos", given).elsewhere == toy_data
+        told = run_command(check_data.main, "ytvos", given)
+        assert told.returncode == 2
+        assert told.stdout.endswith(f"what to do: {toy_data} looks like the folder of ytvos; name that one\n")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "toy").symlink_to(toy_data)
-    assert f"{tmp_path / 'data' / 'toy'} looks like" in " ".join(check("ytvos", tmp_path / "data").notes)
-    assert not any("looks like" in note for note in check("ytvos", toy_data).notes)
+    assert check("ytvos", tmp_path / "data").elsewhere == tmp_path / "data" / "toy"
     (tmp_path / "empty" / "deep").mkdir(parents=True)
-    assert not any("looks like" in note for note in check("ytvos", tmp_path / "empty" / "deep").notes)
+    for given in (toy_data, tmp_path / "empty" / "deep"):
+        assert check("ytvos", given).elsewhere is None
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        (eval_jf, ["--gtt", "x"], "unknown flag --gtt; did you mean --gt?"),
+        (check_data, ["ytvos"], "the following arguments are required: root; see --help"),
+        (check_data, ["ytvos", "a", "b"], "unexpected argument 'b'; see --help"),
+        (check_data, ["ytvoss", "a"], "dataset: invalid choice: 'ytvoss'"),
+        (baselines, ["swap", "--outputs", "x"], "unknown flag --outputs; did you mean --output?"),
+        (make_toy_data, ["--train-videos", "3"], "unknown flag --train-videos; did you mean --train_videos?"),
+    ],
+)
+def test_every_command_tells_a_mistyped_flag(script: Any, words: list[str], said: str) -> None:
+    done = run_command(script.main, *words)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
+
+
+def test_every_script_has_the_parser_that_does() -> None:
+    for path in [*(ROOT / "scripts").glob("*.py"), *(ROOT / "models").rglob("*.py")]:
+        assert "argparse.ArgumentParser(" not in path.read_text("utf-8"), path
+
+
+def test_the_demo_with_another_models_configuration(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="is a checkpoint of the model 'vdit', and the configuration builds 'hcd'"):
+        load_pretrained(tiny_checkpoint, model="hcd")
+
+
+def test_a_checkpoint_is_not_converted_onto_itself(tmp_path: Path, root: Path) -> None:
+    weights = shutil.copy(root / "toy" / "vdit.safetensors", tmp_path / "w.safetensors")
+    before = Path(weights).read_bytes()
+    (tmp_path / "link.safetensors").symlink_to(weights)
+    for target in (weights, tmp_path / "link.safetensors"):
+        done = run_command(convert_checkpoint.main, weights, target)
+        assert done.returncode == 2 and "OUT is IN itself" in done.stderr and Path(weights).read_bytes() == before
+
+
+def test_another_datasets_folder(toy_data: Path, tmp_path: Path) -> None:
+    """Neither a conversion nor inference writes into it."""
+    write_toy_davis(tmp_path / "raw", num_train=1, num_valid=1, frames=4, height=48, width=64)
+    folder = Path(shutil.copytree(toy_data, tmp_path / "toy"))
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError, match=r"toy holds another dataset, with the video .*; choose another --output_dir"):
+        convert_davis(tmp_path / "raw", folder)
+    with pytest.raises(UserError, match="toy holds a dataset; choose another --output_dir"):
+        open_record(Config(ytvos_path=str(toy_data), output_dir=str(folder)), None, "cpu")
+    assert sorted(folder.rglob("*")) == before
+    for _ in range(2):
+        convert_davis(tmp_path / "raw", tmp_path / "davis")  # its own, again
+    with pytest.raises(UserError, match="raw/DAVIS is the folder DAVIS itself; give the one that holds it"):
+        convert_davis(tmp_path / "raw" / "DAVIS", tmp_path / "other")
+
+
+def test_videos_that_are_none(toy_data: Path) -> None:
+    frames = toy_data / "valid" / "JPEGImages"
+    first = sorted(path.name for path in frames.iterdir())[0]
+    for video, said in (
+        (frames, f"without a picture; give a folder in it, such as {first}"),
+        ("https://example.com/a.mp4", "is an address, and only files are read"),
+    ):
+        with pytest.raises(UserError, match=said):
+            open_media(video)
+    with pytest.raises(UserError, match=r"has 0\.\d s at 24 frames/s, all before --start"):
+        open_media(frames / first, Excerpt(Fraction(100)))
+
+
+def test_auto_is_for_training() -> None:
+    with pytest.raises(UserError, match="--resume auto is for training alone; name a checkpoint"):
+        open_checkpoint("auto", "--resume")
+
+
+def test_a_split_in_place_of_its_masks(tmp_path: Path) -> None:
+    root = write_ytvos(tmp_path)
+    done = run_command(eval_jf.main, "--gt", root / "valid", "--pred", root / "Annotations", "--workers", 1)
+    assert done.returncode == 0 and f"ground truth: {root / 'valid' / 'Annotations'}\n" in done.stdout, done.stderr
 
 
 def test_every_set_of_videos_has_a_layout_of_masks() -> None:
@@ -160,6 +244,6 @@ def test_a_stack_in_the_cache_is_loaded_without_the_network(tiny_stack: Path, mo
 
     monkeypatch.setattr(stack, "only_cached", lambda *_: True)
     monkeypatch.setattr(stack, "_part", load)
-    with pytest.raises(UserError, match="sentence encoder"):
+    with pytest.raises(UserError, match="scheduler"):
         build_model(model_config(Path("org/stack"), text_encoder="org/words"))
     assert calls == [{"local_files_only": True}]

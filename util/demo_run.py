@@ -6,7 +6,6 @@ on the disk; memory does not grow with the video, but for a few numbers per fram
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,6 +29,7 @@ from util.media_reader import VideoFile
 from util.media_sound import open_sound
 from util.media_writer import open_video
 from util.object_overlays import ObjectPainter, numbered
+from util.parallel import bar_style
 from util.visualisation import write_picture
 
 MASKS, PROBABILITIES = "masks", "probabilities"
@@ -265,9 +265,7 @@ class _Run:
     def _watched(self, stage: str, items: Iterable[Any], total: int | None) -> Iterator[Any]:
         """Hand items on, and say how far they are."""
         started = time.perf_counter()
-        with tqdm(
-            total=total, unit="frame", desc=stage, dynamic_ncols=True, file=sys.stdout, disable=not self.show
-        ) as bar:
+        with tqdm(total=total, unit="frame", desc=stage, disable=not self.show, **bar_style()) as bar:
             for done, item in enumerate(items, start=1):
                 yield item
                 if bar.total is not None and done > bar.total:  # headers are not always right

@@ -47,6 +47,8 @@ def checkpoint_path(source: str, flag: str) -> Path:
     if source.startswith(HUB):
         return _from_hub(source, flag)
     path = Path(source)
+    if source == "auto" and not path.exists():
+        raise UserError(f"{flag} auto is for training alone; name a checkpoint: a file, or a folder that holds one")
     if path.is_dir():
         try:
             names = [file.name for file in path.iterdir() if file.is_file()]
@@ -158,7 +160,8 @@ def _list_files(repo: str, revision: str | None) -> list[str]:
 
 
 def _unreachable(source: str, flag: str) -> UserError:
+    here = "" if source.startswith(HUB) else f"there is no folder {source} here, and on the hub: "
     return UserError(
-        f"{source} is not in the cache, and the hub cannot be reached; connect to the network once, or download it "
-        f"elsewhere and give its path with {flag}"
+        f"{here}{source} is not in the cache, and the hub cannot be reached; connect to the network once, or give the "
+        f"path of what was downloaded elsewhere with {flag}"
     )

@@ -116,8 +116,10 @@ def open_record(cfg: Config, checkpoint: Path | None, device: str, process: int 
         process: number of this process, from 0.
 
     Raises:
-        UserError: the folder has masks of another run, or cannot be written.
+        UserError: the folder has masks of another run or a dataset, or cannot be written.
     """
+    if (Path(cfg.output_dir) / "meta_expressions").is_dir():
+        raise UserError(f"{cfg.output_dir} holds a dataset; choose another --output_dir for the masks")
     name = f"inference-{process}.json" if process else "inference.json"
     return InferenceRecord(
         Path(cfg.output_dir) / name,

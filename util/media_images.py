@@ -39,7 +39,11 @@ class ImageFolder(Media):
         files = sorted((file for file in path.iterdir() if _is_picture(file)), key=natural_order)
         if not files:
             kinds = ", ".join(sorted(SUFFIXES))
-            raise UserError(f"{path} is a folder without a picture; a folder of frames holds files such as {kinds}")
+            inner = next((folder.name for folder in sorted(path.iterdir()) if folder.is_dir()), None)
+            mend = (
+                f"give a folder in it, such as {inner}" if inner else f"a folder of frames holds files such as {kinds}"
+            )
+            raise UserError(f"{path} is a folder without a picture; {mend}")
         stems: dict[str, Path] = {}
         for file in files:
             if stems.setdefault(file.stem, file) is not file:
@@ -49,7 +53,9 @@ class ImageFolder(Media):
         self.files, self.fps = files, fps
         wanted = [i for i in range(len(files)) if excerpt.holds(i / fps)]
         if not wanted:
-            raise UserError(f"{path} has {len(files) / fps:.1f} s at {float(fps):g} frames/s, all before --start")
+            raise UserError(
+                f"{path} has {float(len(files) / fps):.1f} s at {float(fps):g} frames/s, all before --start"
+            )
         super().__init__(
             path,
             excerpt,

@@ -43,6 +43,8 @@ def open_media(path: str | Path, excerpt: Excerpt = WHOLE, fps: Fraction = DEFAU
     Raises:
         UserError: it is missing, no video, without a frame that can be decoded, or ends before the excerpt.
     """
+    if "://" in str(path):
+        raise UserError(f"{path} is an address, and only files are read; download the video and give its file")
     path = Path(path)
     try:
         if path.is_dir():

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, get_type_hints
 
+from util.command_line import Parser, nearest, unknown_flag
 from util.errors import UserError
 
 Options = dict[str, Any]
@@ -152,7 +152,7 @@ def read_flags(
     """
     arguments = arguments or {}
     words = "".join(f"{name} {f'[{name} ...] ' if count else ''}" for name, count in arguments.items())
-    parser = _Parser(
+    parser = Parser(
         usage=f"%(prog)s {words}[--config FILE] [--OPTION VALUE ...]",
         description=description,
         allow_abbrev=False,
@@ -172,19 +172,11 @@ def read_flags(
         flag = unknown[0].split("=")[0]
         if not flag.startswith("-"):
             raise UserError(f"unexpected argument {flag!r}; every option is given as --name value, see --help")
-        near = nearest_flag(flag.lstrip("-").replace("-", "_"), names)
-        raise UserError(f"unknown flag {flag}" + (f"; did you mean --{near}?" if near else "; see --help"))
+        raise UserError(unknown_flag(flag, names))
     return {
         name: text if name in arguments else checked(cls, name, _typed(cls, name, text), f"--{name}")
         for name, text in vars(given).items()
     }
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse that reports mistakes like the rest of the project."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def _flag(cls: type, field: dataclasses.Field) -> Options:
@@ -247,16 +239,6 @@ def _number(kind: type[int] | type[float], value: str | int) -> int | float | st
 def _choices(rule: Rule) -> list[str]:
     """The allowed texts, as help and messages name them."""
     return [*rule.choices, *([f"{rule.prefix}NAME"] if rule.prefix else [])]
-
-
-def nearest(name: str, names: Sequence[str]) -> str | None:
-    """The known name that a mistyped one most resembles; None where none does."""
-    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.6)), None)
-
-
-def nearest_flag(name: str, names: Sequence[str]) -> str | None:
-    """The same for a flag; else one that is the first part of it, as ``out`` is of ``output_dir``."""
-    return nearest(name, names) or next((known for known in names if name.startswith(known)), None)
 
 
 def shown(value: Any) -> str:

@@ -6,15 +6,21 @@ import multiprocessing
 import multiprocessing.context
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def bar_style() -> dict[str, Any]:
+    """How a progress bar on stdout looks: drawn often on a terminal, and twice a minute in a file."""
+    return {"dynamic_ncols": True, "file": sys.stdout, "mininterval": 0.1 if sys.stdout.isatty() else 30.0}
 
 
 def available_cores() -> int:

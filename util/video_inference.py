@@ -6,7 +6,6 @@ holds two clips, whatever the length of a video: one that is segmented and one t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,6 +23,7 @@ from util.errors import RunError, UserError
 from util.inference_record import InferenceRecord
 from util.mask_layouts import LAYOUTS, ClipMasks, MaskLayout, SegmentedVideo
 from util.overlays import movie_path, write_movie, write_overlays
+from util.parallel import bar_style
 from util.submission import is_written
 
 VideoT = TypeVar("VideoT", bound=SegmentedVideo)
@@ -106,7 +106,7 @@ def run_inference(
     total = sum(len(frames) * len(item.sentences) for item, frames in jobs)
     with (
         BackgroundTasks(max(1, cfg.num_workers)) as tasks,
-        tqdm(total=total, unit="frame", desc="segment", dynamic_ncols=True, file=sys.stdout, disable=not show) as bar,
+        tqdm(total=total, unit="frame", desc="segment", disable=not show, **bar_style()) as bar,
     ):
         for (item, frames), (clip, size) in read_ahead(jobs, lambda job: read(job[1])):
             video = item.video

@@ -67,9 +67,10 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     pretrained, image_encoder, text_encoder = (sources[p] for p in ("unet", "image_encoder", "sentence_encoder"))
 
     _quiet_loading()
-    t2v, images = _find(pretrained, "--pretrained", "unet/"), _find(image_encoder, "--image_encoder")
-    sentence_encoder, sentence_tokenizer = _sentence_encoder(text_encoder)  # the smallest, should one be wrong
+    t2v = _find(pretrained, "--pretrained", "unet/")
     scheduler = _part("scheduler", t2v, DDIMScheduler.from_pretrained, subfolder="scheduler")
+    images = _find(image_encoder, "--image_encoder")
+    sentence_encoder, sentence_tokenizer = _sentence_encoder(text_encoder)  # before the large ones, should it be wrong
     wide = {"dtype": torch.float32}
     stack = FrozenStack(
         unet=_weights("UNet", t2v, TapUNet3D.from_pretrained, subfolder="unet", **wide),

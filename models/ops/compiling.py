@@ -8,7 +8,6 @@ A library's name tells what it was made from, so one that does not fit is never 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import platform
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+
+from util.command_line import Parser
 
 Kind = Literal["cpu", "cuda"]
 
@@ -218,7 +219,7 @@ def _digits(arch: str) -> str:
 
 def main() -> int:
     """Build the CPU kernel, and the CUDA kernel where nvcc is; what is already there stays."""
-    parser = argparse.ArgumentParser(description="Compile the kernels of multi-scale deformable attention.")
+    parser = Parser(description="Compile the kernels of multi-scale deformable attention.")
     parser.add_argument("folder", type=Path, help="where the libraries go")
     folder = parser.parse_args().folder.resolve()
     try:
