@@ -6,7 +6,6 @@ adds flags to each of its commands, which keep it short.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import re
@@ -21,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 from tests.conftest import ROOT
+from util.command_line import Parser
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 # Shell scripts that hand their arguments to a Python script after the set-up.
@@ -173,7 +173,7 @@ def check_shell(script: str, arguments: list[str]) -> None:
         if arguments[0] not in ("train", "test"):
             check_command(["python", *arguments])
     else:
-        launched = re.search(r'launch.sh" (train|test) (\w+) "\$@"', (ROOT / script).read_text(encoding="utf-8"))
+        launched = re.search(r'launch.sh" (train|test) (\w+) "\${?@', (ROOT / script).read_text(encoding="utf-8"))
         assert launched, f"{script} is none of the scripts that start a recipe"
         values = 1 if launched[1] == "train" else 2
         assert not any(word.startswith("-") for word in arguments[:values]), f"{script} lacks a folder or checkpoint"
@@ -186,7 +186,7 @@ def parse(module: str, arguments: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(ROOT))
         stack.enter_context(mock.patch.object(sys, "argv", [module, *arguments]))
-        stack.enter_context(stopping(argparse.ArgumentParser, "parse_args"))
+        stack.enter_context(stopping(Parser, "parse_args"))
         modules = (script, import_module("inference_ytvos"))
         readers = ((m, name) for m in modules for name in ("load_config", "read_command"))
         for reader in {pair for pair in readers if hasattr(*pair)}:
