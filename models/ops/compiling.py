@@ -8,6 +8,7 @@ A library's name tells what it was made from, so one that does not fit is never 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import platform
@@ -21,8 +22,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-
-from util.command_line import Parser
 
 Kind = Literal["cpu", "cuda"]
 
@@ -219,7 +218,7 @@ def _digits(arch: str) -> str:
 
 def main() -> int:
     """Build the CPU kernel, and the CUDA kernel where nvcc is; what is already there stays."""
-    parser = Parser(description="Compile the kernels of multi-scale deformable attention.")
+    parser = argparse.ArgumentParser(description="Compile the kernels of multi-scale deformable attention.")
     parser.add_argument("folder", type=Path, help="where the libraries go")
     folder = parser.parse_args().folder.resolve()
     try:
