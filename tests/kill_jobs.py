@@ -32,7 +32,17 @@ JOBS = {
     "tests.kill_masks": ("inference", "inference_davis_masks", "evaluation", "validation", "demo", "page"),
     "tests.kill_models": ("checkpoints", "convert", "hub", "stack", "pretraining", "pretrained_stack", "release"),
     "tests.kill_reports": (
-        *("curves", "model_picture", "animation", "overfitting", "operator", "speed", "toy_lab", "quickstart"),
+        *(
+            "curves",
+            "model_picture",
+            "animation",
+            "overfitting",
+            "operator",
+            "levers",
+            "speed",
+            "toy_lab",
+            "quickstart",
+        ),
         *("real_video",),
     ),
 }
