@@ -151,7 +151,7 @@ def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = F
 
 def _require_own(folder: Path, names: Collection[str]) -> None:
     """Refuse a folder that lists other videos: another dataset's lists would be replaced."""
-    for split in ("train", "valid", "test", "valid_u"):
+    for split in ("train", "valid", "test"):
         listed = folder / "meta_expressions" / split / "meta_expressions.json"
         other = set(read_expressions(listed, split)) - set(names) if listed.is_file() else set()
         if other:
