@@ -11,15 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from util.demo_options import read_command
-from util.errors import UserError, help_asked, run_cli
-
-if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
-    read_command(["--help"])
-
-from models.pretrained import open_pretrained
-from models.video_folder import segment_to_folder
 from util.demo_results import require_free
 from util.ending import orderly_end
+from util.errors import UserError, run_cli
 from util.media_reader import open_media
 from util.memory import DEMO, memory_advice
 
@@ -34,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = options.folder(path)
     require_free(folder, options.force)  # before minutes of work, not after them
     media = open_media(path, options.excerpt(), options.rate())
+    # Only now, as they take seconds, in which a mistake above need not wait.
+    from models.pretrained import open_pretrained
+    from models.video_folder import segment_to_folder
+
     pretrained = open_pretrained(given.pop("resume"), "--resume", {"device": "auto", **given})
     for note in pretrained.notes:
         print(f"note: {note}")

@@ -56,9 +56,10 @@ class ToyVideo:
 
 @dataclass
 class ToySummary:
-    """What a set holds. ``created`` is False if it was there already."""
+    """What a set holds. ``created`` is False if it was there already; ``size`` is that of its files, in bytes."""
 
     created: bool
+    size: int = 0
     videos: dict[str, int] = field(default_factory=dict)
     expressions: dict[str, int] = field(default_factory=dict)
     kinds: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -129,7 +130,7 @@ def make_toy(
         kinds: kinds of sentences to make, some of KINDS; None for all.
         negatives: sentences per video that name nothing in it, after the others, which do not depend on them.
         workers: processes; 1 works in this one.
-        force: replace a toy set of other parameters.
+        force: replace a toy set of other parameters, and one whose files are not as large as they were written.
 
     Raises:
         UserError: a parameter is out of range, or ``root`` holds another set or other files.
@@ -156,6 +157,7 @@ def _write_set(root: Path, parameters: ToyParameters, workers: int) -> ToySummar
     test = {name: _without_answers(video) for name, video in documents["test"].items()}
     for split, videos in {**documents, "valid": documents["valid"] | test, "test": test}.items():
         write_json(root / "meta_expressions" / split / "meta_expressions.json", {"videos": videos})
+    summary.size = _size(root)
     content = {key: value for key, value in asdict(summary).items() if key != "created"}
     write_json(root / STAMP, {"parameters": parameters.identity, "content": content})
     return summary
@@ -204,7 +206,11 @@ def _examine(root: Path, parameters: ToyParameters, force: bool) -> ToySummary |
                 f"{root} holds toy data of other parameters or an older generator (see {STAMP}); choose another "
                 "folder, or replace it with --force"
             )
-    elif "content" in stamp and _complete(root, parameters):
+    elif (
+        "content" in stamp
+        and _complete(root, parameters)
+        and not (force and stamp["content"].get("size") != _size(root))  # without force it may be edited on purpose
+    ):
         return ToySummary(created=False, **stamp["content"])
     for entry in OWN_ENTRIES:
         path = root / entry
@@ -226,6 +232,12 @@ def _complete(root: Path, parameters: ToyParameters) -> bool:
                 if not path.is_dir() or sum(1 for _ in path.glob("[0-9]*")) != parameters.frames:
                     return False
     return True
+
+
+def _size(root: Path) -> int:
+    """Bytes of a set's files, but for the stamp."""
+    files = (file for entry in OWN_ENTRIES if entry != STAMP for file in (root / entry).rglob("*"))
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _write_video(root: Path, parameters: ToyParameters, job: tuple[str, int]) -> tuple[dict, dict]:

@@ -112,7 +112,10 @@ def to_project(checkpoint: dict[str, Any], args: argparse.Namespace) -> list[str
         raise UserError(f"{path} does not hold the {PARTS[lost][1]}, so that --carry {lost} cannot keep it")
     if checkpoint.get("layout") == "authors":
         model = empty_model(config_of(checkpoint), args.stack)
-        check_state(model, weights, path, shown=file_name(checkpoint))
+        try:
+            check_state(model, weights, path, shown=file_name(checkpoint))
+        except UserError as error:
+            raise UserError(f"{error}; --stack {args.stack} should have the sizes of its frozen parts") from error
         frozen = {part: {**entry, "source": path.name} for part, entry in weights_identity(weights).items()}
         dropped = held_parts(weights) - {*args.carry, *(["unet"] if checkpoint["model"] == "hcd" else [])}
         trained = trained_state(model).keys()

@@ -1,11 +1,12 @@
 """Count parameters without allocating them: on the meta device, from configuration files.
 
-python -m scripts.count_parameters [--config configs/vdit_ytvos.yaml] [--stack configs/full_size]
+python -m scripts.count_parameters [--config configs/vdit_ytvos.yaml] [--stack FOLDER]
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from models import Segmenter
 
 FULL_SIZE = Path(__file__).resolve().parents[1] / "configs" / "full_size"
+PARTS = ("unet", "vae", "text_encoder", "clip", "roberta", "scheduler")
+
+
+def stack_of(cfg: Config) -> Path:
+    """Where the sizes of a configuration's frozen parts stand: its own folder if that has all of them (a toy stack), or
+    the published ones."""
+    own = Path(cfg.pretrained)
+    return own if all((own / part).is_dir() for part in PARTS) else FULL_SIZE
 
 
 def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> Segmenter:
@@ -46,10 +55,16 @@ def main() -> None:
     """Print trained parameters by part, and frozen ones."""
     parser = Parser(description="Count the model's parameters without allocating them.")
     parser.add_argument("--config", default="", help="a configuration; default: the published sizes")
-    parser.add_argument("--stack", type=Path, default=FULL_SIZE, help="configuration files of the frozen parts")
+    parser.add_argument(
+        "--stack",
+        type=Path,
+        help="configuration files of the frozen parts; default: the configuration's own stack where that is a folder "
+        "with all of them, as toy/stack is, or the published sizes",
+    )
     args = parser.parse_args()
     cfg = load_config(["--config", args.config] if args.config else [], "")
-    model = empty_model(cfg, args.stack)
+    stack = args.stack or stack_of(cfg)
+    model = empty_model(cfg, stack)
     from models import trained_parameters
 
     trained: Counter[str] = Counter()
@@ -60,7 +75,7 @@ def main() -> None:
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     total = sum(trained.values())
     print(f"{'trained':<32} {total:>12,}  = {total / 1e6:.2f} M")
-    print(f"{'frozen':<32} {frozen:>12,}  = {frozen / 1e6:.2f} M")
+    print(f"{'frozen':<32} {frozen:>12,}  = {frozen / 1e6:.2f} M, of the sizes in {os.path.relpath(stack)}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of sentences")
     parser.add_argument("--negatives", type=int, default=0, help="sentences per video that name nothing in it")
     parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--force", action="store_true", help="replace a toy set of other parameters")
+    parser.add_argument("--force", action="store_true", help="replace a toy set of other parameters, or a damaged one")
     args = parser.parse_args(argv)
     summary = make_toy(
         args.output_dir,

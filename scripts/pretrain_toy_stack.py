@@ -262,14 +262,29 @@ def pretrain(output: Path, work: Path, videos: int, share: float) -> None:
     with process_group(torch.device("cpu")), sole_run(work, is_main()):
         _pretrain_parts(work, videos, share)
         if is_main():
-            copy = output.with_name(f".{output.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-            old = copy.with_name(f"{copy.name}.old")
-            shutil.copytree(work / "stack", copy)
-            if output.exists():
-                output.rename(old)  # not removed first: half of a stack would be taken for another folder
-            copy.rename(output)
-            shutil.rmtree(old, ignore_errors=True)
+            put_in_place(work / "stack", output)
             print(f"wrote {output}")
+
+
+def put_in_place(stack: Path, output: Path) -> None:
+    """Copy a finished stack to its place; an older one goes when the copy is whole.
+
+    Raises:
+        UserError: it cannot be written, of which nothing is left then.
+    """
+    copy = output.with_name(f".{output.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    old = copy.with_name(f"{copy.name}.old")
+    try:
+        shutil.copytree(stack, copy)
+        if output.exists():
+            output.rename(old)  # not removed first: half of a stack would be taken for another folder
+        copy.rename(output)
+    except (OSError, shutil.Error) as error:
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+        raise UserError(f"cannot write {output}: {reason}; the finished stack stays in {stack}") from error
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _pretrain_parts(work: Path, videos: int, share: float) -> None:

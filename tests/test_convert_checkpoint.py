@@ -137,7 +137,7 @@ def test_adapters_are_merged_for_the_authors(run: tuple[Segmenter, Config, Path]
         (("nowhere.pth", "b.pth"), "should end in .safetensors"),
         (("nowhere.pth", "b.safetensors", "--to", "authors"), "should end in .pth"),
         (("{run}", "b.pth", "--to", "authors", "--pretrained", "nowhere/a/stack"), "nowhere/a/stack"),
-        (("{released}", "b.safetensors"), "of shape"),  # it is not of the published sizes
+        (("{released}", "b.safetensors"), "configs/full_size should have the sizes of its frozen parts"),
         (("{released}", "b.safetensors", "--stack", "nowhere/stack"), "nowhere/stack does not exist"),
         (("{run}", "b.safetensors", "--carry", "vae"), "does not hold the VAE"),
         (("{run}", "b.safetensors", "--pretrained", "a/stack"), "--pretrained has no effect with --to project"),

@@ -10,7 +10,7 @@ import pytest
 from models import trained_parameters
 from models.adapters import convert_authors, convert_name
 from models.segmenter import Segmenter
-from scripts.count_parameters import empty_model
+from scripts.count_parameters import FULL_SIZE, empty_model, stack_of
 from util.config import Config
 from util.errors import UserError
 
@@ -34,6 +34,11 @@ def test_frozen_parts_have_their_published_sizes(full_size: Segmenter) -> None:
     assert millions(full_size.encoder.vae) == 34.2
     # 1411.2 M less the last up block, the output norm and the output convolution
     assert millions(full_size.encoder.unet) == 1381.4
+
+
+def test_sizes_are_those_of_the_configurations_stack(root: Path) -> None:
+    assert stack_of(Config()) == FULL_SIZE
+    assert stack_of(Config(pretrained=str(root / "toy" / "stack"))) == root / "toy" / "stack"
 
 
 def test_every_name_of_a_released_checkpoint_finds_its_place(full_size: Segmenter, shared: Path) -> None:

@@ -33,6 +33,7 @@ FORBIDDEN = {
     "scripts.launch_rank": HEAVY,  # and with it scripts.launch
     "util.visualisation": HEAVY - {"av"},  # writes movies
     "scripts.plot_run": HEAVY - {"av"},
+    "demo": HEAVY - {"av"},  # a video that cannot be read is told before the model is loaded
     "scripts.prepare_data": HEAVY - {"av", "pycocotools"},  # draws RefCOCO's polygons
 }
 

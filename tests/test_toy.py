@@ -143,6 +143,16 @@ def test_another_set_is_replaced_only_by_force(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").is_file() and not (tmp_path / "valid" / "JPEGImages").exists()
 
 
+def test_a_damaged_set_is_replaced_by_force(toy_root: Path, tmp_path: Path) -> None:
+    make_toy(tmp_path, **SMALL_SET)
+    frame = tmp_path / "valid" / "JPEGImages" / "valid_00001" / "00010.jpg"
+    frame.write_bytes(frame.read_bytes()[:100])
+    assert not make_toy(tmp_path, **SMALL_SET).created  # it may be meant so
+    assert make_toy(tmp_path, **SMALL_SET, force=True).created
+    assert digest(tmp_path) == digest(toy_root)
+    assert not make_toy(tmp_path, **SMALL_SET, force=True).created
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
