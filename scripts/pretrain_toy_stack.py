@@ -283,8 +283,10 @@ def put_in_place(stack: Path, output: Path) -> None:
         reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
         raise UserError(f"cannot write {output}: {reason}; the finished stack stays in {stack}") from error
     finally:
-        shutil.rmtree(copy, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        if old.exists() and not output.exists():  # broken off between the two renamings
+            old.rename(output)
+        for left in (copy, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _pretrain_parts(work: Path, videos: int, share: float) -> None:

@@ -79,7 +79,8 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
         pretrain(tmp_path / "stack", tmp_path / "work", videos=0, share=1)
 
 
-def test_a_full_disk_leaves_the_older_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at", ["copy", "rename"])
+def test_a_full_disk_leaves_the_older_stack(at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, content in (("new", "2"), ("stack", "1")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(content)
@@ -87,8 +88,17 @@ def test_a_full_disk_leaves_the_older_stack(tmp_path: Path, monkeypatch: pytest.
     def full(source: str, target: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    copytree = shutil.copytree
-    monkeypatch.setattr(shutil, "copytree", lambda source, target: copytree(source, target, copy_function=full))
+    copytree, rename = shutil.copytree, Path.rename
+    if at == "copy":
+        monkeypatch.setattr(shutil, "copytree", lambda source, target: copytree(source, target, copy_function=full))
+    else:  # the second one: the older stack has made room, and gets its place back
+
+        def once(path: Path, target: Path) -> Path:
+            if target.name == "stack" and path.suffix != ".old":
+                full(str(path), str(target))
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", once)
     with pytest.raises(UserError, match=r"cannot write .*stack: .*No space left on device.*stays in .*new"):
         put_in_place(tmp_path / "new", tmp_path / "stack")
     monkeypatch.undo()
