@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -58,7 +56,7 @@ from models.diffusion.tiny import STAMP, make_tiny_stack
 from scripts.fit import fit
 from scripts.toy_corpus import SEED, Corpus, make_corpus
 from util.distributed import is_main, process_group, wait_for_all
-from util.io import read_json, write_json
+from util.io import atomic_folder, read_json, write_json
 from util.locking import sole_run
 
 SIZES: dict[str, Any] = {
@@ -262,31 +260,9 @@ def pretrain(output: Path, work: Path, videos: int, share: float) -> None:
     with process_group(torch.device("cpu")), sole_run(work, is_main()):
         _pretrain_parts(work, videos, share)
         if is_main():
-            put_in_place(work / "stack", output)
+            with atomic_folder(output) as copy:
+                shutil.copytree(work / "stack", copy, dirs_exist_ok=True)
             print(f"wrote {output}")
-
-
-def put_in_place(stack: Path, output: Path) -> None:
-    """Copy a finished stack to its place; an older one goes when the copy is whole.
-
-    Raises:
-        UserError: it cannot be written, of which nothing is left then.
-    """
-    copy = output.with_name(f".{output.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    old = copy.with_name(f"{copy.name}.old")
-    try:
-        shutil.copytree(stack, copy)
-        if output.exists():
-            output.rename(old)  # not removed first: half of a stack would be taken for another folder
-        copy.rename(output)
-    except (OSError, shutil.Error) as error:
-        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
-        raise UserError(f"cannot write {output}: {reason}; the finished stack stays in {stack}") from error
-    finally:
-        if old.exists() and not output.exists():  # broken off between the two renamings
-            old.rename(output)
-        for left in (copy, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _pretrain_parts(work: Path, videos: int, share: float) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from util.errors import UserError
-from util.io import atomic_path, is_unfinished, read_json, write_json
+from util.io import atomic_folder, atomic_path, is_unfinished, read_json, write_json
 from util.logging import RunLog
 
 
@@ -27,6 +30,35 @@ def test_an_error_in_the_block_leaves_the_older_file(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("at", ["copy", "rename"])
+def test_a_full_disk_leaves_the_older_folder(at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, path = tmp_path / "source", tmp_path / "deep" / "folder"
+    for folder, content in ((source, "new"), (path, "old")):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text(content)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def copy(**options: Any) -> None:
+        with atomic_folder(path) as staging:
+            shutil.copytree(source, staging, dirs_exist_ok=True, **options)
+
+    def rename(folder: Path, target: Path) -> None:
+        if target == path and folder.suffix != ".old":  # the older folder has made room, and gets its place back
+            full()
+        folder.replace(target)
+
+    if at == "rename":
+        monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(UserError, match=r"^cannot write .*folder: .*No space left on device; choose"):
+        copy(copy_function=full if at == "copy" else shutil.copy2)
+    monkeypatch.undo()
+    assert [file.name for file in path.parent.iterdir()] == ["folder"] and (path / "a.txt").read_text() == "old"
+    copy()
+    assert [file.name for file in path.parent.iterdir()] == ["folder"] and (path / "a.txt").read_text() == "new"
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import random
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from datasets.toy_captions import describe_scene
 from datasets.toy_scene import COLOURS, KINDS, SHAPES
 from models.diffusion.stack import load_stack
 from scripts.fit import fit
-from scripts.pretrain_toy_stack import pretrain, put_in_place
+from scripts.pretrain_toy_stack import pretrain
 from util.errors import RunError, UserError
 
 
@@ -77,36 +75,6 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "letters" / "a.txt").read_text() == "keep me"
     with pytest.raises(UserError, match="--videos"):
         pretrain(tmp_path / "stack", tmp_path / "work", videos=0, share=1)
-
-
-@pytest.mark.parametrize("at", ["copy", "rename"])
-def test_a_full_disk_leaves_the_older_stack(at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, content in (("new", "2"), ("stack", "1")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(content)
-
-    def full(source: str, target: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    copytree, rename = shutil.copytree, Path.rename
-    if at == "copy":
-        monkeypatch.setattr(shutil, "copytree", lambda source, target: copytree(source, target, copy_function=full))
-    else:  # the second one: the older stack has made room, and gets its place back
-
-        def once(path: Path, target: Path) -> Path:
-            if target.name == "stack" and path.suffix != ".old":
-                full(str(path), str(target))
-            return rename(path, target)
-
-        monkeypatch.setattr(Path, "rename", once)
-    with pytest.raises(UserError, match=r"cannot write .*stack: .*No space left on device.*stays in .*new"):
-        put_in_place(tmp_path / "new", tmp_path / "stack")
-    monkeypatch.undo()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "stack"]
-    assert (tmp_path / "stack" / "config.json").read_text() == "1"
-    put_in_place(tmp_path / "new", tmp_path / "stack")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "stack"]
-    assert (tmp_path / "stack" / "config.json").read_text() == "2"
 
 
 @pytest.mark.slow

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import unicodedata
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from util.errors import UserError
+from util.io import atomic_folder
 from util.locking import sole_run
 from util.results import library_versions, project_version
 
@@ -67,32 +65,8 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
     """
     path = path.absolute()
     require_free(path, force)
-    with sole_run(path):
-        yield from _staged(path)
-
-
-def _staged(path: Path) -> Iterator[Path]:
-    """Yield a folder beside ``path``, which takes its name, and the place of what is there, when the caller is done."""
-    staging = path.with_name(f".{path.name[:80]}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    old = staging.with_name(f"{staging.name}.old")
-    try:
-        try:
-            staging.mkdir(parents=True)
-        except (NotADirectoryError, FileExistsError) as error:
-            raise UserError(
-                f"cannot write {path}: a part of its folder is a file; choose another output folder"
-            ) from error
+    with sole_run(path), atomic_folder(path) as staging:
         yield staging
-        if path.exists():
-            path.rename(old)
-        staging.rename(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
-    finally:
-        if old.exists() and not path.exists():  # broken off between the two renamings
-            old.rename(path)
-        for left in (staging, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def require_free(path: Path, force: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,40 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: permission denied; choose another output folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; it takes its name, and the place of what is there, if the block succeeds.
+
+    If the block raises, nothing is left of it, and ``path`` stays as it was.
+
+    Raises:
+        UserError: something cannot be written there.
+    """
+    path = Path(path)
+    staging = path.with_name(f".{path.name[:80]}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    old = staging.with_name(f"{staging.name}.old")
+    try:
+        try:
+            staging.mkdir(parents=True)
+        except (NotADirectoryError, FileExistsError) as error:
+            raise UserError(
+                f"cannot write {path}: a part of its folder is a file; choose another output folder"
+            ) from error
+        yield staging
+        if path.exists():
+            path.rename(old)  # not removed first: half of a folder may be taken for something else
+        staging.rename(path)
+    except OSError as error:
+        first = error.args[0][0][-1] if isinstance(error, shutil.Error) else error  # that of many, of a copied tree
+        reason = getattr(first, "strerror", None) or first
+        raise UserError(f"cannot write {path}: {reason}; choose another output folder") from error
+    finally:
+        if old.exists() and not path.exists():  # broken off between the two renamings
+            old.rename(path)
+        for left in (staging, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def is_unfinished(path: Path) -> bool:
