@@ -23,8 +23,7 @@ PARTS = ("unet", "vae", "text_encoder", "clip", "roberta", "scheduler")
 
 
 def stack_of(cfg: Config) -> Path:
-    """Where the sizes of a configuration's frozen parts stand: its own folder if that has all of them (a toy stack), or
-    the published ones."""
+    """The folder with the sizes of a configuration's frozen parts: its own whole stack, or ``FULL_SIZE``."""
     own = Path(cfg.pretrained)
     return own if all((own / part).is_dir() for part in PARTS) else FULL_SIZE
 

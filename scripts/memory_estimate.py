@@ -37,7 +37,7 @@ from engine import training_step
 from models import Segmenter, build_criterion, build_model
 from models.diffusion.stack import empty_stack
 from models.precision import prepare_training
-from scripts.count_parameters import FULL_SIZE
+from scripts.count_parameters import FULL_SIZE, stack_of
 from scripts.live_memory import LiveMemory
 
 GIB = 2**30
@@ -236,9 +236,9 @@ def main() -> None:
         raise UserError("the estimate is of backbone t2v")
     if args.measure and not torch.cuda.is_available():
         raise UserError("--measure needs a GPU, and PyTorch finds none here; leave it out for an estimate")
-    if any(side % 32 for side in args.size):
+    if any(side < 32 or side % 32 for side in args.size):
         raise UserError(f"--size must be multiples of 32, to which training frames are padded, not {args.size}")
-    found = estimate(cfg, tuple(args.size), args.measure)
+    found = estimate(cfg, tuple(args.size), args.measure, stack_of(cfg))
     print(
         f"{cfg.model}, {cfg.precision}, gradient checkpointing {'on' if cfg.gradient_checkpointing else 'off'}: "
         f"{cfg.batch_size} × {cfg.num_frames} frames of {args.size[0]}×{args.size[1]}"

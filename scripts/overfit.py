@@ -25,7 +25,7 @@ from util.errors import UserError, help_asked, run_cli
 
 def own_options() -> argparse.ArgumentParser:
     """What this script takes beside the options of ``main.py``."""
-    own = Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    own = Parser(add_help=False, usage=argparse.SUPPRESS)
     own.add_argument("--clips", nargs="+", default=[], metavar="VIDEO/EXPRESSION")
     own.add_argument("--target_j", type=float, default=70.0, help="stop when J of every clip reaches it, 0–100")
     own.add_argument("--every", type=int, default=50, help="steps between two looks at J")

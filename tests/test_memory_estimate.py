@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,21 @@ def test_each_measure_takes_what_it_should(tiny_stack: Path) -> None:
     assert wide.peak > half.peak > again.peak > sum(again.parts.values())
 
 
+def test_a_toy_configuration_has_its_own_stack(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    monkeypatch.chdir(root)
+    done = run_command(memory_estimate.main, "--config", "configs/vdit_toy.yaml", "--size", "64", "96")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"unet, float32 +0\.01 GiB", done.stdout), done.stdout  # the published one has 5 GiB
+
+
 @pytest.mark.parametrize(
-    ("arguments", "named"), [(("--size", "100", "96"), "multiples of 32"), (("--measure",), "GPU"), (("--x",), "--x")]
+    ("arguments", "named"),
+    [
+        (("--size", "100", "96"), "multiples of 32"),
+        (("--size", "0", "96"), "multiples of 32"),
+        (("--measure",), "GPU"),
+        (("--x",), "--x"),
+    ],
 )
 def test_bad_arguments_are_one_sentence(arguments: tuple[str, ...], named: str) -> None:
     if "--measure" in arguments and torch.cuda.is_available():

@@ -155,7 +155,6 @@ def read_flags(
     parser = Parser(
         usage=f"%(prog)s {words}[--config FILE] [--OPTION VALUE ...]",
         description=description,
-        allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
