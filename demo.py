@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from util.demo_options import read_command
 from util.demo_results import require_free
+from util.device import DEMO, memory_advice
 from util.ending import orderly_end
 from util.errors import UserError, run_cli
 from util.media_reader import open_media
-from util.memory import DEMO, memory_advice
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     for note in media.notes:
         print(f"note: {note}")
-    print("\n".join(result.lines(pretrained.cfg.score_threshold)))
+    print("\n".join(result.lines(pretrained.options.score_threshold)))
 
 
 if __name__ == "__main__":

@@ -4,17 +4,16 @@ python inference_ytvos.py --config configs/vdit_ytvos.yaml --resume runs/vdit/ch
     --ytvos_path data/ref-youtube-vos --output_dir runs/vdit/valid --visualize
 
 ``--dataset_file`` is ytvos (a whole video is one clip, and one query is chosen for it), davis or mevis (clips of 36
-frames, each with its own query). Masks are written in the benchmark's layout, zipped and checked. A run that was
-stopped goes on where it stopped. Under torchrun, processes share the videos.
+frames, each with its own query). Masks are written in the benchmark's layout, zipped and checked. A stopped run
+continues where it stopped. Under torchrun, processes share the videos.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
-from functools import partial
-from pathlib import Path
 
 from util.config import Config, load_config
 from util.errors import RunError, UserError, help_asked, run_cli
@@ -25,23 +24,20 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 import torch
 
 from datasets import list_videos
-from datasets.video import Video, load_clip
-from models import Segmenter
-from models.loading import open_checkpoint
-from models.precision import with_named_precision
-from models.prediction import load_for_inference, segment
-from util import video_inference
-from util.device import device_name, resolve_device
-from util.distributed import is_main, process_group, rank, tell, wait_for_all
-from util.inference_record import InferenceRecord, open_record
-from util.locking import sole_run
-from util.mask_layouts import LAYOUTS
-from util.memory import INFERENCE, memory_advice
+from datasets.video import Video
+from engine import build_record, count_expressions, segment_videos, share_of_videos
+from models.checkpoints import open_checkpoint
+from models.inference import InferenceOptions, build_for_inference
+from models.precision import inference_precision
+from util.device import INFERENCE, memory_advice, resolve_device
+from util.distributed import is_main, process_group, tell, wait_for_all
+from util.files import sole_run
+from util.inference_record import InferenceRecord
+from util.mask_layouts import LAYOUTS, MaskLayout
 from util.overlays import write_sheet
 from util.submission import check_submission, require_frames, write_submission
-from util.video_inference import count_expressions, share_of_videos
 
-PATIENCE = timedelta(hours=12)  # of a process that has done its share, for the slowest one
+PATIENCE = timedelta(hours=12)  # how long a finished process waits for the slowest one
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(argv, __doc__.split("\n")[0])
     if not cfg.resume:
         raise UserError(
-            "no checkpoint is given; name one by --resume: a file, a folder that holds one, or hf://org/repo"
+            "no checkpoint is given; name one with --resume: a file, a folder that holds one, or hf://org/repo"
         )
     with (
         process_group(resolve_device(cfg.device), PATIENCE) as device,
@@ -61,13 +57,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def segment_split(cfg: Config, device: torch.device) -> None:
-    """Segment this process's share of the videos of ``cfg.split``; the main process finishes when all have done theirs.
+    """Segment this process's share of the videos of ``cfg.split``; the main process then writes the submission.
 
     Raises:
         UserError: data or checkpoint is missing or broken, or a file cannot be written.
-        RunError: the predictions are not finite numbers, or the zip is not a whole submission.
+        RunError: the predictions are not finite, or the zip is not a complete submission.
     """
-    cfg = with_named_precision(cfg, device)
+    # Masks of two machines whose "auto" differs must never mix.
+    cfg = replace(cfg, precision=inference_precision(cfg.precision, device))
     checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)
     videos = [video for video in list_videos(cfg) if video.expressions]
     if not videos:
@@ -75,48 +72,36 @@ def segment_split(cfg: Config, device: torch.device) -> None:
             f"the {cfg.split} split of {cfg.dataset_file} has no expression; its expressions file lists none"
         )
     require_frames(videos)
-    record = open_record(cfg, checkpoint["path"], device_name(device), rank())
-    model, notes = load_for_inference(cfg, checkpoint, device)
+    record = build_record(cfg, checkpoint.path, device)
+    model, notes = build_for_inference(cfg, checkpoint, device)
     tell(notes)
     del checkpoint  # and with it the memory map of its file
-    run_inference(model, share_of_videos(videos), cfg, record, device)
+    layout = LAYOUTS[cfg.dataset_file]
+    segment_videos(
+        model,
+        share_of_videos(videos),
+        record,
+        layout,
+        InferenceOptions.from_config(cfg),
+        workers=cfg.num_workers,
+        visualize=cfg.visualize,
+    )
     wait_for_all()
     if is_main():
         record.absorb()
-        print("\n".join(finish(videos, cfg, record)))
+        print("\n".join(finish(videos, record, layout, cfg.visualize)))
 
 
-def run_inference(
-    model: Segmenter, videos: Sequence[Video], cfg: Config, record: InferenceRecord, device: torch.device
-) -> None:
-    """Write the masks of every expression that is not written yet; see ``util.video_inference``.
-
-    Args:
-        model: in eval mode, on ``device``.
-        videos: what to segment.
-        cfg: also reads ``eval_size``, ``max_size``, ``threshold``, ``score_threshold`` and ``seed``.
-        record: which expressions are done.
-        device: where the model is.
-
-    Raises:
-        UserError: a frame cannot be read or a file not written.
-        RunError: the predictions are not finite numbers.
-    """
-    read = partial(load_clip, short_side=cfg.eval_size, long_side=cfg.max_size)
-    predict = partial(segment, model, cfg=cfg, device=device, soft=LAYOUTS[cfg.dataset_file].soft)
-    video_inference.run_inference(videos, cfg, record, read, predict, show=is_main())
-
-
-def finish(videos: Sequence[Video], cfg: Config, record: InferenceRecord) -> list[str]:
-    """Write and check the submission zip, and with ``cfg.visualize`` the contact sheet.
+def finish(videos: Sequence[Video], record: InferenceRecord, layout: MaskLayout, visualize: bool = False) -> list[str]:
+    """Write and check the submission zip and, with ``visualize``, the contact sheet, in the folder of the record.
 
     Returns:
         Lines that say what was written.
 
     Raises:
-        RunError: the zip is not a whole submission.
+        RunError: the zip is not a complete submission.
     """
-    layout, output = LAYOUTS[cfg.dataset_file], Path(cfg.output_dir)
+    output = record.path.parent
     archive = output / "submission.zip"
     write_submission(output, videos, archive, layout)
     faults = check_submission(archive, videos, layout)
@@ -128,7 +113,7 @@ def finish(videos: Sequence[Video], cfg: Config, record: InferenceRecord) -> lis
         f"({record.timing()['frames_per_second']:.2f} frames/s): {', '.join(str(output / r) for r in layout.roots)}",
         f"submission, checked: {archive}",
     ]
-    if cfg.visualize:
+    if visualize:
         sheet = write_sheet(output, videos)
         lines.append(f"overlays: {sheet.parent}, contact sheet: {sheet}")
     return lines

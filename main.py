@@ -8,11 +8,9 @@ python main.py --config configs/vdit_ytvos.yaml --ytvos_path data/ref-youtube-vo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +21,50 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
     load_config(["--help"], __doc__.split("\n")[0])
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets import build_dataset, build_evaluator, build_scorer, is_video_set, list_videos
-from datasets.clip import ClipLoader, collate, denormalise
+from datasets.clip import denormalise
 from datasets.epoch_loader import EpochLoader
-from datasets.video import load_clip
-from engine import build_schedule, is_due, train
-from engine import evaluate as evaluate_items
-from models import Segmenter, build_criterion, build_model, has_lora, trained_parameters
-from models.identity import frozen_identity
-from models.loading import check_options, load_weights, open_checkpoint, open_training
-from models.postprocessors import query_predictions
-from models.precision import prepare_training, with_named_precision
-from models.prediction import MULTIPLE, load_for_inference, segment
-from models.selection import all_queries
+from engine import (
+    VALIDATION_FOLDER,
+    Run,
+    Scoring,
+    Validation,
+    build_schedule,
+    build_scoring,
+    parameter_lines,
+    train,
+)
+from models import (
+    build_criterion,
+    build_model,
+    frozen_sources,
+    has_lora,
+    prepare_training,
+    trained_parameters,
+)
+from models.checkpoints import (
+    frozen_identity,
+    load_weights,
+    open_checkpoint,
+    open_resumed,
+    save_carried,
+    save_checkpoint,
+)
+from models.inference import build_for_inference
+from models.precision import inference_precision
 from util.benchmarks import AUTO_SPLIT, scored_parts, validated_set
-from util.checkpoint import save_carried, save_checkpoint
-from util.device import device_name, resolve_device
-from util.distributed import is_main, process_group, rank, tell, world_size
-from util.evaluation import Score, Scores
+from util.checkpoint import NEWEST, Keeper, begin_folder
+from util.device import INFERENCE, TRAINING, device_name, memory_advice, resolve_device
+from util.distributed import is_main, process_group, tell, world_size
+from util.files import sole_run
 from util.guard import Guard
-from util.inference_record import file_sha256, open_record
-from util.keeping import NEWEST, Keeper, begin_folder, check_epoch, resume_path
-from util.locking import sole_run
-from util.log_writers import further_writers
-from util.logging import open_log
-from util.mask_layouts import LAYOUTS
-from util.memory import INFERENCE, TRAINING, memory_advice
-from util.parameters import parameter_lines
-from util.results import write_results
-from util.run_summary import RunSummary
+from util.inference_record import file_sha256
+from util.run_log import RunLog, RunSummary, Wandb, write_results
 from util.samples import LastClip
-from util.submission import require_frames
-from util.validation import FOLDER as VALIDATION
-from util.validation import Validation
-from util.video_scoring import video_score
 
-PATIENCE = timedelta(hours=12)  # of a process that has scored its share, for the slowest one; a hang is noticed sooner
+PATIENCE = timedelta(hours=12)  # how long a finished process waits for the slowest one
 
 
 def main() -> None:
@@ -72,70 +75,89 @@ def main() -> None:
 
 
 def run(cfg: Config, device: torch.device) -> None:
-    """Train, from the beginning or from ``cfg.resume`` on, in this process and its peers.
+    """Train in this process and its peers, from the beginning or from the checkpoint that ``cfg.resume`` names.
 
     Raises:
-        Stopped: a signal has ended the run; its work is saved.
+        Stopped: a signal ended the run; its work is saved.
     """
     output = Path(cfg.output_dir)
     summary = RunSummary(output, active=is_main())
     with summary, Guard(output, 60 * cfg.patience_minutes, seed=cfg.seed) as guard, memory_advice(TRAINING):
-        train_guarded(cfg, device, output, guard, summary)
+        parts = build_run(cfg, device, guard, summary)
+        if parts is None:
+            return
+        with parts.log:
+            guard.start(parts.first_step)
+            train(parts)
+        if is_main():
+            print(f"wrote {output / NEWEST}")
 
 
-def train_guarded(cfg: Config, device: torch.device, output: Path, guard: Guard, summary: RunSummary) -> None:
-    """Train, where signals and other processes are looked after."""
+def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSummary) -> Run | None:
+    """Build a training run; None, with a message, where nothing is left to train.
+
+    What the user can get wrong is checked first: checkpoint, data and ground truth, then the output folder, and only
+    then are gigabytes of frozen parts loaded.
+
+    Raises:
+        UserError: a checkpoint, the data, a frozen part or the output folder cannot be used.
+    """
+    output = Path(cfg.output_dir)
     torch.manual_seed(cfg.seed)
-    resume, notes = resume_path(cfg.resume, output)
-    tell(notes)
-    state = open_training(resume, cfg.model) if resume else {}
-    begin = cfg.pretrained_weights and not state
-    weights = open_checkpoint(cfg.pretrained_weights, "--pretrained_weights", cfg.model) if begin else state
-    if weights:
-        check_options(weights, cfg, fresh=not state)
-    first = state.get("step", 0)
+    resumed = checkpoint = open_resumed(cfg.resume, output, cfg.model)
+    if checkpoint is None and cfg.pretrained_weights:
+        checkpoint = open_checkpoint(cfg.pretrained_weights, "--pretrained_weights", cfg.model)
+    first_step = resumed.step if resumed else 0
+    if checkpoint:
+        tell(checkpoint.notes)
+        checkpoint.require_options(config_dict(cfg), new_run=resumed is None)
     loader = EpochLoader(cfg, pin_memory=device.type == "cuda")
     schedule = build_schedule(cfg, loader.batches.steps_per_epoch)
-    if state:
-        check_epoch(state, schedule.steps_per_epoch)
-    every = max(1, round(cfg.eval_every * schedule.steps_per_epoch)) if cfg.eval_every else 0
-    parts = prepare_validation(cfg, device, guard) if every else {}
-    if first >= schedule.total_steps:
-        if is_main():
-            print(
-                f"nothing left to train: {resume} is from step {first}, and this run has {schedule.total_steps} "
-                "steps; --epochs and --max_steps make it longer"
-            )
-        return
-    # Before the frozen parts are loaded: a folder that cannot be written is told at once.
-    summary.begin(config_dict(cfg), device, first, total_steps=schedule.total_steps, clips=len(loader.dataset))
-    writers = further_writers(cfg, summary.run_id)
+    if resumed:
+        resumed.require_epochs_of(schedule.steps_per_epoch)
+    validate_every = max(1, round(cfg.eval_every * schedule.steps_per_epoch)) if cfg.eval_every else 0
+    scorings = build_validation_scorings(cfg, device, guard) if validate_every else {}
+    if resumed and first_step >= schedule.total_steps:
+        tell(
+            [
+                f"nothing is left to train: {resumed.path} is from step {first_step}, and this run has "
+                f"{schedule.total_steps} steps; --epochs and --max_steps make it longer"
+            ]
+        )
+        return None
+    summary.begin(config_dict(cfg), device, first_step, total_steps=schedule.total_steps, clips=len(loader.dataset))
+    writers = [Wandb(output, summary.run_id, config_dict(cfg))] if cfg.wandb and is_main() else []
 
     model = build_model(cfg)
-    if weights:
-        loaded = load_weights(model, weights, cfg, fresh=not state)
-        frozen, notes = loaded.frozen, loaded.notes
+    if checkpoint:
+        frozen, notes = load_weights(
+            model,
+            checkpoint,
+            frozen_sources(cfg),
+            new_run=resumed is None,
+            keep_class_heads=cfg.keep_class_heads,
+            ignore_identity=cfg.ignore_frozen_identity,
+        )
     else:
-        frozen, notes = frozen_identity(model, cfg), []
-    del weights
+        frozen, notes = frozen_identity(model, frozen_sources(cfg)), []
     if is_main():
-        save_carried(output, model, cfg.model, frozen)  # while it has all of its digits
-    scaler = prepare_training(model, cfg, device)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    fused = device.type == "cuda" or None  # asks no GPU whether a scaled gradient has overflowed
-    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
-    if state:
-        optimizer.load_state_dict(deepcopy(state["optimizer"]))
-        if scaler and "scaler" in state:
-            scaler.load_state_dict(state["scaler"])
-        state.clear()  # the file is memory-mapped, and will be replaced
+        save_carried(output, model, cfg.model, frozen)  # before half precision removes digits
+    scaler = prepare_training(model, cfg.precision, device, cfg.compile)
+    fused = device.type == "cuda" or None  # the fused optimiser needs no synchronisation for a scaled gradient
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
+    if resumed:
+        optimizer.load_state_dict(deepcopy(resumed.training["optimizer"]))
+        if scaler and "scaler" in resumed.training:
+            scaler.load_state_dict(resumed.training["scaler"])
+    del resumed, checkpoint  # and with them the memory map of a file that will be replaced
     if is_main():
-        tell([*notes, *begin_folder(output, first)])
+        tell([*notes, *begin_folder(output, first_step)])
         print("\n".join(parameter_lines(model, optimizer)))
         print(
             f"{cfg.model}: {sum(trained_parameters(model).values()) / 1e6:.2f} M trained parameters; "
             f"{len(loader.dataset)} clips, {schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, "
-            f"on {world_size()} × {device}" + (f", from step {first}" if first else ""),
+            f"on {world_size()} × {device}" + (f", from step {first_step}" if first_step else ""),
             flush=True,
         )
 
@@ -145,7 +167,23 @@ def train_guarded(cfg: Config, device: torch.device, output: Path, guard: Guard,
         save_checkpoint(path, model, cfg.model, config_dict(cfg), frozen=frozen, **state)
 
     keeper = Keeper(output, write, cfg.keep_checkpoints, cfg.save_minutes, active=is_main())
-    validation = Validation(output, parts, cfg.eval_metric, config_dict(cfg), keeper.keep_best, first)
+    log = RunLog(
+        output,
+        schedule.total_steps,
+        first_step,
+        is_main(),
+        processes=world_size(),
+        writers=writers,
+        sample=LastClip(model, denormalise, cfg.threshold).draw,
+        sample_every=cfg.sample_every,
+    )
+    summary.last_step = lambda: log.step
+    validation = None
+    if scorings:
+        options = config_dict(cfg)
+        validation = Validation(
+            output, scorings, cfg.eval_metric, options, keeper.keep_best, validate_every, first_step
+        )
     network: nn.Module = model
     if world_size() > 1:
         network = DistributedDataParallel(
@@ -155,79 +193,68 @@ def train_guarded(cfg: Config, device: torch.device, output: Path, guard: Guard,
             # single frames bypass the temporal attentions, and with them their adapters
             find_unused_parameters=cfg.num_frames == 1 and has_lora(model),
         )
-    sample = LastClip(model, denormalise, cfg.threshold).draw
-    with open_log(cfg, schedule.total_steps, first, writers, sample) as log:
-        summary.last_step = lambda: log.step
-
-        def validate(step: int) -> None:
-            with guard.uncounted(f"validates step {step}"):
-                metrics = validation.score(model, step)
-            log.write(step, {f"valid.{name}": value for name, value in metrics.items()})
-
-        guard.start(first)
-        if parts and first and is_due(first, every) and validation.missed(first):
-            validate(first)
-        train(
-            network,
-            build_criterion(cfg),
-            loader,
-            optimizer,
-            schedule,
-            log,
-            keeper.save,
-            seed=cfg.seed,
-            device=device,
-            first_step=first,
-            max_norm=cfg.clip_max_norm,
-            log_every=cfg.log_every,
-            save_every=cfg.save_every,
-            save_due=keeper.due,
-            validate=validate if parts else None,
-            validate_every=every,
-            guard=guard,
-            accumulate=cfg.accumulate,
-            scaler=scaler,
-        )
-    if is_main():
-        print(f"wrote {output / NEWEST}")
+    return Run(
+        model=model,
+        network=network,
+        criterion=build_criterion(cfg),
+        loader=loader,
+        optimizer=optimizer,
+        schedule=schedule,
+        log=log,
+        keeper=keeper,
+        device=device,
+        guard=guard,
+        scaler=scaler,
+        validation=validation,
+        seed=cfg.seed,
+        first_step=first_step,
+        max_norm=cfg.clip_max_norm,
+        accumulate=cfg.accumulate,
+        log_every=cfg.log_every,
+        save_every=cfg.save_every,
+    )
 
 
-def prepare_validation(cfg: Config, device: torch.device, guard: Guard) -> dict[str, Score]:
-    """Get ready to score the model during training: each part of what is validated.
+def build_validation_scorings(cfg: Config, device: torch.device, guard: Guard) -> dict[str, Scoring]:
+    """Prepare to score the model during training on each part of the validated dataset.
 
     Raises:
-        UserError: data or truth is missing or broken.
+        UserError: data or ground truth is missing or broken.
     """
     name = validated_set(cfg.dataset_file, cfg.eval_dataset)
     split = cfg.split if name == cfg.dataset_file else AUTO_SPLIT
-    folder = Path(cfg.output_dir) / VALIDATION
-    parts = {
-        part: replace(cfg, dataset_file=part, split=split, output_dir=str(folder / part), visualize=False)
+    folder = Path(cfg.output_dir) / VALIDATION_FOLDER
+    return {
+        part: build_scoring(
+            replace(cfg, dataset_file=part, split=split, output_dir=str(folder / part), visualize=False),
+            device,
+            on_clip=guard.pass_on,
+        )
         for part in scored_parts(name)
     }
-    return {part: prepare(options, None, device, guard.pass_on) for part, options in parts.items()}
 
 
 def evaluate(cfg: Config, device: torch.device) -> None:
-    """Score ``cfg.resume`` on ``cfg.dataset_file``, or on every part of a mixture, and write ``results.json``.
+    """Score ``cfg.resume`` on ``cfg.dataset_file``, or on each part of a mixture, and write ``results.json``.
 
     Raises:
-        UserError: data, truth or checkpoint is missing or broken; found out before the model is built, where possible.
+        UserError: data, ground truth or checkpoint is missing or broken; most of it before the model is built.
     """
     if not cfg.resume:
-        raise UserError("no checkpoint is given; name the one to score by --resume")
-    cfg = with_named_precision(cfg, device)
+        raise UserError("no checkpoint is given; name the one to score with --resume")
+    # Masks of two machines whose "auto" differs must never mix.
+    cfg = replace(cfg, precision=inference_precision(cfg.precision, device))
     output, names = Path(cfg.output_dir), scored_parts(cfg.dataset_file)
     folders = {name: output / name if len(names) > 1 else output for name in names}
     parts = {name: replace(cfg, dataset_file=name, output_dir=str(folders[name])) for name in names}
     checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)
-    about = {"checkpoint": str(checkpoint["path"].resolve()), "checkpoint_sha256": file_sha256(checkpoint["path"])}
-    prepared = {name: prepare(part, checkpoint["path"], device) for name, part in parts.items()}
+    about = {"checkpoint": str(checkpoint.path.resolve()), "checkpoint_sha256": file_sha256(checkpoint.path)}
+    scorings = {name: build_scoring(part, device, checkpoint.path) for name, part in parts.items()}
     with memory_advice(INFERENCE):
-        model, notes = load_for_inference(cfg, checkpoint, device)
+        model, notes = build_for_inference(cfg, checkpoint, device)
         del checkpoint  # and with it the memory map of its file
         tell(notes)
-        scores = {name: score(model) for name, score in prepared.items()}
+        scores = {name: scoring.score(model) for name, scoring in scorings.items()}
     if not is_main():
         return
     found = ({name: part[i] for name, part in scores.items()} for i in (0, 1))
@@ -237,63 +264,6 @@ def evaluate(cfg: Config, device: torch.device) -> None:
     for name, (values, _) in scores.items():
         print(f"{name}, {parts[name].split} split: " + ", ".join(f"{key} {value:.2f}" for key, value in values.items()))
     print(f"wrote {output / 'results.json'}")
-
-
-def prepare(
-    cfg: Config, checkpoint: Path | None, device: torch.device, passing: Callable[[], None] = lambda: None
-) -> Score:
-    """Get ready to score a model on one dataset.
-
-    Args:
-        cfg: names the dataset, its split and the folder for masks.
-        checkpoint: whose masks in that folder need not be made again; None: the model is in training.
-        device: where it is.
-        passing: called for every clip.
-    """
-    return (
-        prepare_videos(cfg, checkpoint, device, passing) if is_video_set(cfg) else prepare_items(cfg, device, passing)
-    )
-
-
-def prepare_videos(cfg: Config, checkpoint: Path | None, device: torch.device, passing: Callable[[], None]) -> Score:
-    """Get ready to segment this process's share of the videos and to score all masks, which stay in the output folder.
-
-    Masks that are there from the same checkpoint and options are not made again.
-    """
-
-    def predict(model: Segmenter, frames: Tensor, orig_size: tuple[int, int], sentences: Mapping[str, str]) -> Any:
-        passing()
-        return segment(model, frames, orig_size, sentences, cfg, device, LAYOUTS[cfg.dataset_file].soft)
-
-    videos = [video for video in list_videos(cfg) if video.expressions]
-    require_frames(videos)
-    scorer = build_scorer(cfg) if is_main() else None
-    read = partial(load_clip, short_side=cfg.eval_size, long_side=cfg.max_size)
-    records = partial(open_record, cfg, checkpoint, device_name(device))
-    return video_score(videos, scorer, cfg, records, read, predict, keep=checkpoint is not None)
-
-
-def prepare_items(cfg: Config, device: torch.device, passing: Callable[[], None]) -> Score:
-    """Get ready to score this process's share of the frames or images, all queries of each."""
-    dataset, first_evaluator = build_dataset(cfg, cfg.split), [build_evaluator(cfg)]
-    loader = ClipLoader(
-        dataset,
-        sampler=range(rank(), len(dataset), world_size()),
-        num_workers=cfg.num_workers,
-        collate_fn=partial(collate, multiple=MULTIPLE),
-        pin_memory=device.type == "cuda",
-    )
-
-    def score(model: Segmenter) -> Scores:
-        def predictions(output: Any, targets: Any) -> Any:
-            passing()
-            return query_predictions(output, targets, cfg.threshold)
-
-        evaluator = first_evaluator.pop() if first_evaluator else build_evaluator(cfg)
-        evaluate_items(model, loader, evaluator, all_queries, predictions, seed=cfg.seed, device=device)
-        return (evaluator.results(), evaluator.counts()) if is_main() else ({}, {})
-
-    return score
 
 
 if __name__ == "__main__":

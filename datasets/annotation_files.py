@@ -11,8 +11,8 @@ from datasets.coco_masks import decode_segmentation
 from datasets.reading import DATA_PAGE
 from util.a2d_metrics import Rle, encode_masks
 from util.errors import UserError
-from util.io import read_json
-from util.sentences import normalise_sentence
+from util.files import read_json
+from util.preprocessing import normalise_sentence
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import box_convert, masks_to_boxes
 
 from util.errors import UserError
-from util.frames import IMAGENET_MEAN, IMAGENET_STD
-from util.padding import pad_clips
+from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD, pad_clips
 from util.stopping import WorkerSignals
 
 LOCAL_REACH = 3  # frames: how far the two neighbours of the start frame may lie from it

@@ -15,8 +15,7 @@ from datasets.expressions import read_expressions, require_video_folders
 from datasets.reading import DATA_PAGE, require_folder
 from util.errors import UserError
 from util.evaluation import Scorer
-from util.files import bring_file
-from util.io import read_json, write_json
+from util.files import bring_file, read_json, write_json
 from util.jf_ref_davis import score_ref_davis
 from util.mask_files import read_index_mask
 from util.mask_layouts import davis_object

@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar
 
 from datasets.reading import DATA_PAGE, plain_name
 from util.errors import UserError
-from util.io import read_json
+from util.files import read_json
 from util.negatives import is_negative
-from util.sentences import normalise_sentence
+from util.preprocessing import normalise_sentence
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from util.frames import IMAGENET_MEAN
+from util.preprocessing import IMAGENET_MEAN
 
 MEAN_COLOUR = [round(255 * value) for value in IMAGENET_MEAN]  # where a frame shows what is beyond the image
 

@@ -18,7 +18,7 @@ from datasets.coco_masks import decode_segmentation
 from datasets.expressions import Entry, read_caption, read_entries, require_mapping, require_video_folders
 from datasets.reading import DATA_PAGE, require_folder
 from util.errors import UserError
-from util.io import read_json
+from util.files import read_json
 from util.jf_unions import MASK_FILE
 
 SPLITS = ("train", "valid_u", "valid")

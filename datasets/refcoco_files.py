@@ -15,8 +15,8 @@ import numpy as np
 from datasets.coco_masks import MAX_SIDE, decode_segmentation
 from datasets.reading import DATA_PAGE, plain_name
 from util.errors import UserError
-from util.io import read_json
-from util.sentences import normalise_sentence
+from util.files import read_json
+from util.preprocessing import normalise_sentence
 
 SPLITS = {
     "refcoco": ("train", "val", "testA", "testB"),

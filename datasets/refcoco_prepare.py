@@ -15,10 +15,9 @@ from datasets.annotation_files import require_files
 from datasets.reading import DATA_PAGE, plain_name, require_folder
 from datasets.refcoco_files import IMAGES, SPLITS, instances_name
 from util.errors import UserError
-from util.files import bring_file
-from util.io import read_json, write_json
+from util.files import bring_file, read_json, write_json
 from util.plain_pickle import read_plain_pickle
-from util.sentences import normalise_sentence
+from util.preprocessing import normalise_sentence
 
 REFERENCES = {"refcoco": "refs(unc).p", "refcoco+": "refs(unc).p", "refcocog": "refs(umd).p"}
 INSTANCES = "instances.json"

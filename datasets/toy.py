@@ -24,8 +24,7 @@ from datasets.toy_render import full_areas, render_frames, render_masks, write_f
 from datasets.toy_scene import KINDS, MAX_OBJECTS, Scene, sample_scene
 from datasets.toy_sentences import Facts, Sentence, choose_sentences
 from util.errors import UserError
-from util.io import atomic_path, read_json, write_json
-from util.locking import sole_run
+from util.files import atomic_path, read_json, sole_run, write_json
 from util.mask_files import object_palette
 from util.negatives import NEGATIVE
 from util.parallel import map_videos

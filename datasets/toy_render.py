@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.toy_scene import SUBPIXELS, Scene, ToyObject
-from util.io import atomic_path
+from util.files import atomic_path
 
 FULL = SUBPIXELS * SUBPIXELS  # coverage of a pixel that lies inside a shape
 OUTLINE = 3  # sub-pixels; a darker edge keeps overlapping objects of one colour apart

@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from util.errors import UserError
-from util.frames import normalise, resize_frames
+from util.preprocessing import normalise, resize_frames
 
 if TYPE_CHECKING:
     from util.config import Config

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets.reading import read_frame, require_same_size
-from util.frames import normalise, resize_frames
+from util.preprocessing import normalise, resize_frames
 
 
 @dataclass(frozen=True)

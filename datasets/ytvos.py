@@ -18,7 +18,7 @@ from datasets.transforms import ClipTransform, build_transform
 from datasets.video import Video
 from util.errors import UserError
 from util.evaluation import Scorer
-from util.io import read_json
+from util.files import read_json
 from util.jf_expressions import require_truth, score_expressions
 from util.mask_layouts import ANNOTATIONS
 

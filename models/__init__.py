@@ -1,8 +1,9 @@
-"""Models: ``build_model`` and ``build_criterion`` are the only places that read a configuration.
+"""Builds the models, their loss, and their place on a device. In this package only the ``build_*`` functions,
+``frozen_sources`` and ``load_pretrained`` read the configuration.
 
 VD-IT (arXiv 2403.12042) = encoder with predicted noise and VAE tap + dynamic mask head.
 HCD (arXiv 2508.13584) = encoder without noise, with temporal stem and LoRA + dynamic mask head + query-dot head.
-Noise, stride-4 feature, LoRA and backbone each have an option, and can be exchanged alone (docs/ablations.md); the
+Noise, stride-4 feature, LoRA and backbone each have an option and can be changed independently (docs/ablations.md); the
 query-dot head comes with the model.
 """
 
@@ -10,16 +11,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from models.backbones import BackboneEncoder, build_backbone
-from models.criterion import Criterion
-from models.defaults import resolved
+from models.criterion import Criterion, Matcher
 from models.deformable_transformer import DeformableTransformer
 from models.diffusion.encoder import VideoEncoder
-from models.diffusion.stack import FrozenStack, load_sentence_encoder, load_stack
+from models.diffusion.stack import FrozenStack, load_sentence_encoder, load_stack, part_sources
 from models.diffusion.stride4 import TemporalStem, VAETap
+from models.frozen import Frozen
 from models.lora import add_lora, has_lora, merge_lora, merged_state
 from models.mask_heads import DynamicMaskHead, MaskRefinement, QueryDotHead
-from models.matcher import Matcher
+from models.precision import HALVES, resolve_precision
 from models.segmenter import Segmenter
 from models.text_encoder import LanguageQueries, SentenceEncoder
 from util.config import Config
@@ -32,14 +35,28 @@ __all__ = [
     "Segmenter",
     "build_criterion",
     "build_model",
+    "frozen_sources",
     "has_lora",
     "load_pretrained",
     "merge_lora",
     "merged_state",
+    "prepare_inference",
+    "prepare_training",
     "trained_parameters",
 ]
 
 T2V = "t2v"
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "vdit": {"noise": "predicted", "stride4": "vae", "lora_rank": 0},
+    "hcd": {"noise": "none", "stride4": "stem", "lora_rank": 16},
+}
+"""Model → the values that "auto" stands for."""
+
+
+def resolved(model: str, option: str, value: Any) -> Any:
+    """The value of an option, with the model's own value in place of "auto"."""
+    return VARIANTS[model][option] if value == "auto" else value
 
 
 def build_model(cfg: Config, stack: FrozenStack | None = None) -> Segmenter:
@@ -129,6 +146,81 @@ def build_criterion(cfg: Config) -> Criterion:
         "loss_dice_low": cfg.dice_loss_coef,
     }
     return Criterion(matcher, weights, cfg.focal_alpha)
+
+
+def frozen_sources(cfg: Config) -> dict[str, str]:
+    """Where the frozen parts come from: part (``models.checkpoints.PARTS``) → local folder or hub id."""
+    sources = part_sources(cfg.pretrained, cfg.image_encoder, cfg.text_encoder)
+    return {**sources, "backbone": f"{cfg.backbone} {cfg.backbone_weights or 'random'}"}
+
+
+def prepare_training(
+    model: Segmenter, precision: str, device: torch.device, compiled: bool = False
+) -> torch.amp.GradScaler | None:
+    """Move a model to the device that trains it, in the given precision.
+
+    Args:
+        model: with its weights, on the CPU.
+        precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
+        device: the target device.
+        compiled: compile the UNet and the VAE.
+
+    Returns:
+        the scaler of the loss for float16, else None.
+    """
+    dtype = resolve_precision(precision, device)
+    set_precision(model, dtype)  # before the move: half as many bytes
+    model.to(device)
+    if compiled:
+        compile_frozen(model)
+    return torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
+
+
+def prepare_inference(model: Segmenter, precision: str, device: torch.device, compiled: bool = False) -> Segmenter:
+    """Move a model to the device that segments, in the given precision and in evaluation mode.
+
+    Args: as for ``prepare_training``.
+    """
+    set_precision(model, resolve_precision(precision, device, training=False))
+    if isinstance(model.encoder, VideoEncoder):
+        model.encoder.precision = torch.float32  # its trained parts are small, and cause a third of the masks' error
+        if device.type == "cpu" and model.encoder.vae.held:
+            # A sixth faster on the CPU. It changes the order of additions, so float32 keeps its layout.
+            for weight in model.encoder.vae.parameters():
+                if weight.ndim == 4:
+                    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    if compiled:
+        compile_frozen(model)
+    return model.to(device).eval()
+
+
+def set_precision(model: Segmenter, dtype: torch.dtype) -> None:
+    """Hold the frozen parts in half precision and compute in it, in place; float32 changes nothing.
+
+    Trained weights stay float32, as do functions marked ``models.precision.in_float32`` and every prediction. A
+    backbone other than the text-to-video stack also stays float32, and computes under autocast.
+
+    Args:
+        model: with its weights. Half of their digits are lost: hash or store frozen parts before.
+        dtype: float32, bfloat16 or float16.
+    """
+    if dtype not in HALVES:
+        return
+    model.precision = model.encoder.precision = dtype
+    stack = model.encoder if isinstance(model.encoder, VideoEncoder) else None
+    for part in (*(stack.children() if stack else ()), model.sentence_encoder.backbone):
+        if isinstance(part, Frozen):
+            part.hold(dtype)
+
+
+def compile_frozen(model: Segmenter) -> None:
+    """Compile UNet and VAE, which are most of the operations of a step, at their first call.
+
+    The trained parts are many small operations and a custom operator, and gain nothing.
+    """
+    assert isinstance(model.encoder, VideoEncoder), "the configuration refuses --compile with other backbones"
+    model.encoder.unet.compile_with_fallback("the UNet")
+    model.encoder.vae.compile_with_fallback("the VAE")
 
 
 def trained_parameters(model: Segmenter) -> dict[str, int]:

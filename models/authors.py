@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from models.adapters import BACKBONE, LEVELS, authors_model, authors_names, convert_authors
 from models.diffusion.stack import StockParts
 from util.checkpoint import FORMAT, is_state
 from util.errors import UserError
@@ -32,7 +33,7 @@ def is_authors(content: dict[str, Any]) -> bool:
 
 
 def read_authors(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """A checkpoint of the authors as one of this project: see ``models.loading.open_checkpoint``.
+    """A checkpoint of the authors as one of this project: see ``models.checkpoints.open_checkpoint``.
 
     Raises:
         UserError: it is of neither model, or a name is unknown.
@@ -106,3 +107,212 @@ def authors_state(
         neutral = torch.ones_like(like) if name == "layer_norm.weight" else torch.zeros_like(like)
         state[KEPT + name] = kept.get(KEPT + name, neutral)
     return state
+
+
+# --- models/authors.py: The authors' parameter names and this project's, both ways.
+#
+# Every name of a released checkpoint is either one of this project's, or on the list of parts that the models never
+# use, or an error that names it.
+
+
+Value = TypeVar("Value")
+
+BACKBONE = {"vdit": "backbone.0.diff_ftex.", "hcd": "backbone.diff_feature_extract."}
+"""How the names of the visual encoder begin: this tells the two models' checkpoints apart."""
+
+UNUSED = (
+    "sentence_proj.{rest}",  # frozen and never called in the released code
+    "@unet.up_blocks.3.{rest}",  # behind the last tap
+    "@unet.conv_norm_out.{rest}",
+    "@unet.conv_out.{rest}",
+    "@vae.decoder.{rest}",
+    "@vae.post_quant_conv.{rest}",
+    "text_encoder.text_backbone.pooler.{rest}",
+    "{rest}.position_ids",  # constant buffers of older transformers versions
+)
+"""What released checkpoints hold and the models never use, as templates; ``@`` is the model's ``BACKBONE``."""
+
+NAMES = (
+    ("query_tensors", "language_queries.vectors"),
+    ("fusion_module.multihead_attn.{rest}", "language_queries.attention.{rest}"),
+    ("text_proj.fc.{rest}", "sentence_encoder.linear.{rest}"),
+    ("text_proj.layer_norm.{rest}", "sentence_encoder.norm.{rest}"),
+    ("text_encoder.text_backbone.{rest}", "sentence_encoder.backbone.module.{rest}"),
+    ("query_embed.weight", "transformer.query_position"),
+    ("transformer.level_embed", "transformer.level_embed"),
+    ("transformer.reference_points.{rest}", "transformer.reference_point.{rest}"),
+    ("input_proj.{rest}", "transformer.input_proj.{rest}"),
+    ("transformer.encoder.layers.{n}.self_attn.{rest}", "transformer.encoder.{n}.attention.{rest}"),
+    ("transformer.encoder.layers.{n}.norm1.{rest}", "transformer.encoder.{n}.norm.{rest}"),
+    ("transformer.encoder.layers.{n}.norm2.{rest}", "transformer.encoder.{n}.feed_forward.norm.{rest}"),
+    ("transformer.encoder.layers.{n}.linear{k}.{rest}", "transformer.encoder.{n}.feed_forward.linear{k}.{rest}"),
+    ("transformer.decoder.layers.{n}.linear{k}.{rest}", "transformer.decoder.{n}.feed_forward.linear{k}.{rest}"),
+    ("transformer.decoder.layers.{n}.self_attn.{rest}", "transformer.decoder.{n}.self_attention.{rest}"),
+    ("transformer.decoder.layers.{n}.cross_attn.{rest}", "transformer.decoder.{n}.cross_attention.{rest}"),
+    # Deformable DETR numbers its norms in the order of definition; self-attention runs first.
+    ("transformer.decoder.layers.{n}.norm2.{rest}", "transformer.decoder.{n}.norm1.{rest}"),
+    ("transformer.decoder.layers.{n}.norm1.{rest}", "transformer.decoder.{n}.norm2.{rest}"),
+    ("transformer.decoder.layers.{n}.norm3.{rest}", "transformer.decoder.{n}.feed_forward.norm.{rest}"),
+    ("bbox_embed.{rest}", "transformer.box_heads.{rest}"),
+    ("class_embed.{rest}", "class_heads.{rest}"),
+    ("controller.{rest}", "mask_head.controller.{rest}"),
+    ("mask_refine.conv1_1div{n}.{rest}", "refinement.refine{n}.1.{rest}"),
+    ("mask_refine.conv2_1div{n}.{rest}", "refinement.refine{n}.3.{rest}"),
+    ("@projection.{rest}", "encoder.image_projection.{rest}"),
+    ("@cross_attn.cros_attn.w_qs.{rest}", "encoder.fusion.query.{rest}"),
+    ("@cross_attn.cros_attn.w_ks.{rest}", "encoder.fusion.key.{rest}"),
+    ("@cross_attn.cros_attn.w_vs.{rest}", "encoder.fusion.value.{rest}"),
+    ("@cross_attn.cros_attn.fc.{rest}", "encoder.fusion.output.{rest}"),
+    ("@cross_attn.cros_attn.layer_norm.{rest}", "encoder.fusion.norm1.{rest}"),
+    ("@cross_attn.pos_ffn.w_{k}.{rest}", "encoder.fusion.linear{k}.{rest}"),
+    ("@cross_attn.pos_ffn.layer_norm.{rest}", "encoder.fusion.norm2.{rest}"),
+    ("@unet.{rest}", "encoder.unet.module.{rest}"),
+    ("@vae.{rest}", "encoder.vae.module.{rest}"),
+    ("@text_encoder.text_model.{rest}", "encoder.text_encoder.module.{rest}"),
+    ("@cv_model.{rest}", "encoder.image_encoder.module.{rest}"),
+)
+"""The authors' names and this project's, as templates; ``@`` is the model's ``BACKBONE``."""
+
+OWN_NAMES = {
+    "vdit": (
+        ("@noise_pred.{rest}", "encoder.noise.conv.{rest}"),
+        ("@noise_fc.0.{rest}", "encoder.noise.linear1.{rest}"),
+        ("@noise_fc.2.{rest}", "encoder.noise.linear2.{rest}"),
+    ),
+    "hcd": (
+        ("@first_feature.down_sample.{rest}", "encoder.stride4.spatial.{rest}"),
+        ("@first_feature.conv_temporal.{rest}", "encoder.stride4.temporal.{rest}"),
+        ("linear3_16.{rest}", "query_dot_head.mix.{rest}"),
+    ),
+}
+"""What only one of the models has."""
+
+ALIASES = (("transformer.decoder.bbox_embed.{rest}", "transformer.box_heads.{rest}"),)
+"""Second names of tensors that released checkpoints hold twice."""
+
+OTHER_VERSIONS = (("@text_encoder.{rest}", "encoder.text_encoder.module.{rest}"),)
+"""What newer versions of the libraries would call a part."""
+
+LEVELS = {
+    "vdit": ("encoder.stride4.project", "encoder.levels.0", "encoder.levels.1", "encoder.levels.2"),
+    # HCD has no convolutions at level 0, so its list of levels begins with level 1.
+    "hcd": ("encoder.levels.0", "encoder.levels.1", "encoder.levels.2"),
+}
+"""What ``act_postprocess.0`` and its successors are; ``act_1_postprocess`` … are the same, counted to 4."""
+
+_FIELDS = {"{n}": r"(?P<n>\d+)", "{k}": r"(?P<k>[12])", "{rest}": r"(?P<rest>.+)"}
+
+
+class AuthorsNames:
+    """The names of one of the two models.
+
+    Args:
+        model: ``vdit`` or ``hcd``.
+    """
+
+    def __init__(self, model: str) -> None:
+        levels = LEVELS[model]
+        first = 5 - len(levels)
+        own = OWN_NAMES[model]
+        names = [
+            *NAMES,
+            *own,
+            *((f"@act_{first + i}_postprocess.{{rest}}", f"{to}.{{rest}}") for i, to in enumerate(levels)),
+        ]
+        aliases = [*ALIASES, *((f"@act_postprocess.{i}.{{rest}}", f"{to}.{{rest}}") for i, to in enumerate(levels))]
+        self._unused = [_pattern(theirs, model) for theirs in UNUSED]
+        self._ours = [(_pattern(a, model), ours) for a, ours in (*names, *aliases, *OTHER_VERSIONS)]
+        self._theirs = [(_pattern(ours, model), a.replace("@", BACKBONE[model])) for a, ours in (*names, *aliases)]
+
+    def ours(self, theirs: str) -> str | None:
+        """This project's name of a released parameter; None where the models never use it.
+
+        Raises:
+            UserError: the name is unknown.
+        """
+        if any(pattern.fullmatch(theirs) for pattern in self._unused):
+            return None
+        for pattern, ours in self._ours:
+            match = pattern.fullmatch(theirs)
+            if match:
+                return ours.format(**match.groupdict())
+        raise UserError(
+            f"the checkpoint holds {theirs}, which is part of neither VD-IT nor HCD, nor known to be unused"
+        )
+
+    def theirs(self, ours: str) -> list[str]:
+        """The released name of one of this project's parameters, and its alias where it has one.
+
+        Raises:
+            UserError: the released models have no such parameter.
+        """
+        matches = ((pattern.fullmatch(ours), theirs) for pattern, theirs in self._theirs)
+        names = [theirs.format(**match.groupdict()) for match, theirs in matches if match]
+        if not names:
+            raise UserError(f"the authors' layout has no place for {ours}, which belongs to an option of this project")
+        return names
+
+
+def _pattern(template: str, model: str) -> re.Pattern[str]:
+    text = re.escape(template.replace("@", BACKBONE[model]))
+    for field, pattern in _FIELDS.items():
+        text = text.replace(re.escape(field), pattern)
+    return re.compile(text)
+
+
+authors_names = cache(AuthorsNames)
+
+
+def authors_model(names: Collection[str]) -> str:
+    """Which model has parameters of these names in the authors' layout: ``vdit`` or ``hcd``.
+
+    Raises:
+        UserError: neither of them.
+    """
+    found = [model for model, prefix in BACKBONE.items() if any(name.startswith(prefix) for name in names)]
+    if len(found) != 1:
+        raise UserError("the checkpoint is in the layout of the authors, but of neither VD-IT nor HCD")
+    return found[0]
+
+
+def convert_name(name: str) -> str | None:
+    """This project's name of a released parameter of either model; None where the models never use it.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    try:
+        return authors_names("vdit").ours(name)
+    except UserError:
+        return authors_names("hcd").ours(name)
+
+
+def convert_authors(state: Mapping[str, Value]) -> dict[str, Value]:
+    """Rename a released state dict (of tensors or of anything else) and leave out what is never used.
+
+    Aliases of one tensor come out as one entry.
+
+    Raises:
+        UserError: the names are of neither model, one of them is unknown, or two aliases are tensors of other values.
+    """
+    table = authors_names(authors_model(state))
+    renamed: dict[str, Value] = {}
+    sources: dict[str, str] = {}
+    for name, value in state.items():
+        ours = table.ours(name)
+        if ours is None:
+            continue
+        if ours in renamed and not _same(renamed[ours], value):
+            raise UserError(
+                f"the checkpoint's {sources[ours]} and {name} should be one tensor, and are two; it is damaged"
+            )
+        renamed.setdefault(ours, value)
+        sources.setdefault(ours, name)
+    return renamed
+
+
+def _same(first: object, second: object) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        shared = first.data_ptr() == second.data_ptr() and first.shape == second.shape
+        return shared or torch.equal(first, second)
+    return first == second

@@ -23,11 +23,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import get_model
 from torchvision.models.swin_transformer import PatchMerging
 
-from models.diffusion.frozen import Frozen
+from models.frozen import Frozen
+from models.precision import in_own_precision
 from util.command_line import nearest
 from util.errors import UserError
-from util.frames import IMAGENET_MEAN, IMAGENET_STD
-from util.precision import in_own_precision
+from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 _log = logging.getLogger(__name__)
 

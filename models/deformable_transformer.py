@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.ops import MSDeformAttn
 from models.position_encoding import sine_position_2d
-from util.precision import call_in_float32
+from models.precision import call_in_float32
 
 
 @dataclass

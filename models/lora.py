@@ -14,7 +14,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from models.diffusion.frozen import Frozen
+from models.frozen import Frozen
 
 ADAPTER = "default"
 """The adapters' name in peft; it is part of their parameters' names."""

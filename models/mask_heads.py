@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.deformable_transformer import MLP
-from util.precision import in_float32
+from models.precision import in_float32
 
 SHUFFLE = 4
 MASK_CHANNELS = SHUFFLE * SHUFFLE

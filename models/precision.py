@@ -1,78 +1,122 @@
-"""How a model computes: frozen parts held in half precision, trained ones under autocast, the large ones compiled."""
+"""Precision: float32, or half precision with islands that stay float32.
+
+Autocast computes matrix products and convolutions in half precision. Code that needs float32 says so locally with
+``in_float32``: positions in the frame, probabilities, noise, masks. Without autocast nothing here changes a number.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
-from models.compiling import compile_frozen
-from models.diffusion.encoder import VideoEncoder
-from models.diffusion.frozen import Frozen
-from models.segmenter import Segmenter
-from util.config import Config
-from util.precision import HALVES, precision_name, resolve_precision
+P = ParamSpec("P")
+R = TypeVar("R")
 
-
-def prepare_training(model: Segmenter, cfg: Config, device: torch.device) -> torch.amp.GradScaler | None:
-    """Bring a model to the device that trains it, in the precision and form of its options.
-
-    Args:
-        model: with its weights, on the CPU.
-        cfg: reads ``precision`` and ``compile``.
-        device: where it goes.
-
-    Returns:
-        for float16 what scales the loss, else None.
-    """
-    dtype = resolve_precision(cfg.precision, device)
-    set_precision(model, dtype)  # before it is moved: half as many bytes
-    model.to(device)
-    if cfg.compile:
-        compile_frozen(model)
-    return torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HALVES = (torch.bfloat16, torch.float16)
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+"""CPU capabilities of x86 processors. Others have not been measured, so ``auto`` stays float32 there."""
 
 
-def prepare_inference(model: Segmenter, cfg: Config, device: torch.device) -> Segmenter:
-    """Bring a model to the device that it segments on, in the precision and form of its options, in evaluation mode.
+def resolve_precision(name: str, device: torch.device, training: bool = True) -> torch.dtype:
+    """The type that ``--precision`` names.
 
     Args:
-        model: with its weights, on the CPU.
-        cfg: reads ``precision`` and ``compile``.
-        device: where it goes.
+        name: ``fp32``, ``bf16``, ``fp16`` or ``auto``.
+        device: the device that computes.
+        training: ``auto`` is bf16 for training on CUDA; for inference it is bf16 where the hardware computes in it.
+            Otherwise it is float32.
     """
-    set_precision(model, resolve_precision(cfg.precision, device, training=False))
-    if isinstance(model.encoder, VideoEncoder):
-        model.encoder.precision = torch.float32  # its trained parts are small, and a third of the masks' error
-    if device.type == "cpu" and isinstance(model.encoder, VideoEncoder) and model.encoder.vae.held:
-        # a sixth faster there; the order of additions is another, and float32 stays as it was
-        for weight in model.encoder.vae.parameters():
-            if weight.ndim == 4:
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    if cfg.compile:
-        compile_frozen(model)
-    return model.to(device).eval()
+    if name == "auto":
+        name = "bf16" if (device.type == "cuda" if training else computes_bf16(device)) else "fp32"
+    return PRECISIONS[name]
 
 
-def with_named_precision(cfg: Config, device: torch.device) -> Config:
-    """A configuration whose precision at inference is named: masks of two machines' ``auto`` never mix."""
-    return replace(cfg, precision=precision_name(resolve_precision(cfg.precision, device, training=False)))
+def precision_name(dtype: torch.dtype) -> str:
+    """The name of a type in ``--precision``."""
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
-def set_precision(model: Segmenter, dtype: torch.dtype) -> None:
-    """Let a model hold its frozen parts and compute in a precision, in place; float32 leaves it as it is.
+def inference_precision(name: str, device: torch.device) -> str:
+    """``name`` with the precision of inference on this device in place of "auto"."""
+    return precision_name(resolve_precision(name, device, training=False))
 
-    What is trained stays float32, and so do the places that say so (``util.precision.in_float32``) and everything
-    the model predicts. Another backbone in the stack's place stays float32, too, and computes under autocast.
 
-    Args:
-        model: with its weights. Half of their digits are lost: hash or store frozen parts before.
-        dtype: float32, bfloat16 or float16.
-    """
-    if dtype not in HALVES:
-        return
-    model.precision = model.encoder.precision = dtype
-    stack = model.encoder if isinstance(model.encoder, VideoEncoder) else None
-    for part in (*(stack.children() if stack else ()), model.sentence_encoder.backbone):
-        if isinstance(part, Frozen):
-            part.hold(dtype)
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; without them it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in BF16_INSTRUCTIONS)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Autocast to a half precision on a device; float32 leaves everything as it is."""
+    return torch.autocast(device.type, dtype=dtype) if dtype in HALVES else nullcontext()
+
+
+def widened(value: Any) -> Any:
+    """Half-precision tensors as float32, alone or in a list, tuple or dict; everything else as it is."""
+    return _cast(value, torch.float32) if _holds_halves(value) else value
+
+
+def narrowed(value: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors in ``dtype``, alone or in a list, tuple or dict; everything else as it is."""
+    return _cast(value, dtype)
+
+
+def call_in_float32(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    """``function(*args, **kwargs)`` without autocast, half-precision arguments as float32."""
+    device = next(_tensors((args, kwargs))).device.type
+    if not torch.is_autocast_enabled(device):
+        return function(*widened(args), **widened(kwargs))
+    with torch.autocast(device, enabled=False):
+        return function(*widened(args), **widened(kwargs))
+
+
+def in_float32(function: Callable[P, R]) -> Callable[P, R]:
+    """A function or method that computes in float32 under autocast, too; one of its arguments is a tensor."""
+
+    @functools.wraps(function)
+    def island(*args: P.args, **kwargs: P.kwargs) -> R:
+        return call_in_float32(function, *args, **kwargs)
+
+    return island
+
+
+def in_own_precision(method: Callable[P, R]) -> Callable[P, R]:
+    """A method that computes under autocast to its module's ``precision``; without any, where that is float32."""
+
+    @functools.wraps(method)
+    def cast(*args: P.args, **kwargs: P.kwargs) -> R:
+        module: Any = args[0]
+        device, wide = next(module.parameters()).device, module.precision not in HALVES
+        with torch.autocast(device.type, enabled=False) if wide else autocast(device, module.precision):
+            return method(*args, **kwargs)
+
+    return cast
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _holds_halves(value: Any) -> bool:
+    return any(tensor.dtype in HALVES for tensor in _tensors(value))
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() and (dtype in HALVES or value.dtype in HALVES) else value
+    if isinstance(value, dict):
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    return type(value)(_cast(item, dtype) for item in value) if isinstance(value, (list, tuple)) else value

@@ -1,15 +1,15 @@
-"""The models as a library: masks of one's own video in two lines.
+"""The models as a library: masks of any video in two lines.
 
     from models import load_pretrained
     result = load_pretrained("runs/vdit", device="auto").segment("video.mp4", ["a red car", "the dog"])
 
-``result.sentences[0].masks`` are then the red car's, ``[T, H, W]``.
+``result.sentences[0].masks`` are then the masks of the red car, bool ``[T, H, W]``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,31 +19,26 @@ import torch
 from pycocotools import mask as coco
 from torch import Tensor
 
-from models.loading import config_of, open_checkpoint
-from models.prediction import load_for_inference
+from models.checkpoints import PATHS, Checkpoint, open_checkpoint
+from models.inference import WINDOW, InferenceOptions, VideoSegmenter, build_for_inference
 from models.segmenter import Segmenter
-from models.windows import WINDOW, VideoSegmenter
-from util.config import Config
 from util.device import resolve_device
 from util.errors import UserError
 from util.hub import HUB, SUFFIXES
-from util.sentences import normalise_sentence
-
-PATHS = ("pretrained", "image_encoder", "text_encoder", "backbone_weights")
-"""Options that name frozen parts, which a checkpoint may have beside it."""
+from util.preprocessing import normalise_sentence
 
 Frames = str | Path | np.ndarray | Tensor | Sequence[Any]
 
 
 @dataclass(frozen=True)
 class SentenceResult:
-    """What the model says of one sentence in a video of T frames."""
+    """The prediction for one sentence in a video of T frames."""
 
     sentence: str
     size: tuple[int, int]
     """(H, W) of the frames, in pixels."""
     scores: np.ndarray
-    """``[T]``, 0…1: the probability of being the object that the sentence names."""
+    """``[T]``, 0…1: the probability that the chosen query is the object that the sentence names."""
     boxes: np.ndarray
     """``[T, 4]``: (x0, y0, x1, y1) in pixels."""
     found: bool
@@ -68,7 +63,7 @@ class SentenceResult:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What the model says of a video, sentence by sentence in the order in which they were given."""
+    """The predictions for a video, one for each sentence, in the given order."""
 
     sentences: tuple[SentenceResult, ...]
     size: tuple[int, int]
@@ -80,7 +75,7 @@ class VideoResult:
         return len(self.sentences[0].runs)
 
     def __getitem__(self, sentence: str | int) -> SentenceResult:
-        """The result of a sentence, by its text or its number."""
+        """The result of a sentence, by its text or its index."""
         if isinstance(sentence, int):
             return self.sentences[sentence]
         for result in self.sentences:
@@ -94,11 +89,15 @@ class Pretrained:
     """A model that is ready to segment."""
 
     model: Segmenter
-    """In eval mode, on ``device``."""
-    cfg: Config
+    """In evaluation mode, on ``device``."""
+    name: str
+    """``vdit`` or ``hcd``."""
+    checkpoint: Path
+    """The file it was loaded from."""
+    options: InferenceOptions
     device: torch.device
     notes: tuple[str, ...] = ()
-    """What loading found that the user should know."""
+    """Notes of the loading for the user."""
 
     def segment(
         self,
@@ -118,8 +117,8 @@ class Pretrained:
             sentences: one or several.
             window: frames that the model sees together.
             overlap: frames that two windows share; None: 6, or half of a short window.
-            threshold: mask probability from which a pixel belongs to the object; None: the configuration's.
-            score_threshold: mean score below which a sentence names nothing; None: the configuration's.
+            threshold: mask probability from which a pixel belongs to the object; None: as in ``options``.
+            score_threshold: mean score below which a sentence names nothing; None: as in ``options``.
 
         Raises:
             UserError: the video cannot be read or has no frame, or a sentence is empty.
@@ -128,12 +127,12 @@ class Pretrained:
         named = [normalise_sentence(text) for text in texts]
         if not named or not all(named):
             raise UserError("a sentence is empty; name what to segment")
-        pixels = self.cfg.threshold if threshold is None else threshold
-        least = self.cfg.score_threshold if score_threshold is None else score_threshold
+        pixels = self.options.threshold if threshold is None else threshold
+        least = self.options.score_threshold if score_threshold is None else score_threshold
         runs: list[list[dict[str, Any]]] = [[] for _ in named]
         boxes, scores = [], []
         size: tuple[int, int] | None = None
-        segmenter = VideoSegmenter(self.model, self.cfg, self.device, named, window, overlap)
+        segmenter = VideoSegmenter(self.model, self.options, named, window, overlap)
         for frame in segmenter.run(_frames(video)):
             size = frame.probabilities.shape[1], frame.probabilities.shape[2]
             masks = np.asfortranarray((frame.probabilities >= pixels).transpose(1, 2, 0), dtype=np.uint8)
@@ -153,36 +152,37 @@ class Pretrained:
 
 
 def load_pretrained(path_or_hub_id: str | Path, device: str = "auto", **options: Any) -> Pretrained:
-    """A model from a checkpoint, with the configuration that it was made with.
+    """Load a model from a checkpoint, with the configuration that it was made with.
 
     Args:
         path_or_hub_id: a checkpoint of this project or of the authors: a file, a folder that holds one, or a repository
             of the hub, ``org/repo`` or ``hf://org/repo[@revision][/file]``.
         device: ``auto``, ``cpu`` or ``cuda``.
-        **options: of ``util.config.Config``, where they should differ: ``pretrained="…"`` names the frozen parts.
+        **options: of ``util.config.Config``, to override those of the checkpoint: ``pretrained="…"`` names the frozen
+            parts.
 
     Raises:
-        UserError: the checkpoint or a frozen part cannot be had, or an option is wrong.
+        UserError: the checkpoint or a frozen part cannot be loaded, or an option is wrong.
     """
     return open_pretrained(str(path_or_hub_id), "load_pretrained", {**options, "device": device})
 
 
 def open_pretrained(source: str, flag: str, options: dict[str, Any]) -> Pretrained:
-    """The same for a command: ``flag`` is what named the checkpoint, for messages."""
+    """``load_pretrained`` for a command, whose option ``flag`` named the checkpoint."""
     checkpoint = _open(source, flag)
     beside = {
-        name: str(checkpoint["path"].parent / value)
+        name: str(checkpoint.path.parent / value)
         for name in PATHS
-        if (value := checkpoint["config"].get(name)) and (checkpoint["path"].parent / value).is_dir()
+        if (value := checkpoint.options.get(name)) and (checkpoint.path.parent / value).is_dir()
     }
-    cfg = config_of(checkpoint, **{**beside, **options, "resume": str(checkpoint["path"])})
-    resolved = resolve_device(cfg.device)
-    model, notes = load_for_inference(cfg, checkpoint, resolved)
-    return Pretrained(model, cfg, resolved, tuple(notes))
+    cfg = checkpoint.config(**{**beside, **options, "resume": str(checkpoint.path)})
+    device = resolve_device(cfg.device)
+    model, notes = build_for_inference(cfg, checkpoint, device)
+    return Pretrained(model, cfg.model, checkpoint.path, InferenceOptions.from_config(cfg), device, tuple(notes))
 
 
-def _open(source: str, flag: str) -> dict[str, Any]:
-    """The checkpoint; ``org/repo`` is the hub's, unless it is here, or is mistyped for what is in a folder here."""
+def _open(source: str, flag: str) -> Checkpoint:
+    """The checkpoint. ``org/repo`` is on the hub, unless it exists here, or its folder does (a mistyped path)."""
     path = Path(source)
     here = path.exists() or path.parent.is_dir()
     if here or source.startswith(HUB) or source.count("/") != 1 or source.endswith(SUFFIXES):
@@ -193,40 +193,10 @@ def _open(source: str, flag: str) -> dict[str, Any]:
         raise UserError(f"there is no file or folder {source} here, and on the hub: {error}") from error
 
 
-def portable(content: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A checkpoint's content as it is passed on: ``config`` and ``frozen`` without the folders of this machine.
-
-    A frozen part that lies beside the file is named by its path from there, and found there again.
-
-    Args:
-        content: with ``config`` and ``frozen``.
-        file: where it will be written.
-    """
-
-    def named(source: str) -> str:
-        path = Path(source)
-        if not path.is_absolute() and not path.exists():
-            return source  # of the hub
-        folder, absolute = file.absolute().parent, path.absolute()
-        return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else path.name
-
-    rules = {option.name: option.metadata["rule"] for option in fields(Config)}
-    config = {
-        name: named(value) if name in PATHS and value else value
-        for name, value in content["config"].items()
-        if name in rules and (name in PATHS or not rules[name].path)
-    }
-    frozen = {
-        part: {key: named(value) if key == "source" else value for key, value in entry.items()}
-        for part, entry in content["frozen"].items()
-    }
-    return {**content, "config": config, "frozen": frozen}
-
-
 def _frames(video: Frames) -> Iterator[np.ndarray]:
-    """Frames uint8 RGB ``[H, W, 3]``, one after the other."""
+    """Yield frames, uint8 RGB ``[H, W, 3]``."""
     if isinstance(video, str | Path):
-        from util.media_reader import open_media  # FFmpeg, which frames in memory do without
+        from util.media_reader import open_media  # imports FFmpeg, which frames in memory do not need
 
         yield from (frame.image for frame in open_media(video).frames())
         return
@@ -244,5 +214,5 @@ def _frames(video: Frames) -> Iterator[np.ndarray]:
 
 
 def _empty(size: tuple[int, int]) -> dict[str, Any]:
-    """The run lengths of a mask without a pixel."""
+    """The run lengths of an empty mask."""
     return coco.encode(np.zeros(size, np.uint8, order="F"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,41 @@ from models.backbones import BackboneEncoder, PyramidFeatures
 from models.deformable_transformer import DeformableTransformer
 from models.diffusion.encoder import PixelFeatures, VideoEncoder
 from models.mask_heads import MaskHead, MaskRefinement, QueryDotHead, shuffle_mask, sum_memories
-from models.selection import LayerPrediction, Selector, best_query
+from models.precision import call_in_float32, in_own_precision
 from models.text_encoder import LanguageQueries, SentenceEncoder
-from util.precision import call_in_float32, in_own_precision
+
+
+@dataclass
+class LayerPrediction:
+    """One decoder layer's predictions for a batch of clips. ``T`` is 1 where one frame was picked."""
+
+    logits: Tensor
+    """``[B, T, Q, 1]``: whether the query is the referred object."""
+    boxes: Tensor
+    """``[B, T, Q, 4]``: (cx, cy, w, h) in 0…1 of the unpadded frame."""
+    low_masks: Tensor
+    """``[B, T, Q, H/2, W/2]``: mask logits before refinement."""
+    chosen: Tensor | None = None
+    """``[B]``: the query refined; None where all were."""
+    masks: Tensor | None = None
+    """``[B, T, H, W]`` logits of the chosen query, or ``[B, T, Q, H, W]`` of all; None where not refined."""
+
+
+class Selector(Protocol):
+    """Chooses one query per clip, ``[B]``, or None for all."""
+
+    def __call__(self, prediction: LayerPrediction) -> Tensor | None:
+        """Choose from one decoder layer's predictions (``masks`` not yet set)."""
+
+
+def best_query(prediction: LayerPrediction) -> Tensor:
+    """The query of the highest class probability in the mean over the clip's frames, ``[B]``."""
+    return prediction.logits[..., 0].sigmoid().mean(dim=1).argmax(dim=1)
+
+
+def all_queries(prediction: LayerPrediction) -> None:
+    """Every query (A2D, JHMDB and RefCOCO score them all)."""
+    return
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.diffusion.frozen import Frozen
+from models.frozen import Frozen
 from models.position_encoding import sine_position_1d
 
 

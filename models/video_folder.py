@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from models.inference import WINDOW, VideoSegmenter
 from models.pretrained import Pretrained
-from models.windows import WINDOW, VideoSegmenter
 from util.demo_run import DemoResult, Progress, run_demo
 from util.device import device_name
 from util.media_frames import Media
-from util.sentences import normalise_sentence
+from util.preprocessing import normalise_sentence
 
 
 def segment_to_folder(
@@ -49,28 +49,28 @@ def segment_to_folder(
             fit together.
         RunError: the predictions are not finite numbers, or the video was changed while it was read.
     """
-    cfg = pretrained.cfg
+    options = pretrained.options
     named = [normalise_sentence(sentence) for sentence in sentences]
-    segmenter = VideoSegmenter(pretrained.model, cfg, pretrained.device, named, window, overlap)
+    segmenter = VideoSegmenter(pretrained.model, options, named, window, overlap)
     return run_demo(
         media,
         sentences,
         segmenter.run,
         folder,
-        threshold=cfg.threshold if threshold is None else threshold,
-        score_threshold=cfg.score_threshold if score_threshold is None else score_threshold,
+        threshold=options.threshold if threshold is None else threshold,
+        score_threshold=options.score_threshold if score_threshold is None else score_threshold,
         save_prob=save_prob,
         force=force,
         report=report,
         show=show,
         about={
-            "checkpoint": cfg.resume,
-            "model": cfg.model,
+            "checkpoint": str(pretrained.checkpoint),
+            "model": pretrained.name,
             "device": device_name(pretrained.device),
             "window": window,
             "overlap": segmenter.overlap,
             "stride": media.excerpt.stride,
-            "eval_size": cfg.eval_size,
-            "seed": cfg.seed,
+            "eval_size": options.eval_size,
+            "seed": options.seed,
         },
     )

@@ -21,7 +21,7 @@ import numpy as np
 from datasets.expressions import VideoEntry, read_expressions
 from util.command_line import Parser
 from util.errors import UserError, run_cli
-from util.io import read_json, write_json
+from util.files import read_json, write_json
 from util.mask_files import read_index_mask
 from util.mask_pngs import write_mask
 from util.parallel import map_videos

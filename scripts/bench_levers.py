@@ -48,8 +48,8 @@ from torch import Tensor, nn
 from models.diffusion.attention import blocked_attention, fused_is_fast
 from scripts.bench_msda import best_time
 from scripts.benchmark_meter import machine
-from util.io import write_json
-from util.results import library_versions
+from util.files import write_json
+from util.run_log import library_versions
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

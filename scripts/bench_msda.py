@@ -46,7 +46,7 @@ from torch import Tensor
 from models.ops import multi_scale_deformable_attention, plain
 from models.ops.backends import DEVICES, backend_for
 from util.device import device_name, resolve_device
-from util.io import write_json
+from util.files import write_json
 
 LEVELS = [(45, 80), (23, 40), (12, 20), (6, 10)]
 HEADS, WIDTH, POINTS, DECODER_QUERIES = 8, 32, 4, 5

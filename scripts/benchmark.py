@@ -28,8 +28,8 @@ from scripts.benchmark_summary import summarise
 from util.command_line import Parser
 from util.config import Config, load_config
 from util.errors import RunError, UserError, run_cli
-from util.io import write_json
-from util.results import library_versions
+from util.files import write_json
+from util.run_log import library_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL_SIZE = ROOT / "configs" / "full_size"

@@ -22,10 +22,9 @@ from models.deformable_transformer import DecoderOutput
 from models.diffusion.conditioning import CLIP_MEAN, CLIP_STD
 from models.diffusion.encoder import TAP_PAIRS, VideoEncoder
 from models.mask_heads import MASK_CHANNELS, DynamicMaskHead, shuffle_mask
-from models.segmenter import SegmenterOutput, unpadded_size
-from models.selection import LayerPrediction, Selector, best_query
+from models.precision import autocast
+from models.segmenter import LayerPrediction, SegmenterOutput, Selector, best_query, unpadded_size
 from scripts.benchmark_meter import StageMeter
-from util.precision import autocast
 
 FEATURE_BLOCK = 2  # of the VAE's encoder: the stride-4 feature
 

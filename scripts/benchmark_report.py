@@ -16,7 +16,7 @@ from scripts.benchmark_plan import OTHER, STAGES
 from scripts.benchmark_summary import Result, seconds_of, share_of_peak
 from util.command_line import Parser
 from util.errors import UserError, run_cli
-from util.io import atomic_path, read_json
+from util.files import atomic_path, read_json
 
 GIB = 2**30
 TERA = 1e12

@@ -18,14 +18,14 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from models.placing import prepare_inference, prepare_training
 from torch import Tensor
 from torchvision.io import write_jpeg
 
 from datasets.video import Video, load_clip
 from models import Segmenter, prediction
-from models.postprocessors import mask_probabilities
-from models.precision import prepare_inference, prepare_training
-from models.prediction import MULTIPLE, segment
+from models.inference import MULTIPLE, mask_probabilities, segment
+from models.precision import PRECISIONS
 from scripts.benchmark_baseline import Baseline
 from scripts.benchmark_meter import StageMeter, device_peaks, forget_peak, machine, peak_memory, wait
 from scripts.benchmark_model import random_model, random_stock
@@ -45,12 +45,11 @@ from util import video_inference
 from util.config import Config
 from util.device import resolve_device
 from util.errors import run_cli
+from util.files import read_json, write_json
 from util.inference_record import InferenceRecord
-from util.io import read_json, write_json
 from util.mask_layouts import LAYOUTS
 from util.mask_pngs import write_mask
-from util.padding import pad_clips
-from util.precision import PRECISIONS
+from util.preprocessing import pad_clips
 
 WORDS = ("red", "small", "large", "striped", "dark", "second", "left", "young", "spotted", "bright")
 """Each makes a sentence of the same length."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from util.command_line import Parser
 from util.errors import UserError, run_cli
-from util.io import read_json
+from util.files import read_json
 
 STEP = 0.01
 """Of thresholds; a score has as much noise."""

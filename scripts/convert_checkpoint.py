@@ -1,4 +1,4 @@
-"""Turn a checkpoint into the file that is passed on, and back into the authors' layout (docs/checkpoints.md).
+"""Convert a checkpoint into a file of weights to pass on, or into the authors' layout (docs/checkpoints.md).
 
 python -m scripts.convert_checkpoint IN OUT.safetensors [--dtype float16]
 python -m scripts.convert_checkpoint IN OUT.pth --to authors [--pretrained FOLDER]
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from scripts.count_parameters import FULL_SIZE, empty_model
 from util.command_line import Parser
@@ -25,14 +25,14 @@ OPTIONS = {
     "project": ("dtype", "carry", "stack"),
     "authors": ("pretrained", "image_encoder", "text_encoder", "ignore_frozen_identity"),
 }
-"""What belongs to one direction alone."""
+"""The options that only one direction has."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
     parser = Parser(
         prog="python -m scripts.convert_checkpoint",
-        description="Turn a checkpoint of this project or of the authors into a file of weights to pass on "
+        description="Convert a checkpoint of this project or of the authors into a file of weights to pass on "
         "(.safetensors), or into the authors' layout (.pth).",
     )
     parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or hf://org/repo[/file]")
@@ -74,50 +74,58 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 
 import torch
 
-from models import build_model
+from models import build_model, frozen_sources, resolved
 from models.authors import authors_state
-from models.defaults import FUNCTION, published, resolved
+from models.checkpoints import (
+    FUNCTION,
+    PARTS,
+    Checkpoint,
+    check_state,
+    held_parts,
+    load_weights,
+    open_checkpoint,
+    portable,
+    trained_state,
+    weights_identity,
+)
 from models.diffusion.stack import load_stock_parts
-from models.identity import PARTS, held_parts, weights_identity
-from models.loading import config_of, file_name, load_weights, open_checkpoint
 from models.lora import merged_state
-from models.pretrained import portable
 from util.checkpoint import save_weights, write_pickle
-from util.state import check_state, trained_state
+from util.config import Config, config_dict
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert as the command line says."""
     args = parse_args(argv)
     checkpoint = open_checkpoint(args.input, IN)
-    if args.output.exists() and args.output.samefile(checkpoint["path"]):
+    if args.output.exists() and args.output.samefile(checkpoint.path):
         raise UserError(f"OUT is IN itself, {args.output}, which is memory-mapped while it is read; name another file")
     convert = to_authors if args.to == "authors" else to_project
     print("\n".join(convert(checkpoint, args)))
 
 
-def to_project(checkpoint: dict[str, Any], args: argparse.Namespace) -> list[str]:
-    """Write what is trained as a safetensors file; of an authors' checkpoint also HCD's UNet, and what is asked for.
+def to_project(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
+    """Write the trained weights as a safetensors file, of an authors' HCD also its UNet, and the parts of ``--carry``.
 
     Returns:
         lines for the user.
 
     Raises:
-        UserError: an authors' weight is missing, unknown or of another shape, or the file cannot be written.
+        UserError: a weight of the authors is missing, unknown or of a different shape, or the file cannot be written.
     """
-    path, weights, frozen = checkpoint["path"], dict(checkpoint["weights"]), dict(checkpoint["frozen"])
+    path, weights, frozen = checkpoint.path, dict(checkpoint.weights), dict(checkpoint.frozen)
     dropped: set[str] = set()
     if args.carry and not set(args.carry) <= held_parts(weights):
         lost = min(set(args.carry) - held_parts(weights))
         raise UserError(f"{path} does not hold the {PARTS[lost][1]}, so that --carry {lost} cannot keep it")
-    if checkpoint.get("layout") == "authors":
-        model = empty_model(config_of(checkpoint), args.stack)
+    if checkpoint.authors is not None:
+        model = empty_model(checkpoint.config(), args.stack)
         try:
-            check_state(model, weights, path, shown=file_name(checkpoint))
+            check_state(model, weights, path, shown=checkpoint.file_name)
         except UserError as error:
             raise UserError(f"{error}; --stack {args.stack} should have the sizes of its frozen parts") from error
         frozen = {part: {**entry, "source": path.name} for part, entry in weights_identity(weights).items()}
-        dropped = held_parts(weights) - {*args.carry, *(["unet"] if checkpoint["model"] == "hcd" else [])}
+        dropped = held_parts(weights) - {*args.carry, *(["unet"] if checkpoint.model == "hcd" else [])}
         trained = trained_state(model).keys()
         weights = {
             name: value for name, value in weights.items() if name in trained or not held_parts([name]) & dropped
@@ -127,44 +135,43 @@ def to_project(checkpoint: dict[str, Any], args: argparse.Namespace) -> list[str
         weights = {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}
         for part, entry in weights_identity(weights).items():  # of what the file holds now
             frozen[part] = {**frozen.get(part, {}), **entry}
-    save_weights(args.output, portable({**checkpoint, "weights": weights, "frozen": frozen}, args.output))
+    save_weights(args.output, portable(replace(checkpoint, weights=weights, frozen=frozen), args.output))
     held = held_parts(weights)
     count = sum(value.numel() for value in weights.values()) / 1e6
     return [
-        f"{checkpoint['model']}: {count:.2f} M parameters" + (f", with the {', '.join(sorted(held))}" if held else ""),
+        f"{checkpoint.model}: {count:.2f} M parameters" + (f", with the {', '.join(sorted(held))}" if held else ""),
         *([f"left out, but recognised when loading: {', '.join(sorted(dropped))}"] if dropped else []),
         f"wrote {args.output}",
     ]
 
 
-def to_authors(checkpoint: dict[str, Any], args: argparse.Namespace) -> list[str]:
-    """Write the whole model in the authors' layout, its LoRA merged.
+def to_authors(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
+    """Write the whole model in the authors' layout, with its adapters merged.
 
     Returns:
         lines for the user.
 
     Raises:
-        UserError: the weights do not fit, a frozen part is another one than it was trained with, an option of this
-            project has no place in that layout, or the file cannot be written.
+        UserError: the weights do not fit, a frozen part differs from the one it was trained with, an option has no
+            place in that layout, or the file cannot be written.
     """
     given = {name: getattr(args, name) for name in ("pretrained", "image_encoder", "text_encoder")}
-    cfg = config_of(checkpoint, ignore_frozen_identity=args.ignore_frozen_identity, **given)
+    cfg = checkpoint.config(ignore_frozen_identity=args.ignore_frozen_identity, **given)
     for name in FUNCTION:
         value = resolved(cfg.model, name, getattr(cfg, name))
-        if value != published(cfg.model, name):
+        if value != resolved(cfg.model, name, getattr(Config, name)):
             raise UserError(
-                f"{checkpoint['path']} was made with {name} {value}, for which the authors' layout has no place; keep "
+                f"{checkpoint.path} was made with {name} {value}, for which the authors' layout has no place; keep "
                 "it in this project's format"
             )
     model = build_model(cfg)
-    notes = load_weights(model, checkpoint, cfg).notes
+    checkpoint.require_options(config_dict(cfg))
+    _, notes = load_weights(model, checkpoint, frozen_sources(cfg), ignore_identity=cfg.ignore_frozen_identity)
     stock = load_stock_parts(cfg.pretrained, cfg.text_encoder)
-    state = authors_state(merged_state(model), cfg.model, stock, checkpoint.get("unused", {}))
-    options = checkpoint.get("args") or checkpoint["config"]
-    write_pickle(
-        args.output,
-        {"model": state, "epoch": checkpoint.get("epoch", 0), "args": argparse.Namespace(**options)},
-    )
+    authors = checkpoint.authors or {}
+    state = authors_state(merged_state(model), cfg.model, stock, authors.get("unused", {}))
+    options = argparse.Namespace(**(authors.get("args") or checkpoint.options))
+    write_pickle(args.output, {"model": state, "epoch": authors.get("epoch", 0), "args": options})
     return [*(f"note: {note}" for note in notes), f"wrote {args.output}: {len(state)} weights of {cfg.model}"]
 
 

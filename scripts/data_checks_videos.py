@@ -16,7 +16,7 @@ from datasets.transforms import EvalTransform
 from scripts.data_findings import SAMPLE_FRAMES, SAMPLE_VIDEOS, Check, Findings
 from util.config import Config
 from util.errors import UserError
-from util.io import read_json
+from util.files import read_json
 from util.jf_davis import read_sequences
 from util.jf_expressions import default_expressions
 from util.jf_unions import MASK_FILE

@@ -40,14 +40,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import build_model
-from models.diffusion.frozen import Frozen
 from models.diffusion.stack import empty_stack
+from models.frozen import Frozen
 from scripts.count_parameters import FULL_SIZE
 from scripts.memory_estimate import WORDS, Words, materialise
 from scripts.model_picture import draw
 from util.config import Config
-from util.io import atomic_path
-from util.padding import pad_clips
+from util.files import atomic_path
+from util.preprocessing import pad_clips
 
 MODELS = {"vdit": "VD-IT", "hcd": "HCD"}
 MULTIPLE = 16  # to which frames are padded at inference

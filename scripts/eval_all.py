@@ -19,9 +19,8 @@ from typing import Any
 from scripts.steps import ROOT, clear, near, run
 from util.command_line import Parser
 from util.errors import RunError, UserError, run_cli
+from util.files import read_json, sole_run, write_json
 from util.inference_record import file_sha256
-from util.io import read_json, write_json
-from util.locking import sole_run
 
 TOY = ROOT / "toy"
 PARTS = ("data", "train", "eval", "inference")  # folders of an output folder
@@ -250,7 +249,7 @@ def _infer(model: str, output: Path, inference: Inference) -> None:
 def _report(output: Path, model: str, plan: Plan, weights: Path, seconds: float) -> None:
     """Print the table of all evaluations and write ``results.json``."""
     from scripts.eval_all_table import print_table
-    from util.results import write_results
+    from util.run_log import write_results
 
     metrics: dict[str, Any] = {}
     counts: dict[str, Any] = {}

@@ -20,7 +20,7 @@ from typing import Any
 
 from util.command_line import Parser
 from util.errors import UserError, run_cli
-from util.io import write_json
+from util.files import write_json
 from util.jf_davis import SEMI_SUPERVISED, UNSUPERVISED, mean_over_objects, read_sequences, score_davis
 from util.jf_expressions import default_expressions, described_videos, score_expressions
 from util.jf_ref_davis import TASKS, score_ref_davis

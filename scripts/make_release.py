@@ -16,7 +16,7 @@ from pathlib import Path
 
 from util.command_line import Parser
 from util.errors import UserError, run_cli
-from util.io import atomic_path
+from util.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
 

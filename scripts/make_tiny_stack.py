@@ -12,7 +12,7 @@ from pathlib import Path
 
 from util.command_line import Parser
 from util.errors import UserError, run_cli
-from util.io import read_json
+from util.files import read_json
 
 FORMATS = "a JSON list of sentences, a Ref-YouTube-VOS meta_expressions.json, or text with one sentence per line"
 

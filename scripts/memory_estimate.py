@@ -29,6 +29,7 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 
 import torch
 import torch.nn.functional as F
+from models.placing import prepare_training
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BatchEncoding
@@ -36,7 +37,6 @@ from transformers import BatchEncoding
 from engine import training_step
 from models import Segmenter, build_criterion, build_model
 from models.diffusion.stack import empty_stack
-from models.precision import prepare_training
 from scripts.count_parameters import FULL_SIZE, stack_of
 from scripts.live_memory import LiveMemory
 

@@ -18,17 +18,15 @@ from torch import Tensor, nn
 
 from datasets.clip import Sample, Target, collate
 from models import build_criterion, build_model
-from models.adapters import convert_authors, convert_name
-from models.authors import is_authors
+from models.authors import convert_authors, convert_name, is_authors
+from models.checkpoints import load_state
 from models.diffusion.encoder import VideoEncoder
-from models.segmenter import Segmenter
-from models.selection import Selector, all_queries, best_query
+from models.segmenter import Segmenter, Selector, all_queries, best_query
 from util.checkpoint import read_content
 from util.config import Config
 from util.errors import UserError
-from util.frames import normalise
-from util.io import read_json
-from util.state import load_state
+from util.files import read_json
+from util.preprocessing import normalise
 
 TOLERANCE = 1e-3
 TOKEN_TOLERANCE = 0.1

@@ -56,8 +56,7 @@ from models.diffusion.tiny import STAMP, make_tiny_stack
 from scripts.fit import fit
 from scripts.toy_corpus import SEED, Corpus, make_corpus
 from util.distributed import is_main, process_group, wait_for_all
-from util.io import atomic_folder, read_json, write_json
-from util.locking import sole_run
+from util.files import atomic_folder, read_json, sole_run, write_json
 
 SIZES: dict[str, Any] = {
     "channels": (32, 64, 64, 64),

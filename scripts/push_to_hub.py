@@ -40,10 +40,9 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from models.loading import open_checkpoint
+from models.checkpoints import Checkpoint, open_checkpoint
 from scripts.convert_checkpoint import main as convert
-from util.checkpoint import read_checkpoint
-from util.io import atomic_path, read_json
+from util.files import atomic_path, read_json
 
 TITLES = {"vdit": "VD-IT (arXiv 2403.12042)", "hcd": "HCD (arXiv 2508.13584)"}
 
@@ -73,26 +72,26 @@ def fill(folder: Path, source: str, repo: str, results: dict[str, Any] | None, d
         UserError: the checkpoint cannot be read, or a file not written.
     """
     weights = folder / "weights.safetensors"
-    open_checkpoint(source, "IN")  # what is wrong with it is told before anything is written
+    open_checkpoint(source, "IN")  # reports what is wrong with it before anything is written
     convert([source, str(weights), *(["--dtype", dtype] if dtype else [])])
-    content = read_checkpoint(weights)
+    checkpoint = open_checkpoint(str(weights), "IN")
     with atomic_path(folder / "README.md") as temporary:
-        temporary.write_text(model_card(content, repo, results), encoding="utf-8")
+        temporary.write_text(model_card(checkpoint, repo, results), encoding="utf-8")
 
 
-def model_card(content: dict[str, Any], repo: str, results: dict[str, Any] | None = None) -> str:
+def model_card(checkpoint: Checkpoint, repo: str, results: dict[str, Any] | None = None) -> str:
     """The text of a model card.
 
     Args:
-        content: of the weights' file.
+        checkpoint: the file of weights.
         repo: org/name.
         results: of ``main.py --eval``, or None.
     """
-    model, config = content["model"], content["config"]
-    count = sum(value.numel() for value in content["weights"].values())
+    model, config = checkpoint.model, checkpoint.options
+    count = sum(value.numel() for value in checkpoint.weights.values())
     frozen = [
         f"| {part} | {entry.get('source', '')} | `{entry['sha256'][:16]}` |"
-        for part, entry in content["frozen"].items()
+        for part, entry in checkpoint.frozen.items()
     ]
     lines = [
         "---",

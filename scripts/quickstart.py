@@ -16,8 +16,7 @@ from typing import Any
 from scripts.steps import ROOT, clear, near, run
 from util.command_line import Parser
 from util.errors import UserError, run_cli
-from util.io import write_json
-from util.locking import sole_run
+from util.files import sole_run, write_json
 from util.negatives import NEGATIVE
 
 TOY = ROOT / "toy"

@@ -42,7 +42,7 @@ from datasets.toy import ToyParameters, ToyVideo, make_video
 from datasets.toy_render import full_areas, render_frames
 from datasets.toy_scene import KINDS
 from models.pretrained import Pretrained, load_pretrained
-from util.io import atomic_path
+from util.files import atomic_path
 from util.metrics import expression_scores
 from util.object_overlays import ObjectPainter
 from util.visualisation import PAPER, Picture

@@ -9,7 +9,7 @@ from pathlib import Path
 from scripts.steps import clear, near, run
 from util.command_line import Parser
 from util.errors import UserError, run_cli
-from util.io import write_json
+from util.files import write_json
 
 CONFIG = "configs/vdit_mini_davis.yaml"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from util.errors import UserError
-from util.io import atomic_path
+from util.files import atomic_path
 
 
 def empty_folder(root: str | Path) -> Path:

@@ -22,7 +22,7 @@ from datasets.toy import ToyParameters, ToyVideo, make_video
 from datasets.toy_render import render_frames, write_frame
 from datasets.toy_scene import SHAPES
 from scripts.toy_formats import empty_folder
-from util.io import atomic_path, write_json
+from util.files import atomic_path, write_json
 
 KINDS = ("colour", "shape", "size", "relation")  # of sentences: an image shows no motion
 

@@ -20,8 +20,7 @@ from scripts.toy_lab_claims import VARIANTS, Scores, Variant, answer, render, re
 from scripts.toy_lab_runs import STEPS, TRAIN_VIDEOS, VALID_VIDEOS, Lab, find_score, prepare, run_variant
 from util.command_line import Parser, nearest
 from util.errors import UserError, run_cli
-from util.io import atomic_path, write_json
-from util.locking import sole_run
+from util.files import atomic_path, sole_run, write_json
 
 Results = dict[tuple[str, int], dict[str, Any]]
 """(variant's name, seed) → what ``run_variant`` returns."""

@@ -43,8 +43,8 @@ from datasets.clip import pad_clips
 from datasets.expressions import read_expressions
 from datasets.video import Video, load_frames
 from models import Segmenter, build_model
+from models.checkpoints import load_weights, open_checkpoint
 from models.diffusion.encoder import VideoEncoder
-from models.loading import load_weights, open_checkpoint
 from scripts.steps import near
 from scripts.toy_lab_claims import VARIANTS
 from scripts.toy_lab_runs import Lab

@@ -24,8 +24,8 @@ from scripts.steps import ROOT, near
 from scripts.toy_lab_claims import Variant
 from util.config import config_dict, load_config
 from util.errors import RunError, UserError
+from util.files import read_json, write_json
 from util.inference_record import file_sha256
-from util.io import read_json, write_json
 from util.jf_expressions import score_expressions
 from util.mask_files import read_index_mask
 

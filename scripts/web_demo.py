@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"note: {note}")
         if options.host not in (LOOPBACK, "localhost", "::1"):
             print(f"note: everyone who reaches {options.host} can use this page", file=sys.stderr)
-        is_toy = Path(pretrained.cfg.resume).resolve() == TOY
+        is_toy = pretrained.checkpoint.resolve() == TOY
         serve(server, page_app(pretrained, workspace, options, is_toy))
 
 

@@ -67,7 +67,6 @@ def page_app(pretrained: Pretrained, workspace: Workspace, options: PageOptions,
     from scripts.web_page import Page, build
     from scripts.web_style import CSS, theme
 
-    cfg = pretrained.cfg
     segment = partial(
         segment_to_folder,
         pretrained,
@@ -79,8 +78,10 @@ def page_app(pretrained: Pretrained, workspace: Workspace, options: PageOptions,
         options.max_megabytes, options.max_seconds, options.max_frames, options.max_side, options.max_sentences
     )
     page = Page(workspace, segment, limits, write_example(workspace.folder / SESSIONS) if is_toy else None)
-    title = f"{TITLES[cfg.model]} · {Path(cfg.resume).name}"
-    blocks = build(page, title, [TOY_NOTE] if is_toy else [], cfg.threshold, cfg.score_threshold)
+    title = f"{TITLES[pretrained.name]} · {pretrained.checkpoint.name}"
+    blocks = build(
+        page, title, [TOY_NOTE] if is_toy else [], pretrained.options.threshold, pretrained.options.score_threshold
+    )
     blocks.queue(max_size=options.queue, default_concurrency_limit=1)
     app = mount_gradio_app(
         FastAPI(),

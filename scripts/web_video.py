@@ -14,10 +14,10 @@ import numpy as np
 from util.demo_results import MASKS_FILE
 from util.demo_run import MASKS, OVERLAY, SHEET, DemoResult
 from util.errors import RunError, UserError
-from util.io import atomic_path
+from util.files import atomic_path
 from util.media_frames import WHOLE, Excerpt, Media
 from util.media_reader import open_media
-from util.sentences import normalise_sentence
+from util.preprocessing import normalise_sentence
 
 
 @dataclass(frozen=True)

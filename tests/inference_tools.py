@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models.prediction import MULTIPLE
-from models.selection import best_query
+from models.inference import MULTIPLE
+from models.segmenter import best_query
 
 HEIGHT, WIDTH, FRAMES = 50, 90, 3
 SENTENCES = {"0": "the left half", "1": "the right half"}

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
+from util.validation import Validation
 
 import inference_davis
 import inference_ytvos
@@ -19,13 +20,11 @@ from scripts import web_server, web_video
 from tests.inference_tools import StubModel
 from tests.kill_tools import call
 from tests.test_demo_run import SENTENCES, segment
-from util.checkpoint import write_pickle
+from util.checkpoint import NEWEST, Keeper, write_pickle
 from util.config import Config
 from util.demo_run import DemoResult, run_demo
 from util.inference_record import InferenceRecord, mask_options
-from util.keeping import NEWEST, Keeper
 from util.media_reader import open_media
-from util.validation import Validation
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"eval_size": 36, "train_scales": (64,), "num_workers": 1, "expressions_per_batch": 1}

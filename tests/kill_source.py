@@ -23,7 +23,7 @@ from tests.test_demo_run import SENTENCES, segment
 from util.checkpoint import FORMAT, save_weights, write_pickle
 from util.config import Config, config_dict
 from util.demo_run import run_demo
-from util.io import write_json
+from util.files import write_json
 from util.media_reader import open_media
 
 SMALL = {"frames": 4, "height": 48, "width": 64}

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 from tests.conftest import ROOT
-from util.io import write_json
-from util.results import write_results
+from util.files import write_json
+from util.run_log import write_results
 
 SPEED = ROOT / "docs" / "performance_cpu_processes.json"
 """What ``scripts.benchmark`` has once found."""

@@ -22,13 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 import inference_ytvos
 import main
 from engine import Schedule, train
-from util.checkpoint import save_checkpoint
+from util.checkpoint import Keeper, save_checkpoint
 from util.config import load_config
 from util.distributed import is_main, process_group, rank
 from util.errors import UserError, run_cli
 from util.guard import Guard
-from util.keeping import Keeper
-from util.logging import RunLog
+from util.run_log import RunLog
 
 CPU = torch.device("cpu")
 STEPS = 30

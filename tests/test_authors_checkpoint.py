@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from models import build_model
-from models.adapters import BACKBONE, authors_model, authors_names, convert_authors
-from models.authors import authors_state
+from models.authors import BACKBONE, authors_model, authors_names, authors_state, convert_authors
+from models.checkpoints import carried_state, load_weights, open_checkpoint, trained_state
 from models.diffusion.stack import empty_stock_parts
-from models.loading import load_weights, open_checkpoint
 from models.lora import merged_state
 from models.segmenter import Segmenter
 from scripts.count_parameters import FULL_SIZE, empty_model
@@ -23,7 +22,6 @@ from tests.checkpoint_tools import change_unet, differences, tiny_config, tiny_m
 from util.checkpoint import save_checkpoint
 from util.config import Config
 from util.errors import UserError
-from util.state import carried_state, trained_state
 
 MODELS = ("vdit", "hcd")
 

@@ -13,10 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from models import build_model
+from models import build_model, frozen_sources
 from models.backbones import BackboneEncoder, TimmFeatures, VideoSwin, build_backbone
-from models.identity import frozen_identity
-from models.loading import load_weights, open_checkpoint
+from models.checkpoints import frozen_identity, load_weights, open_checkpoint
 from models.segmenter import Segmenter
 from scripts.count_parameters import empty_model
 from tests.checkpoint_tools import differences
@@ -151,7 +150,9 @@ def test_statistics_of_a_trained_backbone_are_stored(tiny_stack: Path, tmp_path:
     for name, value in model.named_buffers():
         if name.endswith("running_mean"):
             value.add_(1)
-    save_checkpoint(tmp_path / "c.pth", model, cfg.model, config_dict(cfg), frozen=frozen_identity(model, cfg))
+    save_checkpoint(
+        tmp_path / "c.pth", model, cfg.model, config_dict(cfg), frozen=frozen_identity(model, frozen_sources(cfg))
+    )
     load_weights(other, open_checkpoint(str(tmp_path / "c.pth"), "--resume"), cfg)
     assert differences(other.state_dict(), model.state_dict()) == []
 

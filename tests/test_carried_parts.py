@@ -10,15 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import Segmenter
-from models.identity import frozen_identity
-from models.loading import load_weights, open_checkpoint
+from models import Segmenter, frozen_sources
+from models.checkpoints import frozen_identity, load_weights, open_checkpoint, trained_state
 from scripts import convert_checkpoint
 from tests.checkpoint_tools import change_unet, differences, tiny_config, tiny_model
 from util.checkpoint import read_checkpoint, save_checkpoint
 from util.config import Config, config_dict
 from util.errors import UserError
-from util.state import trained_state
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +53,7 @@ def _model(cfg: Config, factor: float) -> Segmenter:
 
 
 def _save(path: Path, model: Segmenter, cfg: Config, step: int = 1) -> None:
-    frozen = frozen_identity(model, cfg)
+    frozen = frozen_identity(model, frozen_sources(cfg))
     save_checkpoint(path, model, cfg.model, config_dict(cfg), frozen=frozen, step=step)
 
 
@@ -81,7 +79,7 @@ def test_it_comes_back_whole(written: Path, source: Segmenter, cfg: Config) -> N
     model, notes = _load(written, cfg)
     assert notes == [] and differences(model.state_dict(), source.state_dict()) == []
     assert model.encoder.unet.carried and not model.encoder.vae.carried
-    assert frozen_identity(model, cfg)["unet"]["source"] == "a checkpoint"
+    assert frozen_identity(model, frozen_sources(cfg))["unet"]["source"] == "a checkpoint"
 
 
 def test_it_is_written_once(copied: Path, source: Segmenter, cfg: Config) -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from models.checkpoints import load_state
 from util.checkpoint import read_checkpoint, save_checkpoint
 from util.errors import UserError
-from util.state import load_state
 
 
 def _model(width: int = 3) -> nn.Module:

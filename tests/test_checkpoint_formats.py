@@ -16,14 +16,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import main
-from models import Segmenter
-from models.identity import frozen_identity, part_hash
-from models.loading import CLASS_HEADS, load_weights, open_checkpoint
+from models import Segmenter, frozen_sources
+from models.checkpoints import (
+    CLASS_HEADS,
+    carried_state,
+    frozen_identity,
+    load_weights,
+    open_checkpoint,
+    part_hash,
+    trained_state,
+)
 from tests.checkpoint_tools import differences, tiny_config, tiny_model
 from util.checkpoint import read_checkpoint, read_content, save_checkpoint, save_weights
 from util.config import Config, config_dict
 from util.errors import UserError, run_cli
-from util.state import carried_state, trained_state
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def files(source: Segmenter, cfg: Config, tmp_path_factory: pytest.TempPathFacto
     """Its checkpoint of both kinds."""
     folder = tmp_path_factory.mktemp("formats")
     paths = {"pth": folder / "checkpoint.pth", "safetensors": folder / "weights.safetensors"}
-    frozen = frozen_identity(source, cfg)
+    frozen = frozen_identity(source, frozen_sources(cfg))
     save_checkpoint(paths["pth"], source, cfg.model, config_dict(cfg), frozen=frozen, step=3)
     save_weights(paths["safetensors"], read_checkpoint(paths["pth"]))
     return paths
@@ -166,7 +172,13 @@ def test_another_function_is_named(
 def test_noise_without_weights_is_told_apart(tiny_stack: Path, tmp_path: Path) -> None:
     gaussian, none = (tiny_config(tiny_stack, noise=noise) for noise in ("gaussian", "none"))
     model = tiny_model(gaussian, seed=1)
-    save_checkpoint(tmp_path / "c.pth", model, "vdit", config_dict(gaussian), frozen=frozen_identity(model, gaussian))
+    save_checkpoint(
+        tmp_path / "c.pth",
+        model,
+        "vdit",
+        config_dict(gaussian),
+        frozen=frozen_identity(model, frozen_sources(gaussian)),
+    )
     with pytest.raises(UserError, match="noise gaussian, and here it is none"):
         load(tiny_model(none, seed=2), tmp_path / "c.pth", none)
     notes = load(tiny_model(none, seed=2), tmp_path / "c.pth", none, fresh=True)
@@ -176,7 +188,9 @@ def test_noise_without_weights_is_told_apart(tiny_stack: Path, tmp_path: Path) -
 def test_a_rank_is_named_and_auto_is_one(tiny_stack: Path, tmp_path: Path) -> None:
     auto, same, other = (tiny_config(tiny_stack, model="hcd", lora_rank=rank) for rank in ("auto", 16, 8))
     model = tiny_model(auto, seed=1)
-    save_checkpoint(tmp_path / "c.pth", model, "hcd", config_dict(auto), frozen=frozen_identity(model, auto))
+    save_checkpoint(
+        tmp_path / "c.pth", model, "hcd", config_dict(auto), frozen=frozen_identity(model, frozen_sources(auto))
+    )
     assert load(tiny_model(same, seed=2), tmp_path / "c.pth", same) == []
     with pytest.raises(UserError, match="lora_rank 16, and here it is 8"):
         load(tiny_model(other, seed=2), tmp_path / "c.pth", other)
@@ -257,7 +271,7 @@ def test_a_run_begins_from_weights(
     assert status == 0, error
     assert output.count("starting from") == 1 and "from step" not in output
     content = read_checkpoint(tmp_path / "run" / "checkpoint.pth", cfg.model)
-    assert content["step"] == 1 and content["frozen"] == frozen_identity(source, cfg)
+    assert content["step"] == 1 and content["frozen"] == frozen_identity(source, frozen_sources(cfg))
     own = trained_state(source)
     assert all(torch.allclose(content["weights"][name], value, atol=1e-6) for name, value in own.items())
 

@@ -21,8 +21,7 @@ from datasets.clip import (
     sample_frames,
 )
 from util.errors import UserError
-from util.frames import normalise
-from util.sentences import normalise_sentence
+from util.preprocessing import normalise, normalise_sentence
 
 
 def make_sample(height: int, width: int, frames: int = 2, caption: str = "the cat") -> Sample:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.identity import PARTS, frozen_identity
-from models.loading import load_weights, open_checkpoint
+from models.checkpoints import PARTS, frozen_identity, load_weights, open_checkpoint
 from models.lora import merged_state
 from models.segmenter import Segmenter
 from scripts import convert_checkpoint
@@ -74,7 +73,7 @@ def run(tiny_stack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Seg
     cfg = tiny_config(tiny_stack, model="hcd", lora_rank=4)
     model = tiny_model(cfg, seed=1)
     path = tmp_path_factory.mktemp("run") / "checkpoint.pth"
-    frozen = frozen_identity(model, cfg)
+    frozen = frozen_identity(model, frozen_sources(cfg))
     save_checkpoint(path, model, "hcd", config_dict(cfg), frozen=frozen, optimizer={}, step=1, steps_per_epoch=2)
     return model, cfg, path
 

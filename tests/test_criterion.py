@@ -12,7 +12,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from models import build_criterion
 from models.criterion import Criterion
-from models.selection import LayerPrediction
+from models.segmenter import LayerPrediction
 from util.config import Config
 
 FRAMES, QUERIES, HEIGHT, WIDTH = 3, 4, 8, 12
@@ -105,7 +105,7 @@ def test_nothing_on_the_host_waits_for_values(criterion: Criterion, monkeypatch:
 def test_generalised_iou_is_torchvisions() -> None:
     from torchvision.ops import box_convert, generalized_box_iou_loss
 
-    from models.losses import paired_giou
+    from models.criterion import paired_giou
 
     generator = torch.Generator().manual_seed(0)
     a, b = torch.rand(2, 50, 3, 4, generator=generator)

@@ -98,9 +98,9 @@ def test_a_mistake_is_seen() -> None:
     for command in ("python main.py --epoch 3", "python -m scripts.check_data coco x", "bash scripts/absent.sh"):
         with pytest.raises((UserError, AssertionError, argparse.ArgumentError)):
             check_command(command.split())
-    for name in ("configs/absent.yaml", "util.io.absent", "vdit_absent", "absent.py", "scripts.absent"):
+    for name in ("configs/absent.yaml", "util.files.absent", "vdit_absent", "absent.py", "scripts.absent"):
         assert not_there(name) == name
-    assert not_there("util.io.write_json") == not_there("models/ops") == not_there("vdit_ytvos") == ""
+    assert not_there("util.files.write_json") == not_there("models/ops") == not_there("vdit_ytvos") == ""
     assert "as-parts" in set(anchors(ROOT / "docs" / "demo.md")) and "--ytvos_path" in known_flags()
     assert docs_tools.command_words("A=1 bash scripts/x_{a,b}.sh [--copy] … # x") == [
         ["bash", "scripts/x_a.sh", "--copy"],

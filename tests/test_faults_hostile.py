@@ -25,14 +25,13 @@ from safetensors.torch import save_file
 from datasets.reading import read_frame
 from datasets.toy import make_toy
 from tests.tiny_models import model_config
-from util.checkpoint import read_checkpoint, write_pickle
+from util.checkpoint import newest_intact, read_checkpoint, write_pickle
 from util.config import load_config
 from util.demo_results import new_folder
 from util.errors import UserError
+from util.files import read_json, write_json
 from util.hub import checkpoint_path
 from util.inference_record import open_record
-from util.io import read_json, write_json
-from util.keeping import newest_intact
 from util.mask_files import read_index_mask
 from util.mask_pngs import write_mask
 from util.media_reader import open_media

@@ -28,8 +28,8 @@ from tests.tiny_models import backward, model_config
 from tests.ytvos_tools import HEIGHT, NAMES, WIDTH, config, expressions_path, train_error, write_dataset, write_mask
 from util.config import Config
 from util.demo_results import sentence_records
+from util.files import read_json, write_json
 from util.inference_record import InferenceRecord, mask_options
-from util.io import read_json, write_json
 from util.media_reader import open_media
 from util.metrics import expression_scores
 from util.submission import check_submission

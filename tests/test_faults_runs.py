@@ -24,12 +24,12 @@ from models import pretrained, video_folder
 from models.ops import compiling, libraries
 from scripts import eval_all, make_toy_data, overfit, quickstart
 from tests.commands import ROOT, run_command
-from util import locking
+from util import files as locking
+from util.checkpoint import Keeper
 from util.demo_results import new_folder
+from util.device import is_out_of_memory, memory_advice
 from util.errors import RunError, UserError, run_cli
-from util.keeping import Keeper
-from util.locking import sole_run
-from util.memory import is_out_of_memory, memory_advice
+from util.files import sole_run
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "training": (main.main, "--device", "cpu"),
@@ -64,7 +64,7 @@ def test_a_second_demo_is_refused(tmp_path: Path) -> None:
 
 HOLDER = """
 import os, sys, time
-from util.locking import sole_run
+from util.files import sole_run
 with sole_run(sys.argv[1]):
     if not os.fork():
         print(os.getpid(), flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models import trained_parameters
-from models.adapters import convert_authors, convert_name
+from models.authors import convert_authors, convert_name
 from models.segmenter import Segmenter
 from scripts.count_parameters import FULL_SIZE, empty_model, stack_of
 from util.config import Config

@@ -84,7 +84,7 @@ def test_a_mistake_is_seen(tmp_path: Path, mistake: str):
     name, source, message = MISTAKES[mistake]
     for file in ("models/segmenter.py", "models/diffusion/unet.py", "models/ops/module.py", "datasets/clip.py"):
         _write(tmp_path / file, "X = 1")
-    for file in ("util/io.py", "tests/conftest.py", "engine.py", "main.py"):
+    for file in ("util/files.py", "tests/conftest.py", "engine.py", "main.py"):
         _write(tmp_path / file, "ROOT = 1")
     assert _violations(tmp_path) == []
     _write(tmp_path / name, source)
@@ -95,12 +95,12 @@ def test_a_mistake_is_seen(tmp_path: Path, mistake: str):
 
 
 def test_what_is_allowed(tmp_path: Path):
-    _write(tmp_path / "util/io.py", "import json, sys\nfrom . import errors\nprint(sys.argv)")
+    _write(tmp_path / "util/files.py", "import json, sys\nfrom . import errors\nprint(sys.argv)")
     _write(tmp_path / "util/errors.py", "class UserError(ValueError): ...")
     _write(tmp_path / "models/diffusion/unet.py", "from util.errors import UserError\nfrom diffusers import X")
     _write(tmp_path / "models/__init__.py", "from models.diffusion.unet import X\nfrom .diffusion import unet")
     _write(tmp_path / "datasets/__init__.py", "from util import io\ndef build(): ...\nREGISTRY: dict = {}")
-    _write(tmp_path / "main.py", "from datasets import REGISTRY, build\nimport models, util.io")
+    _write(tmp_path / "main.py", "from datasets import REGISTRY, build\nimport models, util.files")
     _write(tmp_path / "tests/test_x.py", "import main\nfrom models.diffusion import unet")
     _write(tmp_path / ".venv/lib/x.py", "import sys\nsys.path = []")
     assert _violations(tmp_path) == []

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from util.errors import UserError
-from util.io import atomic_folder, atomic_path, is_unfinished, read_json, write_json
-from util.logging import RunLog
+from util.files import atomic_folder, atomic_path, is_unfinished, read_json, write_json
+from util.run_log import RunLog
 
 
 def test_json_comes_back_and_nothing_else_is_left(tmp_path: Path) -> None:

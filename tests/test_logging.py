@@ -15,13 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from datasets.clip import denormalise
-from util import throughput
+from util import run_log as throughput
 from util.errors import REQUEUE_STATUS, RunError, Stopped, UserError
-from util.log_writers import Wandb
-from util.logging import RunLog, progress_line
-from util.run_summary import RunSummary, git_state
+from util.run_log import RunLog, RunSummary, Throughput, Wandb, duration, git_state, progress_line
 from util.samples import GAP, LastClip
-from util.throughput import Throughput, duration
 from util.visualisation import Picture
 
 TERMS = {"loss": 3.5, "grad_norm": 2.0, "loss_ce": 0.5, "loss_dice_low": 0.25, "loss_ce_0": 0.75, "lr": 1e-4}

@@ -98,7 +98,7 @@ def test_the_log_has_every_term(train: Callable, call: Callable, tmp_path: Path)
 def test_a_loss_that_is_not_finite_stops_the_run(
     train: Callable, call: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.losses.paired_giou", lambda a, b: a[..., 0] * float("nan"))
+    monkeypatch.setattr("models.criterion.paired_giou", lambda a, b: a[..., 0] * float("nan"))
     status, error = call(train("--max_steps", "2"))
     assert status == 1
     assert "not finite at step 1" in error

@@ -13,8 +13,7 @@ from models.diffusion.encoder import VideoEncoder
 from models.diffusion.stack import load_stack
 from models.diffusion.stride4 import TemporalStem
 from models.mask_heads import DynamicMaskHead, QueryDotHead, shuffle_mask
-from models.segmenter import Segmenter
-from models.selection import LayerPrediction, all_queries, best_query
+from models.segmenter import LayerPrediction, Segmenter, all_queries, best_query
 from tests.tiny_models import backward, model_config, random_clips
 from util.config import Config
 from util.errors import UserError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import postprocessors
-from models.postprocessors import binary_masks, mask_probabilities, pixel_boxes
+from models import inference as postprocessors
+from models.inference import binary_masks, mask_probabilities, pixel_boxes
 
 
 def test_padding_has_no_influence():

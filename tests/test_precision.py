@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from models.placing import prepare_inference, prepare_training, set_precision
 from torch import Tensor, nn
 
 from datasets import list_videos
@@ -16,20 +17,19 @@ from datasets.toy import make_toy
 from datasets.video import load_clip
 from engine import training_step
 from models import build_criterion, build_model
+from models.checkpoints import open_checkpoint
 from models.diffusion import attention, frozen
 from models.diffusion.attention import blocked_attention
-from models.loading import open_checkpoint
+from models.inference import load_for_inference, sentence_outputs
 from models.mask_heads import DynamicMaskHead
-from models.precision import prepare_inference, prepare_training, set_precision
-from models.prediction import load_for_inference, sentence_outputs
+from models.precision import call_in_float32, in_float32, precision_name, resolve_precision
 from models.segmenter import Segmenter
 from tests.conftest import ROOT
 from tests.tiny_models import backward, model_config, random_clips, square_targets
 from util.checkpoint import save_carried, save_checkpoint
 from util.config import load_config
+from util.device import give_back
 from util.errors import UserError
-from util.memory import give_back
-from util.precision import call_in_float32, in_float32, precision_name, resolve_precision
 
 CPU = torch.device("cpu")
 SIZE = (32, 48)  # half precision is slow on CPUs

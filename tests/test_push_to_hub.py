@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from models.loading import open_checkpoint
+from models.checkpoints import open_checkpoint
 from scripts import push_to_hub
 from tests.commands import run_command
 

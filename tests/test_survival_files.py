@@ -13,9 +13,19 @@ import pytest
 import torch
 from torch import nn
 
-from util.checkpoint import read_checkpoint, save_checkpoint
+from util.checkpoint import (
+    BEST,
+    NEWEST,
+    Keeper,
+    begin_folder,
+    check_epoch,
+    newest_intact,
+    numbered,
+    read_checkpoint,
+    resume_path,
+    save_checkpoint,
+)
 from util.errors import UserError
-from util.keeping import BEST, NEWEST, Keeper, begin_folder, check_epoch, newest_intact, numbered, resume_path
 
 MEGABYTE = 2**20
 

@@ -13,9 +13,8 @@ import torch
 
 from tests.forks import Forks
 from tests.tiny_models import tiny_flags
-from util.checkpoint import read_checkpoint
+from util.checkpoint import NEWEST, newest_intact, numbered, read_checkpoint
 from util.errors import REQUEUE_STATUS
-from util.keeping import NEWEST, newest_intact, numbered
 
 pytestmark = pytest.mark.slow
 STEPS = 40

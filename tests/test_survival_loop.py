@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-
-from tests.survival_jobs import Batch, Line, batches, train_line
-from util.errors import REQUEUE_STATUS, RunError, Stopped
-from util.guard import Guard
-from util.keeping import NEWEST, numbered
-from util.meter import Meter
 from util.parameters import parameter_lines
 from util.validation import Validation
+
+from tests.survival_jobs import Batch, Line, batches, train_line
+from util.checkpoint import NEWEST, numbered
+from util.errors import REQUEUE_STATUS, RunError, Stopped
+from util.guard import Guard
+from util.run_log import Meter
 from util.watch import Watch
 
 

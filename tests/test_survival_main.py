@@ -13,8 +13,7 @@ import main
 from scripts.toy_formats_a2d import write_toy_a2d
 from tests.commands import run_command
 from tests.tiny_models import tiny_flags
-from util.checkpoint import read_checkpoint
-from util.keeping import BEST, NEWEST
+from util.checkpoint import BEST, NEWEST, read_checkpoint
 
 pytestmark = pytest.mark.slow
 SMALL = ("--num_frames", "2", "--train_scales", "48", "--eval_size", "48", "--batch_size", "2")

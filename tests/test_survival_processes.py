@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from tests.forks import Forks
-from util.checkpoint import read_checkpoint
+from util.checkpoint import NEWEST, read_checkpoint
 from util.errors import REQUEUE_STATUS, USER_ERROR_STATUS
-from util.keeping import NEWEST
 
 pytestmark = pytest.mark.slow
 PATIENCE = 60.0

@@ -21,7 +21,7 @@ from scripts.toy_lab_claims import UNKNOWN, VARIANTS, Scores
 from scripts.toy_lab_runs import Lab, Stopped, _call, find_score, stack_sizes, write_clips
 from tests.commands import run_command
 from util.errors import RunError, UserError
-from util.io import write_json
+from util.files import write_json
 
 BASE, RANDOM, GAUSSIAN = VARIANTS[:3]
 SIZES = {"channels": (32, 32, 32, 32), "layers_per_block": 1, "image_size": 32, "image_patch": 16, "max_tokens": 400}

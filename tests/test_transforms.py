@@ -18,7 +18,7 @@ from datasets.transforms import (
     swap_sides,
 )
 from util.errors import UserError
-from util.frames import IMAGENET_MEAN, IMAGENET_STD, normalise, resize_frames, resized_size
+from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise, resize_frames, resized_size
 
 SMALL: dict[str, Any] = {"train_scales": (48, 56, 64), "crop_scales": (60, 80), "crop_range": (50, 90), "max_size": 96}
 

@@ -15,9 +15,9 @@ from datasets import build_dataset, build_evaluator, build_scorer, list_videos
 from datasets.davis import convert_davis
 from demo import main as demo_main
 from models import build_model, load_pretrained, prediction
+from models.checkpoints import check_options, open_checkpoint
 from models.diffusion import stack
-from models.loading import check_options, open_checkpoint
-from models.prediction import load_for_inference
+from models.inference import load_for_inference
 from scripts import baselines, check_data, convert_checkpoint, eval_jf, make_toy_data
 from scripts.check_data import check
 from scripts.toy_formats_videos import write_toy_davis

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from models import build_model
-from models.prediction import segment
-from models.selection import LayerPrediction
-from models.windows import FollowedQuery, VideoSegmenter
+from models.inference import FollowedQuery, VideoSegmenter, segment
+from models.segmenter import LayerPrediction
 from tests.tiny_models import model_config
 from util.config import Config
 from util.errors import UserError
-from util.frames import normalise
+from util.preprocessing import normalise
 
 CPU = torch.device("cpu")
 SENTENCES = ["the red circle", "a blue square moving left", "the thing that is small", "a star"]

@@ -1,128 +1,74 @@
-"""Checkpoint files: what is trained, and what it takes to go on (docs/checkpoints.md).
+"""Checkpoint files: their format, and which of them a run keeps (docs/checkpoints.md).
 
-A run's ``checkpoint.pth`` holds ``format``, ``model`` (its name), ``config`` (the options it was made with),
-``weights`` (what is trained), ``frozen`` (the identity of the frozen parts), and for going on ``optimizer``, ``step``
-and ``steps_per_epoch``. Frozen parts that are not the pretrained ones never change in a run: they are written once,
-into a file beside it, which ``beside`` names. For passing on, ``save_weights`` writes all but what going on takes as
-one safetensors file. Both are read without running code that a file may carry, and memory-mapped: a tensor takes
-memory when it is used.
+``checkpoint.pth`` of a run holds ``format``, ``model`` (its name), ``config`` (the options it was made with),
+``weights`` (everything trained), ``frozen`` (the identity of the frozen parts), and to resume ``optimizer``, ``step``
+and ``steps_per_epoch``. Frozen parts that differ from the pretrained ones never change in a run: they are written once,
+into a file beside it, which ``beside`` names. To pass weights on, ``save_weights`` writes everything but the training
+state as one safetensors file. Both kinds are memory-mapped, and no code that a file may carry is run.
+
+In the folder of a run, ``checkpoint_000400.pth`` is the state after step 400. The newest is also called
+``checkpoint.pth``, and the best ``checkpoint_best.pth``; a second name is a hard link, and takes no space.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import math
 import os
 import re
+import shutil
+import sys
+import time
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from util.errors import UserError
-from util.io import atomic_path
-from util.precision import HALVES
-from util.state import carried_state, trained_state
+from util.files import atomic_path
 
 FORMAT = "t2v-rvos-1"
-TRAINING_KEYS = {"optimizer": dict, "step": int, "steps_per_epoch": int}
-"""What going on takes beside the weights, and its types. ``scaler`` is there where the run has one."""
 BESIDE = "frozen-"
-"""How the names of files begin that hold a run's frozen parts; they are no checkpoints by themselves."""
-_TYPES: dict[str, type] = {"model": str, "config": dict, "frozen": dict, "args": dict, "epoch": int, "scaler": dict}
-_TYPES.update(TRAINING_KEYS)
+"""Prefix of the files that hold the frozen parts of a run; they are no checkpoints by themselves."""
+NEWEST, BEST = "checkpoint.pth", "checkpoint_best.pth"
+EARLIER = "earlier"
+"""Prefix of the folders that hold the checkpoints of an earlier run."""
+RETRY = 60.0  # seconds after which a checkpoint that could not be written is tried again
+_NUMBERED = re.compile(r"checkpoint_(\d+)\.pth")
+_TYPES: dict[str, type] = {
+    **{"model": str, "config": dict, "frozen": dict, "args": dict, "epoch": int},
+    **{"optimizer": dict, "step": int, "steps_per_epoch": int, "scaler": dict},
+}
 _JSON_KEYS = ("config", "frozen", "args", "epoch")
-"""What a safetensors file holds as JSON, beside ``format`` and ``model``."""
+"""Entries that a safetensors file holds as JSON, beside ``format`` and ``model``."""
 _UNUSED = "unused."
 """Prefix of the tensors in a safetensors file that belong to the authors' layout alone."""
 
 
-def save_checkpoint(
-    path: str | Path,
-    model: nn.Module,
-    name: str,
-    config: dict[str, Any],
-    frozen: Mapping[str, Mapping[str, str]] | None = None,
-    **state: Any,
-) -> None:
-    """Write a checkpoint beside ``path`` and rename it.
-
-    Args:
-        path: the file.
-        model: what it has trained is stored, and frozen parts that came with a checkpoint.
-        name: which model it is ("vdit").
-        config: the run's options.
-        frozen: identity of the frozen parts. Those that came with a checkpoint then go into a file beside ``path``,
-            unless it is there already; without identities they are in ``path`` itself.
-        state: further entries, such as ``optimizer``, ``step`` and ``steps_per_epoch``.
-
-    Raises:
-        UserError: a file cannot be written; an older checkpoint stays intact.
-    """
-    content = {"format": FORMAT, "model": name, "config": config, "weights": trained_state(model), **state}
-    if frozen:
-        content["frozen"] = frozen
-    if frozen:
-        beside = save_carried(Path(path).parent, model, name, frozen)
-        content.update({"beside": beside} if beside else {})
-    else:
-        content["weights"].update(carried_state(model))
-    write_pickle(path, content)
-
-
-def save_carried(folder: Path, model: nn.Module, name: str, frozen: Mapping[str, Mapping[str, str]]) -> str:
-    """Write the frozen parts that came with a checkpoint into their own file, unless it is there.
-
-    Args:
-        folder: of the run's checkpoints.
-        model: a run that holds frozen parts in half precision calls this before, as digits are lost then.
-        name: which model it is.
-        frozen: identity of the frozen parts.
-
-    Returns:
-        the file's name; empty where no part came with a checkpoint.
-
-    Raises:
-        UserError: it cannot be written, or is gone and the model no longer has all digits.
-    """
-    carried = carried_state(model)
-    if not carried:
-        return ""
-    file = folder / _beside(frozen, carried)
-    if not file.is_file():
-        if any(tensor.dtype in HALVES for tensor in carried.values()):
-            raise UserError(
-                f"{file} is gone, and the frozen weights in it are held in half precision by now; put it back, and go "
-                "on from the last checkpoint"
-            )
-        save_weights(file, {"model": name, "weights": carried})
-    return file.name
-
-
 def write_pickle(path: str | Path, content: dict[str, Any]) -> None:
-    """Write with ``torch.save`` beside ``path`` and rename.
+    """Write with ``torch.save``, beside ``path`` and renamed.
 
     Raises:
         UserError: the file cannot be written; an older one stays intact.
     """
     try:
-        # An open file: given a path, torch writes its name into the file, and equal content has other bytes.
+        # An open file: given a path, torch stores its name, so that equal content would have different bytes.
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
-            os.fsync(file.fileno())  # else a machine that fails may leave the new name without the content
+            os.fsync(file.fileno())  # else a machine that crashes may leave the new name without the content
     except (OSError, RuntimeError) as error:
         raise UserError(f"cannot write {path}: {_reason(error)}; an older file there is intact") from error
 
 
 def _reason(error: BaseException) -> str:
-    """Why a file cannot be written: what the system says, which PyTorch's own message may hide."""
+    """Why a file cannot be written, in the words of the system, which PyTorch's message may hide."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
@@ -130,12 +76,12 @@ def _reason(error: BaseException) -> str:
 
 
 def save_weights(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint without what training needs as a safetensors file, beside ``path`` and renamed.
+    """Write a checkpoint without training state as a safetensors file, beside ``path`` and renamed.
 
     Args:
         path: the file; its name ends in ``.safetensors``.
-        content: ``model``, ``config``, ``frozen`` and ``weights``, and where there is any, what the authors' layout
-            has beside them: ``unused`` tensors by its names, and ``args``.
+        content: ``model``, ``config``, ``frozen`` and ``weights``; for the authors' layout also ``unused`` tensors by
+            the authors' names, and ``args``.
 
     Raises:
         UserError: the file cannot be written; an older one stays intact.
@@ -151,29 +97,29 @@ def save_weights(path: str | Path, content: dict[str, Any]) -> None:
             )
             mask = os.umask(0)
             os.umask(mask)
-            temporary.chmod(0o666 & ~mask)  # as any other file; the library leaves it to its owner alone
+            temporary.chmod(0o666 & ~mask)  # as any other file: the library lets only the owner read it
     except (OSError, RuntimeError, TypeError, SafetensorError) as error:
         raise UserError(f"cannot write the checkpoint {path}: {error}; an older one there is intact") from error
 
 
 def read_checkpoint(path: str | Path, expected_model: str = "") -> dict[str, Any]:
-    """A checkpoint of this project, of either kind, on the CPU.
+    """Read a checkpoint of this project, of either kind, on the CPU.
 
     Args:
         path: the file.
         expected_model: the model that the configuration builds; empty: any.
 
     Raises:
-        UserError: the file is missing, truncated, of another kind, or of another model.
+        UserError: the file is missing, truncated, not a checkpoint, or of a different model.
     """
     return check_content(read_content(path), path, expected_model)
 
 
 def read_content(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint file of any kind, memory-mapped: a safetensors file or a ``torch.save`` of a dict.
+    """Read a checkpoint file of any kind, memory-mapped: a safetensors file or a dict written by ``torch.save``.
 
     Raises:
-        UserError: the file is missing, truncated, of another kind, or holds anything but plain values and tensors.
+        UserError: the file is missing, truncated, not a checkpoint, or holds anything but plain values and tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -188,19 +134,17 @@ def read_content(path: str | Path) -> dict[str, Any]:
 
 
 def check_content(content: dict[str, Any], path: str | Path, expected_model: str = "") -> dict[str, Any]:
-    """``content``, if it is a checkpoint of this project with all that every one of them has.
-
-    What is in a file beside it is in ``weights``, too.
+    """Check that ``content`` is a whole checkpoint of this project, and add the weights of the file beside it.
 
     Raises:
-        UserError: it is not, or of another model, or the file beside it is missing.
+        UserError: it is not, it belongs to a different model, or the file beside it is missing.
     """
     if content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project ({FORMAT})")
     if not is_state(content.get("weights")):
-        raise UserError(f"{path} holds no weights; it is no checkpoint that main.py wrote")
+        raise UserError(f"{path} holds no weights; main.py did not write it")
     if not content.keys() >= {"model", "config"}:
-        raise UserError(f"{path} does not say with which options it was made; it is no checkpoint that main.py wrote")
+        raise UserError(f"{path} does not say with which options it was made; main.py did not write it")
     content = {"frozen": {}, **content}
     for key, kind in _TYPES.items():
         if key in content and not isinstance(content[key], kind):
@@ -211,26 +155,19 @@ def check_content(content: dict[str, Any], path: str | Path, expected_model: str
     return content
 
 
-def _beside(frozen: Mapping[str, Mapping[str, str]], names: Iterable[str]) -> str:
-    """The name of a file of frozen weights, by what is in it: the same for all checkpoints of a run."""
-    hashes = {part: entry["sha256"] for part, entry in frozen.items()}
-    content = json.dumps([hashes, sorted(names)], sort_keys=True)
-    return f"{BESIDE}{hashlib.sha256(content.encode()).hexdigest()[:16]}.safetensors"
-
-
 def _read_beside(path: Path, name: Any) -> dict[str, Tensor]:
-    """The frozen weights that a checkpoint names; whether they are the right ones is seen when they are loaded."""
+    """The frozen weights that a checkpoint names. Their hashes are verified when they are loaded."""
     if not isinstance(name, str) or not re.fullmatch(rf"{BESIDE}[0-9a-f]{{16}}\.safetensors", name):
         raise UserError(f"{path} is damaged: it names {name!r} as the file of its frozen weights")
     file = path.with_name(name)
     if not file.is_file():
         raise UserError(
             f"{path} needs {name} beside it, which holds the frozen weights it was trained with; copy both files, or "
-            "convert it where they are (scripts.convert_checkpoint)"
+            "convert the checkpoint where both are (scripts.convert_checkpoint)"
         )
     content = read_content(file)
     if content.get("format") != FORMAT or not is_state(content.get("weights")):
-        raise UserError(f"{file} does not hold the frozen weights that {path} was trained with; copy it anew")
+        raise UserError(f"{file} does not hold the frozen weights that {path} was trained with; copy it again")
     return content["weights"]
 
 
@@ -242,10 +179,10 @@ def is_state(value: Any) -> bool:
 
 
 def check_model(name: Any, path: str | Path, expected_model: str) -> None:
-    """Refuse a checkpoint of another model than the configuration builds (empty: any).
+    """Refuse a checkpoint of a different model than the configuration builds (empty: any).
 
     Raises:
-        UserError: it is of another one.
+        UserError: the models differ.
     """
     if expected_model and name != expected_model:
         raise UserError(
@@ -267,7 +204,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             tensors = file.get_tensors()
         content: dict[str, Any] = {key: json.loads(about[key]) for key in _JSON_KEYS if key in about}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a readable checkpoint; it may be truncated or of another program") from error
+        raise UserError(
+            f"{path} is not a readable checkpoint; it may be truncated, or another program wrote it"
+        ) from error
     content.update({key: about[key] for key in ("format", "model") if key in about})
     content["weights"] = {key: value for key, value in tensors.items() if not key.startswith(_UNUSED)}
     content["unused"] = {key.removeprefix(_UNUSED): value for key, value in tensors.items() if key.startswith(_UNUSED)}
@@ -275,12 +214,209 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_pickle(path: Path) -> Any:
-    """The authors' files carry their command line as an ``argparse.Namespace``, which is only data."""
+    """Read without running code. The authors' files hold an ``argparse.Namespace``, which is plain data."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch's readers raise many kinds, which differ between versions
         raise UserError(
-            f"{path} is not a readable checkpoint; it may be truncated, of another program, or carry code, which is "
-            "never run"
+            f"{path} is not a readable checkpoint; it may be truncated, written by another program, or carry code, "
+            "which is never run"
         ) from error
+
+
+def numbered(folder: Path) -> dict[int, Path]:
+    """Step → its checkpoint, in rising order."""
+    found = ((_NUMBERED.fullmatch(path.name), path) for path in folder.glob("checkpoint_*.pth"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+class Keeper:
+    """Writes checkpoints and keeps the last ones.
+
+    A checkpoint that cannot be written does not end the run, and older ones stay: the disk may be full for an hour
+    only, and a run that continues loses nothing. Only the last checkpoint of a run must be written.
+
+    Args:
+        folder: of the run.
+        write: writes the checkpoint of a step to a path, beside it and renamed; raises ``UserError`` on failure.
+        keep: number of checkpoints that stay, at least 1.
+        minutes: a checkpoint is due after so many minutes without one; 0: never.
+        active: False writes nothing (in every process but the main one).
+    """
+
+    def __init__(
+        self, folder: Path, write: Callable[[Path, int], None], keep: int, minutes: float, active: bool = True
+    ) -> None:
+        self.folder, self.write, self.keep, self.seconds = folder, write, keep, 60 * minutes
+        self.active = active
+        self._saved = -1
+        self._next = self._after(self.seconds)
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self.active and time.monotonic() >= self._next
+
+    def save(self, step: int, must: bool = False) -> None:
+        """Write the checkpoint of a step, unless it is written, and remove those that are no longer kept.
+
+        Args:
+            step: number of steps done.
+            must: raise the error if it cannot be written, because the run ends here.
+
+        Raises:
+            UserError: ``must``, and it cannot be written.
+        """
+        if step == self._saved or not self.active:
+            return
+        try:
+            self._write(step)
+        except UserError as error:
+            if must:
+                raise
+            self._next = self._after(RETRY)
+            print(f"warning: {error}; training continues and will try again", file=sys.stderr, flush=True)
+            return
+        self._saved = step
+        self._next = self._after(self.seconds)
+
+    def keep_best(self, step: int) -> None:
+        """Keep the current checkpoint, of step ``step``, as the best.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self.save(step)
+        if step == self._saved:
+            _link(self._path(step), self.folder / BEST)
+        else:
+            self.write(self.folder / BEST, step)
+
+    @staticmethod
+    def _after(seconds: float) -> float:
+        return time.monotonic() + seconds if seconds else math.inf
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"checkpoint_{step:06d}.pth"
+
+    def _write(self, step: int) -> None:
+        path = self._path(step)
+        try:
+            self.write(path, step)
+        except UserError:
+            if not self._make_room():
+                raise
+            self.write(path, step)
+        _link(path, self.folder / NEWEST)
+        for old in list(numbered(self.folder).values())[: -self.keep]:
+            old.unlink(missing_ok=True)
+
+    def _make_room(self) -> bool:
+        """Remove all checkpoints but the newest; return whether there were any."""
+        old = list(numbered(self.folder).values())[:-1]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return bool(old)
+
+
+def begin_folder(folder: Path, first_step: int) -> list[str]:
+    """Prepare the folder of a run: checkpoints beyond ``first_step`` belong to an earlier run, and are moved aside.
+
+    Half-written files of a killed process are removed.
+
+    Args:
+        folder: of the run; it need not exist.
+        first_step: number of steps done.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        UserError: a file cannot be moved.
+    """
+    later = [path for step, path in numbered(folder).items() if step > first_step]
+    later += [path for path in (folder / NEWEST, folder / BEST) if path.is_file() and _step(path) > first_step]
+    try:
+        for half in folder.glob(".checkpoint*.pth"):
+            half.unlink(missing_ok=True)
+        if not later:
+            return []
+        number = 1 + max((int(path.name.rpartition("-")[2]) for path in folder.glob(f"{EARLIER}-[0-9]*")), default=0)
+        aside = folder / f"{EARLIER}-{number}"
+        aside.mkdir()
+        for path in folder.glob(f"{BESIDE}*"):
+            _link(path, aside / path.name)
+        for path in later:
+            path.rename(aside / path.name)
+    except OSError as error:
+        raise UserError(f"cannot move aside the checkpoints in {folder}: {error.strerror or error}") from error
+    return [f"{folder} held checkpoints of an earlier run, beyond step {first_step}; they are now in {aside}"]
+
+
+def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
+    """Find the newest checkpoint of a folder that can be read to its end.
+
+    Returns:
+        the checkpoint or None, and notes that say which were skipped and why.
+    """
+    notes = []
+    paths = [path for path in (*reversed(numbered(folder).values()), folder / NEWEST) if path.is_file()]
+    files = {(path.stat().st_dev, path.stat().st_ino): path for path in paths}  # each file once, under whatever name
+    found: list[tuple[int, Path]] = []
+    for path in files.values():
+        try:
+            found.append((_read_step(path), path))
+        except UserError as error:
+            notes.append(f"skipped {path}: {error}")
+    for _, path in sorted(found, reverse=True):
+        fault = _fault(path)
+        if not fault:
+            return path, notes
+        notes.append(f"skipped {path}: {fault}")
+    return None, notes
+
+
+def _read_step(path: Path) -> int:
+    """The step of a checkpoint that a run can resume from.
+
+    Raises:
+        UserError: it is not one.
+    """
+    content = check_content(read_content(path), path)
+    if not isinstance(content.get("step"), int) or "optimizer" not in content:
+        raise UserError("it holds weights only")
+    return content["step"]
+
+
+def _step(path: Path) -> int:
+    """The step of a checkpoint; beyond all others where it cannot be read."""
+    try:
+        return _read_step(path)
+    except UserError:
+        return sys.maxsize
+
+
+def _fault(path: Path) -> str:
+    """What is wrong with the bytes of a checkpoint, all of which are read; empty where nothing is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+        return f"it cannot be read ({error})"
+    return f"its part {broken} is damaged" if broken else ""
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, replacing any file of that name; copy it where the file system has no links.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with atomic_path(target) as temporary:
+            try:
+                os.link(source, temporary)
+            except OSError:
+                shutil.copyfile(source, temporary)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}; {source} is intact") from error

@@ -14,7 +14,7 @@ from util.config_files import read_yaml
 from util.errors import UserError
 from util.media_frames import Excerpt, parse_time
 from util.options import home_expanded, option, read_flags, text_of
-from util.sentences import normalise_sentence
+from util.preprocessing import normalise_sentence
 
 DESCRIPTION = "Segment the objects that sentences name in a video, a GIF, a folder of frames or a picture."
 # Options of training and of datasets are unknown here, lest somebody believe that they do something.

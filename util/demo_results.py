@@ -14,9 +14,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from util.errors import UserError
-from util.io import atomic_folder
-from util.locking import sole_run
-from util.results import library_versions, project_version
+from util.files import atomic_folder, sole_run
+from util.run_log import library_versions, project_version
 
 MASKS_FILE = "masks.json"
 MAKER = "demo.py"  # by which a folder's masks.json is known as the demo's

@@ -38,7 +38,7 @@ WRITERS = 2  # threads that write masks
 
 
 class FrameMasks(Protocol):
-    """What is needed of a frame's result; ``models.windows.FrameResult`` is one."""
+    """What is needed of a frame's result; ``models.inference.FrameResult`` is one."""
 
     @property
     def probabilities(self) -> np.ndarray:

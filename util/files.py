@@ -1,21 +1,138 @@
-"""Bringing a file of a dataset to where it is wanted: linked or copied, never moved."""
+"""Files: written so that a killed run never leaves half of one, JSON, links and copies, one run per output folder."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from util.errors import UserError
-from util.io import atomic_path
+
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}(\.\w+)?")
+"""The temporary names of ``atomic_path``."""
+_held: set[int] = set()
+"""Open handles of locked folders."""
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, and rename it onto ``path`` when the block succeeds.
+
+    A missing folder is made. If the block raises, the temporary file is removed and an older file at ``path`` stays as
+    it was. The suffix of ``path`` is kept, because encoders choose their format by it.
+
+    Raises:
+        UserError: the folder cannot be made or written, or ``path`` is a folder itself.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder; remove it, or choose another output folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError) as error:
+        raise UserError(f"cannot write {path}: a part of its folder is a file; choose another output folder") from error
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
+    temporary = path.with_name(f".{path.stem[:80]}.{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except PermissionError as error:
+        raise UserError(f"cannot write {path}: permission denied; choose another output folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``, which replaces ``path`` when the block succeeds.
+
+    If the block raises, the folder is removed and ``path`` stays as it was.
+
+    Raises:
+        UserError: something cannot be written there.
+    """
+    path = Path(path)
+    staging = path.with_name(f".{path.name[:80]}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    old = staging.with_name(f"{staging.name}.old")
+    try:
+        try:
+            staging.mkdir(parents=True)
+        except (NotADirectoryError, FileExistsError) as error:
+            raise UserError(
+                f"cannot write {path}: a part of its folder is a file; choose another output folder"
+            ) from error
+        yield staging
+        if path.exists():
+            path.rename(old)  # rather than removed: half a folder may be mistaken for a whole one
+        staging.rename(path)
+    except OSError as error:
+        first = (
+            error.args[0][0][-1] if isinstance(error, shutil.Error) else error
+        )  # the first of many errors, for a copied tree
+        reason = getattr(first, "strerror", None) or first
+        raise UserError(f"cannot write {path}: {reason}; choose another output folder") from error
+    finally:
+        if old.exists() and not path.exists():  # interrupted between the two renames
+            old.rename(path)
+        for left in (staging, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file has a temporary name, because the process that wrote it was killed."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
+    """Write ``content`` as JSON, beside ``path`` and renamed; in one line where ``indent`` is None.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
+    try:
+        with atomic_path(path) as temporary:
+            # The name of a folder may hold bytes that are not text; a record of it must not fail.
+            temporary.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        what: what the file should hold, for the message ("the expressions of the valid split").
+
+    Raises:
+        UserError: the file is missing, unreadable or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; it should hold {what}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} ({what}): {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} ({what}) is not valid JSON: {error}") from error
 
 
 def bring_file(source: Path, target: Path, copy: bool) -> None:
-    """Link or copy a file, unless it is there already.
+    """Link or copy a file, unless the target exists already.
 
     Args:
         source: the file, which is only read.
-        target: where it is wanted; its folder is made.
-        copy: copy it. Otherwise it is a symbolic link, or a copy on a file system without links.
+        target: the new path; its folder is made.
+        copy: copy instead of making a symbolic link. A file system without links always gets a copy.
 
     Raises:
         UserError: it cannot be copied, or the target cannot be written.
@@ -36,3 +153,74 @@ def bring_file(source: Path, target: Path, copy: bool) -> None:
             shutil.copyfile(source, temporary)
         except OSError as error:
             raise UserError(f"cannot copy {source} to {target}: {error.strerror or error}") from error
+
+
+@contextmanager
+def sole_run(folder: str | Path, active: bool = True) -> Iterator[None]:
+    """Refuse a second run in the same folder while the block runs.
+
+    The lock is on the folder itself (``flock``): it leaves no file, and ends with the process, even a killed one. Where
+    folders cannot be locked, as on some network disks, nothing is refused.
+
+    Args:
+        folder: made if it is missing, and removed again if nothing was written.
+        active: False locks nothing, in processes that share the main one's folder.
+
+    Raises:
+        UserError: another run holds the lock.
+    """
+    folder = Path(folder)
+    if not active:
+        yield
+        return
+    made = False
+    with suppress(OSError):  # the first write reports why it fails
+        folder.mkdir(parents=True)
+        made = True
+    handle = _lock(folder)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            _held.discard(handle)
+            os.close(handle)
+        if made:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder; None where folders cannot be locked.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(
+            f"another run is writing to {folder}; wait for it to end, stop it, or choose another output folder"
+        ) from error
+    except OSError:
+        os.close(handle)
+        return None
+    _held.add(handle)
+    return handle
+
+
+def _let_go() -> None:
+    """Close the lock in a forked process, so that it ends with the process that took it."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from util.distributed import gather_objects, is_main, rank, wait_for_all, world_size
 from util.errors import RunError, Stopped, UserError
-from util.meter import Meter, Step, save_batches
+from util.run_log import Meter, Step, save_batches
 from util.stopping import StopSignals
 from util.watch import Watch
 

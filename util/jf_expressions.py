@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from util.errors import UserError
-from util.io import read_json
+from util.files import read_json
 from util.mask_files import read_binary_mask, read_index_mask, require_folder, require_masks
 from util.metrics import Shape, shape_scores
 from util.negatives import NEGATIVE, is_negative

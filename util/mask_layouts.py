@@ -38,7 +38,7 @@ class SegmentedVideo(Protocol):
 
 
 class ClipMasks(Protocol):
-    """What is needed of a prediction; ``models.prediction.Prediction`` is one."""
+    """What is needed of a prediction; ``models.inference.Prediction`` is one."""
 
     @property
     def masks(self) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from util.errors import UserError
-from util.io import atomic_path
+from util.files import atomic_path
 from util.mask_files import BROKEN_IMAGE, object_palette
 
 _BIT_DEPTH, _COLOUR_TYPE = 24, 25  # bytes of a PNG file

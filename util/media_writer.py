@@ -14,7 +14,7 @@ from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 from util.errors import UserError
-from util.io import atomic_path
+from util.files import atomic_path
 from util.media_sound import Sound
 
 _BT709, _LIMITED = 1, 1  # in FFmpeg: of colour space, primaries and transfer; of the range

@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image
 
 from util.errors import UserError
-from util.io import atomic_path, is_unfinished
+from util.files import atomic_path, is_unfinished
 from util.mask_files import BROKEN_IMAGE
 from util.mask_layouts import ANNOTATIONS, LAYOUTS, MaskLayout, SegmentedVideo
 

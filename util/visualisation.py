@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from util.errors import UserError
-from util.io import atomic_path
+from util.files import atomic_path
 from util.lettering import letters, wrap_text
 from util.media_writer import open_video
 

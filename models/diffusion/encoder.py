@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion.conditioning import CLIPPixels, ImageTokenProjection, TextImageFusion
-from models.diffusion.frozen import Frozen
 from models.diffusion.noise import build_noise
 from models.diffusion.stack import FrozenStack
 from models.diffusion.stride4 import pointwise_pair
-from util.frames import IMAGENET_MEAN, IMAGENET_STD
-from util.precision import HALVES, in_own_precision, widened
+from models.frozen import Frozen
+from models.precision import HALVES, in_own_precision, widened
+from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 VAE_FRAMES = 2
 """Frames that the VAE encodes at once: a map of its first block takes 118 MB per frame (360×640, float32)."""

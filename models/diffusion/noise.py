@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from util.precision import in_float32
+from models.precision import in_float32
 
 
 class PredictedNoise(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from diffusers.models.resnet import TemporalConvLayer
 from torch import Tensor, nn
 
-from util.precision import call_in_float32
+from models.precision import call_in_float32
 
 
 class VAETap(nn.Module):

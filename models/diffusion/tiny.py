@@ -34,7 +34,7 @@ from transformers.utils import logging as transformers_logging
 from models.diffusion.tiny_tokenizers import CLIP_LENGTH, ROBERTA_LENGTH, write_clip_tokenizer, write_roberta_tokenizer
 from models.diffusion.tiny_weights import randomise
 from util.errors import UserError
-from util.io import write_json
+from util.files import write_json
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "clip", "roberta")
 STAMP = "tiny_stack.json"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.ops.backends import forced_backend
 from models.ops.functional import multi_scale_deformable_attention
-from util.precision import in_float32
+from models.precision import in_float32
 
 
 class MSDeformAttn(nn.Module):

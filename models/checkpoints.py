@@ -1,0 +1,584 @@
+"""From checkpoint files to models and back: which weights are stored, whose frozen parts they need, and loading them.
+
+A checkpoint holds everything that is trained, and those frozen parts that came with a checkpoint and differ from the
+pretrained ones. It names its other frozen parts by a hash of their weights, which loading verifies. The hash covers
+names, shapes and float32 values, so it does not depend on the file format or on the version of a library.
+
+Adapters (LoRA) wrap a layer, whose weight is then called ``….base_layer.weight``; stored weights have the name that
+the layer has without an adapter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import VARIANTS, resolved
+from models.authors import SIZES, authors_names, is_authors, read_authors
+from models.precision import HALVES
+from util.checkpoint import (
+    BESIDE,
+    FORMAT,
+    check_content,
+    check_model,
+    newest_intact,
+    read_content,
+    save_weights,
+    write_pickle,
+)
+from util.command_line import nearest
+from util.config import Config
+from util.distributed import gather_objects, is_main, tell
+from util.errors import UserError
+from util.hub import cached_revision, checkpoint_path
+
+CLASS_HEADS = "class_heads."
+PATHS = ("pretrained", "image_encoder", "text_encoder", "backbone_weights")
+"""Options that name frozen parts. A checkpoint may have them beside it."""
+FUNCTION = ("noise", "image_tokens", "unet_text", "stride4", "backbone")
+"""Options that decide what a model computes. The weights do not always show it: two kinds of noise have none."""
+TRAINING_KEYS = {"optimizer", "step", "steps_per_epoch"}
+"""Entries that a run needs to resume, beside the weights."""
+
+Identity = dict[str, dict[str, str]]
+"""Part → its ``sha256``, the ``source`` it was loaded from, and the ``revision`` where that is a hub id."""
+
+PARTS = {
+    "unet": ("encoder.unet.module", "UNet", "--pretrained"),
+    "vae": ("encoder.vae.module", "VAE", "--pretrained"),
+    "text_encoder": ("encoder.text_encoder.module", "diffusion text encoder", "--pretrained"),
+    "image_encoder": ("encoder.image_encoder.module", "image encoder", "--image_encoder"),
+    "backbone": ("encoder.backbone.module", "backbone", "--backbone_weights"),
+    "sentence_encoder": ("sentence_encoder.backbone.module", "sentence encoder", "--text_encoder"),
+}
+"""Part → prefix of its parameters, its name in words, and the option that chooses it."""
+
+THREADS = 4
+_CONFIGS = {"unet": "unet/config.json", "vae": "vae/config.json", "text_encoder": "text_encoder/config.json"}
+
+LORA = ".lora_"
+"""Part of the name of every adapter weight, and of no other."""
+
+
+@dataclass
+class Checkpoint:
+    """An opened checkpoint. Its tensors are memory-mapped: they take memory when they are used."""
+
+    path: Path
+    model: str
+    """``vdit`` or ``hcd``."""
+    options: dict[str, Any]
+    """The options that it was made with, as plain values."""
+    weights: dict[str, Tensor]
+    """By the names of this project."""
+    frozen: Identity
+    """The frozen parts that it was trained with."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """``optimizer``, ``step``, ``steps_per_epoch`` and perhaps ``scaler``; empty where it holds weights only."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know about how it was found."""
+    authors: dict[str, Any] | None = None
+    """For the authors' layout: ``unused`` tensors, ``args`` and ``epoch``."""
+
+    @property
+    def step(self) -> int:
+        """Number of optimiser steps done; 0 where it holds weights only."""
+        return self.training.get("step", 0)
+
+    def file_name(self, name: str) -> str:
+        """The name that the file has for a parameter of this project."""
+        if self.authors is None:
+            return name
+        try:
+            return authors_names(self.model).theirs(name)[0]
+        except UserError:  # the authors' layout has no place for it
+            return name
+
+    def config(self, **options: Any) -> Config:
+        """The configuration that the checkpoint was made with, with ``options`` in place where not None or empty.
+
+        Raises:
+            UserError: the options make no configuration, one is unknown, or ``model`` differs.
+        """
+        check_model(self.model, self.path, options.get("model") or "")
+        known = {option.name for option in dataclasses.fields(Config)}
+        for name in options.keys() - known:
+            near = nearest(name, sorted(known))
+            raise UserError(f"unknown option {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+        values = {name: value for name, value in self.options.items() if name in known}
+        given = {name: value for name, value in options.items() if value is not None and value != ""}
+        try:
+            return Config(**{**values, **given, "model": self.model})
+        except UserError as error:
+            raise UserError(f"the options stored in {self.path} are not valid: {error}") from error
+
+    def require_options(self, options: Mapping[str, Any], new_run: bool = False) -> None:
+        """Refuse options of other sizes or of another function; the weights might fit all the same.
+
+        It needs no model, so the user hears of it before gigabytes of frozen parts are loaded.
+
+        Args:
+            options: of the run, as plain values.
+            new_run: the weights begin a new run, which may compute something else with them.
+
+        Raises:
+            UserError: an option differs; the message names it.
+        """
+        names = {*SIZES, "pyramid_channels"} - {"dropout"}  # dropout has no weights and may change
+        if any(LORA in name for name in self.weights):
+            names |= {"lora_rank", "lora_alpha"}
+        theirs = {name: self.options[name] for name in names if name in self.options}
+        if not new_run:  # a checkpoint older than an option was made with the option's default
+            theirs.update({name: self.options.get(name, getattr(Config, name)) for name in FUNCTION})
+        for name in sorted(theirs):
+            their = resolved(self.model, name, theirs[name])
+            our = resolved(options["model"], name, options[name])
+            if their != our:
+                raise UserError(
+                    f"{self.path} was made with {name} {their}, and this configuration has {our}; use the "
+                    "configuration that the checkpoint was made with"
+                )
+
+    def require_epochs_of(self, steps_per_epoch: int) -> None:
+        """Refuse to resume with epochs of a different length: the position in one would mean other clips.
+
+        Raises:
+            UserError: the lengths differ.
+        """
+        own = self.training["steps_per_epoch"]
+        if own != steps_per_epoch:
+            raise UserError(
+                f"{self.path} was trained with {own} steps per epoch, and this run has {steps_per_epoch}; resume with "
+                "the same data, --batch_size, --accumulate and number of processes"
+            )
+
+
+def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
+    """Open a checkpoint of this project or of the authors.
+
+    Args:
+        source: a file, a folder that holds one checkpoint, or ``hf://org/repo[@revision][/file]``.
+        flag: the option that names it, for messages.
+        model: the model that the configuration builds; empty: any.
+
+    Raises:
+        UserError: it cannot be found or read, belongs to a different model, or holds an unknown name.
+    """
+    path = checkpoint_path(source, flag)
+    content = read_content(path)
+    authors = None
+    if is_authors(content):
+        content = read_authors(content, path)
+        check_model(content["model"], path, model)
+        authors = {name: content[name] for name in ("unused", "args", "epoch")}
+    else:
+        content = check_content(content, path, model)
+    if content["model"] not in VARIANTS:
+        raise UserError(f"{path} is a checkpoint of the model {content['model']!r}; known are {', '.join(VARIANTS)}")
+    training = {key: content[key] for key in (*TRAINING_KEYS, "scaler") if key in content}
+    return Checkpoint(
+        path,
+        content["model"],
+        content["config"],
+        content["weights"],
+        content["frozen"],
+        training if training.keys() >= TRAINING_KEYS else {},
+        authors=authors,
+    )
+
+
+def open_resumed(resume: str, folder: Path, model: str) -> Checkpoint | None:
+    """Open the checkpoint from which a training run continues; None where it begins anew.
+
+    Args:
+        resume: as ``--resume`` names it: empty, ``auto`` (the newest intact checkpoint in ``folder``, if any) or as
+            ``open_checkpoint`` takes it.
+        folder: the output folder of the run.
+        model: the model that the configuration builds.
+
+    Raises:
+        UserError: as ``open_checkpoint``, or the checkpoint holds weights only.
+    """
+    notes: list[str] = []
+    if resume == "auto":
+        found = newest_intact(folder) if is_main() else None
+        path, notes = gather_objects(found)[0]  # one process decides, as files may come and go
+        if path is None:
+            tell([*notes, f"{folder} holds no intact checkpoint; the run begins anew"])
+            return None
+        resume, notes = str(path), [*notes, f"resuming from {path}"]
+    if not resume:
+        return None
+    checkpoint = open_checkpoint(resume, "--resume", model)
+    if not checkpoint.training:
+        raise UserError(
+            f"{checkpoint.path} holds weights only; --resume needs the checkpoint.pth of a training run, and "
+            "--pretrained_weights begins a new run from weights"
+        )
+    checkpoint.notes += notes
+    return checkpoint
+
+
+def load_weights(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    sources: Mapping[str, str],
+    *,
+    new_run: bool = False,
+    keep_class_heads: bool = False,
+    ignore_identity: bool = False,
+) -> tuple[Identity, list[str]]:
+    """Put the weights of a checkpoint into a model, and verify that its frozen parts are those it was trained with.
+
+    Args:
+        model: on the CPU, with its frozen parts.
+        checkpoint: its options have been checked.
+        sources: where the frozen parts were loaded from (``models.frozen_sources``).
+        new_run: the weights begin a new run: class heads are new unless ``keep_class_heads``, and adapters may be.
+        keep_class_heads: take the class heads too.
+        ignore_identity: accept other frozen parts, with a note.
+
+    Returns:
+        The identity of the model's frozen parts, and notes for the user.
+
+    Raises:
+        UserError: the weights do not fit the model, or a frozen part differs.
+    """
+    path, weights, notes = checkpoint.path, checkpoint.weights, []
+    dropped = new_run and not keep_class_heads
+    if dropped:
+        heads = {name for name in trained_state(model) if name.startswith(CLASS_HEADS)}
+        weights = {name: value for name, value in weights.items() if name not in heads}
+        notes.append(f"starting from {path} with new class heads (--keep_class_heads keeps those of the checkpoint)")
+    elif new_run:
+        notes.append(f"starting from {path} with its class heads")
+    # New adapters change nothing, and a checkpoint with a UNet but no adapters has them merged into the UNet.
+    held = held_parts(weights)
+    adapters = (new_run or "unet" in held) and not any(LORA in name for name in weights)
+
+    def optional(name: str) -> bool:
+        return (dropped and name.startswith(CLASS_HEADS)) or (adapters and LORA in name)
+
+    load_state(model, weights, path, optional, checkpoint.file_name)
+    frozen = frozen_identity(model, sources)
+    notes += check_identity(checkpoint.frozen, frozen, path, held, ignore_identity)
+    return frozen, notes
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    name: str,
+    config: dict[str, Any],
+    frozen: Identity | None = None,
+    **state: Any,
+) -> None:
+    """Write a checkpoint beside ``path`` and rename it.
+
+    Args:
+        path: the file.
+        model: its trained weights are stored, and frozen parts that came with a checkpoint.
+        name: ``vdit`` or ``hcd``.
+        config: the options of the run, as plain values.
+        frozen: identity of the frozen parts. Those that came with a checkpoint then go into a file beside ``path``,
+            unless it is there already; without identities they are in ``path`` itself.
+        state: further entries, such as ``optimizer``, ``step`` and ``steps_per_epoch``.
+
+    Raises:
+        UserError: a file cannot be written; an older checkpoint stays intact.
+    """
+    content = {"format": FORMAT, "model": name, "config": config, "weights": trained_state(model), **state}
+    if frozen:
+        content["frozen"] = frozen
+        beside = save_carried(Path(path).parent, model, name, frozen)
+        content.update({"beside": beside} if beside else {})
+    else:
+        content["weights"].update(carried_state(model))
+    write_pickle(path, content)
+
+
+def save_carried(folder: Path, model: nn.Module, name: str, frozen: Identity) -> str:
+    """Write the frozen parts that came with a checkpoint into a file of their own, unless it is there.
+
+    A run that holds frozen parts in half precision calls this before their digits are lost.
+
+    Args:
+        folder: of the checkpoints of the run.
+        model: with its frozen parts.
+        name: ``vdit`` or ``hcd``.
+        frozen: identity of the frozen parts.
+
+    Returns:
+        the name of the file; empty where no part came with a checkpoint.
+
+    Raises:
+        UserError: it cannot be written, or it is gone and the model no longer has all digits.
+    """
+    carried = carried_state(model)
+    if not carried:
+        return ""
+    hashes = json.dumps([{part: entry["sha256"] for part, entry in frozen.items()}, sorted(carried)], sort_keys=True)
+    file = folder / f"{BESIDE}{hashlib.sha256(hashes.encode()).hexdigest()[:16]}.safetensors"
+    if not file.is_file():
+        if any(tensor.dtype in HALVES for tensor in carried.values()):
+            raise UserError(
+                f"{file} is gone, and the frozen weights in it are now held in half precision; restore the file, and "
+                "resume from the last checkpoint"
+            )
+        save_weights(file, {"model": name, "weights": carried})
+    return file.name
+
+
+def portable(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
+    """The content of a file of weights to pass on, for ``util.checkpoint.save_weights``.
+
+    The folders of this machine are left out. A frozen part beside the file is named by its path relative to it, and is
+    found there when the file is opened.
+
+    Args:
+        checkpoint: with the weights to store.
+        file: where it will be written.
+    """
+
+    def named(source: str) -> str:
+        path = Path(source)
+        if not path.is_absolute() and not path.exists():
+            return source  # a hub id
+        folder, absolute = file.absolute().parent, path.absolute()
+        return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else path.name
+
+    rules = {option.name: option.metadata["rule"] for option in dataclasses.fields(Config)}
+    config = {
+        name: named(value) if name in PATHS and value else value
+        for name, value in checkpoint.options.items()
+        if name in rules and (name in PATHS or not rules[name].path)
+    }
+    frozen = {
+        part: {key: named(value) if key == "source" else value for key, value in entry.items()}
+        for part, entry in checkpoint.frozen.items()
+    }
+    content = {"model": checkpoint.model, "config": config, "frozen": frozen, "weights": checkpoint.weights}
+    return {**content, **(checkpoint.authors or {})}
+
+
+def part_hash(weights: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of named tensors, in hexadecimal; neither their order nor their precision on disk matters.
+
+    Args:
+        weights: a part's, by their names in it; on the CPU. bfloat16 and float16 count as their float32 values.
+    """
+
+    def digest(name: str) -> bytes:
+        value = weights[name].detach().float().contiguous()
+        found = hashlib.sha256(f"{name} {list(value.shape)}\n".encode())
+        found.update(value.flatten().numpy().data)
+        return found.digest()
+
+    with ThreadPoolExecutor(THREADS) as threads:  # hashing runs beside Python
+        return hashlib.sha256(b"".join(threads.map(digest, sorted(weights)))).hexdigest()
+
+
+def weights_identity(weights: Mapping[str, Tensor]) -> Identity:
+    """The identity of the frozen parts among stored weights; those that they lack are left out."""
+    identity: Identity = {}
+    for part, (prefix, _, _) in PARTS.items():
+        start = f"{prefix}."
+        own = {
+            name.removeprefix(start): value
+            for name, value in weights.items()
+            if name.startswith(start) and LORA not in name
+        }
+        if own:
+            identity[part] = {"sha256": part_hash(own)}
+    return identity
+
+
+def held_parts(names: Iterable[str]) -> set[str]:
+    """The frozen parts that stored weights of these names belong to."""
+    prefixes = {f"{prefix}.": part for part, (prefix, _, _) in PARTS.items()}
+    return {part for name in names if LORA not in name for prefix, part in prefixes.items() if name.startswith(prefix)}
+
+
+def frozen_identity(model: nn.Module, sources: Mapping[str, str]) -> Identity:
+    """The identity of the frozen parts of a model.
+
+    Args:
+        model: on the CPU, with all digits of its weights.
+        sources: where each part was loaded from (``models.frozen_sources``).
+    """
+    weights: dict[str, Tensor] = {}
+    carried = set()
+    for name, module in frozen_parts(model):
+        weights.update(part_state(module, name))
+        if module.carried:
+            carried.add(f"{name}.module")
+    identity = weights_identity(weights)
+    for part, entry in identity.items():
+        if PARTS[part][0] in carried:
+            entry["source"] = "a checkpoint"
+            continue
+        entry["source"] = source = sources[part]
+        local = part == "backbone" or Path(source).exists()
+        revision = None if local else cached_revision(source, _CONFIGS.get(part, "config.json"))
+        if revision:
+            entry["revision"] = revision
+    return identity
+
+
+def check_identity(
+    recorded: Mapping[str, Any], own: Identity, path: Path, held: Collection[str] = (), ignore: bool = False
+) -> list[str]:
+    """Compare the frozen parts that a checkpoint was trained with to those of the model.
+
+    Args:
+        recorded: the checkpoint's.
+        own: the model's.
+        path: of the checkpoint.
+        held: parts whose weights came with the checkpoint.
+        ignore: accept other parts, and only note them.
+
+    Returns:
+        notes for the user.
+
+    Raises:
+        UserError: a part is another one.
+    """
+    notes = []
+    unknown = []
+    for part, entry in own.items():
+        _, words, flag = PARTS[part]
+        known = recorded.get(part)
+        if not isinstance(known, dict) or not isinstance(known.get("sha256"), str):
+            unknown += [words] if part not in held else []
+        elif known["sha256"] != entry["sha256"]:
+            difference = (
+                f"{path} was trained with another {words} ({_shown(known)}) than the one loaded ({_shown(entry)})"
+            )
+            mend = "what came with it is damaged or exchanged" if part in held else f"give the right one with {flag}"
+            if not ignore:
+                raise UserError(f"{difference}; {mend}, or go on all the same with --ignore_frozen_identity")
+            notes.append(f"{difference}; ignored")
+    if unknown:
+        notes.append(f"{path} does not say with which {', '.join(unknown)} it was trained; taken as they are")
+    return notes
+
+
+def _shown(entry: Mapping[str, Any]) -> str:
+    source, revision = entry.get("source", ""), str(entry.get("revision", ""))[:8]
+    return " ".join(filter(None, (f"{source}{'@' + revision if revision else ''}", f"sha256 {entry['sha256'][:8]}…")))
+
+
+def stored_name(name: str) -> str:
+    """The name under which a parameter is stored."""
+    return name.replace(".base_layer.", ".")
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The trained parameters of a model and the buffers of its trained parts (a norm's statistics), by name."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    frozen = tuple(f"{name}." for name, _ in frozen_parts(model))
+    return {
+        stored_name(name): value
+        for name, value in model.state_dict().items()
+        if (parameters[name].requires_grad if name in parameters else not name.startswith(frozen))
+    }
+
+
+def carried_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of the frozen parts that came with a checkpoint, by name."""
+    parts = (part_state(part, name) for name, part in frozen_parts(model) if part.carried)
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def frozen_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every frozen part: they have an attribute ``carried``, whether they came with a checkpoint."""
+    return ((name, module) for name, module in model.named_modules() if hasattr(module, "carried"))
+
+
+def part_state(part: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """The weights of a frozen part by their stored names, without adapters."""
+    state = part.state_dict()
+    return {f"{prefix}.{stored_name(name)}": value for name, value in state.items() if LORA not in name}
+
+
+def check_state(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: str | Path,
+    optional: Callable[[str], bool] = lambda name: False,
+    shown: Callable[[str], str] = str,
+) -> None:
+    """Refuse weights that are not this model's: all that is trained, and of a frozen part all or nothing.
+
+    Args:
+        model: on any device.
+        weights: by stored names.
+        path: where they are from, for the message.
+        optional: which trained parameters may be missing.
+        shown: what the file calls a parameter, for the message.
+
+    Raises:
+        UserError: a parameter is missing, unknown or of another shape.
+    """
+    own = {stored_name(name): value for name, value in model.state_dict().items()}
+    strangers = sorted(weights.keys() - own.keys())
+    if strangers:
+        raise UserError(
+            f"{path} holds {shown(strangers[0])}, which this model lacks; it was made with another configuration, or "
+            "is damaged"
+        )
+    for name, value in weights.items():
+        if own[name].shape != value.shape:
+            raise UserError(
+                f"{path} holds {shown(name)} of shape {list(value.shape)}, and this model's is "
+                f"{list(own[name].shape)}; it was made with another configuration, or is damaged"
+            )
+    missing = sorted(name for name in trained_state(model).keys() - weights.keys() if not optional(name))
+    if missing:
+        raise UserError(
+            f"{path} lacks {shown(missing[0])}"
+            + (f" and {len(missing) - 1} more trained parameters" if len(missing) > 1 else "")
+            + "; it was made with another configuration, or is damaged"
+        )
+    for name, part in frozen_parts(model):
+        names = part_state(part, name).keys()
+        lost = sorted(names - weights.keys())
+        if lost and len(lost) < len(names):
+            raise UserError(f"{path} lacks {shown(lost[0])}, and holds other weights of that part; it is incomplete")
+
+
+def load_state(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: str | Path,
+    optional: Callable[[str], bool] = lambda name: False,
+    shown: Callable[[str], str] = str,
+) -> None:
+    """Copy weights into a model. A frozen part whose weights change by it is ``carried`` from then on.
+
+    Args:
+        model: changed only if all of the weights fit.
+        weights: may be of another precision, and memory-mapped.
+        path, optional, shown: as ``check_state`` takes them; what is missing keeps its value.
+
+    Raises:
+        UserError: a parameter is missing, unknown or of another shape.
+    """
+    check_state(model, weights, path, optional, shown)
+    own = {stored_name(name): value for name, value in model.state_dict().items()}
+    for name, part in frozen_parts(model):
+        given = [key for key in part_state(part, name) if key in weights]
+        if not all(torch.equal(own[key], weights[key].to(own[key])) for key in given):
+            part.carried = True  # type: ignore[assignment]
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value)

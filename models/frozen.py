@@ -1,0 +1,98 @@
+"""The wrapper of every part that is never trained: its mode, its precision, and whether it is compiled."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.diffusion.attention import BlockedAttention, fused_is_fast
+from models.precision import HALVES, narrowed
+from util.device import give_back
+from util.distributed import is_main
+
+
+class Frozen(nn.Module):
+    """Holds a module that is never trained: no gradients for its weights, evaluation mode always.
+
+    Attributes:
+        carried: its weights came with a checkpoint and differ from the pretrained ones, so that checkpoints of this
+            model hold them too (``models.checkpoints``).
+        awake: adapter layers inside it (``models.lora``), which follow the mode of the parent.
+        held: the half precision in which its weights are held and its outputs computed, or None.
+        compiled: the compiled form of the module, or None.
+    """
+
+    carried: bool = False
+    awake: tuple[nn.Module, ...] = ()
+    held: torch.dtype | None = None
+    compiled: Callable[..., Any] | None = None
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Stay in evaluation mode, whatever the mode of the parent; only ``awake`` layers follow it."""
+        super().train(False)
+        for layer in self.awake:
+            layer.train(mode)
+        return self
+
+    def hold(self, dtype: torch.dtype) -> None:
+        """Hold the weights in half precision from now on, except those of adapters, which are trained.
+
+        The module then computes in that precision throughout: autocast would widen every normalisation, and with it
+        the activations kept for the backward pass.
+        """
+        assert dtype in HALVES, dtype
+        self.held = dtype
+        for value in (*self.module.parameters(), *self.module.buffers()):
+            if value.is_floating_point() and not value.requires_grad:
+                value.data = value.data.to(dtype)
+
+    def compile_with_fallback(self, name: str) -> None:
+        """Compile the module at its first call; if that fails, run it as it is and say so in one line.
+
+        Args:
+            name: what the message calls the module.
+        """
+        self.compiled = _with_fallback(torch.compile(self.module), self.module, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the held module."""
+        run = self.compiled or self.module
+        if self.held is None:
+            return run(*args, **kwargs)
+        device = next(self.module.parameters()).device.type
+        blocked = device == "cpu" and self.compiled is None and not fused_is_fast()
+        with torch.autocast(device, enabled=False), BlockedAttention() if blocked else nullcontext():
+            result = run(*narrowed(args, self.held), **narrowed(kwargs, self.held))
+        if device == "cpu" and not torch.is_grad_enabled():
+            give_back()
+        return result
+
+
+def _with_fallback(compiled: Callable[..., Any], module: nn.Module, name: str) -> Callable[..., Any]:
+    """``compiled`` until a call fails, then ``module``; an error of the module itself is raised again by it."""
+    chosen = compiled
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        nonlocal chosen
+        try:
+            return chosen(*args, **kwargs)
+        except Exception as error:  # compilers raise many kinds
+            if chosen is module:
+                raise
+            problem = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:160]}"
+        chosen = module
+        result = module(*args, **kwargs)
+        if is_main():
+            print(f"note: {name} could not be compiled ({problem}); it runs uncompiled", file=sys.stderr, flush=True)
+        return result
+
+    return run

@@ -1,0 +1,453 @@
+"""Inference: clips and whole videos in, masks at the original size out.
+
+Two ways lead from frames to masks. ``segment`` takes one clip, as the published models are evaluated: a whole video, or
+clips of 36 frames that are independent of each other. ``VideoSegmenter`` takes a stream of any length: windows of
+frames that overlap, and one object followed through all of them, in memory that does not grow with the video.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import box_convert, clip_boxes_to_image
+
+from models import Segmenter, build_model, frozen_sources, merge_lora, prepare_inference
+from models.checkpoints import Checkpoint, load_weights
+from models.segmenter import LayerPrediction, SegmenterOutput, Selector, best_query
+from util.config import Config, config_dict
+from util.errors import UserError
+from util.evaluation import QueryPredictions
+from util.preprocessing import normalise, pad_clips, resize_frames
+
+MULTIPLE = 16
+"""Frames are padded to a multiple of so many pixels, as the published models are evaluated."""
+WINDOW, OVERLAP = 36, 6
+FRAMES_AT_ONCE = 8
+"""Masks resized at once. It bounds the memory: one of 1280×720 takes 3.7 MB, and a video may have hundreds."""
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How a model segments; the fields are the options of the same names (``util.config``)."""
+
+    eval_size: int = 360
+    max_size: int = 640
+    expressions_per_batch: int = 4
+    threshold: float = 0.5
+    score_threshold: float = 0.0
+    seed: int = 42
+
+    @classmethod
+    def from_config(cls, cfg: Config) -> Self:
+        """The options of a configuration."""
+        return cls(
+            cfg.eval_size,
+            cfg.max_size,
+            cfg.expressions_per_batch,
+            cfg.threshold,
+            cfg.score_threshold,
+            cfg.seed,
+        )
+
+
+def build_for_inference(cfg: Config, checkpoint: Checkpoint, device: torch.device) -> tuple[Segmenter, list[str]]:
+    """Build the model of a configuration with the weights of a checkpoint, on ``device`` and in evaluation mode.
+
+    Returns:
+        The model, and notes for the user.
+
+    Raises:
+        UserError: a frozen part cannot be loaded, or the weights do not fit the model.
+    """
+    checkpoint.require_options(config_dict(cfg))
+    model = build_model(cfg)
+    _, notes = load_weights(model, checkpoint, frozen_sources(cfg), ignore_identity=cfg.ignore_frozen_identity)
+    merge_lora(model)  # computes the same, without the cost of adapters
+    return prepare_inference(model, cfg.precision, device, cfg.compile), notes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction for one expression in one clip of T frames."""
+
+    masks: np.ndarray
+    """bool ``[T, H0, W0]`` at the original size; empty where the mean score is below ``score_threshold``."""
+    boxes: np.ndarray
+    """``[T, 4]``: (x0, y0, x1, y1) in pixels of the original size."""
+    scores: np.ndarray
+    """``[T]``: the chosen query's probability of being the referred object, in each frame."""
+    query: int
+    seconds: float
+    """From frames in memory to masks in memory, with its share of the pass that serves all sentences of a clip."""
+    probabilities: np.ndarray | None = None
+    """float32 ``[T, H0, W0]``, 0 outside of ``masks``; None where not asked for."""
+
+
+@torch.inference_mode()
+def segment(
+    model: Segmenter,
+    frames: Tensor,
+    orig_size: tuple[int, int],
+    sentences: Mapping[str, str],
+    options: InferenceOptions,
+    soft: bool = False,
+) -> Iterator[tuple[str, Prediction]]:
+    """Segment one clip for each of its sentences; one query is chosen for all its frames.
+
+    Args:
+        model: in evaluation mode.
+        frames: float32 ``[T, 3, h, w]``, ImageNet-normalised.
+        orig_size: (H0, W0) of the masks.
+        sentences: expression id → sentence.
+        options: ``expressions_per_batch``, ``threshold``, ``score_threshold`` and ``seed`` are used.
+        soft: also return the probabilities.
+
+    Yields:
+        expression id and its prediction, in the order of ``sentences``.
+    """
+    if not sentences:
+        return
+    size = (frames.shape[-2], frames.shape[-1])
+    ids, started = list(sentences), time.perf_counter()
+    outputs = sentence_outputs(model, frames, list(sentences.values()), options)
+    for first, output in outputs:
+        group = ids[first : first + options.expressions_per_batch]
+        predictions = [_predict(output, i, size, orig_size, options, soft) for i in range(len(group))]
+        seconds = (time.perf_counter() - started) / len(group)  # the first group's include what serves all sentences
+        for exp_id, prediction in zip(group, predictions, strict=True):
+            yield exp_id, replace(prediction, seconds=seconds)
+        started = time.perf_counter()
+
+
+def sentence_outputs(
+    model: Segmenter,
+    frames: Tensor,
+    sentences: Sequence[str],
+    options: InferenceOptions,
+    select: Callable[[int, int], Selector] = lambda first, count: best_query,
+) -> Iterator[tuple[int, SegmenterOutput]]:
+    """Run the model on one clip. What depends on the frames alone is computed once for all sentences.
+
+    Apart from rounding, the output for a sentence does not depend on the sentences it shares a batch with.
+
+    Args:
+        model: in evaluation mode.
+        frames: float32 ``[T, 3, h, w]``, ImageNet-normalised.
+        sentences: at least one.
+        options: ``expressions_per_batch`` and ``seed`` are used.
+        select: (index of the first sentence of a batch, their number) → which query of each is refined.
+
+    Yields:
+        index of a batch's first sentence, and the output for the batch.
+    """
+    device = next(model.parameters()).device
+    clip, padding = (tensor.to(device) for tensor in pad_clips([frames], MULTIPLE))
+    torch.manual_seed(options.seed)  # noise, where the model draws any
+    pixels = model.encoder.encode_pixels(clip)
+    for first in range(0, len(sentences), options.expressions_per_batch):
+        group = list(sentences[first : first + options.expressions_per_batch])
+        count = len(group)
+        shared = pixels.repeat(count) if count > 1 else pixels
+        torch.manual_seed(options.seed)
+        yield (
+            first,
+            model.segment_pixels(shared, padding.expand(count, -1, -1), group, select=select(first, count)),
+        )
+
+
+def _predict(
+    output: SegmenterOutput,
+    index: int,
+    size: tuple[int, int],
+    orig_size: tuple[int, int],
+    options: InferenceOptions,
+    soft: bool,
+) -> Prediction:
+    """The prediction for one sentence of a batch; ``seconds`` is left at 0."""
+    assert output.masks is not None and output.chosen is not None
+    query = int(output.chosen[index])
+    scores = output.logits[index, :, query, 0].float().sigmoid().cpu().numpy()
+    named = bool(scores.mean() >= options.score_threshold)  # else the sentence names nothing in the clip
+    probabilities = probability_maps(output.masks[index], size, orig_size) if soft else None
+    masks = (
+        binary_masks(output.masks[index], size, orig_size, options.threshold)
+        if probabilities is None
+        else probabilities >= options.threshold
+    )
+    masks &= named
+    return Prediction(
+        masks=masks.numpy(),
+        boxes=pixel_boxes(output.boxes[index, :, query], orig_size).cpu().numpy(),
+        scores=scores,
+        query=query,
+        seconds=0.0,
+        probabilities=None if probabilities is None else probabilities.mul_(masks).numpy(),
+    )
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """The prediction for one frame and S sentences."""
+
+    probabilities: np.ndarray
+    """float32 ``[S, H0, W0]``, 0…1."""
+    boxes: np.ndarray
+    """``[S, 4]``: (x0, y0, x1, y1) in pixels."""
+    scores: np.ndarray
+    """``[S]``, 0…1: the followed query's probability of being the referred object, in this frame."""
+
+
+@dataclass
+class _Raw:
+    """A frame before its masks have the video's size."""
+
+    logits: Tensor
+    """``[S, H, W]``, padded."""
+    boxes: Tensor
+    """``[S, 4]`` in 0…1."""
+    scores: Tensor
+    """``[S]``."""
+
+    def fade(self, other: _Raw, share: float) -> _Raw:
+        """This frame with a share of the other's view of it."""
+        return _Raw(
+            torch.lerp(self.logits, other.logits, share),
+            torch.lerp(self.boxes, other.boxes, share),
+            torch.lerp(self.scores, other.scores, share),
+        )
+
+
+class VideoSegmenter:
+    """Segments the objects that sentences name in a stream of frames.
+
+    The published models take a whole video as one clip. A long video does not fit into memory, and cut into independent
+    clips each of them would choose a query of its own, perhaps another object's. Here the query of each window is the
+    one that best continues the mask of the window before in the frames that both share, where the masks are blended.
+
+    Args:
+        model: in evaluation mode.
+        options: all but ``threshold`` and ``score_threshold`` are used.
+        sentences: S of them, at least one.
+        window: frames that the model sees together.
+        overlap: frames that two windows share, fewer than ``window``; None: 6, or half of a short window.
+
+    Raises:
+        UserError: the numbers do not fit together.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter,
+        options: InferenceOptions,
+        sentences: Sequence[str],
+        window: int = WINDOW,
+        overlap: int | None = None,
+    ) -> None:
+        if overlap is None:
+            overlap = min(OVERLAP, window // 2)
+        if not 0 < overlap < window and (window, overlap) != (1, 0):
+            raise UserError(f"--overlap must be at least 1 and less than --window, not {overlap} of {window}")
+        if not sentences:
+            raise UserError("there is no sentence; name what to segment")
+        self.model, self.options = model, options
+        self.sentences = list(sentences)
+        self.window, self.overlap = window, overlap
+
+    @torch.inference_mode()
+    def run(self, frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:
+        """Segment the frames of one video.
+
+        The last window reaches back as far as it takes to be a whole one.
+
+        Args:
+            frames: uint8 RGB ``[H0, W0, 3]``, all of one size, in order of time.
+
+        Yields:
+            One result per frame, in order, up to ``window`` frames later than the frame was taken.
+
+        Raises:
+            UserError: frames differ in size.
+        """
+        clip: deque[Tensor] = deque(maxlen=self.window)
+        size: tuple[int, int] | None = None
+        held: list[_Raw] = []  # the last window's frames that the next one may share
+        last: Tensor | None = None  # the chosen masks of the last window [S, T, h, w]
+        seen = covered = 0
+        for frame in frames:
+            size = size or (frame.shape[0], frame.shape[1])
+            clip.append(self._prepare(frame, seen, size))
+            seen += 1
+            if seen == covered + self.window - (self.overlap if covered else 0):
+                raws, last = self._segment(list(clip), last, covered - (seen - len(clip)))
+                done, held = self._join(held, raws, covered - (seen - len(clip)), self.overlap)
+                covered = seen
+                yield from (self._finish(raw, clip[0].shape[-2:], size) for raw in done)
+        if seen > covered and size:
+            raws, last = self._segment(list(clip), last, covered - (seen - len(clip)))
+            done, held = self._join(held, raws, covered - (seen - len(clip)), 0)
+            yield from (self._finish(raw, clip[0].shape[-2:], size) for raw in done)
+        if size:
+            yield from (self._finish(raw, clip[0].shape[-2:], size) for raw in held)
+
+    def _prepare(self, frame: np.ndarray, index: int, size: tuple[int, int]) -> Tensor:
+        """A frame as the model takes it: float32 ``[3, h, w]``."""
+        if frame.shape[:2] != size:
+            sizes = " and ".join(f"{width}×{height}" for height, width in (frame.shape[:2], size))
+            raise UserError(f"frames {index} and 0 differ in size ({sizes}); a video has frames of one size")
+        picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
+        return normalise(resize_frames(picture, self.options.eval_size, self.options.max_size))
+
+    def _segment(self, clip: Sequence[Tensor], last: Tensor | None, shared: int) -> tuple[list[_Raw], Tensor]:
+        """Segment a window.
+
+        Args:
+            clip: its frames.
+            last: the chosen masks of the window before, bool ``[S, T, h, w]``, or None.
+            shared: how many frames it shares with that: the last of those are the first of these.
+
+        Returns:
+            What the model says of each frame, and the chosen masks.
+        """
+
+        def select(first: int, count: int) -> Selector:
+            if last is None or not shared:
+                return best_query
+            return FollowedQuery(last[first : first + count, -shared:])
+
+        logits, boxes, scores, masks = [], [], [], []
+        for _, output in sentence_outputs(self.model, torch.stack(list(clip)), self.sentences, self.options, select):
+            assert output.masks is not None and output.chosen is not None
+            rows = torch.arange(len(output.chosen), device=output.chosen.device)
+            layer = output.layers[-1]
+            logits.append(output.masks)
+            boxes.append(layer.boxes[rows, :, output.chosen])
+            scores.append(layer.logits[rows, :, output.chosen, 0].sigmoid())
+            masks.append(layer.low_masks[rows, :, output.chosen] > 0)
+        parts = (torch.cat(part).transpose(0, 1).float() for part in (logits, boxes, scores))
+        return [_Raw(*frame) for frame in zip(*parts, strict=True)], torch.cat(masks)
+
+    def _join(
+        self, held: Sequence[_Raw], raws: Sequence[_Raw], shared: int, keep: int
+    ) -> tuple[list[_Raw], list[_Raw]]:
+        """Fade what is held into a new window.
+
+        Args:
+            held: the last frames of the window before, which are not given out yet.
+            raws: the new window.
+            shared: how many frames the two windows share; those before the held ones are given out already.
+            keep: how many frames to hold for the next window.
+
+        Returns:
+            Frames to give out, and frames to hold.
+        """
+        joined = [
+            old.fade(new, (i + 1) / (len(held) + 1))
+            for i, (old, new) in enumerate(zip(held, raws[shared - len(held) : shared], strict=True))
+        ]
+        joined += raws[shared:]
+        border = len(joined) - keep
+        return joined[:border], joined[border:]
+
+    def _finish(self, raw: _Raw, size: tuple[int, ...], orig_size: tuple[int, int]) -> FrameResult:
+        """A frame's result at the video's size."""
+        probabilities = mask_probabilities(raw.logits, (size[0], size[1]), orig_size)
+        return FrameResult(
+            probabilities.cpu().numpy(), pixel_boxes(raw.boxes, orig_size).cpu().numpy(), raw.scores.cpu().numpy()
+        )
+
+
+class FollowedQuery:
+    """Chooses the query that goes on with a mask: the greatest sum of score and IoU with it where windows overlap.
+
+    Both are 0…1. Where the object is out of sight in all shared frames, the score alone decides.
+
+    Args:
+        masks: bool ``[B, T, h, w]`` of the frames that come first in the new window, at the size of ``low_masks``.
+    """
+
+    def __init__(self, masks: Tensor) -> None:
+        self.masks = masks
+
+    def __call__(self, prediction: LayerPrediction) -> Tensor:
+        """The index of the chosen query, ``[B]``."""
+        mine = prediction.low_masks[:, : self.masks.shape[1]] > 0
+        theirs = self.masks[:, :, None]
+        common = (mine & theirs).sum((1, 3, 4))
+        either = (mine | theirs).sum((1, 3, 4)).clamp(min=1)
+        score = prediction.logits[..., 0].sigmoid().mean(dim=1)
+        return (score + common / either).argmax(dim=1)
+
+
+def mask_probabilities(logits: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:
+    """Cut off the padding, resize the logits bilinearly to the original size, take the sigmoid.
+
+    Args:
+        logits: ``[T, H, W]`` at padded resolution.
+        size: (h, w) of the unpadded frames, h ≤ H and w ≤ W.
+        orig_size: (H0, W0) on disk.
+
+    Returns:
+        float32 ``[T, H0, W0]``, 0…1.
+    """
+    height, width = size
+    assert height <= logits.shape[-2] and width <= logits.shape[-1], (size, logits.shape)
+    unpadded = logits[:, None, :height, :width].float()
+    resized = F.interpolate(unpadded, size=orig_size, mode="bilinear", align_corners=False)
+    return resized[:, 0].sigmoid()
+
+
+def binary_masks(logits: Tensor, size: tuple[int, int], orig_size: tuple[int, int], threshold: float) -> Tensor:
+    """Masks on the CPU, where the probability is at least ``threshold``: bool ``[T, H0, W0]``.
+
+    Arguments as for ``mask_probabilities``; a few frames are resized at once, so that the device's memory does not
+    grow with the length of the video.
+    """
+    parts = logits.split(FRAMES_AT_ONCE)
+    return torch.cat([(mask_probabilities(part, size, orig_size) >= threshold).cpu() for part in parts])
+
+
+def probability_maps(logits: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:
+    """What ``mask_probabilities`` gives, on the CPU, a few frames at once: float32 ``[T, H0, W0]``."""
+    parts = logits.split(FRAMES_AT_ONCE)
+    return torch.cat([mask_probabilities(part, size, orig_size).cpu() for part in parts])
+
+
+def query_predictions(
+    output: SegmenterOutput, targets: Sequence[Mapping[str, Any]], threshold: float
+) -> list[QueryPredictions]:
+    """All queries' masks and boxes in the one frame of each clip that is scored, at its original size.
+
+    Args:
+        output: of clips with one frame (T = 1), every query refined.
+        targets: per clip ``exp_id``, ``size [2]`` (h, w) after the transforms and ``orig_size [2]``.
+        threshold: mask probability from which a pixel belongs to the object.
+    """
+    assert output.masks is not None and output.masks.shape[1] == 1 and output.masks.ndim == 5, "all queries, one frame"
+    predictions = []
+    for i, target in enumerate(targets):
+        size, orig_size = (tuple(target[key].tolist()) for key in ("size", "orig_size"))
+        masks = binary_masks(output.masks[i, 0], size, orig_size, threshold)
+        predictions.append(
+            QueryPredictions(
+                item=target["exp_id"],
+                scores=output.logits[i, 0, :, 0].float().sigmoid().cpu().numpy(),
+                masks=masks.numpy(),
+                boxes=pixel_boxes(output.boxes[i, 0], orig_size).cpu().numpy(),
+            )
+        )
+    return predictions
+
+
+def pixel_boxes(boxes: Tensor, orig_size: tuple[int, int]) -> Tensor:
+    """Boxes (cx, cy, w, h) in 0…1, ``[..., 4]`` → corners (x0, y0, x1, y1) in pixels, within the image."""
+    height, width = orig_size
+    corners = box_convert(boxes.float(), "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
+    return clip_boxes_to_image(corners, orig_size)
