@@ -696,18 +696,23 @@ def build_record(cfg: Config, checkpoint: Path | None, device: torch.device) -> 
     output = Path(cfg.output_dir)
     if (output / "meta_expressions").is_dir():
         raise UserError(f"{output} holds a dataset; choose another --output_dir for the masks")
-    identity: dict[str, Any] = {"checkpoint_sha256": file_sha256(checkpoint) if checkpoint else ""}
+    return InferenceRecord(
+        output / (f"inference-{rank()}.json" if rank() else "inference.json"),
+        {"checkpoint_sha256": file_sha256(checkpoint) if checkpoint else "", **build_mask_identity(cfg)},
+        {"checkpoint": str(checkpoint.resolve()) if checkpoint else "", "device": device_name(device)},
+    )
+
+
+def build_mask_identity(cfg: Config) -> dict[str, Any]:
+    """The options that masks depend on, as plain values; existing paths are made absolute."""
+    identity: dict[str, Any] = {}
     for option in fields(cfg):
         rule, value = option.metadata["rule"], getattr(cfg, option.name)
         if rule.group == "model" or option.name in (*MASK_OPTIONS, f"{cfg.dataset_file}_path"):
             if rule.path and value and Path(value).exists():
                 value = str(Path(value).resolve())
             identity[option.name] = list(value) if isinstance(value, tuple) else value
-    return InferenceRecord(
-        output / (f"inference-{rank()}.json" if rank() else "inference.json"),
-        identity,
-        {"checkpoint": str(checkpoint.resolve()) if checkpoint else "", "device": device_name(device)},
-    )
+    return identity
 
 
 def share_of_videos(videos: Sequence[VideoT]) -> list[VideoT]:

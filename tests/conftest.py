@@ -72,7 +72,7 @@ def tiny_checkpoint(tiny_config: list[str], tmp_path_factory: pytest.TempPathFac
     import torch
 
     from models import build_model
-    from util.checkpoint import save_checkpoint
+    from models.checkpoints import save_checkpoint
     from util.config import config_dict, load_config
 
     cfg = load_config(tiny_config, "")

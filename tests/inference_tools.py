@@ -12,8 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models.inference import MULTIPLE
+import inference_ytvos
+from datasets.video import Video
+from engine import segment_videos
+from models.inference import MULTIPLE, InferenceOptions
 from models.segmenter import best_query
+from util.config import Config
+from util.inference_record import InferenceRecord
+from util.mask_layouts import LAYOUTS
 
 HEIGHT, WIDTH, FRAMES = 50, 90, 3
 SENTENCES = {"0": "the left half", "1": "the right half"}
@@ -26,6 +32,7 @@ class StubModel(nn.Module):
         super().__init__()
         self.sentences: list[str] = []
         self.encoder = SimpleNamespace(encode_pixels=lambda frames: frames)
+        self.place = nn.Parameter(torch.zeros(()))  # its device is the model's
 
     def segment_pixels(self, frames: Tensor, padding: Tensor, captions: list[str], select: Any) -> SimpleNamespace:
         assert select is best_query and len(captions) == 1
@@ -45,6 +52,24 @@ class StubModel(nn.Module):
         output = SimpleNamespace(logits=logits, boxes=boxes, masks=masks)
         output.chosen = select(output)
         return output
+
+
+def run_inference(model: nn.Module, videos: list[Video], cfg: Config, record: InferenceRecord) -> None:
+    """Segment videos with a stub, as ``inference_ytvos.py`` does."""
+    segment_videos(
+        model,  # type: ignore[arg-type]
+        videos,
+        record,
+        LAYOUTS[cfg.dataset_file],
+        InferenceOptions.from_config(cfg),
+        workers=cfg.num_workers,
+        visualize=cfg.visualize,
+    )
+
+
+def finish(videos: list[Video], cfg: Config, record: InferenceRecord) -> list[str]:
+    """Write the submission, as ``inference_ytvos.py`` does."""
+    return inference_ytvos.finish(videos, record, LAYOUTS[cfg.dataset_file], cfg.visualize)
 
 
 def write_halves(root: Path) -> Path:

@@ -15,15 +15,15 @@ import inference_davis
 import inference_ytvos
 import main
 from datasets import list_videos
-from inference_ytvos import finish, run_inference
+from engine import build_mask_identity
 from scripts import web_server, web_video
-from tests.inference_tools import StubModel
+from tests.inference_tools import StubModel, finish, run_inference
 from tests.kill_tools import call
 from tests.test_demo_run import SENTENCES, segment
 from util.checkpoint import NEWEST, Keeper, write_pickle
 from util.config import Config
 from util.demo_run import DemoResult, run_demo
-from util.inference_record import InferenceRecord, mask_options
+from util.inference_record import InferenceRecord
 from util.media_reader import open_media
 
 CPU = torch.device("cpu")
@@ -35,9 +35,9 @@ def inference(source: Path, out: Path) -> None:
     folders = {"ytvos_path": str(source / "halves"), "output_dir": str(out / "masks")}
     cfg = Config(**SMALL, **folders, visualize=True)
     videos = list_videos(cfg)
-    identity = {"checkpoint_sha256": "abc", **mask_options(cfg)}
+    identity = {"checkpoint_sha256": "abc", **build_mask_identity(cfg)}
     record = InferenceRecord(out / "masks" / "inference.json", identity, {"device": "cpu"})
-    run_inference(StubModel(), videos, cfg, record, CPU)  # type: ignore[arg-type]
+    run_inference(StubModel(), videos, cfg, record)  # type: ignore[arg-type]
     finish(videos, cfg, record)
 
 

@@ -22,7 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 import inference_ytvos
 import main
 from engine import Schedule, train
-from util.checkpoint import Keeper, save_checkpoint
+from models.checkpoints import save_checkpoint
+from util.checkpoint import Keeper
 from util.config import load_config
 from util.distributed import is_main, process_group, rank
 from util.errors import UserError, run_cli

@@ -209,5 +209,5 @@ def test_what_cannot_be_scored():
         A2dEvaluator({})
     with pytest.raises(UserError, match=r"masks for a are of \(4, 10\).*true one is of \(10, 4\)"):
         evaluator([predict("a", (0.5, pixels(3)))], a=pixels(3).T)
-    with pytest.raises(RunError, match="the scores for a are not finite numbers"):
+    with pytest.raises(RunError, match="the scores for a are not finite"):
         evaluator([predict("a", (float("nan"), pixels(3)))], a=pixels(3))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from datasets.sampler import EpochBatches
-from engine import Schedule, _batches, training_step
+from engine import Schedule, step_batches, training_step
 from models import build_criterion, build_model
 from tests.tiny_models import model_config, random_clips, square_targets
 
@@ -134,7 +134,7 @@ def test_the_loop_gives_each_step_its_batches_and_counts_steps() -> None:
         return [f"{epoch}.{step}{half}" for step in range(first, 3) for half in "ab"]
 
     schedule = Schedule(1.0, steps_per_epoch=3, epochs=2, max_steps=5)
-    assert list(_batches(loader, schedule, 1, 2)) == [
+    assert list(step_batches(loader, schedule, 1, 2)) == [
         (0, ["0.1a", "0.1b"]),
         (0, ["0.2a", "0.2b"]),
         (1, ["1.0a", "1.0b"]),

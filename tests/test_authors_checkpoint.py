@@ -13,13 +13,13 @@ from torch import Tensor
 
 from models import build_model
 from models.authors import BACKBONE, authors_model, authors_names, authors_state, convert_authors
-from models.checkpoints import carried_state, load_weights, open_checkpoint, trained_state
+from models.checkpoints import carried_state, open_checkpoint, save_checkpoint, trained_state
 from models.diffusion.stack import empty_stock_parts
 from models.lora import merged_state
 from models.segmenter import Segmenter
 from scripts.count_parameters import FULL_SIZE, empty_model
 from tests.checkpoint_tools import change_unet, differences, tiny_config, tiny_model, write_authors
-from util.checkpoint import save_checkpoint
+from tests.tiny_models import restore
 from util.config import Config
 from util.errors import UserError
 
@@ -39,8 +39,8 @@ def released(request: pytest.FixtureRequest, tiny_stack: Path, tmp_path_factory:
 def load(path: Path, cfg: Config, **options: Any) -> tuple[Segmenter, list[str]]:
     """A fresh model with the weights of a file, and the notes."""
     model = tiny_model(cfg, seed=2)
-    loaded = load_weights(model, open_checkpoint(str(path), "--resume", cfg.model), cfg, **options)
-    return model, loaded.notes
+    _, notes = restore(model, path, cfg, **options)
+    return model, notes
 
 
 def test_every_weight_comes_in(released: dict) -> None:
@@ -53,7 +53,7 @@ def test_every_weight_comes_in(released: dict) -> None:
 def test_a_run_from_it_keeps_the_unet_that_it_brought(released: dict, tmp_path: Path) -> None:
     cfg = released["cfg"]
     model, _ = load(released["path"], cfg)
-    frozen = load_weights(model, open_checkpoint(str(released["path"]), "--resume"), cfg).frozen
+    frozen = restore(model, released["path"], cfg)[0]
     save_checkpoint(tmp_path / "c.pth", model, cfg.model, {}, frozen=frozen)
     again, notes = load(tmp_path / "c.pth", cfg)
     assert notes == [] and differences(again.state_dict(), model.state_dict()) == []
@@ -76,7 +76,7 @@ def test_it_is_mapped_and_not_read(released: dict) -> None:
         pytest.skip("this system does not list its memory maps")
     checkpoint = open_checkpoint(str(released["path"]), "--resume")
     assert str(released["path"]) in maps.read_text()
-    assert checkpoint["weights"]
+    assert checkpoint.weights
 
 
 def test_adapters_may_be_new_on_a_merged_unet(tiny_stack: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_adapters_may_be_new_on_a_merged_unet(tiny_stack: Path, tmp_path: Path) 
     write_authors(tmp_path / "hcd.pth", source, cfg)
     torch.manual_seed(5)
     model = build_model(cfg)
-    load_weights(model, open_checkpoint(str(tmp_path / "hcd.pth"), "--resume", "hcd"), cfg)
+    restore(model, tmp_path / "hcd.pth", cfg)
     assert differences(merged_state(model), merged_state(source)) == []
     assert any(".lora_A." in name for name in trained_state(model))
 
@@ -155,7 +155,7 @@ def test_damage_is_one_sentence(vdit: tuple[Segmenter, Config, Path], tmp_path: 
         torch.save(content, path)
     before = {name: value.clone() for name, value in trained_state(model).items()}
     with pytest.raises(UserError) as error:
-        load_weights(model, open_checkpoint(str(path), "--resume", "vdit"), cfg)
+        restore(model, path, cfg)
     assert named in str(error.value) and "\n" not in str(error.value)
     assert "released.pth" in str(error.value)
     assert differences(before, trained_state(model)) == [], "the model is as it was"

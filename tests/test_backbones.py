@@ -15,12 +15,11 @@ from torchvision.models import get_model
 
 from models import build_model, frozen_sources
 from models.backbones import BackboneEncoder, TimmFeatures, VideoSwin, build_backbone
-from models.checkpoints import frozen_identity, load_weights, open_checkpoint
+from models.checkpoints import frozen_identity, save_checkpoint
 from models.segmenter import Segmenter
 from scripts.count_parameters import empty_model
 from tests.checkpoint_tools import differences
-from tests.tiny_models import TINY, model_config
-from util.checkpoint import save_checkpoint
+from tests.tiny_models import TINY, model_config, restore
 from util.config import Config, config_dict
 from util.errors import UserError
 
@@ -153,7 +152,7 @@ def test_statistics_of_a_trained_backbone_are_stored(tiny_stack: Path, tmp_path:
     save_checkpoint(
         tmp_path / "c.pth", model, cfg.model, config_dict(cfg), frozen=frozen_identity(model, frozen_sources(cfg))
     )
-    load_weights(other, open_checkpoint(str(tmp_path / "c.pth"), "--resume"), cfg)
+    restore(other, tmp_path / "c.pth", cfg)
     assert differences(other.state_dict(), model.state_dict()) == []
 
 

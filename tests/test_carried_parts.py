@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import Segmenter, frozen_sources
-from models.checkpoints import frozen_identity, load_weights, open_checkpoint, trained_state
+from models.checkpoints import frozen_identity, save_checkpoint, trained_state
 from scripts import convert_checkpoint
 from tests.checkpoint_tools import change_unet, differences, tiny_config, tiny_model
-from util.checkpoint import read_checkpoint, save_checkpoint
+from tests.tiny_models import restore
+from util.checkpoint import read_checkpoint
 from util.config import Config, config_dict
 from util.errors import UserError
 
@@ -64,7 +65,7 @@ def _beside(path: Path) -> Path:
 
 def _load(path: Path, cfg: Config) -> tuple[Segmenter, list[str]]:
     model = tiny_model(cfg, seed=2)
-    return model, load_weights(model, open_checkpoint(str(path), "--resume", cfg.model), cfg).notes
+    return model, restore(model, path, cfg)[1]
 
 
 def test_a_checkpoint_holds_what_is_trained_and_names_the_rest(written: Path, source: Segmenter) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.checkpoints import load_state
-from util.checkpoint import read_checkpoint, save_checkpoint
+from models.checkpoints import load_state, save_checkpoint
+from util.checkpoint import read_checkpoint
 from util.errors import UserError
 
 

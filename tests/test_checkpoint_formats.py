@@ -21,13 +21,14 @@ from models.checkpoints import (
     CLASS_HEADS,
     carried_state,
     frozen_identity,
-    load_weights,
     open_checkpoint,
     part_hash,
+    save_checkpoint,
     trained_state,
 )
 from tests.checkpoint_tools import differences, tiny_config, tiny_model
-from util.checkpoint import read_checkpoint, read_content, save_checkpoint, save_weights
+from tests.tiny_models import restore
+from util.checkpoint import read_checkpoint, read_content, save_weights
 from util.config import Config, config_dict
 from util.errors import UserError, run_cli
 
@@ -60,7 +61,7 @@ def target(cfg: Config) -> Segmenter:
 
 
 def load(model: Segmenter, path: Path, cfg: Config, **options: Any) -> list[str]:
-    return load_weights(model, open_checkpoint(str(path), "--resume", cfg.model), cfg, **options).notes
+    return restore(model, path, cfg, **options)[1]
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
@@ -130,12 +131,13 @@ def test_a_file_that_knows_no_identity_is_taken_with_a_note(
 
 def test_class_heads_are_new_by_rule(source: Segmenter, target: Segmenter, files: dict[str, Path], cfg: Config) -> None:
     before = {name: value.clone() for name, value in trained_state(target).items()}
-    assert "new class heads" in load(target, files["pth"], cfg, fresh=True)[0]
+    assert "new class heads" in load(target, files["pth"], cfg, new_run=True)[0]
     changed = {name for name, value in trained_state(target).items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if not name.startswith(CLASS_HEADS)}
 
     assert (
-        "its class heads" in load(target, files["pth"], dataclasses.replace(cfg, keep_class_heads=True), fresh=True)[0]
+        "its class heads"
+        in load(target, files["pth"], dataclasses.replace(cfg, keep_class_heads=True), new_run=True)[0]
     )
     assert differences(trained_state(target), trained_state(source)) == []
 
@@ -143,7 +145,7 @@ def test_class_heads_are_new_by_rule(source: Segmenter, target: Segmenter, files
 def test_new_adapters_on_weights_without(files: dict[str, Path], tiny_stack: Path) -> None:
     cfg = tiny_config(tiny_stack, lora_rank=2)
     model = tiny_model(cfg, seed=2)
-    load(model, files["pth"], cfg, fresh=True)
+    load(model, files["pth"], cfg, new_run=True)
     with pytest.raises(UserError, match=r"lacks .*\.lora_"):
         load(model, files["pth"], cfg)
 
@@ -181,7 +183,7 @@ def test_noise_without_weights_is_told_apart(tiny_stack: Path, tmp_path: Path) -
     )
     with pytest.raises(UserError, match="noise gaussian, and here it is none"):
         load(tiny_model(none, seed=2), tmp_path / "c.pth", none)
-    notes = load(tiny_model(none, seed=2), tmp_path / "c.pth", none, fresh=True)
+    notes = load(tiny_model(none, seed=2), tmp_path / "c.pth", none, new_run=True)
     assert len(notes) == 1 and "new class heads" in notes[0], "a new run may compute something else"
 
 

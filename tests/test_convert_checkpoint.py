@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoints import PARTS, frozen_identity, load_weights, open_checkpoint
+from models import frozen_sources
+from models.checkpoints import PARTS, frozen_identity, save_checkpoint
 from models.lora import merged_state
 from models.segmenter import Segmenter
 from scripts import convert_checkpoint
 from tests.checkpoint_tools import change_unet, differences, tiny_config, tiny_model, write_authors
-from util.checkpoint import read_checkpoint, read_content, save_checkpoint
+from tests.tiny_models import restore
+from util.checkpoint import read_checkpoint, read_content
 from util.config import Config, config_dict
 from util.errors import UserError, run_cli
 
@@ -24,7 +26,7 @@ def convert(*arguments: str | Path) -> None:
 
 def load(path: Path, cfg: Config) -> tuple[Segmenter, list[str]]:
     model = tiny_model(cfg, seed=2)
-    return model, load_weights(model, open_checkpoint(str(path), "--resume", cfg.model), cfg).notes
+    return model, restore(model, path, cfg)[1]
 
 
 @pytest.mark.parametrize("name", ["vdit", "hcd"])

@@ -14,16 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import engine
 from datasets.clip import ClipBatch, Sample, collate, make_target
-from models.inference import query_predictions
+from engine import ItemScoring, build_record
 from models.segmenter import all_queries
 from util.benchmarks import DATASETS, EVAL_SPLITS, MIXTURES, resolve_split, scored_parts
 from util.config import Config, config_dict
 from util.distributed import balanced_share, gather_objects
 from util.errors import UserError
 from util.evaluation import QueryPredictions
-from util.inference_record import open_record
 from util.run_log import project_version, write_results
 
 CPU = torch.device("cpu")
@@ -90,15 +88,7 @@ def test_all_queries_of_an_item_at_its_original_size() -> None:
         collate([item("y", (16, 16), (8, 8))], 16),
     ]
     evaluator = Kept()
-    engine.evaluate(
-        Stub().train(),
-        batches,
-        evaluator,
-        all_queries,
-        lambda output, targets: query_predictions(output, targets, 0.5),
-        seed=3,
-        device=CPU,
-    )
+    ItemScoring(batches, lambda: evaluator, 0.5, seed=3, device=CPU).score(Stub().train())
     first, second = evaluator.seen
     assert (first.item, second.item) == ("x", "y") and evaluator.merged == [["x", "y"]]
     assert first.masks.shape == (2, 45, 70) and first.masks.dtype == bool
@@ -145,10 +135,10 @@ def test_what_another_process_has_done_is_done(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pth").write_text("weights")
     cfg = Config(output_dir=str(tmp_path / "out"))
     result = {"sentence": "it", "score": 0.5, "query": 0, "frames": 2, "seconds": 0.1}
-    open_record(cfg, tmp_path / "checkpoint.pth", "cpu", 1).add("a", {"0": result})
-    record = open_record(cfg, tmp_path / "checkpoint.pth", "cpu", 0)
+    build_record(cfg, tmp_path / "checkpoint.pth", torch.device("cpu")).add("a", {"0": result})
+    record = build_record(cfg, tmp_path / "checkpoint.pth", torch.device("cpu"))
     assert record.find("a", "0") == result and record.find("a", "1") is None and record.expressions == {}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"inference.json", "inference-1.json"}
     (tmp_path / "checkpoint.pth").write_text("other weights")
     with pytest.raises(UserError, match="holds masks made with checkpoint_sha256"):
-        open_record(cfg, tmp_path / "checkpoint.pth", "cpu", 0)
+        build_record(cfg, tmp_path / "checkpoint.pth", torch.device("cpu"))

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from datasets.reading import read_frame
 from datasets.toy import make_toy
+from engine import build_record
 from tests.tiny_models import model_config
 from util.checkpoint import newest_intact, read_checkpoint, write_pickle
 from util.config import load_config
@@ -31,7 +32,6 @@ from util.demo_results import new_folder
 from util.errors import UserError
 from util.files import read_json, write_json
 from util.hub import checkpoint_path
-from util.inference_record import open_record
 from util.mask_files import read_index_mask
 from util.mask_pngs import write_mask
 from util.media_reader import open_media
@@ -186,7 +186,9 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "checkpoint": lambda folder: write_pickle(folder / "a.pth", {}),
     "demo": lambda folder: new_folder(folder / "out").__enter__(),
     "toy data": lambda folder: make_toy(folder / "toy", num_train=1, num_valid=0, num_test=0, frames=4),
-    "record": lambda folder: open_record(model_config(folder, output_dir=str(folder / "out")), None, "cpu"),
+    "record": lambda folder: build_record(
+        model_config(folder, output_dir=str(folder / "out")), None, torch.device("cpu")
+    ),
 }
 
 

@@ -18,18 +18,18 @@ from datasets.coco_masks import decode_segmentation
 from datasets.expressions import read_expressions
 from datasets.video_files import read_video_frames
 from demo import main as demo_main
-from inference_ytvos import finish, run_inference
+from engine import build_mask_identity
 from models import build_model
 from models.diffusion.stack import load_stack
 from tests.commands import run_command
-from tests.inference_tools import StubModel, write_halves
+from tests.inference_tools import StubModel, finish, run_inference, write_halves
 from tests.test_faults_hostile import refused
 from tests.tiny_models import backward, model_config
 from tests.ytvos_tools import HEIGHT, NAMES, WIDTH, config, expressions_path, train_error, write_dataset, write_mask
 from util.config import Config
 from util.demo_results import sentence_records
 from util.files import read_json, write_json
-from util.inference_record import InferenceRecord, mask_options
+from util.inference_record import InferenceRecord
 from util.media_reader import open_media
 from util.metrics import expression_scores
 from util.submission import check_submission
@@ -58,8 +58,8 @@ def test_inference_with_odd_names_and_sentences(tmp_path: Path) -> None:
         **{"train_scales": (64,), "expressions_per_batch": 1},
     )
     videos = list_videos(cfg)
-    record = InferenceRecord(out / "inference.json", {"checkpoint_sha256": "", **mask_options(cfg)}, {})
-    run_inference(StubModel(), videos, cfg, record, torch.device("cpu"))  # type: ignore[arg-type]
+    record = InferenceRecord(out / "inference.json", {"checkpoint_sha256": "", **build_mask_identity(cfg)}, {})
+    run_inference(StubModel(), videos, cfg, record)  # type: ignore[arg-type]
     finish(videos, cfg, record)
     (out / "Annotations" / name / "0" / ".00000.123-0a1b2c3d.png").write_bytes(b"half a f")
     assert check_submission(out / "submission.zip", videos) == [] == check_submission(out, videos)

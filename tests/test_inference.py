@@ -18,12 +18,12 @@ from torch import Tensor
 
 from datasets import list_videos
 from datasets.video import Video
-from inference_ytvos import finish, run_inference
-from tests.inference_tools import FRAMES, HEIGHT, SENTENCES, WIDTH, StubModel, tree, write_halves
+from engine import build_mask_identity
+from tests.inference_tools import FRAMES, HEIGHT, SENTENCES, WIDTH, StubModel, finish, run_inference, tree, write_halves
 from util.config import Config
 from util.device import resolve_device
 from util.errors import RunError, UserError
-from util.inference_record import InferenceRecord, mask_options
+from util.inference_record import InferenceRecord
 
 EVAL_SIZE = 36  # frames of 36×64: the height needs padding to 48
 CPU = torch.device("cpu")
@@ -53,14 +53,14 @@ def cfg(tmp_path: Path, data: Path) -> Config:
 
 
 def record_of(cfg: Config, checkpoint: str = "abc") -> InferenceRecord:
-    identity = {"checkpoint_sha256": checkpoint, **mask_options(cfg)}
+    identity = {"checkpoint_sha256": checkpoint, **build_mask_identity(cfg)}
     return InferenceRecord(Path(cfg.output_dir) / "inference.json", identity, {"device": "cpu"})
 
 
 def run(cfg: Config, model: StubModel | None = None) -> tuple[StubModel, list[Video], InferenceRecord]:
     """One run as ``main`` does it, with a stub model."""
     model, videos, record = model or StubModel(), list_videos(cfg), record_of(cfg)
-    run_inference(model, videos, cfg, record, CPU)
+    run_inference(model, videos, cfg, record)
     finish(videos, cfg, record)
     return model, videos, record
 
@@ -260,7 +260,7 @@ def test_predictions_that_are_not_finite(cfg: Config):
             output.logits = output.logits * float("nan")
             return output
 
-    with pytest.raises(RunError, match="video 'a', expression '0' are not finite numbers"):
+    with pytest.raises(RunError, match="video 'a', expression '0' are not finite"):
         run(cfg, Diverged())
 
 
@@ -268,7 +268,7 @@ def test_masks_that_cannot_be_written(cfg: Config):
     record = record_of(cfg)
     (Path(cfg.output_dir) / "Annotations").write_text("in the way")
     with pytest.raises(UserError, match="a part of its folder is a file"):
-        run_inference(StubModel(), list_videos(cfg), cfg, record, CPU)
+        run_inference(StubModel(), list_videos(cfg), cfg, record)
 
 
 def test_a_broken_frame(cfg: Config, data: Path):

@@ -21,11 +21,11 @@ import inference_davis
 import inference_ytvos
 from datasets import list_videos
 from datasets.video import Video
-from inference_ytvos import finish, run_inference
-from tests.inference_tools import StubModel, tree
+from engine import build_record
+from tests.inference_tools import StubModel, finish, run_inference, tree
 from util.config import Config
 from util.errors import RunError, UserError
-from util.inference_record import InferenceRecord, open_record
+from util.inference_record import InferenceRecord
 from util.mask_layouts import CLIP_FRAMES, LAYOUTS
 from util.submission import check_submission
 
@@ -129,12 +129,12 @@ def make_set(root: Path, name: str, lengths: dict[str, int] = LENGTHS) -> Config
 def record_of(cfg: Config) -> InferenceRecord:
     checkpoint = Path(cfg.output_dir).parent / "checkpoint.pth"
     checkpoint.write_text("weights")
-    return open_record(cfg, checkpoint, "cpu")
+    return build_record(cfg, checkpoint, torch.device("cpu"))
 
 
 def run(cfg: Config, model: StubModel | None = None) -> tuple[Clips, list[Video]]:
     model, videos, record = model or Clips(), list_videos(cfg), record_of(cfg)
-    run_inference(model, videos, cfg, record, CPU)  # type: ignore[arg-type]
+    run_inference(model, videos, cfg, record)  # type: ignore[arg-type]
     finish(videos, cfg, record)
     return model, videos  # type: ignore[return-value]
 

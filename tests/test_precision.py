@@ -9,24 +9,22 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from models.placing import prepare_inference, prepare_training, set_precision
 from torch import Tensor, nn
 
 from datasets import list_videos
 from datasets.toy import make_toy
 from datasets.video import load_clip
 from engine import training_step
-from models import build_criterion, build_model
-from models.checkpoints import open_checkpoint
+from models import build_criterion, build_model, prepare_inference, prepare_training, set_precision
+from models.checkpoints import open_checkpoint, save_carried, save_checkpoint
 from models.diffusion import attention, frozen
 from models.diffusion.attention import blocked_attention
-from models.inference import load_for_inference, sentence_outputs
+from models.inference import build_for_inference, sentence_outputs
 from models.mask_heads import DynamicMaskHead
 from models.precision import call_in_float32, in_float32, precision_name, resolve_precision
 from models.segmenter import Segmenter
 from tests.conftest import ROOT
 from tests.tiny_models import backward, model_config, random_clips, square_targets
-from util.checkpoint import save_carried, save_checkpoint
 from util.config import load_config
 from util.device import give_back
 from util.errors import UserError
@@ -160,7 +158,7 @@ def test_masks_in_bf16_follow_those_in_float32(tiny_stack: Path, name: str) -> N
     masks = []
     for dtype in (torch.float32, torch.bfloat16):
         cfg = model_config(tiny_stack, precision=precision_name(dtype))
-        model = prepare_inference(_model(tiny_stack, name), cfg, CPU)
+        model = prepare_inference(_model(tiny_stack, name), cfg.precision, CPU)
         with torch.inference_mode():
             output = model(frames, padding, captions, select=lambda prediction: torch.zeros(1, dtype=torch.long))
         masks.append(output.masks)
@@ -183,7 +181,7 @@ def test_trained_masks_in_bf16_follow_those_in_float32(name: str, tmp_path: Path
     for precision in ("fp32", "bf16"):
         cfg = load_config([*flags, "--pretrained", str(ROOT / "toy" / "stack"), "--precision", precision], "")
         checkpoint = open_checkpoint(str(ROOT / "toy" / f"{name}.safetensors"), "--resume")
-        model, _ = load_for_inference(cfg, checkpoint, CPU)
+        model, _ = build_for_inference(cfg, checkpoint, CPU)
         with torch.inference_mode():
             outputs[precision] = [
                 masks
@@ -248,8 +246,8 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_halved(tiny_stack: Path
     cfg = model_config(tiny_stack, precision="fp16", posterior="mode")
     torch.manual_seed(0)
     model = build_model(cfg)
-    scaler = prepare_training(model, cfg, CPU)
-    assert scaler is not None and prepare_training(_model(tiny_stack), model_config(tiny_stack), CPU) is None
+    scaler = prepare_training(model, cfg.precision, CPU)
+    assert scaler is not None and prepare_training(_model(tiny_stack), "auto", CPU) is None
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     batch = _batch()
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -14,10 +14,11 @@ import torch
 from datasets import build_dataset, build_evaluator, build_scorer, list_videos
 from datasets.davis import convert_davis
 from demo import main as demo_main
+from engine import build_record
 from models import build_model, load_pretrained, prediction
-from models.checkpoints import check_options, open_checkpoint
+from models.checkpoints import open_checkpoint
 from models.diffusion import stack
-from models.inference import load_for_inference
+from models.inference import build_for_inference
 from scripts import baselines, check_data, convert_checkpoint, eval_jf, make_toy_data
 from scripts.check_data import check
 from scripts.toy_formats_videos import write_toy_davis
@@ -27,9 +28,8 @@ from tests.jf_tools import write_ytvos
 from tests.tiny_models import model_config
 from util import hub
 from util.benchmarks import EVAL_SPLITS, VIDEO_SETS, folder_option
-from util.config import Config, load_config
+from util.config import Config, config_dict, load_config
 from util.errors import UserError
-from util.inference_record import open_record
 from util.mask_layouts import LAYOUTS
 from util.media_frames import Excerpt
 from util.media_reader import open_media
@@ -43,8 +43,8 @@ def test_a_checkpoint_of_other_options_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(prediction, "build_model", built.append)
     flags = [word for name, value in option.items() for word in (f"--{name}", str(value))]
     cfg = load_config([*tiny_config, *flags], "")
-    with pytest.raises(UserError, match=rf"another configuration: {next(iter(option))} .*, and here it is"):
-        load_for_inference(cfg, open_checkpoint(str(tiny_checkpoint), "--resume"), torch.device("cpu"))
+    with pytest.raises(UserError, match=rf"was made with {next(iter(option))} .*, and this configuration has"):
+        build_for_inference(cfg, open_checkpoint(str(tiny_checkpoint), "--resume"), torch.device("cpu"))
     assert not built
 
 
@@ -53,9 +53,9 @@ def test_a_new_run_may_change_the_function(tiny_checkpoint: Path, tiny_config: l
         open_checkpoint(str(tiny_checkpoint), "--resume"),
         load_config([*tiny_config, "--noise", "none"], ""),
     )
-    check_options(checkpoint, cfg, fresh=True)
-    with pytest.raises(UserError, match="another configuration: noise predicted"):
-        check_options(checkpoint, cfg)
+    checkpoint.require_options(config_dict(cfg), new_run=True)
+    with pytest.raises(UserError, match="was made with noise predicted"):
+        checkpoint.require_options(config_dict(cfg))
 
 
 def test_an_unknown_option_of_the_library(tiny_checkpoint: Path) -> None:
@@ -167,7 +167,7 @@ def test_another_datasets_folder(toy_data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"toy holds another dataset, with the video .*; choose another --output_dir"):
         convert_davis(tmp_path / "raw", folder)
     with pytest.raises(UserError, match="toy holds a dataset; choose another --output_dir"):
-        open_record(Config(ytvos_path=str(toy_data), output_dir=str(folder)), None, "cpu")
+        build_record(Config(ytvos_path=str(toy_data), output_dir=str(folder)), None, torch.device("cpu"))
     assert sorted(folder.rglob("*")) == before
     for _ in range(2):
         convert_davis(tmp_path / "raw", tmp_path / "davis")  # its own, again

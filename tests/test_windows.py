@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from models import build_model
-from models.inference import FollowedQuery, VideoSegmenter, segment
+from models.inference import FollowedQuery, InferenceOptions, VideoSegmenter, segment
 from models.segmenter import LayerPrediction
 from tests.tiny_models import model_config
-from util.config import Config
 from util.errors import UserError
 from util.preprocessing import normalise
 
@@ -38,7 +37,9 @@ def test_sentences_do_not_depend_on_their_batch(options: dict[str, Any], tiny_st
     masks = {}
     for size in (1, 3, 4):
         batched = replace(cfg, expressions_per_batch=size)
-        results = segment(model, frames, (64, 96), dict(enumerate(SENTENCES)), batched, CPU, soft=True)
+        results = segment(
+            model, frames, (64, 96), dict(enumerate(SENTENCES)), InferenceOptions.from_config(batched), soft=True
+        )
         masks[size] = {key: (p.probabilities, p.scores, p.boxes, p.query) for key, p in results}
         assert list(masks[size]) == [0, 1, 2, 3]
     assert not np.allclose(masks[1][0][1], masks[1][3][1], atol=1e-6), "sentences matter at all"
@@ -53,9 +54,13 @@ def test_a_short_video_is_one_clip(tiny_stack: Path):
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     frames = np.random.default_rng(0).integers(0, 255, (3, 64, 96, 3), np.uint8)
-    found = list(VideoSegmenter(model, cfg, CPU, SENTENCES[:2], window=36, overlap=6).run(frames))
+    found = list(
+        VideoSegmenter(model, InferenceOptions.from_config(cfg), SENTENCES[:2], window=36, overlap=6).run(frames)
+    )
     clip = normalise(torch.from_numpy(frames).permute(0, 3, 1, 2))
-    expected = segment(model, clip, (64, 96), dict(enumerate(SENTENCES[:2])), cfg, CPU, soft=True)
+    expected = segment(
+        model, clip, (64, 96), dict(enumerate(SENTENCES[:2])), InferenceOptions.from_config(cfg), soft=True
+    )
     for i, prediction in expected:
         kept = np.stack([frame.probabilities[i] for frame in found])
         assert prediction.probabilities is not None
@@ -93,8 +98,8 @@ class TwoHalves(nn.Module):
         return SimpleNamespace(layers=[layer], chosen=layer.chosen, masks=chosen)
 
 
-def windows_config() -> Config:
-    return Config(eval_size=HEIGHT, max_size=WIDTH, train_scales=(HEIGHT,))
+def windows_options() -> InferenceOptions:
+    return InferenceOptions(eval_size=HEIGHT, max_size=WIDTH)
 
 
 def black(count: int) -> list[np.ndarray]:
@@ -107,7 +112,7 @@ def black(count: int) -> list[np.ndarray]:
 )
 def test_one_object_through_all_windows(frames: int, lengths: list[int]):
     model: Any = TwoHalves()
-    found = list(VideoSegmenter(model, windows_config(), CPU, ["left"], window=8, overlap=2).run(iter(black(frames))))
+    found = list(VideoSegmenter(model, windows_options(), ["left"], window=8, overlap=2).run(iter(black(frames))))
     assert model.lengths == lengths, "the last window reaches back to be a whole one"
     assert len(found) == frames
     for result in found:
@@ -128,7 +133,7 @@ def test_frames_come_out_soon():
             yield frame
 
     model: Any = TwoHalves()
-    for number, _ in enumerate(VideoSegmenter(model, windows_config(), CPU, ["left"], 8, 2).run(count())):
+    for number, _ in enumerate(VideoSegmenter(model, windows_options(), ["left"], 8, 2).run(count())):
         assert given - number <= 8
 
 
@@ -148,11 +153,11 @@ def test_followed_query():
 def test_windows_that_do_not_fit(window: int, overlap: int):
     model: Any = TwoHalves()
     with pytest.raises(UserError, match="--overlap must be at least 1 and less than --window"):
-        VideoSegmenter(model, windows_config(), CPU, ["left"], window, overlap)
+        VideoSegmenter(model, windows_options(), ["left"], window, overlap)
 
 
 def test_frames_of_two_sizes():
     model: Any = TwoHalves()
     frames = [*black(2), np.zeros((WIDTH, HEIGHT, 3), np.uint8)]
     with pytest.raises(UserError, match="frames 2 and 0 differ in size"):
-        list(VideoSegmenter(model, windows_config(), CPU, ["left"]).run(frames))
+        list(VideoSegmenter(model, windows_options(), ["left"]).run(frames))

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import build_criterion
+from models import build_criterion, frozen_sources
+from models.checkpoints import Identity, load_weights, open_checkpoint
 from models.segmenter import Segmenter
-from util.config import Config
+from util.config import Config, config_dict
 
 TINY: dict[str, Any] = {
     **{"pyramid_channels": (32, 64, 128, 256), "hidden_dim": 64, "dim_feedforward": 96, "enc_layers": 1},
@@ -56,3 +57,17 @@ def backward(model: Segmenter, cfg: Config, batch: int, frames: int) -> tuple[An
     loss, terms = criterion(output, target)
     loss.backward()
     return output, terms
+
+
+def restore(model: Segmenter, path: Path, cfg: Config, new_run: bool = False) -> tuple[Identity, list[str]]:
+    """Load a checkpoint into a model as a run does; the identity of its frozen parts, and notes."""
+    checkpoint = open_checkpoint(str(path), "--resume", cfg.model)
+    checkpoint.require_options(config_dict(cfg), new_run)
+    return load_weights(
+        model,
+        checkpoint,
+        frozen_sources(cfg),
+        new_run=new_run,
+        keep_class_heads=cfg.keep_class_heads,
+        ignore_identity=cfg.ignore_frozen_identity,
+    )
