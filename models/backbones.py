@@ -25,8 +25,7 @@ from torchvision.models.swin_transformer import PatchMerging
 
 from models.frozen import Frozen
 from models.precision import in_own_precision
-from util.command_line import nearest
-from util.errors import UserError
+from util.errors import UserError, nearest
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 _log = logging.getLogger(__name__)

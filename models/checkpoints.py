@@ -35,10 +35,9 @@ from util.checkpoint import (
     save_weights,
     write_pickle,
 )
-from util.command_line import nearest
 from util.config import Config
 from util.distributed import gather_objects, is_main, tell
-from util.errors import UserError
+from util.errors import UserError, nearest
 from util.hub import cached_revision, checkpoint_path
 
 CLASS_HEADS = "class_heads."

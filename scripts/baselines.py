@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.expressions import VideoEntry, read_expressions
-from util.command_line import Parser
-from util.errors import UserError, run_cli
+from util.errors import Parser, UserError, run_cli
 from util.files import read_json, write_json
 from util.mask_files import read_index_mask
 from util.mask_pngs import write_mask

@@ -25,9 +25,8 @@ from typing import Any
 from scripts.benchmark_plan import BASELINE, FAST, SWEEP, TRAIN_BASELINE, TRAIN_FAST, Plan
 from scripts.benchmark_report import draw_chart, text_report
 from scripts.benchmark_summary import summarise
-from util.command_line import Parser
 from util.config import Config, load_config
-from util.errors import RunError, UserError, run_cli
+from util.errors import Parser, RunError, UserError, run_cli
 from util.files import write_json
 from util.run_log import library_versions
 

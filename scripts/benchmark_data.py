@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from util.benchmarks import EVAL_SPLITS
-from util.command_line import Parser
-from util.errors import UserError, help_asked, run_cli
+from util.errors import Parser, UserError, help_asked, run_cli
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -27,8 +27,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from util.command_line import Parser
-from util.errors import RunError, UserError, run_cli
+from util.errors import Parser, RunError, UserError, run_cli
 from util.jf_davis import SEMI_SUPERVISED, score_davis
 from util.mask_pngs import write_index_mask
 from util.metrics import boundary_radius, fixed_scores

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from scripts.benchmark_plan import OTHER, STAGES
 from scripts.benchmark_summary import Result, seconds_of, share_of_peak
-from util.command_line import Parser
-from util.errors import UserError, run_cli
+from util.errors import Parser, UserError, run_cli
 from util.files import atomic_path, read_json
 
 GIB = 2**30

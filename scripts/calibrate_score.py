@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from util.command_line import Parser
-from util.errors import UserError, run_cli
+from util.errors import Parser, UserError, run_cli
 from util.files import read_json
 
 STEP = 0.01

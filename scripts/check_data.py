@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from util.benchmarks import EVAL_SPLITS, VIDEO_SETS
-from util.command_line import Parser
-from util.errors import USER_ERROR_STATUS, UserError, run_cli
+from util.errors import USER_ERROR_STATUS, Parser, UserError, run_cli
 from util.parallel import available_cores, map_videos
 
 if TYPE_CHECKING:

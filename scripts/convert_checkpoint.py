@@ -15,8 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scripts.count_parameters import FULL_SIZE, empty_model
-from util.command_line import Parser
-from util.errors import UserError, help_asked, run_cli
+from util.errors import Parser, UserError, help_asked, run_cli
 
 DTYPES = ("float16", "bfloat16", "float32")
 FROZEN = ("unet", "vae", "text_encoder", "image_encoder", "backbone", "sentence_encoder")

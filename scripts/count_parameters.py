@@ -11,9 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from util.command_line import Parser
 from util.config import Config, load_config
-from util.errors import UserError, run_cli
+from util.errors import Parser, UserError, run_cli
 
 if TYPE_CHECKING:
     from models import Segmenter

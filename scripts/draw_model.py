@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from util.command_line import Parser
-from util.errors import UserError, help_asked, run_cli
+from util.errors import Parser, UserError, help_asked, run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 

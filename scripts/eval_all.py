@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.steps import ROOT, clear, near, run
-from util.command_line import Parser
-from util.errors import RunError, UserError, run_cli
+from util.errors import Parser, RunError, UserError, run_cli
 from util.files import read_json, sole_run, write_json
 from util.inference_record import file_sha256
 

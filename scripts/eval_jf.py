@@ -18,8 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from util.command_line import Parser
-from util.errors import UserError, run_cli
+from util.errors import Parser, UserError, run_cli
 from util.files import write_json
 from util.jf_davis import SEMI_SUPERVISED, UNSUPERVISED, mean_over_objects, read_sequences, score_davis
 from util.jf_expressions import default_expressions, described_videos, score_expressions

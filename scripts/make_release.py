@@ -14,8 +14,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from util.command_line import Parser
-from util.errors import UserError, run_cli
+from util.errors import Parser, UserError, run_cli
 from util.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from util.command_line import Parser
-from util.errors import UserError, run_cli
+from util.errors import Parser, UserError, run_cli
 from util.files import read_json
 
 FORMATS = "a JSON list of sentences, a Ref-YouTube-VOS meta_expressions.json, or text with one sentence per line"

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from datasets.toy import make_toy
 from datasets.toy_scene import KINDS
-from util.command_line import Parser
-from util.errors import run_cli
+from util.errors import Parser, run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:

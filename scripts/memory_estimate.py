@@ -20,9 +20,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from util.command_line import Parser
 from util.config import Config, load_config
-from util.errors import UserError, help_asked, run_cli
+from util.errors import Parser, UserError, help_asked, run_cli
 
 if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
     load_config(["--help"], " ".join(__doc__.split("\n\n")[:2]))

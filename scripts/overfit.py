@@ -18,9 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from util.command_line import Parser
 from util.config import Config, load_config
-from util.errors import UserError, help_asked, run_cli
+from util.errors import Parser, UserError, help_asked, run_cli
 
 
 def own_options() -> argparse.ArgumentParser:

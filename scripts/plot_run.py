@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from util.command_line import Parser, nearest
-from util.errors import UserError, run_cli
+from util.errors import Parser, UserError, nearest, run_cli
 from util.visualisation import Curve, plot_curves
 
 LOG = "log.jsonl"

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from datasets.davis import convert_davis
 from datasets.refcoco_prepare import REFERENCES, convert_refcoco
-from util.command_line import Parser
-from util.errors import run_cli
+from util.errors import Parser, run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:

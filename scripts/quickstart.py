@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.steps import ROOT, clear, near, run
-from util.command_line import Parser
-from util.errors import UserError, run_cli
+from util.errors import Parser, UserError, run_cli
 from util.files import sole_run, write_json
 from util.negatives import NEGATIVE
 

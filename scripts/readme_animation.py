@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
-from util.command_line import Parser
-from util.errors import UserError, help_asked, run_cli
+from util.errors import Parser, UserError, help_asked, run_cli
 
 HEIGHT, WIDTH, FRAMES, RATE = 280, 420, 16, 8  # pixels, frames, frames per second
 

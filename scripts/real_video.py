@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 from scripts.steps import clear, near, run
-from util.command_line import Parser
-from util.errors import UserError, run_cli
+from util.errors import Parser, UserError, run_cli
 from util.files import write_json
 
 CONFIG = "configs/vdit_mini_davis.yaml"

@@ -18,8 +18,7 @@ from typing import Any
 from scripts.steps import near
 from scripts.toy_lab_claims import VARIANTS, Scores, Variant, answer, render, report
 from scripts.toy_lab_runs import STEPS, TRAIN_VIDEOS, VALID_VIDEOS, Lab, find_score, prepare, run_variant
-from util.command_line import Parser, nearest
-from util.errors import UserError, run_cli
+from util.errors import Parser, UserError, nearest, run_cli
 from util.files import atomic_path, sole_run, write_json
 
 Results = dict[tuple[str, int], dict[str, Any]]

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from datasets.toy_scene import KINDS
 from scripts.steps import run
-from util.command_line import Parser
-from util.errors import UserError, run_cli
+from util.errors import Parser, UserError, run_cli
 
 PROCESSES = 2
 """They decide the result together with the seeds, so their number does not follow the machine."""

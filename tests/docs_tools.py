@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 from tests.conftest import ROOT
-from util.command_line import Parser
+from util.errors import Parser
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 # Shell scripts that hand their arguments to a Python script after the set-up.

@@ -1,6 +1,6 @@
-"""All options of training and inference: one flat, documented dataclass, set by a YAML file and by flags.
+"""All options of training and inference: one flat dataclass, set by a YAML file and by flags.
 
-Flags carry ReferFormer's names and override the file; every value is validated before anything else is loaded::
+Flags have ReferFormer's names and override the file. Every value is validated before anything else is loaded::
 
     python main.py --config configs/vdit_ytvos.yaml --ytvos_path data/ref-youtube-vos --lr 5e-5
 """
@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
-from util.benchmarks import AUTO_SPLIT, DATASETS, EVAL_METRICS, resolve_split
-from util.config_files import read_yaml
-from util.config_rules import check_together
+from util.benchmarks import AUTO_SPLIT, DATASETS, EVAL_METRICS, resolve_split, scored_parts, validated_set
 from util.errors import UserError
-from util.options import checked, option, read_flags
+from util.options import checked, option, read_flags, read_yaml
 
 _model = partial(option, "model")
 _loss = partial(option, "matching and losses")
@@ -27,13 +26,13 @@ _run = partial(option, "run")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of ``main.py`` and ``inference_ytvos.py``; each field carries its help text and bounds.
+    """Options of ``main.py`` and ``inference_ytvos.py``; each field has its help text and bounds.
 
-    The defaults are VD-IT's published recipe (Ref-YouTube-VOS, from scratch). Making a ``Config`` validates it, also
-    through ``dataclasses.replace``.
+    The defaults are the published recipe of VD-IT on Ref-YouTube-VOS, from scratch. Creating a ``Config`` validates it,
+    also through ``dataclasses.replace``.
 
     Raises:
-        UserError: a value has a wrong type, is out of range, or contradicts another one.
+        UserError: a value has a wrong type, is out of range, or contradicts another.
     """
 
     model: str = _model("vdit", "which model to build", choices=("vdit", "hcd"))
@@ -56,53 +55,53 @@ class Config:
     )
     noise: str = _model(
         "auto",
-        "what is added to the latents: auto = predicted for vdit, none for hcd",
+        "noise added to the latents; auto: predicted for vdit, none for hcd",
         choices=("auto", "predicted", "gaussian", "none"),
     )
-    image_tokens: bool = _model(True, "join image tokens to the text condition of the UNet")
-    unet_text: bool = _model(True, "give the sentence to the UNet; off: the states of the empty sentence")
+    image_tokens: bool = _model(True, "append image tokens to the text condition of the UNet")
+    unet_text: bool = _model(True, "condition the UNet on the sentence; off: on the empty sentence")
     stride4: str = _model(
         "auto",
-        "level 0 of the pyramid: the VAE's stride-4 feature or the temporal stem; auto = vae for vdit, stem for hcd",
+        "level 0 of the pyramid: stride-4 feature of the VAE or temporal stem; auto: vae for vdit, stem for hcd",
         choices=("auto", "vae", "stem"),
     )
     lora_rank: int | str = _model(
-        "auto", "rank of the LoRA adapters in the UNet; 0: none; auto = 0 for vdit, 16 for hcd", minimum=0, auto=True
+        "auto", "rank of the LoRA adapters in the UNet; 0: none; auto: 0 for vdit, 16 for hcd", minimum=0, auto=True
     )
-    lora_alpha: float = _model(32.0, "LoRA: what an adapter adds is scaled by lora_alpha / lora_rank", above=0)
-    lora_dropout: float = _model(0.1, "LoRA: dropout on an adapter's input", minimum=0, below=1)
+    lora_alpha: float = _model(32.0, "LoRA: the output of an adapter is scaled by lora_alpha / lora_rank", above=0)
+    lora_dropout: float = _model(0.1, "LoRA: dropout on the input of an adapter", minimum=0, below=1)
     lora_targets: tuple[str, ...] = _model(
         ("to_q", "to_v"),
-        "LoRA: the layers of the UNet that get an adapter, in every spatial, temporal and cross attention",
+        "LoRA: layers that get an adapter in every spatial, temporal and cross attention of the UNet",
         choices=("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
     )
     backbone: str = _model(
         "t2v",
-        "what gives the pyramid's features: the text-to-video stack, torchvision's Video Swin, or a timm model "
+        "source of the feature pyramid: the text-to-video stack, torchvision's Video Swin, or a timm model "
         "(timm:resnet50)",
         choices=("t2v", "swin3d_t", "swin3d_s", "swin3d_b"),
         prefix="timm:",
     )
     backbone_weights: str = _model(
         "",
-        "weights of another backbone than t2v: DEFAULT (downloads the library's) or a file; empty: random",
+        "weights of a backbone other than t2v: DEFAULT (downloaded by the library) or a file; empty: random",
         path=True,
         empty=True,
     )
-    train_backbone: bool = _model(False, "train another backbone than t2v, which is frozen otherwise")
+    train_backbone: bool = _model(False, "train a backbone other than t2v; otherwise it is frozen")
     posterior: str = _model(
         "auto",
-        "how latents are drawn from the VAE posterior: auto = sample in training, mode in evaluation",
+        "how latents are drawn from the posterior of the VAE; auto: sample in training, mode in evaluation",
         choices=("auto", "mode", "sample"),
     )
     pyramid_channels: tuple[int, ...] = _model(
         (128, 256, 512, 1024), "channels of the feature pyramid at strides 4, 8, 16, 32", minimum=1, length=4
     )
-    hidden_dim: int = _model(256, "width of the transformer and the mask features; a multiple of 32", minimum=32)
-    dim_feedforward: int = _model(2048, "width of the transformer's feed-forward layers", minimum=1)
+    hidden_dim: int = _model(256, "width of the transformer and the mask features, a multiple of 32", minimum=32)
+    dim_feedforward: int = _model(2048, "width of the feed-forward layers of the transformer", minimum=1)
     enc_layers: int = _model(4, "encoder layers", minimum=1)
     dec_layers: int = _model(4, "decoder layers", minimum=1)
-    nheads: int = _model(8, "attention heads of the deformable transformer; they divide hidden_dim", minimum=1)
+    nheads: int = _model(8, "attention heads of the deformable transformer, a divisor of hidden_dim", minimum=1)
     enc_n_points: int = _model(4, "sampling points per head and level in the encoder", minimum=1)
     dec_n_points: int = _model(4, "sampling points per head and level in the decoder", minimum=1)
     num_queries: int = _model(5, "object queries per frame", minimum=1)
@@ -110,15 +109,15 @@ class Config:
     dynamic_mask_channels: int = _model(16, "hidden channels of the dynamic mask head", minimum=1)
 
     set_cost_class: float = _loss(2.0, "matching cost of the class", minimum=0)
-    set_cost_bbox: float = _loss(5.0, "matching cost of the box's L1 distance", minimum=0)
-    set_cost_giou: float = _loss(2.0, "matching cost of the box's GIoU", minimum=0)
-    set_cost_mask: float = _loss(2.0, "matching cost of the mask's focal loss", minimum=0)
-    set_cost_dice: float = _loss(5.0, "matching cost of the mask's dice", minimum=0)
+    set_cost_bbox: float = _loss(5.0, "matching cost of the L1 distance of the boxes", minimum=0)
+    set_cost_giou: float = _loss(2.0, "matching cost of the GIoU of the boxes", minimum=0)
+    set_cost_mask: float = _loss(2.0, "matching cost of the focal loss of the masks", minimum=0)
+    set_cost_dice: float = _loss(5.0, "matching cost of the dice of the masks", minimum=0)
     cls_loss_coef: float = _loss(2.0, "weight of the class loss", minimum=0)
-    bbox_loss_coef: float = _loss(5.0, "weight of the box's L1 loss", minimum=0)
-    giou_loss_coef: float = _loss(2.0, "weight of the box's GIoU loss", minimum=0)
-    mask_loss_coef: float = _loss(2.0, "weight of the mask's focal loss", minimum=0)
-    dice_loss_coef: float = _loss(5.0, "weight of the mask's dice loss", minimum=0)
+    bbox_loss_coef: float = _loss(5.0, "weight of the L1 loss of the box", minimum=0)
+    giou_loss_coef: float = _loss(2.0, "weight of the GIoU loss of the box", minimum=0)
+    mask_loss_coef: float = _loss(2.0, "weight of the focal loss of the mask", minimum=0)
+    dice_loss_coef: float = _loss(5.0, "weight of the dice loss of the mask", minimum=0)
     focal_alpha: float = _loss(0.25, "alpha of the focal losses", minimum=0, maximum=1)
 
     dataset_file: str = _data("ytvos", "dataset", choices=DATASETS)
@@ -126,7 +125,9 @@ class Config:
     davis_path: str = _data("data/ref-davis", "root folder of Ref-DAVIS17 as scripts.prepare_data makes it", path=True)
     mevis_path: str = _data("data/mevis", "root folder of MeViS, version 1 or 2", path=True)
     mevis_version: str = _data(
-        "auto", "by which scores are keyed; auto is v2 where a sentence names nothing", choices=("auto", "v1", "v2")
+        "auto",
+        "version that scores are computed for; auto: v2 if a sentence names nothing",
+        choices=("auto", "v1", "v2"),
     )
     a2d_path: str = _data("data/a2d-sentences", "root folder of A2D-Sentences", path=True)
     jhmdb_path: str = _data("data/jhmdb-sentences", "root folder of JHMDB-Sentences", path=True)
@@ -134,16 +135,17 @@ class Config:
         "data/coco", "root folder of RefCOCO, RefCOCO+ and RefCOCOg as scripts.prepare_data makes them", path=True
     )
     expressions_file: str = _data(
-        "", "expressions to use instead of meta_expressions/SPLIT/meta_expressions.json", path=True, empty=True
+        "", "expressions file to use instead of meta_expressions/SPLIT/meta_expressions.json", path=True, empty=True
     )
     split: str = _data(
-        AUTO_SPLIT, "split that inference and --eval read; auto is valid, for MeViS valid_u, for A2D test, …"
+        AUTO_SPLIT,
+        "split for inference and --eval; auto: valid, for MeViS valid_u, for A2D and JHMDB test, for RefCOCO val",
     )
     num_frames: int = _data(5, "frames of a training clip", minimum=1)
     colour_distortion: bool = _data(True, "distort brightness, contrast and saturation of training frames")
     reverse_probability: float = _data(
         0.3,
-        "share of training clips played backwards (0 where sentences name directions of motion)",
+        "share of training clips played backwards (use 0 if sentences name directions of motion)",
         minimum=0,
         maximum=1,
     )
@@ -153,101 +155,101 @@ class Config:
     crop_scales: tuple[int, ...] = _data(
         (400, 500, 600), "shorter sides before a random crop, for half of the clips; empty: no crops", minimum=1
     )
-    crop_range: tuple[int, ...] = _data((384, 600), "least and greatest side of a crop, in pixels", minimum=1, length=2)
-    max_size: int = _data(640, "greatest longer side, in pixels", minimum=1)
+    crop_range: tuple[int, ...] = _data(
+        (384, 600), "smallest and largest side of a crop, in pixels", minimum=1, length=2
+    )
+    max_size: int = _data(640, "limit of the longer side, in pixels", minimum=1)
     eval_size: int = _data(360, "shorter side at inference, in pixels", minimum=16)
-    num_workers: int = _data(4, "processes that load data; 0 loads in the main one", minimum=0)
+    num_workers: int = _data(4, "processes that load data; 0: load in the main process", minimum=0)
 
     epochs: int = _train(9, "epochs", minimum=1)
     lr_schedule: str = _train(
         "step",
-        "how lr falls: step = to a tenth after the epochs of lr_drop; cosine = to 0 over the whole run",
+        "how the learning rate falls: step: to a tenth after the epochs of lr_drop; cosine: to 0 over the whole run",
         choices=("step", "cosine"),
     )
     lr_drop: tuple[int, ...] = _train((6, 8), "epochs after which the rate falls to a tenth", minimum=1)
     lr: float = _train(1e-4, "learning rate of all trained parameters", above=0)
     lr_processes: int = _train(
-        4, "number of processes for which lr holds; the rate is scaled by processes / lr_processes", minimum=1
+        4, "number of processes that lr is meant for; the rate is scaled by processes / lr_processes", minimum=1
     )
     weight_decay: float = _train(5e-4, "weight decay of AdamW", minimum=0)
-    clip_max_norm: float = _train(0.1, "greatest norm of the gradient; 0: no clipping", minimum=0)
-    batch_size: int = _train(1, "clips per process that go through the model together", minimum=1)
+    clip_max_norm: float = _train(0.1, "limit of the norm of the gradient; 0: no clipping", minimum=0)
+    batch_size: int = _train(1, "clips per process and forward pass", minimum=1)
     accumulate: int = _train(
-        1, "batches per optimiser step; N of them give the update of one batch that is N times larger", minimum=1
+        1, "batches per optimiser step; N batches give the update of one batch that is N times larger", minimum=1
     )
     precision: str = _train(
         "auto",
-        "of frozen weights, matrix products and convolutions: bf16, fp16 (scales the loss), fp32; auto = bf16 where "
-        "the hardware computes in it, but fp32 for training on the CPU",
+        "precision of frozen weights, matrix products and convolutions: bf16, fp16 (with loss scaling) or fp32; auto: "
+        "bf16 where the hardware supports it, but fp32 for training on the CPU",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
     gradient_checkpointing: bool = _train(
-        False, "compute the UNet's activations again in the backward pass and do not keep them: less memory, more time"
+        False, "recompute the activations of the UNet in the backward pass: less memory, more time"
     )
-    compile: bool = _train(False, "compile UNet and VAE (torch.compile); where that fails, they run as they are")
-    seed: int = _train(42, "seed of everything random", minimum=0, maximum=2**32 - 1)
-    max_steps: int = _train(0, "stop after so many optimiser steps; 0: no limit", minimum=0)
-    warmup_steps: int = _train(0, "steps over which the rate rises linearly from 0", minimum=0)
+    compile: bool = _train(False, "compile UNet and VAE with torch.compile; if that fails, they run uncompiled")
+    seed: int = _train(42, "seed of all random numbers", minimum=0, maximum=2**32 - 1)
+    max_steps: int = _train(0, "stop after this many optimiser steps; 0: no limit", minimum=0)
+    warmup_steps: int = _train(0, "steps over which the learning rate rises linearly from 0", minimum=0)
     log_every: int = _train(10, "steps between two lines of the log", minimum=1)
     sample_every: int = _train(
-        200, "steps between two pictures of a clip just trained on, in TensorBoard and wandb; 0: none", minimum=0
+        200, "steps between two pictures of a training clip in TensorBoard and wandb; 0: none", minimum=0
     )
-    save_every: int = _train(0, "steps between checkpoints, beside those at the ends of epochs; 0: none", minimum=0)
-    save_minutes: float = _train(
-        10.0, "minutes after which a checkpoint is written that no other reason has asked for; 0: none", minimum=0
-    )
+    save_every: int = _train(0, "steps between checkpoints, in addition to one after each epoch; 0: none", minimum=0)
+    save_minutes: float = _train(10.0, "write a checkpoint at least every so many minutes; 0: no limit", minimum=0)
     keep_checkpoints: int = _train(
-        3, "how many of the last checkpoints stay; the best one of the validations stays beside them", minimum=1
+        3, "number of recent checkpoints to keep, in addition to the best one of the validations", minimum=1
     )
     patience_minutes: float = _train(
-        10.0, "minutes without any progress after which the run ends, and says which process hangs where", above=0
+        10.0, "end a run that makes no progress for so many minutes, and report which process hangs where", above=0
     )
     eval_every: float = _train(
         0.0,
-        "epochs between two validations, beside that at the end; parts of an epoch count, such as 0.25; 0: none",
+        "epochs between two validations, in addition to one at the end; fractions such as 0.25 are allowed; 0: none",
         minimum=0,
     )
     eval_dataset: str = _train(
-        "auto", "what is validated in training; auto is dataset_file itself", choices=("auto", *DATASETS)
+        "auto", "dataset to validate on during training; auto: dataset_file", choices=("auto", *DATASETS)
     )
     eval_metric: str = _train(
         "auto",
-        "metric of the validations by which checkpoint_best.pth is chosen, the greatest is best; auto is J&F for sets "
-        "of videos, mAP for A2D and JHMDB, oIoU for RefCOCO",
+        "metric that chooses checkpoint_best.pth, higher is better; auto: J&F for sets of videos, mAP for A2D and "
+        "JHMDB, oIoU for RefCOCO",
         choices=("auto", *sorted({name for names in EVAL_METRICS.values() for name in names})),
     )
 
     config: str = _run("", "YAML file that sets any of these options; flags override it", path=True, empty=True)
-    output_dir: str = _run("runs/debug", "folder for everything that is written", path=True)
-    device: str = _run("auto", "where to compute; auto is cuda where there is one", choices=("auto", "cpu", "cuda"))
-    eval: bool = _run(False, "score the checkpoint that --resume names, and write results.json; nothing is trained")
+    output_dir: str = _run("runs/debug", "folder for all output", path=True)
+    device: str = _run("auto", "device; auto: cuda if available", choices=("auto", "cpu", "cuda"))
+    eval: bool = _run(False, "score the checkpoint of --resume and write results.json, without training")
     resume: str = _run(
         "",
-        "checkpoint to go on from, or to use for inference: a file, a folder that holds one, or hf://org/repo; in "
+        "checkpoint to resume from, or to use for inference: a file, a folder that holds one, or hf://org/repo; for "
         "training also auto: the newest intact one in output_dir, if any",
         path=True,
         empty=True,
     )
     pretrained_weights: str = _run(
         "",
-        "checkpoint whose weights begin a new run: a file, a folder that holds one, or hf://org/repo; also the "
-        "authors'. With --resume it is not read",
+        "checkpoint whose weights begin a new run, of this project or the authors: a file, a folder that holds one, or "
+        "hf://org/repo. Not read with --resume",
         path=True,
         empty=True,
     )
-    keep_class_heads: bool = _run(False, "take the class heads of pretrained_weights, too; else they are new")
+    keep_class_heads: bool = _run(False, "also load the class heads of pretrained_weights; otherwise they are new")
     ignore_frozen_identity: bool = _run(
-        False, "accept frozen parts other than those that a checkpoint was trained with"
+        False, "accept frozen parts that differ from those a checkpoint was trained with"
     )
-    wandb: bool = _run(False, "also log to Weights & Biases; its library is installed by you, WANDB_MODE=offline works")
+    wandb: bool = _run(False, "also log to Weights & Biases; install its library yourself; WANDB_MODE=offline works")
     visualize: bool = _run(False, "also draw masks, boxes and sentences over the frames")
     expressions_per_batch: int = _run(
-        4, "sentences of a video that are segmented together; fewer take less memory, masks stay the same", minimum=1
+        4, "sentences of a video in one batch; fewer need less memory, with the same masks", minimum=1
     )
     threshold: float = _run(0.5, "mask probability from which a pixel belongs to the object", minimum=0, maximum=1)
     score_threshold: float = _run(
         0.0,
-        "mean score of the chosen query over the clip, below which the sentence names nothing: its masks are empty",
+        "mean score of the chosen query over the clip below which the masks are empty: the sentence names nothing",
         minimum=0,
         maximum=1,
     )
@@ -275,7 +277,7 @@ def load_config(argv: Sequence[str] | None, description: str) -> Config:
     file = read_yaml(Config, path) if path else {}
     try:
         return Config(**{**file, **flags})
-    except UserError as error:  # each value is right by itself here, so two of them contradict each other
+    except UserError as error:  # each value was checked on its own, so two of them contradict each other
         raise UserError(f"{error}; see {path} and the flags given" if path else str(error)) from error
 
 
@@ -283,3 +285,81 @@ def config_dict(config: Config) -> dict[str, Any]:
     """The options as plain values (lists, not tuples), for checkpoints, logs and YAML."""
     values = ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config))
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+
+
+def check_together(config: Config) -> None:
+    """Refuse values that contradict each other, or have no effect.
+
+    Raises:
+        UserError: the message names the options.
+    """
+    hidden = config.hidden_dim
+    rules = (
+        (hidden % config.nheads == 0, f"nheads must divide hidden_dim, and {config.nheads} does not divide {hidden}"),
+        # group normalisation has 32 groups, and the position code splits the width into sines and cosines of x and y
+        (hidden % 32 == 0, f"hidden_dim must be a multiple of 32, not {hidden}"),
+        (bool(config.train_scales), "train_scales must name at least one scale"),
+        (
+            max((*config.train_scales, config.eval_size)) <= config.max_size,
+            f"max_size ({config.max_size}) bounds the longer side, and must be at least every shorter side in "
+            f"train_scales ({max(config.train_scales, default=0)}) and eval_size ({config.eval_size})",
+        ),
+        (
+            config.crop_range[0] <= config.crop_range[1],
+            f"crop_range must be the smallest and the largest side, in this order, not {list(config.crop_range)}",
+        ),
+        (
+            all(first < second for first, second in pairwise(config.lr_drop)),
+            f"lr_drop must list epochs in increasing order, not {list(config.lr_drop)}",
+        ),
+        (
+            any(getattr(config, f"set_cost_{part}") for part in ("class", "bbox", "giou", "mask", "dice")),
+            "at least one of the set_cost_* options must be above 0, or no query can be matched",
+        ),
+        (
+            bool(config.lora_targets),
+            "lora_targets must name at least one layer; use --lora_rank 0 to train without LoRA",
+        ),
+        *_backbone_rules(config),
+        *_validation_rules(config),
+    )
+    for good, sentence in rules:
+        if not good:
+            raise UserError(sentence)
+
+
+def _validation_rules(config: Config) -> list[tuple[bool, str]]:
+    """A metric that the validated dataset lacks would be found out after hours."""
+    name, metric = validated_set(config.dataset_file, config.eval_dataset), config.eval_metric
+    return [
+        (
+            metric in (AUTO_SPLIT, *EVAL_METRICS[part]),
+            f"eval_metric must be auto or one of those that {part} has, "
+            f"{', '.join(EVAL_METRICS[part])}, and not {metric}",
+        )
+        for part in scored_parts(name)
+    ]
+
+
+def _backbone_rules(config: Config) -> list[tuple[bool, str]]:
+    """Rules about the backbone. A setting without effect is refused, so that no table can claim one."""
+    name = config.backbone
+    if name == "t2v":
+        return [
+            (
+                not config.backbone_weights,
+                "backbone_weights is for other backbones; the option pretrained names the weights of t2v",
+            ),
+            (not config.train_backbone, "train_backbone is for other backbones; use lora_rank to adapt t2v"),
+        ]
+    return [
+        (value in absent, f"{option} {value} has no effect with backbone {name}; leave it at {absent[0]}")
+        for option, value, absent in (
+            ("noise", config.noise, ("auto", "none")),
+            ("stride4", config.stride4, ("auto",)),
+            ("lora_rank", config.lora_rank, ("auto", 0)),
+            ("unet_text", config.unet_text, (True,)),
+            ("image_tokens", config.image_tokens, (True,)),
+            ("compile", config.compile, (False,)),
+        )
+    ]

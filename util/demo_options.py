@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from util.config import Config
-from util.config_files import read_yaml
 from util.errors import UserError
 from util.media_frames import Excerpt, parse_time
-from util.options import home_expanded, option, read_flags, text_of
+from util.options import home_expanded, option, read_flags, read_yaml, text_of
 from util.preprocessing import normalise_sentence
 
 DESCRIPTION = "Segment the objects that sentences name in a video, a GIF, a folder of frames or a picture."

@@ -1,7 +1,8 @@
-"""A flat dataclass as command-line flags and help text at once.
+"""A flat dataclass as command-line flags, help text and YAML keys.
 
-The dataclass (``util.config.Config``) declares every option once, with ``option``; the functions here read it from
-flags, and say in one sentence what is wrong with a value and where it stands. ``util.config_files`` reads it from YAML.
+The dataclass (``util.config.Config``) declares every option once, with ``option``. The functions here read it from
+flags and from YAML files, and report a wrong value in one sentence that names its place. A YAML file is one flat
+mapping of options; its key ``base`` names another file, relative to itself, whose options it overrides.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from util.command_line import Parser, nearest, unknown_flag
-from util.errors import UserError
+import yaml
+
+from util.errors import Parser, UserError, nearest, unknown_flag
 
 Options = dict[str, Any]
+
+BASE = "base"
 
 AUTO = "auto"
 _LISTS: dict[Any, type] = {tuple[int, ...]: int, tuple[str, ...]: str}  # the types of list options, and of their items
@@ -27,18 +31,18 @@ _METAVARS: dict[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a value of one option must be, beside its type.
+    """The values that an option accepts, beside its type.
 
     Attributes:
-        group: heading under which ``--help`` shows the option.
-        help: one line about it.
+        group: heading of the option in ``--help``.
+        help: one line of help.
         choices: the allowed texts.
-        prefix: texts that begin with it are allowed beside ``choices``.
-        auto: the text "auto" is allowed beside a whole number; the option's type is then ``int | str``.
+        prefix: texts that begin with it are allowed too.
+        auto: the text "auto" is allowed beside a whole number; the type of the option is then ``int | str``.
         minimum, maximum: inclusive bounds of a number, or of each number of a list.
         above, below: exclusive bounds.
-        length: how many numbers a list holds; None is any number of them, including none.
-        path: the text is a file or folder, in which a leading ``~`` is the home folder.
+        length: number of items in a list; None: any, including none.
+        path: the text is a path; a leading ``~`` stands for the home folder.
         empty: the text may be empty.
     """
 
@@ -62,18 +66,22 @@ def option(group: str, default: Any, help: str, **rule: Any) -> Any:
 
 
 def checked(cls: type, name: str, value: Any, where: str) -> Any:
-    """The value of option ``name`` in its declared type: lists as tuples, whole numbers as floats where floats go.
+    """Check the value of option ``name``, and convert it to the declared type: lists to tuples, integers to floats.
 
     Args:
         cls: the dataclass that declares the option.
-        where: how the message calls the place of the value ("lr in configs/a.yaml, line 3" or "--lr").
+        name: the option.
+        value: as given.
+        where: the place of the value, for the message ("lr in configs/a.yaml, line 3" or "--lr").
 
     Raises:
         UserError: the value has another type, is out of range or is not among the choices.
     """
     kind, rule = _kind(cls, name), _rule(cls, name)
     if isinstance(value, (str, Path)):
-        value = text_of(str(value), where)
+        value = str(value)
+        if "\0" in value:
+            raise UserError(f"{where} is {value!a:.80}, which holds a NUL character; remove it")
     if rule.path and isinstance(value, str):
         value = home_expanded(value)
     if kind is float and isinstance(value, (str, int)) and not isinstance(value, bool):
@@ -92,24 +100,13 @@ def checked(cls: type, name: str, value: Any, where: str) -> Any:
     return value
 
 
-def text_of(value: str, where: str) -> str:
-    """Return ``value``.
-
-    Raises:
-        UserError: it holds bytes that are no UTF-8, as a file's name may, or a NUL; nothing could write it.
-    """
-    if "\0" in value or value != value.encode("utf-8", "replace").decode():
-        raise UserError(f"{where} is {value!a:.80}, which is no text in UTF-8; write it anew, or rename the file")
-    return value
-
-
 def home_expanded(path: str) -> str:
-    """A path with the home folder in place of a leading ``~``; those of other users stay as they are."""
+    """Expand a leading ``~`` (of this user only)."""
     return str(Path(path).expanduser()) if path == "~" or path.startswith("~/") else path
 
 
 def expected(cls: type, name: str) -> str:
-    """What option ``name`` accepts, in words ("a whole number of at least 1")."""
+    """Describe what option ``name`` accepts ("a whole number of at least 1")."""
     kind, rule = _kind(cls, name), _rule(cls, name)
     if rule.choices:
         names = ", ".join(_choices(rule))
@@ -138,14 +135,13 @@ def expected(cls: type, name: str) -> str:
 def read_flags(
     cls: type, argv: Sequence[str] | None, description: str, arguments: Mapping[str, str | None] | None = None
 ) -> Options:
-    """Read the options that the command line sets; ``--help`` prints all of them by group and ends the program.
+    """Read the options that the command line sets; ``--help`` prints all of them by group and exits.
 
     Args:
         cls: the dataclass that declares the options.
-        argv: the arguments; None takes those of the process.
+        argv: the arguments; None: those of the process.
         description: what the program does, for ``--help``.
-        arguments: what stands without a flag: names, in order, each with None for one text or "+" for some; they are
-            in the result by these names.
+        arguments: positional arguments: name → None for one text, "+" for one or more; the result holds them too.
 
     Raises:
         UserError: a flag is unknown, lacks its value or has a wrong one.
@@ -178,8 +174,33 @@ def read_flags(
     }
 
 
+def read_yaml(cls: type, path: str | Path) -> Options:
+    """Read the options that a YAML file and its bases set.
+
+    Args:
+        cls: the dataclass that declares the options.
+        path: the file.
+
+    Raises:
+        UserError: a file is missing, unreadable or not a YAML mapping, is its own base, or one of its keys is unknown,
+            given twice or has a wrong value.
+    """
+    path = Path(path)
+    options, where = _read_file(cls, path, f"the config file {path} is missing; the project's own are in configs/")
+    chain = [path]
+    while BASE in options:
+        named = chain[-1].parent / home_expanded(options.pop(BASE))
+        if any(_same(named, file) for file in chain):
+            raise UserError(f"{where} names {named}, whose base is this file again; remove one of the two")
+        missing = f"the config file {named} is missing, which {where} names; the path is relative to {chain[-1].parent}"
+        chain.append(named)
+        below, where = _read_file(cls, named, missing)
+        options = {**below, **options}
+    return options
+
+
 def _flag(cls: type, field: dataclasses.Field) -> Options:
-    """The arguments of ``add_argument`` for one option. Values stay text: ``checked`` says what is wrong with them."""
+    """The arguments of ``add_argument`` for one option. Values stay text, so that ``checked`` reports what is wrong."""
     kind, rule = _kind(cls, field.name), _rule(cls, field.name)
     default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     text = f"{rule.help} (default: {'none' if default == '' else default})".replace("%", "%%")
@@ -195,7 +216,7 @@ _kinds = cache(get_type_hints)
 
 
 def _kind(cls: type, name: str) -> Any:
-    """The type of an option; of one that may also be "auto", the type of its other values."""
+    """The type of an option, without "auto"."""
     return int if _rule(cls, name).auto else _kinds(cls)[name]
 
 
@@ -205,7 +226,7 @@ def _rule(cls: type, name: str) -> Rule:
 
 def _within(rule: Rule, kind: Any, value: Any) -> bool:
     """Whether a single value has the type and the bounds."""
-    if type(value) is not kind:  # exactly: True is no whole number
+    if type(value) is not kind:  # exactly: True is not a whole number
         return False
     if isinstance(value, str):
         if not rule.choices:
@@ -221,7 +242,7 @@ def _within(rule: Rule, kind: Any, value: Any) -> bool:
 
 
 def _typed(cls: type, name: str, text: Any) -> Any:
-    """A flag's text as the option's type; text that is no such number stays as it is, for ``checked`` to refuse."""
+    """The text of a flag as the type of the option; ``checked`` refuses text that cannot be converted."""
     kind = _kind(cls, name)
     if kind in _LISTS:
         return [_number(int, item) if _LISTS[kind] is int else item for item in text]
@@ -241,5 +262,75 @@ def _choices(rule: Rule) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """The value in a message, cut where it is long."""
+    """A value for a message, shortened if it is long."""
     return "null" if value is None else reprlib.repr(list(value) if isinstance(value, tuple) else value)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same file."""
+    return one.resolve() == other.resolve()
+
+
+def _read_file(cls: type, path: Path, missing: str) -> tuple[Options, str]:
+    """The options of one file with its ``base``, and the place of ``base`` in it.
+
+    Args:
+        cls: the dataclass that declares the options.
+        path: the file.
+        missing: the message where it does not exist.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(missing) from error
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"cannot read the config file {path}: {error}") from error
+    try:
+        return _mapping(cls, yaml.SafeLoader(text), path)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{path}{line} is not valid YAML: {reason}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply; it should hold one `key: value` per line") from error
+
+
+def _mapping(cls: type, loader: yaml.SafeLoader, path: Path) -> tuple[Options, str]:
+    """The options of a YAML document that is one flat mapping; messages name the line."""
+    try:
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.MappingNode):
+            raise UserError(f"{path} should hold one `key: value` per line, not {_node_words(root)}")
+        names = [BASE, *(field.name for field in dataclasses.fields(cls))]
+        options: Options = {}
+        base_line = ""
+        for key_node, value_node in root.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else _node_words(key_node)
+            line = f"{path}, line {key_node.start_mark.line + 1}"
+            if key not in names:
+                near = nearest(key, names)
+                hint = f"; did you mean {near!r}?" if near else "; `python main.py --help` lists the known ones"
+                raise UserError(f"unknown key {shown(key)} in {line}{hint}")
+            if key in options:
+                raise UserError(f"{key} in {line} is given a second time; remove one of the two")
+            try:
+                value = loader.construct_object(value_node, deep=True)
+            except (ValueError, LookupError) as error:  # looks like a date, or is tagged as a number
+                words = "a path" if key == BASE else expected(cls, key)
+                raise UserError(f"{key} in {line} must be {words}: {error}") from error
+            if key != BASE:
+                options[key] = checked(cls, key, value, f"{key} in {line}")
+                continue
+            if not isinstance(value, str) or not value:
+                raise UserError(f"{BASE} in {line} must be the path of another config file, not {shown(value)}")
+            options[key], base_line = value, f"{BASE} in {line}"
+        return options, base_line
+    finally:
+        loader.dispose()
+
+
+def _node_words(node: yaml.Node | None) -> str:
+    if node is None:
+        return "nothing"
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
