@@ -1,4 +1,8 @@
-"""Checkpoints in the authors' layout: ``{"model": weights, "epoch": …, "args": argparse.Namespace}``."""
+"""Checkpoints in the authors' layout, ``{"model": weights, "epoch": …, "args": argparse.Namespace}``, and their names.
+
+Every name of a released checkpoint is either one of this project's, or on the list of parts that the models never use,
+or an error that names it.
+"""
 
 from __future__ import annotations
 
@@ -16,109 +20,10 @@ from models.diffusion.stack import StockParts
 from util.checkpoint import FORMAT, is_state
 from util.errors import UserError
 
-SIZES = (
-    *("hidden_dim", "dim_feedforward", "enc_layers", "dec_layers", "nheads", "enc_n_points", "dec_n_points"),
-    *("num_queries", "dropout", "dynamic_mask_channels"),
-)
-"""Options of the model that have the same name and meaning on both sides."""
-
-KEPT = "sentence_proj."
-"""Unused weights that no pretrained part has; a converted checkpoint keeps them for the way back."""
-
-
-def is_authors(content: dict[str, Any]) -> bool:
-    """Whether the content of a file has the authors' layout."""
-    state = content.get("model")
-    return bool(state) and is_state(state)
-
-
-def read_authors(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """A checkpoint of the authors as one of this project: see ``models.checkpoints.open_checkpoint``.
-
-    Raises:
-        UserError: it is of neither model, or a name is unknown.
-    """
-    state: dict[str, Tensor] = content["model"]
-    try:
-        model, weights = authors_model(state), convert_authors(state)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    args = content.get("args")
-    given = vars(args) if isinstance(args, argparse.Namespace) else {}
-    plain = {str(name): value for name, value in given.items() if _is_plain(value)}
-    sizes = {name: plain[name] for name in SIZES if name in plain}
-    return {
-        "format": FORMAT,
-        "layout": "authors",
-        "model": model,
-        "config": {"model": model, "lora_rank": 0, **sizes, **_pyramid(weights, model)},
-        "weights": weights,
-        "frozen": {},
-        "unused": {name: value for name, value in state.items() if name.startswith(KEPT)},
-        "args": plain,
-        "epoch": content.get("epoch") if isinstance(content.get("epoch"), int) else 0,
-    }
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether JSON can hold a value."""
-    return (
-        value is None
-        or isinstance(value, (bool, int, float, str))
-        or (isinstance(value, (list, tuple)) and all(_is_plain(item) for item in value))
-    )
-
-
-def _pyramid(weights: dict[str, Tensor], model: str) -> dict[str, list[int]]:
-    """``pyramid_channels``, read off the last convolution of every level."""
-    level0 = ["encoder.stride4.spatial.5"] if model == "hcd" else []
-    found = [weights.get(f"{name}.weight") for name in (*level0, *(f"{level}.1" for level in LEVELS[model]))]
-    return {"pyramid_channels": [len(weight) for weight in found if weight is not None]}
-
-
-def authors_state(
-    weights: Mapping[str, Tensor], model: str, stock: StockParts, kept: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Weights in the authors' layout, with everything that a released checkpoint holds.
-
-    Args:
-        weights: a whole model's, frozen parts included, by this project's names, LoRA merged.
-        model: which one it is.
-        stock: where the parts come from that this project never loads.
-        kept: what an authors' checkpoint had beside them (``sentence_proj``); what it lacks is made up: zeros, and
-            ones for a normalisation's weight. Nothing ever reads it.
-
-    Returns:
-        the state dict; the two names of one tensor are the same tensor.
-
-    Raises:
-        UserError: a weight has no place in that layout.
-    """
-    names = authors_names(model)
-    state = {theirs: value for ours, value in weights.items() for theirs in names.theirs(ours)}
-    whole = {
-        **{f"{BACKBONE[model]}unet.{name}": value for name, value in stock.unet.items()},
-        **{f"{BACKBONE[model]}vae.{name}": value for name, value in stock.vae.items()},
-        **{f"text_encoder.text_backbone.{name}": value for name, value in stock.sentence_encoder.items()},
-    }
-    state.update({name: value for name, value in whole.items() if names.ours(name) is None})
-    for name in ("fc.weight", "fc.bias", "layer_norm.weight", "layer_norm.bias"):
-        like = state[f"text_proj.{name}"]
-        neutral = torch.ones_like(like) if name == "layer_norm.weight" else torch.zeros_like(like)
-        state[KEPT + name] = kept.get(KEPT + name, neutral)
-    return state
-
-
-# --- models/authors.py: The authors' parameter names and this project's, both ways.
-#
-# Every name of a released checkpoint is either one of this project's, or on the list of parts that the models never
-# use, or an error that names it.
-
-
 Value = TypeVar("Value")
 
 BACKBONE = {"vdit": "backbone.0.diff_ftex.", "hcd": "backbone.diff_feature_extract."}
-"""How the names of the visual encoder begin: this tells the two models' checkpoints apart."""
+"""Prefix of the names of the visual encoder, which differs between the two models."""
 
 UNUSED = (
     "sentence_proj.{rest}",  # frozen and never called in the released code
@@ -130,7 +35,7 @@ UNUSED = (
     "text_encoder.text_backbone.pooler.{rest}",
     "{rest}.position_ids",  # constant buffers of older transformers versions
 )
-"""What released checkpoints hold and the models never use, as templates; ``@`` is the model's ``BACKBONE``."""
+"""Names in released checkpoints that the models never use, as templates; ``@`` is the ``BACKBONE`` of the model."""
 
 NAMES = (
     ("query_tensors", "language_queries.vectors"),
@@ -171,7 +76,7 @@ NAMES = (
     ("@text_encoder.text_model.{rest}", "encoder.text_encoder.module.{rest}"),
     ("@cv_model.{rest}", "encoder.image_encoder.module.{rest}"),
 )
-"""The authors' names and this project's, as templates; ``@`` is the model's ``BACKBONE``."""
+"""The authors' names and this project's, as templates; ``@`` is the ``BACKBONE`` of the model."""
 
 OWN_NAMES = {
     "vdit": (
@@ -185,20 +90,20 @@ OWN_NAMES = {
         ("linear3_16.{rest}", "query_dot_head.mix.{rest}"),
     ),
 }
-"""What only one of the models has."""
+"""Names that only one of the models has."""
 
 ALIASES = (("transformer.decoder.bbox_embed.{rest}", "transformer.box_heads.{rest}"),)
 """Second names of tensors that released checkpoints hold twice."""
 
 OTHER_VERSIONS = (("@text_encoder.{rest}", "encoder.text_encoder.module.{rest}"),)
-"""What newer versions of the libraries would call a part."""
+"""Names in newer versions of the libraries."""
 
 LEVELS = {
     "vdit": ("encoder.stride4.project", "encoder.levels.0", "encoder.levels.1", "encoder.levels.2"),
     # HCD has no convolutions at level 0, so its list of levels begins with level 1.
     "hcd": ("encoder.levels.0", "encoder.levels.1", "encoder.levels.2"),
 }
-"""What ``act_postprocess.0`` and its successors are; ``act_1_postprocess`` … are the same, counted to 4."""
+"""The levels that ``act_postprocess.0`` and its successors stand for; ``act_1_postprocess`` … count up to 4."""
 
 _FIELDS = {"{n}": r"(?P<n>\d+)", "{k}": r"(?P<k>[12])", "{rest}": r"(?P<rest>.+)"}
 
@@ -241,7 +146,7 @@ class AuthorsNames:
         )
 
     def theirs(self, ours: str) -> list[str]:
-        """The released name of one of this project's parameters, and its alias where it has one.
+        """The released name of one of this project's parameters, and its alias if it has one.
 
         Raises:
             UserError: the released models have no such parameter.
@@ -249,7 +154,7 @@ class AuthorsNames:
         matches = ((pattern.fullmatch(ours), theirs) for pattern, theirs in self._theirs)
         names = [theirs.format(**match.groupdict()) for match, theirs in matches if match]
         if not names:
-            raise UserError(f"the authors' layout has no place for {ours}, which belongs to an option of this project")
+            raise UserError(f"the authors' layout has no place for {ours}, which comes from an option of this project")
         return names
 
 
@@ -264,14 +169,14 @@ authors_names = cache(AuthorsNames)
 
 
 def authors_model(names: Collection[str]) -> str:
-    """Which model has parameters of these names in the authors' layout: ``vdit`` or ``hcd``.
+    """The model whose parameters have these names in the authors' layout: ``vdit`` or ``hcd``.
 
     Raises:
-        UserError: neither of them.
+        UserError: it is neither.
     """
     found = [model for model, prefix in BACKBONE.items() if any(name.startswith(prefix) for name in names)]
     if len(found) != 1:
-        raise UserError("the checkpoint is in the layout of the authors, but of neither VD-IT nor HCD")
+        raise UserError("the checkpoint has the layout of the authors, but is of neither VD-IT nor HCD")
     return found[0]
 
 
@@ -288,12 +193,12 @@ def convert_name(name: str) -> str | None:
 
 
 def convert_authors(state: Mapping[str, Value]) -> dict[str, Value]:
-    """Rename a released state dict (of tensors or of anything else) and leave out what is never used.
+    """Rename a released state dict (of tensors or anything else) and drop what is never used.
 
-    Aliases of one tensor come out as one entry.
+    Aliases of one tensor become one entry.
 
     Raises:
-        UserError: the names are of neither model, one of them is unknown, or two aliases are tensors of other values.
+        UserError: the names belong to neither model, one is unknown, or two aliases differ.
     """
     table = authors_names(authors_model(state))
     renamed: dict[str, Value] = {}
@@ -304,7 +209,7 @@ def convert_authors(state: Mapping[str, Value]) -> dict[str, Value]:
             continue
         if ours in renamed and not _same(renamed[ours], value):
             raise UserError(
-                f"the checkpoint's {sources[ours]} and {name} should be one tensor, and are two; it is damaged"
+                f"the checkpoint's {sources[ours]} and {name} should be one tensor, but differ; the file is damaged"
             )
         renamed.setdefault(ours, value)
         sources.setdefault(ours, name)
@@ -316,3 +221,96 @@ def _same(first: object, second: object) -> bool:
         shared = first.data_ptr() == second.data_ptr() and first.shape == second.shape
         return shared or torch.equal(first, second)
     return first == second
+
+
+SIZES = (
+    *("hidden_dim", "dim_feedforward", "enc_layers", "dec_layers", "nheads", "enc_n_points", "dec_n_points"),
+    *("num_queries", "dropout", "dynamic_mask_channels"),
+)
+"""Options of the model with the same name and meaning in both layouts."""
+
+KEPT = "sentence_proj."
+"""Prefix of unused weights that no pretrained part has; a converted checkpoint keeps them for the conversion back."""
+
+
+def is_authors(content: dict[str, Any]) -> bool:
+    """Whether the content of a file has the authors' layout."""
+    state = content.get("model")
+    return bool(state) and is_state(state)
+
+
+def read_authors(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Convert the content of an authors' checkpoint to that of this project's (``util.checkpoint``).
+
+    Raises:
+        UserError: it belongs to neither model, or a name is unknown.
+    """
+    state: dict[str, Tensor] = content["model"]
+    try:
+        model, weights = authors_model(state), convert_authors(state)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    args = content.get("args")
+    given = vars(args) if isinstance(args, argparse.Namespace) else {}
+    plain = {str(name): value for name, value in given.items() if _is_plain(value)}
+    sizes = {name: plain[name] for name in SIZES if name in plain}
+    return {
+        "format": FORMAT,
+        "layout": "authors",
+        "model": model,
+        "config": {"model": model, "lora_rank": 0, **sizes, **_pyramid(weights, model)},
+        "weights": weights,
+        "frozen": {},
+        "unused": {name: value for name, value in state.items() if name.startswith(KEPT)},
+        "args": plain,
+        "epoch": content.get("epoch") if isinstance(content.get("epoch"), int) else 0,
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be written as JSON."""
+    return (
+        value is None
+        or isinstance(value, (bool, int, float, str))
+        or (isinstance(value, (list, tuple)) and all(_is_plain(item) for item in value))
+    )
+
+
+def _pyramid(weights: dict[str, Tensor], model: str) -> dict[str, list[int]]:
+    """``pyramid_channels``, from the last convolution of every level."""
+    level0 = ["encoder.stride4.spatial.5"] if model == "hcd" else []
+    found = [weights.get(f"{name}.weight") for name in (*level0, *(f"{level}.1" for level in LEVELS[model]))]
+    return {"pyramid_channels": [len(weight) for weight in found if weight is not None]}
+
+
+def authors_state(
+    weights: Mapping[str, Tensor], model: str, stock: StockParts, kept: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Convert weights to the authors' layout, with everything that a released checkpoint holds.
+
+    Args:
+        weights: of a whole model, with its frozen parts, by this project's names, with LoRA merged.
+        model: ``vdit`` or ``hcd``.
+        stock: the parts that this project never loads.
+        kept: the ``sentence_proj`` of an authors' checkpoint. Missing tensors are filled with zeros, or ones for the
+            weight of a normalisation: nothing reads them.
+
+    Returns:
+        the state dict, in which two names of one tensor share it.
+
+    Raises:
+        UserError: a weight has no place in that layout.
+    """
+    names = authors_names(model)
+    state = {theirs: value for ours, value in weights.items() for theirs in names.theirs(ours)}
+    whole = {
+        **{f"{BACKBONE[model]}unet.{name}": value for name, value in stock.unet.items()},
+        **{f"{BACKBONE[model]}vae.{name}": value for name, value in stock.vae.items()},
+        **{f"text_encoder.text_backbone.{name}": value for name, value in stock.sentence_encoder.items()},
+    }
+    state.update({name: value for name, value in whole.items() if names.ours(name) is None})
+    for name in ("fc.weight", "fc.bias", "layer_norm.weight", "layer_norm.bias"):
+        like = state[f"text_proj.{name}"]
+        neutral = torch.ones_like(like) if name == "layer_norm.weight" else torch.zeros_like(like)
+        state[KEPT + name] = kept.get(KEPT + name, neutral)
+    return state

@@ -1,8 +1,8 @@
-"""Discriminative backbones in the place of the text-to-video stack, as the papers compare: frames → pyramid.
+"""Discriminative backbones that replace the text-to-video stack for comparison: frames → pyramid.
 
-``swin3d_t``, ``swin3d_s`` and ``swin3d_b`` are torchvision's Video Swin Transformers, ``timm:NAME`` is any of timm's
-models that gives features at strides 4, 8, 16 and 32. Like the text-to-video stack they are frozen, unless they are to
-be trained, and 1×1 convolutions bring their levels to the pyramid's channels.
+``swin3d_t``, ``swin3d_s`` and ``swin3d_b`` are torchvision's Video Swin Transformers; ``timm:NAME`` is any timm model
+that returns features at strides 4, 8, 16 and 32. Like the text-to-video stack they are frozen by default. 1×1
+convolutions map their levels to the channels of the pyramid.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _log = logging.getLogger(__name__)
 STRIDES = (4, 8, 16, 32)
 TIMM = "timm:"
 DOWNLOAD = "DEFAULT"
-"""The weights that the library offers for a model."""
+"""The pretrained weights that the library downloads."""
 RANDOM_SEED = 0
-"""Of random weights: no checkpoint holds those of a frozen backbone, so every run must draw the same."""
+"""Seed of random weights: no checkpoint stores a frozen backbone, so every run must draw the same weights."""
 
 
 @dataclass
 class PyramidFeatures:
-    """What a backbone that never sees the sentence makes of the frames: the pyramid itself."""
+    """The output of a backbone that never sees the sentence: the pyramid itself."""
 
     levels: list[Tensor]
     """Four maps ``[B·T, C, H/s, W/s]`` for s = 4, 8, 16, 32."""
@@ -54,13 +54,13 @@ class PyramidFeatures:
 
 
 class BackboneEncoder(nn.Module):
-    """The same interface as ``VideoEncoder``, on a discriminative backbone.
+    """A discriminative backbone with the interface of ``VideoEncoder``.
 
     Args:
-        backbone: frames ``[B, T, 3, H, W]`` → four maps ``[B·T, C, h, w]``; ``channels`` names their C.
+        backbone: frames ``[B, T, 3, H, W]`` → four maps ``[B·T, C, h, w]``; ``channels`` lists their C.
         pyramid_channels: channels of the four levels.
-        trained: whether the backbone is trained. Batch normalisation keeps its statistics also then: clips are few
-            per process.
+        trained: whether the backbone is trained. Batch normalisation keeps its statistics even then, because a
+            process sees few clips.
 
     Attributes:
         precision: of matrix products and convolutions (``models.precision``).
@@ -77,7 +77,7 @@ class BackboneEncoder(nn.Module):
         )
 
     def train(self, mode: bool = True) -> BackboneEncoder:
-        """Training or evaluation mode, but for the statistics of batch normalisation."""
+        """Set the mode; batch normalisation always keeps its statistics."""
         super().train(mode)
         for module in self.backbone.modules():
             if isinstance(module, _BatchNorm):
@@ -86,7 +86,7 @@ class BackboneEncoder(nn.Module):
 
     @in_own_precision
     def encode_pixels(self, frames: Tensor) -> PyramidFeatures:
-        """The pyramid: nothing in it depends on the sentence.
+        """Compute the pyramid, which does not depend on the sentence.
 
         Args:
             frames: ``[B, T, 3, H, W]``, ImageNet-normalised, zero-padded; H and W multiples of 16.
@@ -97,7 +97,7 @@ class BackboneEncoder(nn.Module):
         return PyramidFeatures(levels, (frames.shape[0], frames.shape[1]))
 
     def forward(self, pixels: PyramidFeatures, captions: list[str]) -> list[Tensor]:
-        """The pyramid ``4 × [B·T, C, H/s, W/s]`` of B clips, whatever their sentences."""
+        """The pyramid ``4 × [B·T, C, H/s, W/s]`` of B clips; the sentences are not used."""
         assert len(captions) == pixels.batch_shape[0]
         return pixels.levels
 
@@ -106,14 +106,14 @@ class VideoSwin(nn.Module):
     """torchvision's Video Swin Transformer (Liu et al., CVPR 2022), with a feature for every frame.
 
     It was trained with patches of 2×4×4: two frames make one token. Here patches are 1×4×4, and the two temporal
-    slices of the embedding's kernel are summed, as the family does (ReferFormer). This is exactly the trained network
-    on a clip in which every frame stands twice. Windows of 8 steps then span 8 frames.
+    slices of the embedding kernel are summed, as in ReferFormer. This equals the trained network on a clip in which
+    every frame occurs twice. Windows of 8 steps then span 8 frames.
 
-    Each stage's output goes through a layer normalisation without parameters, as in Swin's detectors; the scale and
-    shift are the 1×1 convolutions'.
+    The output of each stage passes a layer normalisation without parameters, as in detectors with Swin; the 1×1
+    convolutions provide scale and shift.
 
     Args:
-        network: as torchvision builds it; its embedding is changed, its head not used.
+        network: as torchvision builds it; its embedding is changed, and its head is not used.
     """
 
     def __init__(self, network: Any) -> None:
@@ -141,16 +141,16 @@ class VideoSwin(nn.Module):
 
 
 class TimmFeatures(nn.Module):
-    """A timm model that sees every frame by itself.
+    """A timm model applied to each frame.
 
-    Frames are padded to a multiple of 32 on the right and bottom, and the levels cropped: level s is then ⌈H/s⌉ high
-    with every model.
+    Frames are padded to a multiple of 32 on the right and bottom, and the levels are cropped, so that level s is ⌈H/s⌉
+    high with every model.
 
     Args:
         network: made with ``features_only=True``.
 
     Raises:
-        ValueError: it has no features at one of the strides.
+        ValueError: the model has no features at one of the strides.
     """
 
     scale: Tensor
@@ -184,15 +184,15 @@ class TimmFeatures(nn.Module):
 
 
 def build_backbone(name: str, weights: str = "") -> VideoSwin | TimmFeatures:
-    """A backbone by its name, on the CPU.
+    """Build a backbone on the CPU.
 
     Args:
         name: ``swin3d_t``, ``swin3d_s``, ``swin3d_b`` or ``timm:NAME``.
-        weights: ``DEFAULT`` downloads those the library offers; a path is a local file of them (``.pth`` or
-            ``.safetensors``, with the library's names); empty: random ones, the same in every run.
+        weights: ``DEFAULT`` downloads those of the library; a path names a local ``.pth`` or ``.safetensors`` file with
+            the library's names; empty: random, the same in every run.
 
     Raises:
-        UserError: the model is unknown or does not fit, or the weights cannot be had or are another model's.
+        UserError: the model is unknown or has no such pyramid, or the weights are not available or do not fit.
     """
     if not weights:
         _log.warning("backbone %s has random weights; --backbone_weights DEFAULT downloads pretrained ones", name)
@@ -212,7 +212,7 @@ def _video_swin(name: str, weights: str) -> VideoSwin:
 
 
 def _timm(name: str, weights: str) -> TimmFeatures:
-    import timm  # seconds to import, and most runs do without
+    import timm  # takes seconds to import, and most runs do not need it
 
     if not timm.is_model(name):
         near = nearest(name, timm.list_models())
@@ -225,33 +225,35 @@ def _timm(name: str, weights: str) -> TimmFeatures:
         options["pretrained"] = True
         if weights != DOWNLOAD:
             options["pretrained_cfg_overlay"] = {"file": weights}
-            timm.create_model(name, **options)  # whole: feature extractors accept files that lack weights
+            timm.create_model(
+                name, **options
+            )  # the whole model: a feature extractor would accept a file that lacks weights
         return TimmFeatures(timm.create_model(name, features_only=True, **options))
 
 
 def _fitting(name: str) -> tuple[TimmFeatures, dict[str, Any]]:
-    """A timm model with random weights, tried on frames of a size that is not its own, and the options that took."""
+    """A timm model with random weights, tested on frames of an unusual size, and the options it was created with."""
     import timm
 
     problem: Exception | None = None
     options: dict[str, Any]
-    for options in ({}, {"strict_img_size": False}):  # the latter of models that otherwise take one size alone
+    for options in ({}, {"strict_img_size": False}):  # the latter for models that otherwise accept one size only
         try:
             backbone = TimmFeatures(timm.create_model(name, features_only=True, **options)).eval()
             with torch.no_grad():
                 backbone(torch.zeros(1, 1, 3, 64, 96))
             return backbone, options
-        except Exception as error:  # each model has its own way to say that it cannot
+        except Exception as error:  # models raise many kinds
             problem = problem or error
     reason = next(iter(str(problem).splitlines()), type(problem).__name__)
     raise UserError(
-        f"{TIMM}{name} does not give features at strides {', '.join(map(str, STRIDES))} of frames of any size "
+        f"{TIMM}{name} has no features at strides {', '.join(map(str, STRIDES))} for frames of any size "
         f"({reason}); choose a model such as {TIMM}resnet50"
     )
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict, read without running code that the file may carry."""
+    """Read a state dict without running code that the file may carry."""
     if path.suffix == ".safetensors":
         return load_file(path)
     content = torch.load(path, map_location="cpu", weights_only=True)
@@ -260,7 +262,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _weights_of(name: str, weights: str) -> Iterator[None]:
-    """Whatever goes wrong with the weights of a backbone told in one sentence: the libraries raise many kinds."""
+    """Report any failure to load the weights of a backbone in one sentence; the libraries raise many kinds."""
     try:
         yield
     except Exception as error:
@@ -268,9 +270,9 @@ def _weights_of(name: str, weights: str) -> Iterator[None]:
         if weights == DOWNLOAD:
             raise UserError(
                 f"cannot download the weights of {name}: {lines[0].rstrip('.: ')}; give a local file with "
-                "--backbone_weights, or leave it empty for random ones"
+                "--backbone_weights, or leave it empty for random weights"
             ) from error
-        reason = lines[1] if len(lines) > 1 and lines[0].startswith("Error") else lines[0]  # of load_state_dict
+        reason = lines[1] if len(lines) > 1 and lines[0].startswith("Error") else lines[0]  # by load_state_dict
         raise UserError(
             f"{weights} does not hold the weights of {name}: {reason[:200].rstrip('.: ')}; give another file with "
             "--backbone_weights"

@@ -35,12 +35,12 @@ class BatchTargets:
 
     @property
     def present(self) -> Tensor:
-        """``[B]``: 0 for a clip without target (its sentence names nothing in it), else 1."""
+        """``[B]``: 0 for a clip without a referred object, else 1."""
         return self.valid.amax(1)
 
     @property
     def low_masks(self) -> Tensor:
-        """The masks at every second pixel, starting at 1: ``[B, T, H/2, W/2]``."""
+        """The masks at every second pixel, from pixel 1 on: ``[B, T, H/2, W/2]``."""
         return self.masks[..., 1::LOW_STRIDE, 1::LOW_STRIDE]
 
 
@@ -68,7 +68,7 @@ BOX_EPS = 1e-7
 def paired_giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU of corresponding boxes ``[..., 4]`` (cx, cy, w, h) → ``[...]``.
 
-    torchvision's paired form selects by a boolean mask, for which a GPU would make the host wait.
+    torchvision's paired form uses a boolean mask, which makes the host wait for a GPU.
     """
     a, b = box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy")
 
@@ -82,21 +82,21 @@ def paired_giou(a: Tensor, b: Tensor) -> Tensor:
     return inner / (union + BOX_EPS) - (outer - union) / (outer + BOX_EPS)
 
 
-def dice_share(logits: Tensor, truth: Tensor) -> Tensor:
-    """(2·Σpt + 1) / (Σp + Σt + 1) over the last axis, which may be broadcast."""
+def dice_share(logits: Tensor, labels: Tensor) -> Tensor:
+    """The dice coefficient (2·Σpt + 1) / (Σp + Σt + 1) over the last axis; the other axes broadcast."""
     p = logits.sigmoid()
-    return (2 * (p * truth).sum(-1) + 1) / (p.sum(-1) + truth.sum(-1) + 1)
+    return (2 * (p * labels).sum(-1) + 1) / (p.sum(-1) + labels.sum(-1) + 1)
 
 
 def loss_labels(prediction: LayerPrediction, target: BatchTargets, count: Tensor, alpha: float) -> dict[str, Tensor]:
-    """Focal loss over all logits; the matched query is positive on valid frames, so none is without a target."""
+    """Focal loss over all logits. The matched query is positive on valid frames; without an object, no query is."""
     logits = prediction.logits[..., 0]
     _, frames, queries = logits.shape
     assert prediction.chosen is not None
     matched = F.one_hot(prediction.chosen, queries).to(logits.dtype)
-    truth = matched[:, None] * target.valid[..., None]
-    loss = sigmoid_focal_loss(logits, truth, alpha=alpha, gamma=2.0)
-    # As published: mean over T·Q, sum over clips, / N, × T·Q.
+    labels = matched[:, None] * target.valid[..., None]
+    loss = sigmoid_focal_loss(logits, labels, alpha=alpha, gamma=2.0)
+    # As published: mean over T·Q, sum over clips, divided by the count, times T·Q.
     return {"loss_ce": loss.mean(dim=(1, 2)).sum() / count * (frames * queries)}
 
 
@@ -135,19 +135,19 @@ def _of_chosen(per_query: Tensor, chosen: Tensor | None) -> Tensor:
     return per_query[torch.arange(per_query.shape[0], device=per_query.device), :, chosen]
 
 
-def _mask_terms(logits: Tensor, truth: Tensor, present: Tensor, count: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Focal and dice loss, each clip's frames as one vector, summed over clips with a target / N."""
-    logits, truth = logits.flatten(1), truth.flatten(1)
-    focal = sigmoid_focal_loss(logits, truth, alpha=alpha, gamma=2.0).mean(1)
-    dice = 1 - dice_share(logits, truth)
+def _mask_terms(logits: Tensor, labels: Tensor, present: Tensor, count: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Focal and dice loss over all frames of a clip, summed over clips with an object and divided by ``count``."""
+    logits, labels = logits.flatten(1), labels.flatten(1)
+    focal = sigmoid_focal_loss(logits, labels, alpha=alpha, gamma=2.0).mean(1)
+    dice = 1 - dice_share(logits, labels)
     return (focal * present).sum() / count, (dice * present).sum() / count
 
 
 @dataclass(frozen=True)
 class Matcher:
-    """Chooses the query of least cost for a whole clip; the fields are the costs' weights.
+    """Chooses the query with the lowest cost over a whole clip; the fields are the weights of the costs.
 
-    For a clip without target the choice means nothing, and no loss depends on it.
+    For a clip without an object the choice has no effect on the loss.
     """
 
     cost_class: float = 2.0
@@ -160,7 +160,7 @@ class Matcher:
 
     @torch.no_grad()
     def __call__(self, prediction: LayerPrediction, target: BatchTargets) -> Tensor:
-        """The best query of every clip, ``[B]``."""
+        """The query with the lowest cost, ``[B]``."""
         return self.costs(prediction, target).argmin(dim=1)
 
     def costs(self, prediction: LayerPrediction, target: BatchTargets) -> Tensor:
@@ -169,17 +169,17 @@ class Matcher:
         positive = self.alpha * (1 - p) ** self.gamma * -torch.log(p + 1e-8)
         negative = (1 - self.alpha) * p**self.gamma * -torch.log(1 - p + 1e-8)
         valid = target.valid[..., None]
-        # A clip without target has no class cost.
+        # A clip without an object has no class cost.
         by_class = ((positive - negative) * valid).sum(1) / valid.sum(1).clamp(min=1)
 
-        boxes, truth = prediction.boxes, target.boxes[:, :, None]
-        by_l1 = (boxes - truth).abs().sum(-1).mean(1)
-        by_giou = -paired_giou(boxes, truth.expand_as(boxes)).mean(1)
+        boxes, target_boxes = prediction.boxes, target.boxes[:, :, None]
+        by_l1 = (boxes - target_boxes).abs().sum(-1).mean(1)
+        by_giou = -paired_giou(boxes, target_boxes.expand_as(boxes)).mean(1)
 
         masks = prediction.low_masks.transpose(1, 2).flatten(2)  # [B, Q, T·h·w]
-        truth_masks = target.low_masks.flatten(1)[:, None]
-        by_focal = _focal_cost(masks, truth_masks, self.alpha, self.gamma)
-        by_dice = -dice_share(masks, truth_masks)
+        target_masks = target.low_masks.flatten(1)[:, None]
+        by_focal = _focal_cost(masks, target_masks, self.alpha, self.gamma)
+        by_dice = -dice_share(masks, target_masks)
         return (
             self.cost_class * by_class
             + self.cost_bbox * by_l1
@@ -189,17 +189,17 @@ class Matcher:
         )
 
 
-def _focal_cost(logits: Tensor, truth: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Mean over pixels of the focal loss of ``[B, Q, P]`` logits against ``[B, 1, P]`` truth."""
-    return sigmoid_focal_loss(logits, truth.expand_as(logits), alpha=alpha, gamma=gamma).mean(-1)
+def _focal_cost(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+    """The focal loss of ``[B, Q, P]`` logits against ``[B, 1, P]`` ground truth, averaged over pixels."""
+    return sigmoid_focal_loss(logits, labels.expand_as(logits), alpha=alpha, gamma=gamma).mean(-1)
 
 
 class Criterion:
-    """Weighs the loss terms of every decoder layer.
+    """The weighted sum of the loss terms of all decoder layers.
 
     Args:
-        matcher: chooses each clip's query.
-        weights: weight of each term, by its name without the layer's suffix.
+        matcher: chooses the query of each clip.
+        weights: name of a term, without the suffix of its layer → weight.
         focal_alpha: α of the focal losses.
     """
 
@@ -214,25 +214,25 @@ class Criterion:
         return stack_targets(targets, size)
 
     def select(self, target: BatchTargets) -> MatchedQuery:
-        """The selector that a training forward takes: the matched query of every layer."""
+        """The selector of a training forward: the matched query of every layer."""
         return MatchedQuery(self.matcher, target)
 
     @staticmethod
     def count(targets: Sequence[BatchTargets]) -> Tensor:
-        """What every term is divided by: the valid frames of all batches of a step, averaged over processes, ≥ 1."""
+        """The divisor of every term: the valid frames of all batches of a step, averaged over processes, ≥ 1."""
         valid = torch.stack([target.valid.sum() for target in targets]).sum()
         return average_over_processes(valid).clamp(min=1)
 
     def __call__(
         self, output: SegmenterOutput, target: BatchTargets, count: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its terms.
+        """Compute the loss and its terms.
 
         Args:
             output: of the model.
-            target: of the same batch.
-            count: of the step, where this batch is one of several; the losses of all then add up to that of one
-                batch that holds all their clips. None: the batch's own.
+            target: ground truth of the same batch.
+            count: of a step with several batches, whose losses then add up to that of one batch with all their
+                clips. None: the count of this batch.
 
         Returns:
             the weighted sum, and every unweighted term: ``loss_ce`` … of the last layer, and
@@ -253,7 +253,7 @@ class Criterion:
 
 
 class MatchedQuery:
-    """Selector of training: the query that the matcher prefers, given the targets."""
+    """Selects the query that the matcher chooses for the ground truth."""
 
     def __init__(self, matcher: Matcher, target: BatchTargets) -> None:
         self.matcher = matcher

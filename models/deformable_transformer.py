@@ -1,4 +1,4 @@
-"""Deformable transformer with iterative box refinement (Zhu et al., ICLR 2021; models.md section 8).
+"""Deformable transformer with iterative box refinement (Zhu et al., "Deformable DETR", ICLR 2021).
 
 Every frame is its own batch element: ``N`` = B·T. ``S`` = Σ h·w over the levels, ``L`` levels.
 """
@@ -20,20 +20,20 @@ from models.precision import call_in_float32
 
 @dataclass
 class DecoderOutput:
-    """What the heads read; ``K`` decoder layers."""
+    """The inputs of the heads, from ``K`` decoder layers."""
 
     states: list[Tensor]
     """K × ``[N, Q, C]``: the queries after each layer."""
     initial_reference: Tensor
-    """``[N, Q, 2]``: the first layer's reference points, 0…1."""
+    """``[N, Q, 2]``: the reference points of the first layer, 0…1."""
     boxes: list[Tensor]
-    """K × ``[N, Q, 4]``: each layer's refined box (cx, cy, w, h) in 0…1 of the unpadded frame, with gradient."""
+    """K × ``[N, Q, 4]``: the refined box of each layer, (cx, cy, w, h) in 0…1 of the unpadded frame, with gradient."""
     memory: list[Tensor]
     """Encoder output of levels 0, 1, 2 as maps ``[N, C, h, w]`` (strides 8, 16, 32)."""
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between."""
+    """Linear layers with ReLU between them."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention of a frame's queries, deformable cross-attention, feed-forward."""
+    """Self-attention of the queries of a frame, deformable cross-attention, feed-forward block."""
 
     def __init__(self, dim: int, hidden_dim: int, dropout: float, num_heads: int, attention: MSDeformAttn) -> None:
         super().__init__()
@@ -124,8 +124,8 @@ class DeformableTransformer(nn.Module):
         enc_layers: encoder layers.
         dec_layers: decoder layers.
         enc_points: sampling points per head and level in the encoder.
-        dec_points: the same in the decoder.
-        dropout: its probability.
+        dec_points: sampling points per head and level in the decoder.
+        dropout: probability of dropout.
     """
 
     NUM_LEVELS = 4
@@ -166,7 +166,7 @@ class DeformableTransformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Deformable DETR's initialisation: Xavier matrices, star offsets, boxes that start at the reference."""
+        """Initialise as Deformable DETR: Xavier matrices, offsets in a star, boxes that start at the reference."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -191,7 +191,7 @@ class DeformableTransformer(nn.Module):
         Args:
             features: pyramid levels 1, 2, 3: ``[N, C_l, h, w]``.
             padding: pixel mask of every frame ``[N, H, W]``, True where padded.
-            queries: the decoder's input for every frame ``[N, Q, C]``.
+            queries: the input of the decoder for every frame ``[N, Q, C]``.
         """
         maps = [project(f) for project, f in zip(self.input_proj[:-1], features, strict=True)]
         maps.append(self.input_proj[-1](features[-1]))
@@ -233,12 +233,12 @@ class DeformableTransformer(nn.Module):
 
 
 def resize_padding(padding: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Pixel mask at a level's size, by nearest interpolation: ``[N, H, W]`` → ``[N, h, w]``."""
+    """Resize a pixel mask to a level, by nearest interpolation: ``[N, H, W]`` → ``[N, h, w]``."""
     return F.interpolate(padding[:, None].float(), size=shape, mode="nearest")[:, 0].bool()
 
 
 def valid_ratio(padding: Tensor) -> Tensor:
-    """Unpadded share of a level, (width, height): ``[N, h, w]`` → ``[N, 2]``."""
+    """The unpadded share of a level, (width, height): ``[N, h, w]`` → ``[N, 2]``."""
     real = ~padding
     return torch.stack([real[:, 0].float().mean(-1), real[:, :, 0].float().mean(-1)], dim=-1)
 

@@ -1,7 +1,7 @@
-"""LoRA on the frozen UNet (HCD; Hu et al., ICLR 2022; models.md section 4b), by the ``peft`` library.
+"""LoRA on the frozen UNet (HCD; Hu et al., "LoRA", ICLR 2022), with the ``peft`` library.
 
 An adapted layer computes W x + (alpha / rank) · B A dropout(x). W stays frozen, A and B are trained, and B starts at
-zero, so that training starts from the pretrained function. Folded into W ("merged"), adapters cost nothing.
+zero, so that training starts from the pretrained function. Merged into W, adapters cost nothing.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from torch import Tensor, nn
 from models.frozen import Frozen
 
 ADAPTER = "default"
-"""The adapters' name in peft; it is part of their parameters' names."""
+"""The name of the adapters in peft, part of the names of their parameters."""
 
 
 def add_lora(
     unet: Frozen, rank: int, alpha: float, dropout: float = 0.0, targets: Sequence[str] = ("to_q", "to_v")
 ) -> None:
-    """Give layers of a frozen module adapters, in place; they are trained, and their dropout follows training mode.
+    """Add trained adapters to layers of a frozen module, in place; their dropout follows the training mode.
 
-    Layers that are never called get no gradient: with single frames (T = 1) these are the temporal attentions'.
+    Adapters of layers that are never called get no gradient: with single frames (T = 1), those of temporal attentions.
 
     Args:
-        unet: the UNet as the encoder holds it.
+        unet: the UNet of the encoder.
         rank: width of an adapter, at least 1.
-        alpha: what an adapter adds is scaled by alpha / rank.
-        dropout: probability, on an adapter's input.
-        targets: ends of the names of the layers that get one; ``to_q`` and ``to_v`` are every attention's query and
-            value projection (spatial, temporal and cross attention).
+        alpha: the output of an adapter is scaled by alpha / rank.
+        dropout: probability of dropping an input of an adapter.
+        targets: suffixes of the names of the layers that get one; ``to_q`` and ``to_v`` are the query and value
+            projections of every attention (spatial, temporal and cross).
 
     Raises:
-        ValueError: no layer has such a name, or there are adapters already.
+        ValueError: no layer has such a name, or the module has adapters already.
     """
     if has_lora(unet):
         raise ValueError("the module has LoRA adapters already")
@@ -50,9 +50,9 @@ def add_lora(
 
 
 class AdapterLinear(nn.Module):
-    """A linear layer without bias that computes in its input's precision, whatever its weight is held in.
+    """A linear layer without bias that computes in the precision of its input.
 
-    So the trained weight is float32 inside of a UNet that is held in half precision.
+    Its trained weight stays float32 in a UNet that is held in half precision.
     """
 
     def __init__(self, weight: nn.Parameter) -> None:
@@ -65,14 +65,14 @@ class AdapterLinear(nn.Module):
 
 
 def has_lora(model: nn.Module) -> bool:
-    """Whether a layer of a model has an adapter."""
+    """Whether a model has adapters."""
     return any(True for _ in _adapted_layers(model))
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Fold every adapter of a model into its layer, in place: the same function, the original names, no adapters.
+    """Merge every adapter of a model into its layer, in place: the same function and the original names.
 
-    What the layers then hold is frozen. A model without adapters stays as it is.
+    The merged weights are frozen. A model without adapters stays as it is.
     """
     for name, layer in list(_adapted_layers(model)):
         layer.merge()
@@ -81,7 +81,7 @@ def merge_lora(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Frozen):
             module.awake = ()
-        if "peft_config" in vars(module):  # peft's note of what it injected
+        if "peft_config" in vars(module):  # left there by peft
             del module.peft_config
 
 
@@ -93,8 +93,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
         model: with or without adapters: the UNet (``encoder.unet.module``), or the whole network.
 
     Returns:
-        Weights under the names of the model without adapters. Those of adapted layers are new tensors, the others the
-        model's own.
+        Weights under the names of the model without adapters. Those of adapted layers are new tensors.
     """
     state: dict[str, Tensor] = dict(model.state_dict())
     for name, layer in _adapted_layers(model):

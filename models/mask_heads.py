@@ -1,4 +1,4 @@
-"""Mask heads: dynamic (CondInst; Tian et al., ECCV 2020), query-dot (HCD), refinement (models.md sections 9, 10).
+"""Mask heads: dynamic (Tian et al., "CondInst", ECCV 2020), query-dot (HCD), and mask refinement.
 
 A low mask is held as 16 channels at stride 8; pixel shuffle by 4 makes it one channel at stride 2.
 """
@@ -34,18 +34,18 @@ def sum_memories(memory: Sequence[Tensor]) -> Tensor:
 
 
 class MaskHead(nn.Module):
-    """What makes the low masks: ``forward(features [N, C, h, w], states [N, Q, C], centres [N, Q, 2])``.
+    """Predicts the low masks: ``forward(features [N, C, h, w], states [N, Q, C], centres [N, Q, 2])``.
 
-    ``centres`` are the queries' reference points, (x, y) in pixels; the result is ``[N, Q, 16, h, w]``.
+    ``centres`` are the reference points of the queries, (x, y) in pixels; the result is ``[N, Q, 16, h, w]``.
     """
 
 
 class DynamicMaskHead(MaskHead):
-    """Every query makes the weights of its own two 1×1 convolutions over the mask features.
+    """Every query predicts the weights of its own two 1×1 convolutions over the mask features.
 
-    The features are never copied per query: the first convolution's share of the features is one
-    matrix product for all queries, and its share of the coordinates is linear in the position. At
-    most two maps of 16 channels per query live at a time, the output included.
+    The features are never copied per query: the first convolution is one matrix product over the features for all
+    queries, plus a term that is linear in the position. At most two maps of 16 channels per query exist at a time,
+    including the output.
 
     Args:
         dim: width of queries and mask features.
@@ -61,7 +61,7 @@ class DynamicMaskHead(MaskHead):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    @in_float32  # positions are pixels, and differences of them
+    @in_float32  # positions in pixels and their differences need the range
     def forward(self, features: Tensor, states: Tensor, centres: Tensor) -> Tensor:
         """Masks of all queries.
 
@@ -90,10 +90,10 @@ class DynamicMaskHead(MaskHead):
 
 
 class QueryDotHead(nn.Module):
-    """HCD: memories mixed to 16 channels per pixel and dotted with the query, which is added to the dynamic head.
+    """HCD: the dot product of each query with the memories mixed to 16 channels, added to the dynamic head.
 
-    Each memory is dotted with the query at its own size, and the products are resized and mixed: the
-    same function, as all three steps are linear, and no copy of the features per query.
+    Each memory is multiplied with the query at its own size, and the products are resized and mixed. All three steps
+    are linear, so this computes the same without a copy of the features per query.
     """
 
     def __init__(self) -> None:
@@ -126,14 +126,14 @@ class QueryDotHead(nn.Module):
 
 
 def pixel_centres(h: int, w: int, like: Tensor) -> Tensor:
-    """Where the stride-8 positions lie in the frame: (x; y) in pixels, ``[2, h·w]``."""
+    """The positions of a stride-8 map in the frame: (x; y) in pixels, ``[2, h·w]``."""
     y = torch.arange(h, dtype=like.dtype, device=like.device) * FEATURE_STRIDE + FEATURE_STRIDE // 2
     x = torch.arange(w, dtype=like.dtype, device=like.device) * FEATURE_STRIDE + FEATURE_STRIDE // 2
     return torch.stack([x.repeat(h), y.repeat_interleave(w)])
 
 
 class MaskRefinement(nn.Module):
-    """A low mask, sharpened by pyramid level 1 and then by level 0 (both models).
+    """Refines a low mask with pyramid level 1 and then with level 0 (both models).
 
     Args:
         channels4: channels of level 0 (stride 4).

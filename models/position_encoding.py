@@ -1,4 +1,4 @@
-"""Sine position codes for maps and for words (Carion et al., ECCV 2020)."""
+"""Sine position encodings of maps and of words (Carion et al., "DETR", ECCV 2020)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _sine(position: Tensor, width: int) -> Tensor:
 
 
 def sine_position_2d(padding: Tensor, dim: int) -> Tensor:
-    """Position code of a map: rows in the first half of the channels, columns in the second.
+    """Position encoding of a map: rows in the first half of the channels, columns in the second.
 
     Args:
         padding: ``[N, h, w]``, True where a position is padding.
@@ -36,6 +36,6 @@ def sine_position_2d(padding: Tensor, dim: int) -> Tensor:
 
 
 def sine_position_1d(padding: Tensor, dim: int) -> Tensor:
-    """Position code of words: ``[N, L]`` (True where padded) → ``[N, L, dim]``."""
+    """Position encoding of words: ``[N, L]`` (True where padded) → ``[N, L, dim]``."""
     x = (~padding).float().cumsum(1)
     return _sine(x / (x[:, -1:] + EPS) * (2 * math.pi), dim)

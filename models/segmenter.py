@@ -1,7 +1,7 @@
-"""The network: frames and a sentence in, the referred object's mask in every frame out.
+"""The network: from frames and a sentence to the mask of the referred object in every frame.
 
-VD-IT and HCD are two lists of the same parts (``models.build_model``). Legend: ``B`` clips, ``T``
-frames, ``N`` = B·T, ``Q`` queries, ``C`` width, ``H``×``W`` the padded frame.
+VD-IT and HCD are two sets of the same parts (``models.build_model``). Legend: ``B`` clips, ``T`` frames, ``N`` = B·T,
+``Q`` queries, ``C`` width, ``H``×``W`` the padded frame.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from models.text_encoder import LanguageQueries, SentenceEncoder
 
 @dataclass
 class LayerPrediction:
-    """One decoder layer's predictions for a batch of clips. ``T`` is 1 where one frame was picked."""
+    """The predictions of one decoder layer for a batch of clips. ``T`` is 1 where one frame was selected."""
 
     logits: Tensor
     """``[B, T, Q, 1]``: whether the query is the referred object."""
@@ -32,34 +32,34 @@ class LayerPrediction:
     low_masks: Tensor
     """``[B, T, Q, H/2, W/2]``: mask logits before refinement."""
     chosen: Tensor | None = None
-    """``[B]``: the query refined; None where all were."""
+    """``[B]``: the refined query; None if all are refined."""
     masks: Tensor | None = None
-    """``[B, T, H, W]`` logits of the chosen query, or ``[B, T, Q, H, W]`` of all; None where not refined."""
+    """``[B, T, H, W]`` logits of the chosen query, or ``[B, T, Q, H, W]`` of all; None before refinement."""
 
 
 class Selector(Protocol):
     """Chooses one query per clip, ``[B]``, or None for all."""
 
     def __call__(self, prediction: LayerPrediction) -> Tensor | None:
-        """Choose from one decoder layer's predictions (``masks`` not yet set)."""
+        """Choose from the predictions of one decoder layer, whose ``masks`` are not set yet."""
 
 
 def best_query(prediction: LayerPrediction) -> Tensor:
-    """The query of the highest class probability in the mean over the clip's frames, ``[B]``."""
+    """The query with the highest class probability, averaged over the frames of the clip, ``[B]``."""
     return prediction.logits[..., 0].sigmoid().mean(dim=1).argmax(dim=1)
 
 
 def all_queries(prediction: LayerPrediction) -> None:
-    """Every query (A2D, JHMDB and RefCOCO score them all)."""
+    """All queries, for datasets that score every query (A2D, JHMDB, RefCOCO)."""
     return
 
 
 @dataclass
 class SegmenterOutput:
-    """Predictions of the decoder's layers, the last one last."""
+    """The predictions of the decoder layers, in order."""
 
     layers: list[LayerPrediction]
-    """All layers in training, the last one alone in evaluation."""
+    """All layers in training, only the last one in evaluation."""
 
     @property
     def logits(self) -> Tensor:
@@ -91,12 +91,12 @@ class Segmenter(nn.Module):
         language_queries: words → decoder queries.
         transformer: pyramid and queries → states, boxes, memories.
         mask_head: states → low masks.
-        query_dot_head: added to it (HCD); None: without (VD-IT).
+        query_dot_head: its masks are added to those of ``mask_head`` (HCD); None: not used (VD-IT).
         refinement: low mask → full-resolution mask.
         dim: width of the decoder.
 
     Attributes:
-        precision: of matrix products and convolutions (``models.precision``); what it predicts is float32.
+        precision: of matrix products and convolutions (``models.precision``); predictions are float32.
     """
 
     precision: torch.dtype = torch.float32
@@ -140,8 +140,8 @@ class Segmenter(nn.Module):
                 multiples of 16.
             padding: ``[B, H, W]``, True where padded.
             captions: B sentences.
-            select: which query is refined: ``best_query``, ``all_queries`` or a matcher bound to targets.
-            annotated: ``[B]``, the one frame of each clip that goes on to the decoder (A2D, JHMDB); None: all.
+            select: chooses the refined query: ``best_query``, ``all_queries`` or a matcher bound to targets.
+            annotated: ``[B]``, the frame of each clip that the decoder gets (A2D, JHMDB); None: all frames.
 
         Returns:
             ``logits [B, T, Q, 1]``, ``boxes [B, T, Q, 4]``, ``chosen [B]`` and mask logits ``masks [B, T, H, W]``.
@@ -157,7 +157,7 @@ class Segmenter(nn.Module):
         select: Selector = best_query,
         annotated: Tensor | None = None,
     ) -> SegmenterOutput:
-        """The same from ``encoder.encode_pixels``, which serves every sentence of a video."""
+        """``forward`` from the output of ``encoder.encode_pixels``, which serves every sentence of a video."""
         batch, frames = pixels.batch_shape
         pyramid = self.encoder(pixels, captions)
         if annotated is not None:
@@ -194,7 +194,7 @@ class Segmenter(nn.Module):
     def _refine(self, low: Tensor, chosen: Tensor | None, pyramid: list[Tensor]) -> Tensor:
         """Refine ``low [B, T, Q, 16, h, w]``: the chosen query of each clip, or all of them in turn.
 
-        Clips that are copies of one another, for as many sentences, share their ``pyramid[0]``.
+        Copies of a clip, one per sentence, share their ``pyramid[0]``.
         """
         batch, frames, queries = low.shape[:3]
         f4, f8 = pyramid[0], pyramid[1]
@@ -202,7 +202,7 @@ class Segmenter(nn.Module):
             picked = low[torch.arange(batch, device=low.device), :, chosen].flatten(0, 1)
             pairs = zip(picked.split(len(f4)), f8.split(len(f4)), strict=True)
             return torch.cat([self.refinement(mask, f4, own) for mask, own in pairs]).unflatten(0, (batch, frames))
-        assert len(f4) == len(f8), "all queries are refined where every clip has a sentence of its own"
+        assert len(f4) == len(f8), "refining all queries needs one sentence per clip"
         masks = [self.refinement(low[:, :, q].flatten(0, 1), f4, f8) for q in range(queries)]
         return torch.stack(masks, dim=1).unflatten(0, (batch, frames))
 

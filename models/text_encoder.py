@@ -1,4 +1,4 @@
-"""Language as queries: the sentence encoder and the query vectors it shapes (models.md section 7)."""
+"""Language as queries (Wu et al., "ReferFormer", CVPR 2022): the sentence encoder and the query vectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models.position_encoding import sine_position_1d
 
 
 class SentenceEncoder(nn.Module):
-    """Frozen RoBERTa with a trained projection to the decoder's width."""
+    """Frozen RoBERTa with a trained projection to the width of the decoder."""
 
     def __init__(self, roberta: Any, tokenizer: Any, dim: int, dropout: float) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class SentenceEncoder(nn.Module):
         """Encode sentences.
 
         Args:
-            captions: B sentences; words beyond the model's limit are cut off.
+            captions: B sentences; words beyond the limit of the model are cut off.
 
         Returns:
             words ``[B, L, C]`` and their padding ``[B, L]`` (True where padded), L the longest sentence.
@@ -41,7 +41,7 @@ class SentenceEncoder(nn.Module):
 
 
 class LanguageQueries(nn.Module):
-    """Learned query vectors, multiplied by what each of them attends to in the sentence."""
+    """Learned query vectors, each multiplied by the words that it attends to."""
 
     NUM_HEADS = 8
 

@@ -1,8 +1,8 @@
-"""Attention in bfloat16 on CPUs without AMX, where PyTorch's own is two to four times slower than its matrix products.
+"""Blocked attention in bfloat16 for CPUs without AMX, two to four times faster than PyTorch's own there.
 
-PyTorch's fused kernel multiplies in bfloat16 only on processors with AMX; on others with bfloat16 instructions it falls
-back to slow products (docs/performance.md has the numbers). Two matrix products and a softmax over a block of queries
-at a time use the instructions, and hold few scores at once.
+PyTorch's fused kernel uses bfloat16 instructions only on processors with AMX; on others it falls back to slow products
+(docs/performance.md has the numbers). Two matrix products and a softmax over one block of queries at a time use the
+instructions, and hold few scores at once.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 SCORES = 1 << 20
-"""Scores held at once: 2 MB of bfloat16, which stay in the cache. Eight times more are half as fast."""
+"""Scores held at once: 2 MB of bfloat16, which fit into the cache. Eight times as many are half as fast."""
 
 
 @cache
 def fused_is_fast() -> bool:
-    """Whether PyTorch's fused attention multiplies bfloat16 by instructions for it: with AMX."""
+    """Whether PyTorch's fused attention uses bfloat16 instructions (AMX)."""
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 class BlockedAttention(TorchFunctionMode):
-    """In this context, attention of bfloat16 tensors on the CPU runs in blocks, whichever library asks for it.
+    """In this context, attention of bfloat16 tensors on the CPU runs in blocks, whichever library calls it.
 
-    That is attention without mask or dropout, of which no gradient is wanted; all other is PyTorch's own.
+    Attention with a mask, with dropout or with a gradient remains PyTorch's own.
     """
 
     def __torch_function__(
@@ -40,7 +40,7 @@ class BlockedAttention(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run a function of PyTorch, or what stands in its place."""
+        """Run a PyTorch function or its replacement."""
         if func is F.scaled_dot_product_attention:
             return _attend(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -56,7 +56,7 @@ def _attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``scaled_dot_product_attention``, by the faster of both ways."""
+    """``scaled_dot_product_attention``, in blocks where that is possible."""
     inputs = query, key, value
     blocked = (
         all(x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[:-2] == key.shape[:-2] for x in inputs)
@@ -74,14 +74,14 @@ def _attend(
 def blocked_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, scores: int = SCORES
 ) -> Tensor:
-    """Attention, a block of its queries at a time.
+    """Compute attention for one block of queries at a time.
 
     Args:
         query: ``[..., L, E]``.
         key: ``[..., S, E]``.
         value: ``[..., S, V]``.
-        scale: of the products; None: 1 / √E.
-        scores: how many may be held at once (at least one query's).
+        scale: factor of the products; None: 1 / √E.
+        scores: number of scores that may be held at once (at least those of one query).
 
     Returns:
         ``[..., L, V]``.

@@ -1,4 +1,4 @@
-"""Text condition with image tokens: what the UNet's cross-attention reads (VD-IT section 3.2)."""
+"""The text condition with image tokens for the cross-attention of the UNet (VD-IT section 3.2)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class CLIPPixels(nn.Module):
-    """CLIP's own image preprocessing, batched and on the device of its input.
+    """The image preprocessing of CLIP, batched and on the device of its input.
 
-    As published it works on 8-bit values: the resize returns them too.
+    As published, it works on 8-bit values, also after the resize.
     """
 
     mean: Tensor
@@ -45,7 +45,7 @@ class CLIPPixels(nn.Module):
 
 
 class ImageTokenProjection(nn.Module):
-    """a = Linear(x); a + Linear(a): image tokens brought to the text's width."""
+    """Projects image tokens to the width of the text: a = Linear(x); a + Linear(a)."""
 
     def __init__(self, image_dim: int, text_dim: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class TextImageFusion(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, text: Tensor, image: Tensor) -> Tensor:
-        """Fuse each frame's text with its image.
+        """Fuse the text of each frame with its image.
 
         Args:
             text: ``[N, L, D]``.

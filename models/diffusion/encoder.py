@@ -1,4 +1,4 @@
-"""Frames and a sentence → a four-level feature pyramid, by frozen text-to-video features.
+"""Frames and a sentence → a four-level pyramid of frozen text-to-video features.
 
 Legend: the suffix of a feature is its stride (``f4``, ``f8``, …); ``N`` = B·T frames.
 """
@@ -22,25 +22,25 @@ VAE_FRAMES = 2
 """Frames that the VAE encodes at once: a map of its first block takes 118 MB per frame (360×640, float32)."""
 
 TAP_PAIRS = ((0, 5), (1, 4), (2, 3))
-"""Taps of equal stride (8, 16, 32), concatenated first with last (models.md section 6)."""
+"""Pairs of taps of equal stride (8, 16, 32), concatenated as in the published models."""
 
 
 @dataclass
 class PixelFeatures:
-    """What depends on the frames alone, and so serves every sentence of a video."""
+    """Features that depend on the frames only, shared by all sentences of a video."""
 
     latents: Tensor
-    """``[B, T, 4, H/8, W/8]``, scaled and noised: what the UNet gets."""
+    """``[B, T, 4, H/8, W/8]``, scaled and with noise: the input of the UNet."""
     f4: Tensor
     """Level 0 of the pyramid ``[N, C, H/4, W/4]``."""
     image_tokens: Tensor | None
-    """``[N, K, D]`` in the text's width, or None without image tokens."""
+    """``[N, K, D]`` in the width of the text, or None without image tokens."""
     copies: int = 1
-    """How often the clips stand for one another, for as many sentences; held once all the same."""
+    """Number of sentences per clip; the features of the clip are stored once."""
 
     @property
     def batch_shape(self) -> tuple[int, int]:
-        """(B, T), copies counted."""
+        """(B, T), with B counting the copies."""
         return self.copies * self.latents.shape[0], self.latents.shape[1]
 
     def repeat(self, count: int) -> PixelFeatures:
@@ -53,13 +53,13 @@ class VideoEncoder(nn.Module):
 
     Args:
         stack: the frozen parts.
-        stride4: makes level 0 of the pyramid (``VAETap`` or ``TemporalStem``).
+        stride4: computes level 0 of the pyramid (``VAETap`` or ``TemporalStem``).
         pyramid_channels: channels of the four levels.
         noise: ``predicted``, ``gaussian`` or ``none``.
-        image_tokens: whether image tokens join the text condition.
-        posterior: how a latent is drawn from the VAE's posterior: its ``mode``, a ``sample``, or
-            ``auto`` (a sample in training, the mode in evaluation, so that results are repeatable).
-        text: whether the UNet is given the sentence; else the empty sentence's states (ablation).
+        image_tokens: whether image tokens are part of the text condition.
+        posterior: how a latent is drawn from the posterior of the VAE: its ``mode``, a ``sample``, or ``auto`` (a
+            sample in training, the mode in evaluation, so that results are reproducible).
+        text: whether the UNet is conditioned on the sentence; False: on the empty sentence (ablation).
 
     Attributes:
         precision: of matrix products and convolutions of the trained parts (``models.precision``).
@@ -115,7 +115,7 @@ class VideoEncoder(nn.Module):
 
     @in_own_precision
     def encode_pixels(self, frames: Tensor) -> PixelFeatures:
-        """Everything that does not depend on the sentence. The frozen parts run without a graph.
+        """Compute everything that does not depend on the sentence. The frozen parts run without a graph.
 
         Args:
             frames: ``[B, T, 3, H, W]``, ImageNet-normalised, zero-padded; H and W multiples of 16.
@@ -139,7 +139,7 @@ class VideoEncoder(nn.Module):
         return PixelFeatures(latents, self.stride4(x01, vae_f4), tokens)
 
     def encode_text(self, captions: list[str]) -> Tensor:
-        """Token features of the diffusion model's text encoder ``[B, 77, D]``."""
+        """Token features of the text encoder of the diffusion model, ``[B, 77, D]``."""
         tokens = self.tokenizer(
             captions if self.text else [""] * len(captions),
             padding="max_length",
@@ -151,7 +151,7 @@ class VideoEncoder(nn.Module):
             return self._own(self.text_encoder(tokens.input_ids.to(self.pixel_mean.device)).last_hidden_state)
 
     def _own(self, value: Tensor) -> Tensor:
-        """What a frozen part gives, as the trained parts take it: float32, unless they cast it themselves."""
+        """The output of a frozen part for the trained parts: float32, unless they compute in half precision."""
         return value if self.precision in HALVES else widened(value)
 
     @in_own_precision
@@ -159,12 +159,12 @@ class VideoEncoder(nn.Module):
         """The pyramid of a batch of clips, each with one sentence.
 
         Args:
-            pixels: of B clips, copies counted.
+            pixels: of B clips, counting copies.
             captions: B sentences.
 
         Returns:
-            four maps ``[B·T, C, H/s, W/s]`` for s = 4, 8, 16, 32; the first one, which no sentence changes, without
-            copies.
+            four maps ``[B·T, C, H/s, W/s]`` for s = 4, 8, 16, 32; the first one, which does not depend
+            on the sentence, without copies.
         """
         frames = pixels.latents.shape[1]
         condition = self.encode_text(captions).repeat_interleave(frames, dim=0)

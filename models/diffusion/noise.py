@@ -1,4 +1,4 @@
-"""The noise that is mixed into the latents before the UNet (VD-IT section 3.3)."""
+"""The noise that is added to the latents before the UNet (VD-IT section 3.3)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class PredictedNoise(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """``[B, T, C, h, w]`` → noise of the same shape, mean 0 and deviation 1 over each clip.
 
-        The published code standardises over the whole batch and trains with one clip per process,
-        where it is the same; per clip keeps a result independent of its neighbours.
+        The published code standardises over the whole batch, and trains with one clip per process, which is the same.
+        Per clip, the result does not depend on the other clips of the batch.
         """
         n = self.conv(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
         n = self.linear2(torch.relu(self.linear1(n.movedim(2, -1)))).sigmoid().movedim(-1, 2)

@@ -1,6 +1,6 @@
-"""Loading the frozen parts: text-to-video diffusion stack, image encoder, sentence encoder.
+"""Loads the frozen parts: text-to-video diffusion stack, image encoder, sentence encoder.
 
-The classes are diffusers' and transformers'; every size comes from the loaded configurations.
+The classes come from diffusers and transformers, and every size from the loaded configurations.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from util.hub import only_cached, without_scheme
 
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 DEFAULT_TEXT_ENCODER = "roberta-base"
-BYTES = 256  # the least vocabulary of a byte-level tokenizer, as both are
+BYTES = 256  # the smallest vocabulary of a byte-level tokenizer; both are byte-level
 
 
 @dataclass
 class FrozenStack:
-    """The frozen parts of both models (models.md section 1)."""
+    """The frozen parts of both models."""
 
     unet: TapUNet3D
     vae: VAEEncoder
@@ -48,7 +48,7 @@ class FrozenStack:
     sentence_encoder: RobertaModel
     sentence_tokenizer: Any
     signal_rate: float
-    """ᾱ₀ = 1 − β₀ of the scheduler: the share of the latents' variance that is kept at step 0."""
+    """ᾱ₀ = 1 − β₀ of the scheduler: the share of the variance of the latents that is kept at step 0."""
 
 
 def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "") -> FrozenStack:
@@ -57,11 +57,11 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     Args:
         pretrained: the text-to-video stack, with subfolders ``unet``, ``vae``, ``text_encoder``,
             ``tokenizer`` and ``scheduler``.
-        image_encoder: CLIP vision model; empty: ``<pretrained>/clip`` if there, else LAION's ViT-H/14.
-        text_encoder: RoBERTa; empty: ``<pretrained>/roberta`` if there, else ``roberta-base``.
+        image_encoder: CLIP vision model; empty: ``<pretrained>/clip`` if it exists, else LAION's ViT-H/14.
+        text_encoder: RoBERTa; empty: ``<pretrained>/roberta`` if it exists, else ``roberta-base``.
 
     Raises:
-        UserError: a part is missing, incomplete, of another kind, or cannot be read.
+        UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
     sources = part_sources(pretrained, image_encoder, text_encoder)
     pretrained, image_encoder, text_encoder = (sources[p] for p in ("unet", "image_encoder", "sentence_encoder"))
@@ -70,7 +70,9 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     t2v = _find(pretrained, "--pretrained", "unet/")
     scheduler = _part("scheduler", t2v, DDIMScheduler.from_pretrained, subfolder="scheduler")
     images = _find(image_encoder, "--image_encoder")
-    sentence_encoder, sentence_tokenizer = _sentence_encoder(text_encoder)  # before the large ones, should it be wrong
+    sentence_encoder, sentence_tokenizer = _sentence_encoder(
+        text_encoder
+    )  # before the large parts, so that a mistake shows early
     wide = {"dtype": torch.float32}
     stack = FrozenStack(
         unet=_weights("UNet", t2v, TapUNet3D.from_pretrained, subfolder="unet", **wide),
@@ -89,19 +91,19 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
         raise UserError(
             f"the tokenizer of {pretrained}/tokenizer does not limit a text to the "
             f"{stack.text_encoder.config.max_position_embeddings} tokens of its encoder; tokenizer_config.json may be "
-            "missing there, give a complete folder or hub id with --pretrained"
+            "missing there; give a complete folder or hub id with --pretrained"
         )
     return stack
 
 
 def load_sentence_encoder(pretrained: str, text_encoder: str = "") -> tuple[RobertaModel, Any]:
-    """The sentence encoder alone, with its tokenizer: all that a model on another backbone needs of the stack.
+    """Load the sentence encoder with its tokenizer: all that a model on another backbone needs.
 
     Args:
         pretrained, text_encoder: as ``load_stack`` takes them.
 
     Raises:
-        UserError: it is missing, incomplete, of another kind, or cannot be read.
+        UserError: it is missing, incomplete, of a different kind, or cannot be read.
     """
     _quiet_loading()
     return _sentence_encoder(part_sources(pretrained, "", text_encoder)["sentence_encoder"])
@@ -117,7 +119,7 @@ def _sentence_encoder(name: str) -> tuple[RobertaModel, Any]:
 
 
 def part_sources(pretrained: str, image_encoder: str = "", text_encoder: str = "") -> dict[str, str]:
-    """Where every part with weights comes from: a local folder or a hub id.
+    """The source of every part with weights: a local folder or a hub id.
 
     Args:
         pretrained, image_encoder, text_encoder: as ``load_stack`` takes them; a hub id may begin with ``hf://``.
@@ -129,7 +131,7 @@ def part_sources(pretrained: str, image_encoder: str = "", text_encoder: str = "
 
 
 def empty_stack(folder: str | Path) -> FrozenStack:
-    """The frozen parts on the meta device, without weights or tokenizers, from configuration files.
+    """Build the frozen parts on the meta device, without weights or tokenizers, from configuration files.
 
     Args:
         folder: holds ``unet``, ``vae``, ``text_encoder``, ``clip``, ``roberta`` and ``scheduler``, each
@@ -152,7 +154,7 @@ def empty_stack(folder: str | Path) -> FrozenStack:
 
 @dataclass
 class StockParts:
-    """State dicts of parts as their libraries build them, with what this project never loads (for exports)."""
+    """State dicts of the complete parts, including weights that the models never use (for exports)."""
 
     unet: dict[str, Tensor]
     vae: dict[str, Tensor]
@@ -160,14 +162,14 @@ class StockParts:
 
 
 def load_stock_parts(pretrained: str, text_encoder: str = "") -> StockParts:
-    """Load these parts as a whole.
+    """Load the complete parts.
 
     Args:
-        pretrained, text_encoder: as ``load_stack`` takes them. What a sentence encoder lacks of the pooling layer,
-            which nothing reads, is zero.
+        pretrained, text_encoder: as ``load_stack`` takes them. The pooling layer of a sentence encoder, which nothing
+            reads, is zero where it is missing.
 
     Raises:
-        UserError: a part is missing, incomplete, of another kind, or cannot be read.
+        UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
     _quiet_loading()
     sources, options = part_sources(pretrained, "", text_encoder), {"dtype": torch.float32}
@@ -188,7 +190,7 @@ def load_stock_parts(pretrained: str, text_encoder: str = "") -> StockParts:
 
 
 def empty_stock_parts(folder: str | Path) -> StockParts:
-    """The same on the meta device, from the configuration files that ``empty_stack`` reads."""
+    """``load_stock_parts`` on the meta device, from the configuration files that ``empty_stack`` reads."""
     folder = Path(folder)
     with torch.device("meta"):
         unet = UNet3DConditionModel.from_config(UNet3DConditionModel.load_config(folder / "unet"))
@@ -199,37 +201,37 @@ def empty_stock_parts(folder: str | Path) -> StockParts:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where parts come from."""
+    """A source of parts."""
 
     name: str
     """A local folder or a hub id."""
     flag: str
-    """The option that chooses it."""
+    """The option that names it."""
     options: dict[str, Any]
-    """Of loading from it."""
+    """Keyword arguments for loading from it."""
 
 
 def _find(name: str, flag: str, folder: str = "") -> _Source:
-    """Look for a source: a repository of the hub that cannot be reached is loaded from the cache alone.
+    """Find a source; a repository of a hub that cannot be reached is loaded from the cache.
 
     Args:
         name: a local folder or a hub id.
-        flag: the option that chooses it.
-        folder: in which it has a ``config.json``.
+        flag: the option that names it.
+        folder: subfolder that holds a ``config.json``.
 
     Raises:
-        UserError: there is neither a folder nor a repository of that name, or neither hub nor cache has it.
+        UserError: there is no folder or repository of that name, or neither the hub nor the cache has it.
     """
     local = Path(name).is_dir()
     return _Source(name, flag, {} if local else {"local_files_only": only_cached(name, f"{folder}config.json", flag)})
 
 
 def _part(what: str, source: _Source, load: Callable[..., Any], **options: Any) -> Any:
-    """``load`` a part from a source, whatever goes wrong told in one sentence."""
+    """``load`` a part from a source, and report any failure in one sentence."""
     where = source.name + (f"/{options['subfolder']}" if "subfolder" in options else "")
     try:
         return load(source.name, **source.options, **options)
-    except Exception as error:  # the libraries raise many kinds, the tokenizers' even Exception itself
+    except Exception as error:  # the libraries raise many kinds, tokenizers even Exception itself
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"cannot load the {what} from {where}: {reason.rstrip('.: ')}; "
@@ -238,24 +240,24 @@ def _part(what: str, source: _Source, load: Callable[..., Any], **options: Any) 
 
 
 def _weights(what: str, source: _Source, load: Callable[..., Any], **options: Any) -> Any:
-    """A model with all its weights: what a file lacks, the libraries fill with random numbers and a mere warning."""
+    """Load a model with all its weights: the libraries only warn, and use random numbers, where a file lacks some."""
     model, info = _part(what, source, load, output_loading_info=True, **options)
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
             f"the {what} of {source.name} lacks {missing[0]}"
             + (f" and {len(missing) - 1} more weights; " if len(missing) > 1 else "; ")
-            + f"it is incomplete or another kind of model, give the right one with {source.flag}"
+            + f"it is incomplete or a different kind of model; give the right one with {source.flag}"
         )
     return model
 
 
 def _check_tokenizer(tokenizer: Any, config: Any, where: str, flag: str) -> None:
-    """Refuse a tokenizer without its files, which loads as one of a few special tokens, or one of another model."""
+    """Refuse a tokenizer without its files, which loads with a few special tokens only, or of a different model."""
     if not BYTES <= len(tokenizer) <= config.vocab_size:
         raise UserError(
             f"the tokenizer of {where} has {len(tokenizer)} tokens, and its encoder {config.vocab_size}; "
-            f"its files are missing or another model's, give a complete folder or hub id with {flag}"
+            f"its files are missing or belong to a different model; give a complete folder or hub id with {flag}"
         )
 
 
@@ -265,7 +267,7 @@ def _beside(pretrained: str, name: str, default: str) -> str:
 
 
 def _quiet_loading() -> None:
-    """No bars and no lists of the parts this project leaves out on purpose; errors still show."""
+    """Silence progress bars and the lists of weights that are left out on purpose; errors still show."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("diffusers").setLevel(logging.ERROR)

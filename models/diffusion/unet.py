@@ -1,4 +1,4 @@
-"""The frozen text-to-video UNet, read at six taps (VD-IT section 3.1; arXiv 2403.12042)."""
+"""The frozen text-to-video UNet and its features at six taps (VD-IT section 3.1; arXiv 2403.12042)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 class TapUNet3D(UNet3DConditionModel):
-    """diffusers' UNet of ModelScope text-to-video, without the parts no feature is taken from.
+    """The UNet of ModelScope text-to-video from diffusers, without the parts after the last tap.
 
-    The last up block, the output norm and the output convolution are neither held nor loaded nor
-    computed. Weights come by ``from_pretrained`` from the stock layout.
+    The last up block, the output norm and the output convolution are neither loaded nor computed. ``from_pretrained``
+    reads weights in the stock layout.
 
-    Three things differ from the stock forward: every frame has its own text, the timestep is
-    always 0, and a single frame bypasses the temporal layers (see ``forward``).
+    Three things differ from the stock forward: every frame has its own text, the timestep is always 0, and a single
+    frame bypasses the temporal layers (see ``forward``).
 
     Attributes:
-        recompute: keep the input of every stage (a resnet and what follows it) for the backward pass, and compute
-            the rest again: a third more operations, and a fraction of the memory.
+        recompute: keep only the input of every stage (a resnet with its attentions) for the backward pass, and
+            recompute the rest: a third more operations for a fraction of the memory.
     """
 
     recompute: bool = False
@@ -47,16 +47,16 @@ class TapUNet3D(UNet3DConditionModel):
         return (c0, c0, c1, c3, c2, c1)
 
     def forward(self, sample: Tensor, text: Tensor) -> list[Tensor]:  # type: ignore[override]
-        """Features of noised latents at timestep 0.
+        """Compute the features of latents at timestep 0.
 
-        A single frame (T = 1) bypasses ``transformer_in``, the temporal attentions and the temporal
-        convolutions, but for the mid block's first one: so the published code does it.
+        A single frame (T = 1) bypasses ``transformer_in``, the temporal attentions and all temporal convolutions
+        except the first of the mid block, as in the published code.
 
-        What comes before the first text is computed once for all S texts of a clip, 7 % of the operations.
+        The layers before the first text, 7 % of the operations, run once for all S texts of a clip.
 
         Args:
-            sample: latents ``[B, 4, T, h, w]``, h and w being the frame's divided by 8.
-            text: cross-attention input of every frame ``[S·B·T, L, D]``: of all clips for a first text, then for a
+            sample: latents ``[B, 4, T, h, w]``, h = H/8 and w = W/8.
+            text: cross-attention input of every frame ``[S·B·T, L, D]``: for the first text of all clips, then for the
                 second.
 
         Returns:
@@ -101,14 +101,14 @@ class TapUNet3D(UNet3DConditionModel):
                 if attentions is not None:
                     x = self._run(_attend, attentions[j], block.temp_attentions[j], x, text, frames)
             for upsampler in block.upsamplers:
-                # The next skip's size, which is twice this one except where a side was odd.
+                # The size of the next skip: twice this one, except where a side was odd.
                 x = upsampler(x, skips[-1].shape[-2:])
             taps.append(x)
         return taps
 
     def _mid(self, x: Tensor, temb: Tensor, text: Tensor, frames: int) -> Tensor:
         block = self.mid_block
-        x = block.temp_convs[0](block.resnets[0](x, temb), num_frames=frames)  # also a single frame
+        x = block.temp_convs[0](block.resnets[0](x, temb), num_frames=frames)  # also for a single frame
         layers = zip(block.attentions, block.temp_attentions, block.resnets[1:], block.temp_convs[1:], strict=True)
         for attention, temporal_attention, resnet, temporal_conv in layers:
             x = self._run(_attend, attention, temporal_attention, x, text, frames)
@@ -116,14 +116,14 @@ class TapUNet3D(UNet3DConditionModel):
         return x
 
     def _run(self, stage: Callable[..., Tensor], *args: Any) -> Tensor:
-        """A stage's output; with ``recompute``, its inside is computed again for the backward pass."""
+        """Run a stage; with ``recompute``, its activations are recomputed in the backward pass."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(stage, *args, use_reentrant=False)
         return stage(*args)
 
 
 def _in_one_piece(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Frames of one clip reach attention over time as a view, for which PyTorch would copy the weight per pixel."""
+    """Make the input of a temporal attention contiguous: for a view, PyTorch would copy the weight per pixel."""
     return (inputs[0].contiguous(), *inputs[1:])
 
 
@@ -133,20 +133,20 @@ def _repeated(x: Tensor, count: int) -> Tensor:
 
 
 def _over_time(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
-    """Attention over time."""
+    """Temporal attention."""
     return layer(x, num_frames=frames, return_dict=False)[0]
 
 
 def _resnet(
     resnet: nn.Module, temporal_conv: nn.Module, x: Tensor, temb: Tensor, frames: int, skip: Tensor | None = None
 ) -> Tensor:
-    """A resnet, on ``skip`` too where there is one, and its convolution over time where there is time."""
+    """A resnet, with the skip connection if there is one, and a temporal convolution if T > 1."""
     x = resnet(x if skip is None else torch.cat([x, skip], dim=1), temb)
     return temporal_conv(x, num_frames=frames) if frames > 1 else x
 
 
 def _attend(attention: nn.Module, temporal_attention: nn.Module, x: Tensor, text: Tensor, frames: int) -> Tensor:
-    """Spatial self- and cross-attention of each frame, then attention over time where there is time."""
+    """Spatial self- and cross-attention of each frame, then temporal attention if T > 1."""
     x = attention(x, encoder_hidden_states=text, return_dict=False)[0]
     if frames > 1:
         x = _over_time(temporal_attention, x, frames)

@@ -1,4 +1,4 @@
-"""The frozen image autoencoder, encoder only, with its stride-4 feature (VD-IT section 3.3)."""
+"""The encoder of the frozen image autoencoder, with its stride-4 feature (VD-IT section 3.3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STRIDE4_BLOCK = 2
 
 
 class VAEEncoder(AutoencoderKL):
-    """diffusers' ``AutoencoderKL`` without its decoder, which is neither held nor loaded."""
+    """``AutoencoderKL`` of diffusers without its decoder, which is not loaded."""
 
     _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^post_quant_conv\.")
 
@@ -33,7 +33,7 @@ class VAEEncoder(AutoencoderKL):
             images: ``[N, 3, H, W]`` in -1…1, H and W multiples of 8.
 
         Returns:
-            the posterior's moments ``[N, 2·4, H/8, W/8]`` (mean, log variance), and the output of the
+            the moments of the posterior ``[N, 2·4, H/8, W/8]`` (mean, log variance), and the output of the
             third down block before its downsampler ``[N, C, H/4, W/4]``.
         """
         encoder = self.encoder
