@@ -49,7 +49,7 @@ TRAINING_KEYS = {"optimizer", "step", "steps_per_epoch"}
 """Entries that a run needs to resume, beside the weights."""
 
 Identity = dict[str, dict[str, str]]
-"""Part → its ``sha256``, the ``source`` it was loaded from, and the ``revision`` where that is a hub id."""
+"""Part → its ``sha256``, the ``source`` it was loaded from, and the ``revision`` of a hub id."""
 
 PARTS = {
     "unet": ("encoder.unet.module", "UNet", "--pretrained"),
@@ -59,7 +59,7 @@ PARTS = {
     "backbone": ("encoder.backbone.module", "backbone", "--backbone_weights"),
     "sentence_encoder": ("sentence_encoder.backbone.module", "sentence encoder", "--text_encoder"),
 }
-"""Part → prefix of its parameters, its name in words, and the option that chooses it."""
+"""Part → prefix of its parameters, its name for messages, and the option that names its source."""
 
 THREADS = 4
 _CONFIGS = {"unet": "unet/config.json", "vae": "vae/config.json", "text_encoder": "text_encoder/config.json"}
@@ -370,10 +370,10 @@ def portable(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
 
 
 def part_hash(weights: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of named tensors, in hexadecimal; neither their order nor their precision on disk matters.
+    """The SHA-256 of named tensors, in hexadecimal, whatever their order and their precision on disk.
 
     Args:
-        weights: a part's, by their names in it; on the CPU. bfloat16 and float16 count as their float32 values.
+        weights: of a part, by their names in it, on the CPU. Half-precision values are hashed as float32.
     """
 
     def digest(name: str) -> bytes:
@@ -382,12 +382,12 @@ def part_hash(weights: Mapping[str, Tensor]) -> str:
         found.update(value.flatten().numpy().data)
         return found.digest()
 
-    with ThreadPoolExecutor(THREADS) as threads:  # hashing runs beside Python
+    with ThreadPoolExecutor(THREADS) as threads:  # hashing releases the interpreter lock
         return hashlib.sha256(b"".join(threads.map(digest, sorted(weights)))).hexdigest()
 
 
 def weights_identity(weights: Mapping[str, Tensor]) -> Identity:
-    """The identity of the frozen parts among stored weights; those that they lack are left out."""
+    """The identity of the frozen parts that stored weights contain."""
     identity: Identity = {}
     for part, (prefix, _, _) in PARTS.items():
         start = f"{prefix}."
@@ -402,7 +402,7 @@ def weights_identity(weights: Mapping[str, Tensor]) -> Identity:
 
 
 def held_parts(names: Iterable[str]) -> set[str]:
-    """The frozen parts that stored weights of these names belong to."""
+    """The frozen parts among stored weights of these names."""
     prefixes = {f"{prefix}.": part for part, (prefix, _, _) in PARTS.items()}
     return {part for name in names if LORA not in name for prefix, part in prefixes.items() if name.startswith(prefix)}
 
@@ -436,20 +436,20 @@ def frozen_identity(model: nn.Module, sources: Mapping[str, str]) -> Identity:
 def check_identity(
     recorded: Mapping[str, Any], own: Identity, path: Path, held: Collection[str] = (), ignore: bool = False
 ) -> list[str]:
-    """Compare the frozen parts that a checkpoint was trained with to those of the model.
+    """Compare the frozen parts that a checkpoint was trained with with those of the model.
 
     Args:
-        recorded: the checkpoint's.
-        own: the model's.
+        recorded: identity in the checkpoint.
+        own: identity of the model.
         path: of the checkpoint.
         held: parts whose weights came with the checkpoint.
-        ignore: accept other parts, and only note them.
+        ignore: accept parts that differ, with a note.
 
     Returns:
         notes for the user.
 
     Raises:
-        UserError: a part is another one.
+        UserError: a part differs.
     """
     notes = []
     unknown = []
@@ -460,14 +460,14 @@ def check_identity(
             unknown += [words] if part not in held else []
         elif known["sha256"] != entry["sha256"]:
             difference = (
-                f"{path} was trained with another {words} ({_shown(known)}) than the one loaded ({_shown(entry)})"
+                f"{path} was trained with a different {words} ({_shown(known)}) than the one loaded ({_shown(entry)})"
             )
-            mend = "what came with it is damaged or exchanged" if part in held else f"give the right one with {flag}"
+            advice = "the file is damaged" if part in held else f"give the right one with {flag}"
             if not ignore:
-                raise UserError(f"{difference}; {mend}, or go on all the same with --ignore_frozen_identity")
+                raise UserError(f"{difference}; {advice}, or accept it with --ignore_frozen_identity")
             notes.append(f"{difference}; ignored")
     if unknown:
-        notes.append(f"{path} does not say with which {', '.join(unknown)} it was trained; taken as they are")
+        notes.append(f"{path} does not say with which {', '.join(unknown)} it was trained; the loaded one is used")
     return notes
 
 
@@ -482,7 +482,7 @@ def stored_name(name: str) -> str:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters of a model and the buffers of its trained parts (a norm's statistics), by name."""
+    """The trained parameters of a model and the buffers of its trained parts (such as norm statistics), by name."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     frozen = tuple(f"{name}." for name, _ in frozen_parts(model))
     return {
@@ -499,7 +499,7 @@ def carried_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def frozen_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of every frozen part: they have an attribute ``carried``, whether they came with a checkpoint."""
+    """Name and module of every frozen part, recognised by its attribute ``carried`` (``models.frozen``)."""
     return ((name, module) for name, module in model.named_modules() if hasattr(module, "carried"))
 
 
@@ -516,43 +516,43 @@ def check_state(
     optional: Callable[[str], bool] = lambda name: False,
     shown: Callable[[str], str] = str,
 ) -> None:
-    """Refuse weights that are not this model's: all that is trained, and of a frozen part all or nothing.
+    """Refuse weights that do not fit a model. It needs all trained weights, and all or none of each frozen part.
 
     Args:
         model: on any device.
         weights: by stored names.
-        path: where they are from, for the message.
-        optional: which trained parameters may be missing.
-        shown: what the file calls a parameter, for the message.
+        path: their file, for messages.
+        optional: whether a trained parameter may be missing.
+        shown: the name of a parameter in the file, for messages.
 
     Raises:
-        UserError: a parameter is missing, unknown or of another shape.
+        UserError: a parameter is missing, unknown or of a different shape.
     """
     own = {stored_name(name): value for name, value in model.state_dict().items()}
     strangers = sorted(weights.keys() - own.keys())
     if strangers:
         raise UserError(
-            f"{path} holds {shown(strangers[0])}, which this model lacks; it was made with another configuration, or "
-            "is damaged"
+            f"{path} holds {shown(strangers[0])}, which this model lacks; it was made with a different configuration, "
+            "or is damaged"
         )
     for name, value in weights.items():
         if own[name].shape != value.shape:
             raise UserError(
                 f"{path} holds {shown(name)} of shape {list(value.shape)}, and this model's is "
-                f"{list(own[name].shape)}; it was made with another configuration, or is damaged"
+                f"{list(own[name].shape)}; it was made with a different configuration, or is damaged"
             )
     missing = sorted(name for name in trained_state(model).keys() - weights.keys() if not optional(name))
     if missing:
         raise UserError(
             f"{path} lacks {shown(missing[0])}"
             + (f" and {len(missing) - 1} more trained parameters" if len(missing) > 1 else "")
-            + "; it was made with another configuration, or is damaged"
+            + "; it was made with a different configuration, or is damaged"
         )
     for name, part in frozen_parts(model):
         names = part_state(part, name).keys()
         lost = sorted(names - weights.keys())
         if lost and len(lost) < len(names):
-            raise UserError(f"{path} lacks {shown(lost[0])}, and holds other weights of that part; it is incomplete")
+            raise UserError(f"{path} lacks {shown(lost[0])}, but holds other weights of that part; it is incomplete")
 
 
 def load_state(
@@ -562,15 +562,15 @@ def load_state(
     optional: Callable[[str], bool] = lambda name: False,
     shown: Callable[[str], str] = str,
 ) -> None:
-    """Copy weights into a model. A frozen part whose weights change by it is ``carried`` from then on.
+    """Copy weights into a model. A frozen part whose weights change is ``carried`` from then on.
 
     Args:
-        model: changed only if all of the weights fit.
-        weights: may be of another precision, and memory-mapped.
-        path, optional, shown: as ``check_state`` takes them; what is missing keeps its value.
+        model: changed only if all weights fit.
+        weights: by stored names; their precision may differ, and they may be memory-mapped.
+        path, optional, shown: as for ``check_state``; missing parameters keep their values.
 
     Raises:
-        UserError: a parameter is missing, unknown or of another shape.
+        UserError: a parameter is missing, unknown or of a different shape.
     """
     check_state(model, weights, path, optional, shown)
     own = {stored_name(name): value for name, value in model.state_dict().items()}
