@@ -14,12 +14,11 @@ from datasets.toy import make_toy
 from scripts.baselines import run_largest
 from scripts.draw_model import BEGIN, END
 from scripts.pretrain_toy_stack import PARTS
-from scripts.toy_formats_coco import write_toy_refcoco
-from scripts.toy_formats_videos import write_toy_davis
 from tests.inference_tools import write_halves
 from tests.kill_tools import SPEED
 from tests.media_tools import write_film
 from tests.test_demo_run import SENTENCES, segment
+from tests.true_formats import write_toy_davis, write_toy_refcoco
 from util.checkpoint import FORMAT, save_weights, write_pickle
 from util.config import Config, config_dict
 from util.demo_run import run_demo
