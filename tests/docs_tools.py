@@ -24,7 +24,7 @@ from util.command_line import Parser
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 # Shell scripts that hand their arguments to a Python script after the set-up.
-THIN = {f"scripts/{name}.sh": f"scripts.{name}" for name in ("quickstart", "eval_all", "toy_lab", "train_toy")}
+THIN = {f"scripts/{name}.sh": f"scripts.{name}" for name in ("quickstart", "toy_lab", "train_toy")}
 THIN["scripts/real_video.sh"] = "scripts.real_video"
 OPTIONS_IN_TEXT = ("scripts/setup.sh", "scripts/test.sh")
 OTHER_PROGRAMS = {"source", "pip", "tensorboard", "hf", "git", "pre-commit", ".venv/bin/pip", "sha256sum", "tar"}
@@ -216,6 +216,7 @@ def stopping(owner: Any, name: str) -> Any:
 def known_flags() -> frozenset[str]:
     """Every option of every script."""
     files = [*ROOT.glob("*.py"), *(ROOT / "scripts").iterdir(), *(ROOT / "util").glob("*.py")]
+    files += [ROOT / "tests" / "all_evaluations.py", ROOT / "tests" / "parity.py"]
     texts = [file.read_text(encoding="utf-8") for file in files if file.suffix in (".py", ".sh", ".sbatch")]
     declared = {f"--{name}" for text in texts for name in re.findall(r"^    (\w+): [\w\[\], |.]+ = _\w+\(", text, re.M)}
     quoted = {flag for text in texts for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from unittest.mock import patch
 
 from datasets.davis import convert_davis
 from datasets.refcoco_prepare import REFERENCES
 from datasets.toy import make_toy
-from scripts import baselines, check_data, eval_all, eval_jf, make_toy_data, prepare_data
-from tests.kill_tools import step
-
-_LAZY = (check_data, make_toy_data)
-"""Which ``scripts.eval_all`` imports when it needs them."""
+from scripts import baselines, eval_jf, prepare_data
 
 
 def toy(source: Path, out: Path) -> None:
@@ -30,12 +25,6 @@ def refcoco(source: Path, out: Path) -> None:
     folders = ("--refer_root", source / "refer", "--images", source / "refer" / "train2014", "--output_dir", out)
     for name in REFERENCES:
         prepare_data.main([name, *map(str, folders), "--copy"])
-
-
-def eval_all_sets(source: Path, out: Path) -> None:
-    """All sets in their true formats, converted, and the results of every benchmark."""
-    with patch.multiple(eval_all, run=step, INFERENCES=(), SHORT=eval_all.Plan(1, 1, 1, 4, 1)):
-        eval_all.main(["--toy", "--short", "--output_dir", str(out / "all")])
 
 
 def largest(source: Path, out: Path) -> None:

@@ -28,7 +28,7 @@ from xml.etree import ElementTree
 from util.errors import USER_ERROR_STATUS, UserError
 
 JOBS = {
-    "tests.kill_data": ("toy", "davis", "refcoco", "eval_all_sets", "largest", "swap", "scores"),
+    "tests.kill_data": ("toy", "davis", "refcoco", "largest", "swap", "scores"),
     "tests.kill_masks": ("inference", "inference_davis_masks", "evaluation", "validation", "demo", "page"),
     "tests.kill_models": ("checkpoints", "convert", "hub", "stack", "pretraining", "pretrained_stack", "release"),
     "tests.kill_reports": (

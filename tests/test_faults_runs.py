@@ -22,7 +22,7 @@ import inference_ytvos
 import main
 from models import pretrained, video_folder
 from models.ops import compiling, libraries
-from scripts import eval_all, make_toy_data, overfit, quickstart
+from scripts import make_toy_data, overfit, quickstart
 from tests.commands import ROOT, run_command
 from util import locking
 from util.demo_results import new_folder
@@ -38,7 +38,6 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "overfit": (overfit.main, "--device", "cpu"),
     "toy data": (make_toy_data.main,),
     "quickstart": (quickstart.main,),
-    "every benchmark": (eval_all.main, "--toy"),
 }
 
 
