@@ -19,8 +19,7 @@ from models.identity import frozen_identity
 from models.loading import load_weights, open_checkpoint
 from models.segmenter import Segmenter
 from scripts.count_parameters import empty_model
-from tests.checkpoint_tools import differences
-from tests.tiny_models import TINY, model_config
+from tests.tiny_models import TINY, differences, model_config
 from util.checkpoint import save_checkpoint
 from util.config import Config, config_dict
 from util.errors import UserError
