@@ -59,9 +59,7 @@ from datasets.clip import ClipDataset, ClipLoader, collate
 from datasets.davis import convert_davis
 from datasets.refcoco_prepare import convert_refcoco
 from datasets.toy import make_toy
-from scripts.toy_formats_a2d import write_toy_a2d, write_toy_jhmdb
-from scripts.toy_formats_coco import write_toy_refcoco
-from scripts.toy_formats_videos import write_toy_davis, write_toy_mevis
+from tests.true_formats import write_toy_a2d, write_toy_davis, write_toy_jhmdb, write_toy_mevis, write_toy_refcoco
 from util.config import Config
 
 MULTIPLE = 32  # to which batches are padded

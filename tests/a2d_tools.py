@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.a2d import A2dClips
 from datasets.transforms import EvalTransform
-from scripts.toy_formats_a2d import write_instances
+from tests.true_formats import write_instances
 from util.config import Config
 from util.visualisation import write_video
 

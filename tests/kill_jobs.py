@@ -1,234 +1,324 @@
-"""Kills what writes files at each of its phases, and does it again: ``python -m tests.kill_jobs FOLDER``.
+"""The jobs that ``tests.kill`` kills, each a function of the folder of its input and of its output folder.
 
-Every job runs in processes forked from this one, which has imported everything. They end as by SIGKILL before they give
-a file its name, or by SIGXFSZ in the middle of writing one. ``FOLDER/found.json`` says what came of it.
+``write_source`` writes their input. Slow parts, such as models, are replaced by stubs.
 """
 
 from __future__ import annotations
 
-import gc
-import gzip
-import hashlib
-import importlib
+import itertools
 import json
 import os
-import pickletools
-import resource
-import signal
 import sys
-import traceback
-import zipfile
+import threading
 from collections.abc import Callable
-from contextlib import suppress
-from itertools import count
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from xml.etree import ElementTree
+from unittest.mock import patch
 
-from util.errors import USER_ERROR_STATUS, UserError
+import matplotlib.backends.backend_agg
+import matplotlib.backends.backend_svg  # noqa: F401  otherwise each forked process imports it
+import numpy as np
+import torch
+from torch import nn
 
-JOBS = {
-    "tests.kill_data": ("toy", "davis", "refcoco", "eval_all_sets", "largest", "swap", "scores"),
-    "tests.kill_masks": ("inference", "inference_davis_masks", "evaluation", "validation", "demo", "page"),
-    "tests.kill_models": ("checkpoints", "convert", "hub", "stack", "pretraining", "pretrained_stack", "release"),
-    "tests.kill_reports": (
-        "curves",
-        "model_picture",
-        "animation",
-        "overfitting",
-        "operator",
-        "levers",
-        "speed",
-        "toy_lab",
-        "quickstart",
-        "real_video",
-    ),
-}
-"""Module → its functions, each called with the folder of ``tests.kill_source`` and the folder that it writes."""
-TEXTS = (".md", ".txt", ".csv", ".sha256")
-UNEQUAL = ("inference.json",)
-"""Files that say how long something took."""
+import inference_davis
+import inference_ytvos
+import main
+from datasets import list_videos
+from datasets.davis import convert_davis
+from datasets.refcoco_prepare import REFERENCES
+from datasets.toy import make_toy
+from engine import Validation, build_mask_identity
+from models.diffusion import tiny
+from scripts import (
+    baselines,
+    bench_msda,
+    benchmark,
+    convert_checkpoint,
+    eval_jf,
+    prepare_data,
+    pretrain_toy_stack,
+    push_to_hub,
+    readme_animation,
+    toy_lab_runs,
+    web_server,
+    web_video,
+)
+from scripts import (
+    quickstart as quickstart_script,
+)
+from scripts import (
+    toy_lab as lab_script,
+)
+from scripts.toy_corpus import Corpus
+from tests.conftest import ROOT
+from tests.inference_tools import StubModel, finish, run_inference, write_halves
+from tests.media_tools import write_film
+from tests.test_demo_run import SENTENCES, segment
+from tests.true_formats import write_toy_davis, write_toy_refcoco
+from util.checkpoint import FORMAT, NEWEST, Keeper, save_weights, write_pickle
+from util.config import Config, config_dict
+from util.demo_run import DemoResult, run_demo
+from util.files import write_json
+from util.inference_record import InferenceRecord
+from util.media_reader import open_media
+from util.run_log import write_results
 
-Job = Callable[[Path, Path], object]
-
-
-def kill_each(job: Job, source: Path, base: Path) -> list[dict[str, Any]]:
-    """Run a job, and kill and repeat it at each point, in a new folder below ``base`` for each of them.
-
-    Returns:
-        for each run, the first of which is not killed: ``point``; ``status``, negative for a signal; ``broken``, the
-        files that are not whole then; of a killed one also ``again``, the status when it is repeated, and ``other``,
-        the files that the two runs do not have in common.
-    """
-    never = base / "never"
-    status, renames, modules = run(job, source, never)
-    for module in modules:  # once, and not in every process
-        with suppress(Exception):
-            importlib.import_module(module)
-    wanted = contents(never)
-    found: list[dict[str, Any]] = [{"point": "never", "status": status, "broken": broken_files(never)}]
-    largest = max((path.lstat().st_size for path in shown_files(never).values()), default=0)
-    points = [{"rename": number} for number in sorted({1, (renames + 1) // 2, renames})]
-    points += [{"size": size} for size in sorted({64, largest // 2}) if size < largest]
-    for number, point in enumerate(points):
-        out = base / str(number)
-        status, *_ = run(job, source, out, **point)
-        broken = broken_files(out)
-        again, *_ = run(job, source, out)
-        other = sorted({name for name, _ in wanted.items() ^ contents(out).items()})
-        found.append({"point": point, "status": status, "broken": broken, "again": again, "other": other})
-    return found
-
-
-def run(job: Job, source: Path, out: Path, rename: int = 0, size: int = 0) -> tuple[int, int, list[str]]:
-    """Run a job in a forked process.
-
-    Args:
-        job: what is run.
-        source: folder of what it reads.
-        out: folder for what it writes.
-        rename: it is killed before it gives this so manieth file its name; 0: not so.
-        size: it is killed where a file grows beyond so many bytes; 0: not so.
-
-    Returns:
-        its status, negative for a signal; if that is 0, how many files it has given their names, and what it imported.
-    """
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            before, named = set(sys.modules), _kill_before(rename)
-            if size:
-                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-            job(source, out)
-            os.write(writer, json.dumps([named(), sorted(set(sys.modules) - before)]).encode())
-            status = 0
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            status = USER_ERROR_STATUS
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    renames, modules = (0, []) if status else json.loads(os.read(reader, 1 << 16))
-    os.close(reader)
-    os.close(writer)
-    return status, renames, modules
+SPEED = ROOT / "docs" / "performance_cpu_processes.json"
+"""Results of ``scripts.benchmark``."""
+CLOCK = SimpleNamespace(monotonic=lambda: 0.0)
+"""Replaces ``time``, so that durations in files do not differ between runs."""
 
 
-def _kill_before(number: int) -> Callable[[], int]:
-    """Let the calls that rename count, and the one of this number kill the process.
-
-    Returns:
-        a function that says how many there were.
-    """
-    numbers = count(1)  # next() is safe in threads
-
-    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
-        def rename(*arguments: Any, **options: Any) -> Any:
-            if next(numbers) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments, **options)
-
-        return rename
-
-    for name in ("rename", "replace"):
-        setattr(os, name, counted(getattr(os, name)))
-    return lambda: next(numbers) - 1
+def call(main: Callable[[], int | None], *words: object) -> None:
+    """Run a command that reads ``sys.argv``; its status must be 0."""
+    with patch.object(sys, "argv", [main.__module__, *map(str, words)]):
+        assert not main()
 
 
-def shown_files(folder: Path) -> dict[str, Path]:
-    """The files that have their names, without those that a killed process has left under a hidden one."""
-    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    hidden = {name for name in files if any(part.startswith(".") for part in name.parts)}
-    return {name.as_posix(): path for name, path in sorted(files.items()) if name not in hidden}
+def step(title: str, *command: str | int | Path) -> None:
+    """Replaces ``scripts.steps.run``: writes the scores that the command would write."""
+    words = [str(word) for word in command]
+    flags = dict(itertools.pairwise(words))
+    if "--eval" in words:
+        write_results(Path(flags["--output_dir"]) / "results.json", {"J": 50.0}, {"items": 1}, {"seed": 0})
+    if "--json" in words:
+        write_json(flags["--json"], {"global": {"JF": 0.5}, "per_kind": {"colour": {"JF": 0.5}}})
 
 
-def contents(folder: Path) -> dict[str, str]:
-    """The shown files, each with a check sum of what does not differ from one run to the next."""
-    found = {}
-    for name, path in shown_files(folder).items():
-        data = path.read_bytes()
-        if path.suffix == ".safetensors":  # its metadata stand in any order
-            begin = 8 + int.from_bytes(data[:8], "little")
-            data = json.dumps(json.loads(data[8:begin]), sort_keys=True).encode() + data[begin:]
-        elif path.suffix == ".mat":  # begins with a date
-            data = data[128:]
-        elif path.suffix == ".json":
-            data = data.replace(str(folder).encode(), b"")
-        found[name] = "" if path.name in UNEQUAL else hashlib.sha256(data).hexdigest()
-    return found
+# -------- Input -----------------------------------------------------------------
 
 
-def broken_files(folder: Path) -> list[str]:
-    """The shown files that cannot be read to their end, with the reason."""
-    found = []
-    for name, path in shown_files(folder).items():
-        try:
-            _read(path)
-        except Exception as error:  # each kind has its own
-            found.append(f"{name}: {error!r}")
-    return found
+VIDEO_SIZES = {"frames": 4, "height": 48, "width": 64}
 
 
-def _read(path: Path) -> None:
-    if path.suffix in (".png", ".jpg", ".webp"):
-        from PIL import Image, ImageSequence
+def write_source(source: Path, base: Path) -> None:
+    """Write the input of all jobs below ``source``; ``base`` holds their output."""
+    write_toy_davis(source / "davis_raw", num_train=1, num_valid=1, **VIDEO_SIZES)
+    convert_davis(source / "davis_raw", source / "davis", copy=True)
+    write_toy_refcoco(source / "refer", num_train=1, num_eval=1, height=48, width=64)
+    write_halves(source / "halves")
+    toy = source / "toy"
+    make_toy(toy, num_train=2, num_valid=1, num_test=1, seed=3, negatives=1, **VIDEO_SIZES)
+    expressions = toy / "meta_expressions" / "valid" / "meta_expressions.json"
+    baselines.run_largest(toy / "valid" / "Annotations", expressions, source / "largest")
+    run_demo(open_media(write_film(source / "film.mp4")), SENTENCES, segment, source / "demo", show=False)
 
-        with Image.open(path) as image:
-            for frame in ImageSequence.Iterator(image):
-                frame.load()
-    elif path.suffix == ".json":
-        json.loads(path.read_text(encoding="utf-8"))
-    elif path.suffix == ".svg":
-        ElementTree.parse(path)
-    elif path.suffix in TEXTS:
-        assert path.read_bytes().endswith(b"\n")
-    elif path.suffix == ".zip":
-        assert zipfile.ZipFile(path).testzip() is None
-    elif path.suffix == ".gz":
-        assert gzip.decompress(path.read_bytes())
-    elif path.suffix == ".p":
-        assert [name for name, _, _ in pickletools.genops(path.read_bytes())][-1].name == "STOP"
-    elif path.suffix in (".pth", ".safetensors"):
-        from util.checkpoint import read_content
-
-        read_content(path)
-    elif path.suffix == ".h5":
-        import h5py
-
-        with h5py.File(path) as file:
-            assert all(file[name][...].size for name in ("instance", "reMask"))
-    elif path.suffix == ".mat":
-        from scipy.io import loadmat
-
-        assert loadmat(path)["part_mask"].size
-    else:
-        import av
-
-        with av.open(str(path)) as movie:
-            stream = movie.streams.video[0]
-            assert len(list(movie.decode(stream))) == stream.frames > 0
+    frozen = {"unet": {"source": "a stack", "sha256": "0" * 64}}
+    weights = {"mask_head.a": torch.arange(4000.0), "mask_head.b": torch.zeros(3)}
+    content = {"format": FORMAT, "model": "vdit", "config": config_dict(Config()), "frozen": frozen, "weights": weights}
+    write_pickle(source / "checkpoint.pth", content)
+    stack = source / "pretrained" / "stack"
+    save_weights(stack / "unet" / "weights.safetensors", content)
+    write_json(stack / "tiny_stack.json", {"parameters": {}})
+    write_json(source / "pretrained" / "done.json", list(pretrain_toy_stack.PARTS))
 
 
-def main(base: Path) -> None:
-    """Kill and repeat all jobs."""
-    source = base / "source"
-    status, *_ = run(importlib.import_module("tests.kill_source").write_source, source, base)
-    assert status == 0, "what the jobs read cannot be written; the reason is above"
-    found = {}
-    modules = {name: importlib.import_module(name) for name in JOBS}
-    gc.freeze()  # else every process looks through all that is imported, and so gets a copy of it
-    for name, module in modules.items():
-        jobs = JOBS[name]
-        own = {key for key, value in vars(module).items() if getattr(value, "__module__", "") == name}
-        assert {key for key in own if not key.startswith("_")} == set(jobs), f"JOBS lacks some of {name}, or has others"
-        found |= {job: kill_each(getattr(module, job), source, base / job) for job in jobs}
-    (base / "found.json").write_text(json.dumps(found))
+# -------- Data and scores -------------------------------------------------------
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def toy(source: Path, out: Path) -> None:
+    """Toy data."""
+    make_toy(out / "toy", num_train=2, num_valid=1, num_test=1, frames=4, height=48, width=48, seed=3, negatives=1)
+
+
+def davis(source: Path, out: Path) -> None:
+    """Ref-DAVIS17 to its layout."""
+    convert_davis(source / "davis_raw", out / "davis")
+
+
+def refcoco(source: Path, out: Path) -> None:
+    """RefCOCO, RefCOCO+ and RefCOCOg to their layout, with copies of the images."""
+    folders = ("--refer_root", source / "refer", "--images", source / "refer" / "train2014", "--output_dir", out)
+    for name in REFERENCES:
+        prepare_data.main([name, *map(str, folders), "--copy"])
+
+
+def largest(source: Path, out: Path) -> None:
+    """The baseline that chooses the largest object."""
+    valid = source / "toy" / "meta_expressions" / "valid" / "meta_expressions.json"
+    baselines.run_largest(source / "toy" / "valid" / "Annotations", valid, out / "largest")
+
+
+def swap(source: Path, out: Path) -> None:
+    """The baseline with swapped sentences."""
+    baselines.run_swap(source / "toy" / "meta_expressions" / "valid" / "meta_expressions.json", out / "swapped.json")
+
+
+def scores(source: Path, out: Path) -> None:
+    """Scores as JSON."""
+    folders = ("--gt", source / "toy" / "valid" / "Annotations", "--pred", source / "largest")
+    eval_jf.main([*map(str, folders), "--json", str(out / "scores.json"), "--workers", "1"])
+
+
+# -------- Masks, evaluation, demo and page --------------------------------------
+
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {"eval_size": 36, "train_scales": (64,), "num_workers": 1, "expressions_per_batch": 1}
+
+
+def inference(source: Path, out: Path) -> None:
+    """Masks, overlays, record, contact sheet and submission."""
+    folders = {"ytvos_path": str(source / "halves"), "output_dir": str(out / "masks")}
+    cfg = Config(**SMALL, **folders, visualize=True)
+    videos = list_videos(cfg)
+    identity = {"checkpoint_sha256": "abc", **build_mask_identity(cfg)}
+    record = InferenceRecord(out / "masks" / "inference.json", identity, {"device": "cpu"})
+    run_inference(StubModel(), videos, cfg, record)  # type: ignore[arg-type]
+    finish(videos, cfg, record)
+
+
+def inference_davis_masks(source: Path, out: Path) -> None:
+    """The four annotations' masks of Ref-DAVIS17."""
+    words = ("--davis_path", source / "davis", "--output_dir", out / "masks", "--resume", source / "checkpoint.pth")
+    small = ("--eval_size", 36, "--num_workers", 1, "--expressions_per_batch", 1, "--device", "cpu")
+    with (
+        patch.object(inference_ytvos, "open_checkpoint", lambda *of: SimpleNamespace(path=source / "checkpoint.pth")),
+        patch.object(inference_ytvos, "build_for_inference", lambda *of: (StubModel(), [])),
+    ):
+        call(inference_davis.main, *words, *small)
+
+
+def evaluation(source: Path, out: Path) -> None:
+    """``main.py --eval``: masks, scores and results."""
+    folders = {"ytvos_path": str(source / "toy"), "output_dir": str(out / "eval")}
+    with (
+        patch.object(main, "open_checkpoint", lambda *of: SimpleNamespace(path=source / "checkpoint.pth")),
+        patch.object(main, "build_for_inference", lambda *of: (StubModel(), [])),
+    ):
+        main.evaluate(Config(**SMALL, **folders, resume=str(source / "checkpoint.pth")), CPU)
+
+
+def validation(source: Path, out: Path) -> None:
+    """Validation during training: scores, record and best checkpoint."""
+    keeper = Keeper(out, lambda path, step: write_pickle(path, {"step": step}), 2, 0.0)
+    keeper.save(8)
+    parts = {"ytvos": SimpleNamespace(score=lambda model: ({"J&F": 50.0}, {"expressions": 3}))}
+    Validation(out, parts, "auto", {"seed": 1}, keeper.keep_best).score(nn.Linear(1, 1), 8)
+    assert (out / NEWEST).is_file()
+
+
+def demo(source: Path, out: Path) -> None:
+    """The demo's folder."""
+    run_demo(open_media(source / "film.mp4"), SENTENCES, segment, out / "demo", show=False)
+
+
+def page(source: Path, out: Path) -> None:
+    """The web page's example and the download of masks."""
+    with patch.object(web_server, "EXAMPLE", replace(web_server.EXAMPLE, frames=4, height=64, width=96)):
+        web_server.write_example(out)
+    result = out / "result"
+    if not result.exists():
+        result.symlink_to(source / "demo")
+    web_video.zip_masks(DemoResult(result, [], torch.zeros(0).numpy(), [], 1.0))
+
+
+# -------- Checkpoints and frozen stacks -----------------------------------------
+
+
+TINY = {"channels": (32, 32, 32, 32), "layers_per_block": 1, "image_size": 32, "image_patch": 16, "max_tokens": 400}
+TRAINED = "sentences"
+"""The only part trained here; the others take longer and write the same kinds of files."""
+
+
+def checkpoints(source: Path, out: Path) -> None:
+    """A checkpoint of either kind."""
+    weights = {"a": torch.arange(4000.0)}
+    write_pickle(out / "checkpoint.pth", {"model": "vdit", "weights": weights})
+    save_weights(out / "weights.safetensors", {"model": "vdit", "weights": weights})
+
+
+def convert(source: Path, out: Path) -> None:
+    """Converted weights, and a checkpoint in the authors' layout."""
+    given = str(source / "checkpoint.pth")
+    convert_checkpoint.main([given, str(out / "weights.safetensors"), "--dtype", "float16"])
+    state = {"a": torch.arange(8000.0)}
+    stubs = {
+        **{"build_model": lambda cfg: None, "load_weights": lambda *of, **options: ({}, [])},
+        **{"load_stock_parts": lambda *of: {}, "merged_state": lambda model: {}, "authors_state": lambda *of: state},
+    }
+    with patch.multiple(convert_checkpoint, **stubs):
+        convert_checkpoint.main([given, str(out / "authors.pth"), "--to", "authors"])
+
+
+def hub(source: Path, out: Path) -> None:
+    """The folder that is pushed to the hub."""
+    push_to_hub.main([str(source / "checkpoint.pth"), "me/model", "--folder", str(out / "hub")])
+
+
+def stack(source: Path, out: Path) -> None:
+    """A tiny frozen stack."""
+    tiny.make_tiny_stack(out / "stack", ["a red circle"], **TINY)
+
+
+def pretraining(source: Path, out: Path) -> None:
+    """The toy stack, with one training step of one part. The VAE also stands for the UNet, which takes longer."""
+    with (
+        patch.object(tiny, "_unet", tiny._vae),
+        patch.object(pretrain_toy_stack, "make_corpus", lambda *of, **sizes: Corpus(torch.zeros(0), [["a red disc"]])),
+        patch.object(pretrain_toy_stack, "PARTS", {TRAINED: pretrain_toy_stack.PARTS[TRAINED]}),
+        patch.object(pretrain_toy_stack, "SIZES", {**pretrain_toy_stack.SIZES, **TINY}),
+    ):
+        pretrain_toy_stack.pretrain(out / "stack", out / "work", videos=2, share=1e-6)
+
+
+def pretrained_stack(source: Path, out: Path) -> None:
+    """The copy of a finished toy stack, beside what a killed process with the same id left."""
+    (out / f".stack.{os.getpid()}").mkdir(parents=True, exist_ok=True)
+    with patch.object(pretrain_toy_stack, "make_corpus", lambda *of, **sizes: Corpus(torch.zeros(0), [])):
+        pretrain_toy_stack.pretrain(out / "stack", source / "pretrained", videos=1, share=1)
+
+
+# -------- Reports and sequences of commands -------------------------------------
+
+
+def animation(source: Path, out: Path) -> None:
+    """The README's animation."""
+
+    def find(frames: np.ndarray, sentences: list[str]) -> SimpleNamespace:
+        masks = np.ones(frames.shape[:3], bool)
+        return SimpleNamespace(sentences=[SimpleNamespace(masks=masks) for _ in sentences])
+
+    stubs = {"load_pretrained": lambda *of: SimpleNamespace(segment=find), "HEIGHT": 64, "WIDTH": 96}
+    with patch.multiple(readme_animation, **stubs):
+        readme_animation.main(["--output", str(out / "animation.webp"), "--videos", "1", "--frames", "4"])
+
+
+def operator(source: Path, out: Path) -> None:
+    """The operator's times."""
+    rows = [bench_msda.Row("encoder", 5, "cpp", 1.0, 2.0, None)]
+    with patch.object(bench_msda, "measure", lambda *of: rows):
+        words = ("--device", "cpu", "--frames", 5, "--layers", "encoder")
+        call(bench_msda.main, *words, "--json", out / "operator.json")
+
+
+def speed(source: Path, out: Path) -> None:
+    """The benchmark's numbers and its chart."""
+    result = json.loads(SPEED.read_text(encoding="utf-8"))
+    with patch.multiple(benchmark, run_part=lambda *of: {}, summarise=lambda found: result):
+        words = ("--no-baseline", "--device", "cpu", "--json", out / SPEED.name, "--chart", out / "speed.png")
+        benchmark.main([str(word) for word in words])
+
+
+def toy_lab(source: Path, out: Path) -> None:
+    """A toy lab: data, records, scores and the report."""
+
+    def command(words: list[str], log: Path, stop: threading.Event) -> None:
+        flags = dict(itertools.pairwise(words))
+        if words[0] == "inference_ytvos.py":
+            truth = Path(flags["--ytvos_path"]) / "valid" / "Annotations"
+            baselines.run_largest(truth, Path(flags["--expressions_file"]), Path(flags["--output_dir"]))
+
+    words = ("--seeds", 0, "--only", "base", "--train_videos", 1, "--valid_videos", 2, "--processes", 1)
+    folders = ("--stack", source / "pretrained" / "stack", "--output_dir", out / "lab")
+    with patch.multiple(toy_lab_runs, _call=command, time=CLOCK):
+        lab_script.main([str(word) for word in (*words, *folders)])
+
+
+def quickstart(source: Path, out: Path) -> None:
+    """The quickstart's results."""
+    with patch.multiple(quickstart_script, run=step, show=lambda *of: None, time=CLOCK):
+        call(quickstart_script.main, "--output_dir", out / "quickstart")

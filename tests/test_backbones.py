@@ -18,8 +18,7 @@ from models.backbones import BackboneEncoder, TimmFeatures, VideoSwin, build_bac
 from models.checkpoints import frozen_identity, save_checkpoint
 from models.segmenter import Segmenter
 from scripts.count_parameters import empty_model
-from tests.checkpoint_tools import differences
-from tests.tiny_models import TINY, model_config, restore
+from tests.tiny_models import TINY, differences, model_config, restore
 from util.config import Config, config_dict
 from util.errors import UserError
 

@@ -11,8 +11,8 @@ import pytest
 
 from scripts import calibrate_score
 from scripts.calibrate_score import choose_threshold, order, read_scores
-from scripts.toy_formats_videos import write_toy_mevis
 from tests.commands import run_command
+from tests.true_formats import write_toy_mevis
 from util.files import write_json
 
 NAMED, NOTHING = [0.9, 0.8, 0.7, 0.6, 0.5], [0.55, 0.2]

@@ -20,9 +20,14 @@ from scripts import data_checks_items, data_checks_videos
 from scripts.check_data import check, main
 from scripts.data_checks_items import REFCOCO
 from scripts.data_findings import run_job, spread
-from scripts.toy_formats_a2d import write_puppet_masks, write_toy_a2d, write_toy_jhmdb
-from scripts.toy_formats_coco import write_toy_refcoco
-from scripts.toy_formats_videos import write_toy_davis, write_toy_mevis
+from tests.true_formats import (
+    write_puppet_masks,
+    write_toy_a2d,
+    write_toy_davis,
+    write_toy_jhmdb,
+    write_toy_mevis,
+    write_toy_refcoco,
+)
 from util.benchmarks import EVAL_SPLITS
 from util.config import Config
 from util.errors import UserError, run_cli

@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as coco
 
 from datasets.coco_masks import decode_segmentation
-from scripts.toy_formats_coco import compressed, uncompressed
+from tests.true_formats import compressed, uncompressed
 from util.errors import UserError
 
 L_SHAPE = np.array([[0, 1, 0], [0, 1, 1]], bool)

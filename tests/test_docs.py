@@ -1,23 +1,251 @@
-"""The documentation: its commands are known to their scripts, its links and names exist, and it runs on toy data."""
+"""The documentation: scripts accept its commands, its links and names exist, and its marked blocks run on toy data.
+
+A fenced block after the comment ``<!-- runs -->`` is run on toy data; ``<!-- runs with: FLAGS -->`` adds flags to each
+of its commands, to keep the run short.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
-from tests import docs_tools
 from tests.commands import run_command
 from tests.conftest import ROOT
-from tests.docs_tools import PAGES, Block, anchors, blocks, check_command, code_spans, known_flags, prose, python_script
 from util.config import load_config
-from util.errors import UserError
+from util.errors import Parser, UserError
 
-RUN_PAGES = ("data", "training", "evaluation", "checkpoints", "library", "demo")  # in the order in which they build on
+PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+# Shell scripts that pass their arguments to a Python script after the set-up.
+THIN = {f"scripts/{name}.sh": f"scripts.{name}" for name in ("quickstart", "toy_lab", "train_toy")}
+THIN["scripts/real_video.sh"] = "scripts.real_video"
+OPTIONS_IN_TEXT = ("scripts/setup.sh", "scripts/test.sh")
+OTHER_PROGRAMS = {"source", "pip", "tensorboard", "hf", "git", "pre-commit", ".venv/bin/pip", "sha256sum", "tar"}
+
+_FENCE = re.compile(
+    r"(?P<mark><!-- runs(?: with: (?P<extra>[^\n]*?))? -->\n)?"
+    r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
+)
+_PLACEHOLDERS = {"NAME": "ytvos", "SPLIT": "valid"}  # where a parser wants one of a list
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page.
+
+    Attributes:
+        page: its file.
+        language: the word after the fence.
+        body: its lines.
+        runs: whether it is run on toy data.
+        extra: flags that the test adds.
+    """
+
+    page: str
+    language: str
+    body: str
+    runs: bool
+    extra: tuple[str, ...]
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """Its commands, split into words; empty if the block shows something else, such as a folder layout."""
+        lines = [line for line in self.body.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+        first = re.match(r"(?:[A-Z_]+=\S+ )*(\S+)", lines[0]) if lines else None
+        shown = self.language not in ("", "bash", "sh") or first is None or not is_program(first[1])
+        return [] if shown else [words for line in lines for words in command_words(line)]
+
+
+def read_page(page: str) -> str:
+    """The text of a page."""
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str) -> list[Block]:
+    """The fenced blocks of a page."""
+    return [
+        Block(
+            page,
+            match["language"],
+            re.sub(f"^{match['indent']}", "", match["body"], flags=re.MULTILINE),
+            match["mark"] is not None,
+            tuple(shlex.split(match["extra"] or "")),
+        )
+        for match in _FENCE.finditer(read_page(page))
+    ]
+
+
+def prose(page: str) -> str:
+    """A page without its fenced blocks."""
+    return _FENCE.sub("", read_page(page))
+
+
+def code_spans(page: str) -> list[str]:
+    """Texts in single backquotes."""
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
+
+
+def is_program(word: str) -> bool:
+    """Whether a line that starts with this word is a command."""
+    return word in {"python", "bash", "sbatch", *OTHER_PROGRAMS}
+
+
+def command_words(line: str) -> list[list[str]]:
+    """Commands of a line: one for each choice in braces, without brackets, ellipses and environment variables."""
+    if "python -c" not in line:
+        line = re.sub(r"[\[\]]", " ", re.sub(r"\|[^\]]*(?=\])", " ", line))  # take the first alternative
+    words = [word for word in shlex.split(line, comments=True) if word != "…"]
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        del words[0]
+    return [list(choice) for choice in itertools.product(*map(braces, words))] if words else []
+
+
+def braces(word: str) -> list[str]:
+    """``dist_{a,b}.sh`` → ``dist_a.sh``, ``dist_b.sh``."""
+    match = re.search(r"\{([^{}]*,[^{}]*)\}", word)
+    if not match:
+        return [word]
+    return [rest for choice in match[1].split(",") for rest in braces(word.replace(match[0], choice, 1))]
+
+
+class Parsed(BaseException):
+    """Raised when a script has read its command line."""
+
+
+def check_command(words: list[str]) -> None:
+    """Let a script parse a command, and stop before its work begins.
+
+    Raises:
+        AssertionError: there is no such script, or it has no such option.
+        UserError: the value of an option is wrong.
+        SystemExit: argparse rejects the command line.
+    """
+    program, *rest = (_PLACEHOLDERS.get(word, word) for word in words)
+    if program == "python":
+        module, arguments = python_script(rest)
+        if module:
+            parse(module, arguments)
+    elif program in ("bash", "sbatch"):
+        script, *arguments = rest
+        assert (ROOT / script).is_file(), f"{script} does not exist"
+        if program == "sbatch":
+            script, *arguments = arguments
+        check_shell(script, arguments)
+    else:
+        assert program in OTHER_PROGRAMS, f"unknown program {program}"
+
+
+def python_script(words: list[str]) -> tuple[str, list[str]]:
+    """Module and arguments of ``python WORDS``; the module is empty if it is not the project's."""
+    match words:
+        case ["-c", code]:
+            compile(code, "docs", "exec")
+            return "", []
+        case ["-m", "pytest", *tests]:
+            assert all((ROOT / test).exists() for test in tests if test.startswith("tests"))
+            return "", []
+        case ["-m", module, *arguments]:
+            return module, arguments
+        case [script, *arguments]:
+            assert (ROOT / script).is_file(), f"{script} does not exist"
+            return ("", []) if script.endswith("setup.py") else (script.removesuffix(".py"), arguments)
+    raise AssertionError(f"python {words}")
+
+
+def check_shell(script: str, arguments: list[str]) -> None:
+    """Like ``check_command``, for one of the project's shell scripts."""
+    if script in THIN:
+        parse(THIN[script], arguments)
+    elif script in OPTIONS_IN_TEXT:
+        known = (ROOT / script).read_text(encoding="utf-8")
+        assert all(word in known for word in arguments[:1] if word.startswith("--")), (script, arguments)
+    elif script == "scripts/launch.sh":
+        if arguments[0] == "--nproc":
+            arguments = arguments[2:]
+        if arguments[0] not in ("train", "test"):
+            check_command(["python", *arguments])
+    else:
+        launched = re.search(r'launch.sh" (train|test) (\w+) "\${?@', (ROOT / script).read_text(encoding="utf-8"))
+        assert launched, f"{script} does not start a recipe"
+        values = 1 if launched[1] == "train" else 2
+        assert not any(word.startswith("-") for word in arguments[:values]), f"{script} lacks a folder or checkpoint"
+        parse("main", ["--config", f"configs/{launched[2]}.yaml", *arguments[values:]])
+
+
+def parse(module: str, arguments: list[str]) -> None:
+    """Start a script and stop it when it has read its command line."""
+    script = import_module(module)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.chdir(ROOT))
+        stack.enter_context(mock.patch.object(sys, "argv", [module, *arguments]))
+        stack.enter_context(stopping(Parser, "parse_args"))
+        modules = (script, import_module("inference_ytvos"))
+        readers = ((m, name) for m in modules for name in ("load_config", "read_command"))
+        for reader in {pair for pair in readers if hasattr(*pair)}:
+            stack.enter_context(stopping(*reader))
+        try:
+            script.main()
+        except Parsed:
+            return
+        except SystemExit as end:
+            assert end.code == 0, f"{module} rejects its command line"  # 0: --help
+            return
+    raise AssertionError(f"{module} has not read its command line")
+
+
+def stopping(owner: Any, name: str) -> Any:
+    """Patch a function that reads the command line, so that it raises ``Parsed`` afterwards."""
+    read = getattr(owner, name)
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        read(*args, **kwargs)
+        raise Parsed
+
+    return mock.patch.object(owner, name, stop)
+
+
+@cache
+def known_flags() -> frozenset[str]:
+    """Every option of every script."""
+    files = [*ROOT.glob("*.py"), *(ROOT / "scripts").iterdir(), *(ROOT / "util").glob("*.py")]
+    files += [ROOT / "tests" / "all_evaluations.py", ROOT / "tests" / "parity.py"]
+    texts = [file.read_text(encoding="utf-8") for file in files if file.suffix in (".py", ".sh", ".sbatch")]
+    declared = {f"--{name}" for text in texts for name in re.findall(r"^    (\w+): [\w\[\], |.]+ = _\w+\(", text, re.M)}
+    quoted = {flag for text in texts for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
+    return frozenset(declared | quoted | {flag.replace("--", "--no-", 1) for flag in declared})
+
+
+def anchors(page: Path) -> Iterator[str]:
+    """Anchors of a page's headings, as GitHub generates them."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for heading in re.findall(r"^#+ +(.+)$", text, re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+# -------- Tests ------------------------------------------------------------------
+
+
+RUN_PAGES = (
+    "data",
+    "training",
+    "evaluation",
+    "checkpoints",
+    "library",
+    "demo",
+)  # later pages use earlier results
 MADE_UP = "forest"  # the dataset that docs/development.md adds
 # Options of other programs.
 FOREIGN_FLAGS = {"--logdir", "--local-dir", "--shm-size", f"--{MADE_UP}_path"}
@@ -25,7 +253,7 @@ ROOMS = ("configs", "scripts", "models", "datasets", "util", "tests", "toy", "do
 
 
 def test_contents_lists_every_page() -> None:
-    listed = re.findall(r"\]\((\w+\.md)\)", docs_tools.read_page("docs/README.md"))
+    listed = re.findall(r"\]\((\w+\.md)\)", read_page("docs/README.md"))
     assert sorted(listed) == sorted({Path(page).name for page in PAGES if page.startswith("docs/")} - {"README.md"})
 
 
@@ -47,13 +275,13 @@ def test_commands_are_known_to_their_scripts(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_are_known(page: str) -> None:
-    text = docs_tools.read_page(page)
+    text = read_page(page)
     flags = set(re.findall(r"(?<![\w!-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", text)))
     assert flags - known_flags() - FOREIGN_FLAGS == set()
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_exist(page: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if re.match(r"\w+://", target):
             continue
@@ -68,13 +296,13 @@ def test_named_files_modules_and_recipes_exist(page: str) -> None:
     for span in code_spans(page):
         if MADE_UP in span:
             continue
-        for name in docs_tools.braces(span):
+        for name in braces(span):
             missing = not_there(name)
             assert not missing, f"{page} names {missing}"
 
 
 def not_there(name: str) -> str:
-    """The file, module or recipe of the project that a name stands for and that is missing; empty: all is well."""
+    """The missing file, module or recipe that a name refers to; empty if there is none."""
     path = name.split()[0] if " " in name else name
     if re.fullmatch(rf"({'|'.join(ROOMS)})/[\w./+-]*", path):
         return "" if (ROOT / path).exists() else path
@@ -93,8 +321,8 @@ def not_there(name: str) -> str:
     return ""
 
 
-def test_a_mistake_is_seen() -> None:
-    """Without these, a reader that finds nothing would pass."""
+def test_mistakes_are_found() -> None:
+    """Shows that the checks above can fail."""
     for command in ("python main.py --epoch 3", "python -m scripts.check_data coco x", "bash scripts/absent.sh"):
         with pytest.raises((UserError, AssertionError, argparse.ArgumentError)):
             check_command(command.split())
@@ -102,7 +330,7 @@ def test_a_mistake_is_seen() -> None:
         assert not_there(name) == name
     assert not_there("util.files.write_json") == not_there("models/ops") == not_there("vdit_ytvos") == ""
     assert "as-parts" in set(anchors(ROOT / "docs" / "demo.md")) and "--ytvos_path" in known_flags()
-    assert docs_tools.command_words("A=1 bash scripts/x_{a,b}.sh [--copy] … # x") == [
+    assert command_words("A=1 bash scripts/x_{a,b}.sh [--copy] … # x") == [
         ["bash", "scripts/x_a.sh", "--copy"],
         ["bash", "scripts/x_b.sh", "--copy"],
     ]
@@ -115,7 +343,7 @@ def test_every_recipe_is_read() -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like a fresh clone to a command, and is written in its place."""
+    """A folder that looks like a fresh clone to commands and that they may write to."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("configs", "toy", "scripts", "docs"):
         (folder / name).symlink_to(ROOT / name)
@@ -124,7 +352,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_pages_on_toy_data(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every marked block, page after page, as somebody does who follows them."""
+    """Run every marked block, page by page."""
     monkeypatch.setattr("tests.commands.ROOT", checkout)
     ran = 0
     for block in (block for page in RUN_PAGES for block in blocks(f"docs/{page}.md") if block.runs):

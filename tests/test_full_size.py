@@ -1,4 +1,4 @@
-"""The full-size model, on the meta device: nothing is allocated."""
+"""The full-size models and the bundled configurations of their frozen parts, on the meta device."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import AutoencoderKL, UNet3DConditionModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from models import trained_parameters
 from models.authors import convert_authors, convert_name
@@ -36,12 +46,12 @@ def test_frozen_parts_have_their_published_sizes(full_size: Segmenter) -> None:
     assert millions(full_size.encoder.unet) == 1381.4
 
 
-def test_sizes_are_those_of_the_configurations_stack(root: Path) -> None:
+def test_sizes_are_read_from_the_configured_stack(root: Path) -> None:
     assert stack_of(Config()) == FULL_SIZE
     assert stack_of(Config(pretrained=str(root / "toy" / "stack"))) == root / "toy" / "stack"
 
 
-def test_every_name_of_a_released_checkpoint_finds_its_place(full_size: Segmenter, shared: Path) -> None:
+def test_every_name_of_a_released_checkpoint_is_known(full_size: Segmenter, shared: Path) -> None:
     name = "vdit" if full_size.query_dot_head is None else "hcd"
     released = json.loads((shared / "golden" / f"full_size_{name}_keys.json").read_text())
     own = {name: list(tensor.shape) for name, tensor in full_size.state_dict().items()}
@@ -54,3 +64,26 @@ def test_an_unknown_name_is_an_error_that_names_it() -> None:
     assert convert_name("sentence_proj.fc.weight") is None
     with pytest.raises(UserError, match=r"backbone\.0\.surprise"):
         convert_name("backbone.0.surprise")
+
+
+def test_full_size_configs_have_the_published_parameter_counts(root: Path) -> None:
+    folder = root / "configs" / "full_size"
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
+        models = {
+            "unet": UNet3DConditionModel.from_config(UNet3DConditionModel.load_config(folder / "unet")),
+            "vae": torch.nn.ModuleList([vae.encoder, vae.quant_conv]),
+            "text_encoder": CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")),
+            "clip": CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder / "clip")),
+            "roberta": RobertaModel(RobertaConfig.from_pretrained(folder / "roberta")),
+        }
+    millions = {name: round(sum(p.numel() for p in model.parameters()) / 1e6, 1) for name, model in models.items()}
+    assert millions == {"unet": 1411.2, "vae": 34.2, "text_encoder": 340.4, "clip": 632.1, "roberta": 124.6}
+
+
+def test_full_size_configs_are_the_published_values(root: Path, shared: Path) -> None:
+    published = {path.parent.name: path for path in (shared / "golden" / "full_size_configs").glob("*/*.json")}
+    assert len(published) == 6
+    for part, path in published.items():
+        bundled = root / "configs" / "full_size" / part / path.name
+        assert json.loads(bundled.read_text(encoding="utf-8")) == json.loads(path.read_text(encoding="utf-8")), part

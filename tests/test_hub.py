@@ -1,16 +1,26 @@
-"""Checkpoints by folder and by hub address: which file is meant, and what is said where there is none. No network."""
+"""Checkpoints on the Hugging Face hub: which file an address means, error messages, and pushing. Without network."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
 
+from models.checkpoints import open_checkpoint
 from models.diffusion.stack import part_sources
+from scripts import push_to_hub
+from tests.commands import run_command
 from util import hub
 from util.errors import UserError
 from util.hub import cached_revision, checkpoint_path, without_scheme
@@ -29,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def add_to_cache(cache: Path, repo: str, *files: str) -> Path:
-    """Files of a repository as an earlier download leaves them."""
+    """Put files of a repository into the cache; returns the folder of the snapshot."""
     root = cache / f"models--{repo.replace('/', '--')}"
     (root / "refs").mkdir(parents=True)
     (root / "refs" / "main").write_text(COMMIT)
@@ -77,7 +87,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
         checkpoint_path(str(tmp_path), "--resume")
 
 
-def test_what_does_not_exist() -> None:
+def test_a_missing_file() -> None:
     with pytest.raises(UserError, match=r"nowhere/c\.pth does not exist; .* hf://org/repo with --pretrained_weights"):
         checkpoint_path("nowhere/c.pth", "--pretrained_weights")
 
@@ -102,12 +112,12 @@ def test_a_cached_repository_without_that_file(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["hf://", "hf://org", "hf://org/", "hf:///repo"])
-def test_no_repository(source: str) -> None:
+def test_incomplete_addresses(source: str) -> None:
     with pytest.raises(UserError, match="names no repository"):
         checkpoint_path(source, "--resume")
 
 
-def test_a_name_that_no_repository_can_have(cache: Path) -> None:
+def test_an_invalid_repository_name(cache: Path) -> None:
     with pytest.raises(UserError, match="has no repository"):
         checkpoint_path("hf://org/re po/c.pth", "--resume")
 
@@ -175,3 +185,90 @@ def test_frozen_parts_may_be_named_like_checkpoints() -> None:
     sources = part_sources("hf://ali-vilab/text-to-video-ms-1.7b", text_encoder="hf://roberta-base")
     assert sources["unet"] == "ali-vilab/text-to-video-ms-1.7b"
     assert sources["sentence_encoder"] == "roberta-base"
+
+
+# -------- scripts.push_to_hub ---------------------------------------------------
+
+
+SCORES = {"metrics": {"J&F": 61.5, "J": None}, "config": {"dataset_file": "davis", "split": "valid"}}
+
+
+@pytest.fixture
+def hub_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder in place of the hub."""
+
+    class Api:
+        def create_repo(self, repo: str, private: bool, exist_ok: bool) -> None:
+            assert exist_ok
+            (tmp_path / "hub" / repo).mkdir(parents=True)
+
+        def upload_folder(self, repo_id: str, folder_path: Path) -> None:
+            for file in folder_path.iterdir():
+                (tmp_path / "hub" / repo_id / file.name).write_bytes(file.read_bytes())
+
+    monkeypatch.setattr(push_to_hub, "HfApi", Api)
+    return tmp_path / "hub"
+
+
+def test_there_and_back(hub_folder: Path, tiny_checkpoint: Path, tmp_path: Path):
+    (tmp_path / "results.json").write_text(json.dumps(SCORES))
+    results = ("--results", tmp_path / "results.json")
+    done = run_command(push_to_hub.main, tiny_checkpoint, "me/my-model", "--private", *results)
+    assert done.returncode == 0, done.stderr
+    assert "https://huggingface.co/me/my-model" in done.stdout
+    assert sorted(path.name for path in (hub_folder / "me/my-model").iterdir()) == ["README.md", "weights.safetensors"]
+    card = (hub_folder / "me/my-model/README.md").read_text()
+    assert 'load_pretrained("me/my-model")' in card and "| J&F | 61.50 |" in card and "## Scores: davis valid" in card
+    assert "| J |" not in card, "a metric that could not be computed is left out"
+    assert str(tmp_path) not in card
+    pulled = open_checkpoint(str(hub_folder / "me/my-model"), "--resume")
+    own = open_checkpoint(str(tiny_checkpoint), "--resume")
+    assert pulled["weights"].keys() == own["weights"].keys()
+    assert all((pulled["weights"][name] == value).all() for name, value in own["weights"].items())
+
+
+def test_preview_without_pushing(hub_folder: Path, tiny_checkpoint: Path, tmp_path: Path):
+    done = run_command(push_to_hub.main, tiny_checkpoint, "hf://me/x", "--folder", tmp_path / "look")
+    assert done.returncode == 0 and "nothing was pushed" in done.stdout
+    assert not hub_folder.exists() and (tmp_path / "look" / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("nowhere.pth", "me/x"), "nowhere.pth does not exist"),
+        (("{ok}", "justaname"), "justaname names no repository"),
+        (("{ok}", "me/x", "--results", "{tmp}/none.json"), "none.json"),
+        (("{ok}", "me/x", "--results", "{tmp}/list.json"), "has no 'metrics'"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    hub_folder: Path, tiny_checkpoint: Path, tmp_path: Path, words: tuple[str, ...], sentence: str
+):
+    (tmp_path / "list.json").write_text("[]")
+    done = run_command(push_to_hub.main, *(word.format(ok=tiny_checkpoint, tmp=tmp_path) for word in words))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and sentence in done.stderr
+    assert not hub_folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (LocalTokenNotFoundError("no token"), "hf auth login"),
+        (OSError("no route"), "cannot be reached (OSError)"),
+        (403, "does not let you write to me/x"),
+        (500, "the hub refuses me/x"),
+    ],
+)
+def test_errors_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any, sentence: str):
+    if isinstance(error, int):
+        status, error = error, HfHubHTTPError.__new__(HfHubHTTPError)
+        error.response, error.args = SimpleNamespace(status_code=status), ("so it said",)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(push_to_hub, "HfApi", lambda: SimpleNamespace(create_repo=refuse))
+    with pytest.raises(push_to_hub.UserError) as raised:
+        push_to_hub.push(tmp_path, "me/x", private=False)
+    assert sentence in str(raised.value) and "\n" not in str(raised.value)

@@ -16,7 +16,7 @@ from datasets import build_dataset, build_evaluator
 from datasets.clip import denormalise
 from datasets.jhmdb import COCO_FILE, LIST_FILE, JhmdbClips, count_puppet_masks, read_puppet_mask
 from datasets.transforms import EvalTransform
-from scripts.toy_formats_a2d import write_puppet_masks, write_toy_jhmdb
+from tests.true_formats import write_puppet_masks, write_toy_jhmdb
 from util.config import Config
 from util.errors import UserError
 from util.evaluation import QueryPredictions

@@ -17,7 +17,7 @@ from datasets.refcoco_files import SPLITS
 from datasets.refcoco_prepare import convert_refcoco
 from datasets.sampler import EpochBatches
 from datasets.toy import make_toy
-from scripts.toy_formats_coco import write_toy_refcoco
+from tests.true_formats import write_toy_refcoco
 from util.config import Config, load_config
 from util.errors import UserError
 

@@ -11,8 +11,8 @@ import pytest
 
 from datasets.mevis import read_truth
 from scripts import eval_jf
-from scripts.toy_formats_coco import compressed
 from tests.jf_tools import BOX_HEIGHT, BOX_WIDTH, LEFT, RIGHT, boxes
+from tests.true_formats import compressed
 from util.errors import UserError
 from util.jf_unions import score_unions
 from util.mask_pngs import write_mask

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import check_parity
-from scripts.parity import Fixture, check_evaluation, check_training, compare, find_fixtures, fixture_model
 from tests.commands import run_command
+from tests.parity import Fixture, compare, compare_evaluation, compare_fixture, find_fixtures, fixture_model, main
 
 
 def _fixture(shared: Path, name: str) -> Fixture:
@@ -19,10 +18,8 @@ def _fixture(shared: Path, name: str) -> Fixture:
 
 @pytest.mark.parametrize("name", ["vdit/video", "vdit/image", "vdit/a2d", "hcd/video", "hcd/image"])
 def test_published_numbers(shared: Path, name: str) -> None:
-    fixture = _fixture(shared, name)
-    model, cfg = fixture_model(fixture)
-    rows = check_evaluation(model, fixture) + check_training(model, cfg, fixture)
-    assert len(rows) > 200
+    rows = compare_fixture(_fixture(shared, name))
+    assert len(rows) == (252 if name.startswith("vdit") else 270)
     assert [row for row in rows if not row.ok] == []
 
 
@@ -31,7 +28,7 @@ def test_a_changed_weight_is_noticed(shared: Path) -> None:
     model, _ = fixture_model(fixture)
     with torch.no_grad():
         model.refinement.refine4[3].bias[0] += 1
-    wrong = [row.name for row in check_evaluation(model, fixture) if not row.ok]
+    wrong = [row.name for row in compare_evaluation(model, fixture) if not row.ok]
     assert wrong == ["eval.pred_masks"]
 
 
@@ -76,7 +73,7 @@ def test_bad_fixtures_are_one_sentence(shared: Path, tmp_path: Path, broken: str
         torch.save({"model": {"step": 1}}, folder / "vdit" / "checkpoint.pth")
     if broken == "checkpoint with code":
         torch.save({"model": print}, folder / "vdit" / "checkpoint.pth")
-    result = run_command(check_parity.main, folder, *(() if broken == "empty folder" else ("--model", "vdit")))
+    result = run_command(main, folder, *(() if broken == "empty folder" else ("--model", "vdit")))
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
@@ -84,7 +81,7 @@ def test_bad_fixtures_are_one_sentence(shared: Path, tmp_path: Path, broken: str
 
 @pytest.mark.slow
 def test_the_command_prints_its_table(shared: Path) -> None:
-    result = run_command(check_parity.main, shared / "golden", "--model", "hcd")
+    result = run_command(main, shared / "golden", "--model", "hcd")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr
     for name in ("hcd/video", "hcd/image"):
         assert name in result.stdout

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.toy_formats_coco import python2_pickle
+from tests.true_formats import python2_pickle
 from util.errors import UserError
 from util.plain_pickle import read_plain_pickle
 

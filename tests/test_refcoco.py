@@ -17,7 +17,7 @@ from torchvision.ops import box_convert
 from datasets import build_dataset, build_evaluator
 from datasets.clip import denormalise
 from datasets.refcoco_files import PackedItems, read_items
-from scripts.toy_formats_coco import uncompressed
+from tests.true_formats import uncompressed
 from util.config import Config, load_config
 from util.errors import UserError
 from util.evaluation import QueryPredictions

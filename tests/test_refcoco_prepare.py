@@ -16,7 +16,7 @@ from PIL import Image
 from datasets.refcoco_files import SPLITS, draw_mask, read_items
 from datasets.refcoco_prepare import REFERENCES, convert_refcoco
 from scripts.prepare_data import main
-from scripts.toy_formats_coco import python2_pickle, write_toy_refcoco
+from tests.true_formats import python2_pickle, write_toy_refcoco
 from util.errors import run_cli
 
 HEIGHT, WIDTH = 6, 8

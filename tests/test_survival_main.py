@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import main
-from scripts.toy_formats_a2d import write_toy_a2d
 from tests.commands import run_command
 from tests.tiny_models import tiny_flags
+from tests.true_formats import write_toy_a2d
 from util.checkpoint import BEST, NEWEST, read_checkpoint
 
 pytestmark = pytest.mark.slow

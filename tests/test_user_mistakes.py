@@ -21,11 +21,11 @@ from models.diffusion import stack
 from models.inference import build_for_inference
 from scripts import baselines, check_data, convert_checkpoint, eval_jf, make_toy_data
 from scripts.check_data import check
-from scripts.toy_formats_videos import write_toy_davis
 from tests.commands import run_command
 from tests.conftest import ROOT
 from tests.jf_tools import write_ytvos
 from tests.tiny_models import model_config
+from tests.true_formats import write_toy_davis
 from util import hub
 from util.benchmarks import EVAL_SPLITS, VIDEO_SETS, folder_option
 from util.config import Config, config_dict, load_config

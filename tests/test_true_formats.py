@@ -1,4 +1,4 @@
-"""The small sets in the true formats of Ref-DAVIS17 and MeViS: the loaders read them, and find what the videos show."""
+"""The loaders read the small sets in the formats of Ref-DAVIS17 and MeViS, and find what the videos show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datasets.davis import convert_davis
 from datasets.mevis import read_truth
 from datasets.toy import ToyParameters, make_video
 from datasets.toy_scene import KINDS
-from scripts.toy_formats_videos import EVERYTHING, write_toy_davis, write_toy_mevis
+from tests.true_formats import EVERYTHING, write_toy_davis, write_toy_mevis
 from util.config import Config
 from util.errors import UserError
 
@@ -44,7 +44,7 @@ def test_toy_mevis(tmp_path: Path) -> None:
         assert () in video.targets.values()
     content = json.loads((tmp_path / "mevis" / "valid_u" / "meta_expressions.json").read_text())["videos"]
     texts = [expression["exp"] for expression in content["valid_u0000"]["expressions"].values()]
-    assert EVERYTHING in texts and len(set(texts)) == len(texts) - 1, "one sentence occurs twice"
+    assert EVERYTHING in texts and len(set(texts)) == len(texts) - 1, "one sentence should occur twice"
     cfg = Config(dataset_file="mevis", mevis_path=str(tmp_path / "mevis"), **SMALL)
     negatives = [build_dataset(cfg, "train")[i][1]["negative"] for i in range(len(build_dataset(cfg, "train")))]
     assert any(negatives) and not all(negatives)
@@ -53,7 +53,7 @@ def test_toy_mevis(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [write_toy_davis, write_toy_mevis])
-def test_what_is_there_stays(tmp_path: Path, write) -> None:
+def test_existing_files_are_kept(tmp_path: Path, write) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists and is not empty"):
         write(tmp_path)

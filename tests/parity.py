@@ -1,12 +1,14 @@
-"""Recomputing a fixture of published numbers with this project's models (used by ``scripts.check_parity``).
+"""Compares the models with numbers that the published code produced, tensor by tensor.
 
-A fixture is a checkpoint in the authors' layout, a safetensors file of inputs and expected tensors, and a
-JSON of sizes, sentences and expected losses.
+    python -m tests.parity FOLDER [--model vdit]
+
+``FOLDER`` holds a frozen stack (``pretrained/``) and, for each model, a checkpoint in the authors' layout and fixtures:
+``<model>/<name>.safetensors`` with inputs and expected tensors, and ``<model>/<name>.json`` with sizes, sentences,
+expected losses and gradient norms. Prints a table per fixture; the exit status is 1 if any value differs.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,29 +19,50 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from datasets.clip import Sample, Target, collate
-from models import build_criterion, build_model
-from models.authors import convert_authors, convert_name, is_authors
-from models.checkpoints import load_state
+from models import build_criterion, build_model, frozen_sources
+from models.authors import convert_name
+from models.checkpoints import load_weights, open_checkpoint
 from models.diffusion.encoder import VideoEncoder
 from models.segmenter import Segmenter, Selector, all_queries, best_query
-from util.checkpoint import read_content
 from util.config import Config
-from util.errors import UserError
+from util.errors import Parser, UserError, run_cli
 from util.files import read_json
 from util.preprocessing import normalise
 
+MODELS = ("vdit", "hcd")
+
+# Largest accepted differences, relative to the expected tensor's largest magnitude except where noted.
 TOLERANCE = 1e-3
-TOKEN_TOLERANCE = 0.1
+TOKEN_TOLERANCE = 0.1  # absolute, of the image tokens: libraries resize images slightly differently
 GRADIENT_TOLERANCE = 0.01
-GRADIENT_FLOOR = 1e-6
+GRADIENT_FLOOR = 1e-6  # below it, gradient norms are rounding noise, e.g. of a bias in front of a normalisation
 
 SELECTORS: dict[str, Selector] = {"ytvos": best_query, "refcoco": all_queries, "a2d": all_queries}
-"""By the fixture's mode: which queries the published evaluation refines."""
+"""Mode of a fixture → which queries the published evaluation refines."""
+
+
+def main() -> int:
+    """Run the comparison. Returns the exit status: 1 if any value differs."""
+    parser = Parser(prog="python -m tests.parity", description="Compare the models with published numbers.")
+    parser.add_argument("folder", type=Path, help="fixtures: pretrained/, vdit/, hcd/")
+    parser.add_argument("--model", choices=MODELS, action="append", help="compare only this model")
+    args = parser.parse_args()
+    failures = 0
+    torch.manual_seed(0)
+    for fixture in find_fixtures(args.folder, tuple(args.model or MODELS)):
+        rows = compare_fixture(fixture)
+        print(f"\n{fixture.name}  ({fixture.spec['mode']})")
+        print_table(rows)
+        failures += sum(not row.ok for row in rows)
+        print(f"{sum(row.ok for row in rows)} of {len(rows)} agree")
+    if failures:
+        print(f"\n{failures} do not agree")
+    return 1 if failures else 0
 
 
 @dataclass
 class Row:
-    """One compared quantity."""
+    """One compared value."""
 
     name: str
     absolute: float
@@ -48,9 +71,18 @@ class Row:
     ok: bool
 
 
+def print_table(rows: list[Row]) -> None:
+    """Print name, largest absolute and relative difference, tolerance and verdict of each value."""
+    width = max(len(row.name) for row in rows)
+    print(f"{'tensor':<{width}}  {'absolute':>9}  {'relative':>9}  {'tolerance':>9}  ok")
+    for row in rows:
+        verdict = "yes" if row.ok else "NO"
+        print(f"{row.name:<{width}}  {row.absolute:9.2e}  {row.relative:9.2e}  {row.tolerance:9.0e}  {verdict}")
+
+
 @dataclass
 class Fixture:
-    """One fixture, read from disk."""
+    """A fixture, read from disk."""
 
     name: str
     spec: dict[str, Any]
@@ -60,107 +92,77 @@ class Fixture:
 
     @property
     def samples(self) -> list[Sample]:
-        """The clips with their targets, as a dataset would give them."""
+        """The clips with their targets, as a dataset returns them."""
         samples: list[Sample] = []
         for i, caption in enumerate(self.spec["captions"]):
-            prefix = f"target.{i}."
-            target: dict[str, Any] = {
-                name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)
-            }
-            target["caption"] = caption
+            target: dict[str, Any] = {"caption": caption, **self.group(f"target.{i}")}
             if "valid_indices" in target:
                 target["annotated"] = int(target.pop("valid_indices"))
             samples.append((normalise(self.tensors[f"video.{i}"]), cast(Target, target)))
         return samples
 
+    def group(self, name: str) -> dict[str, Tensor]:
+        """The tensors whose names start with ``<name>.``, by the rest of their names."""
+        return {k.removeprefix(f"{name}."): v for k, v in self.tensors.items() if k.startswith(f"{name}.")}
 
-def find_fixtures(folder: Path, models: tuple[str, ...]) -> list[Fixture]:
-    """The fixtures of the given models in a folder laid out as ``<folder>/<model>/<name>.{json,safetensors}``.
+
+def find_fixtures(folder: Path, models: tuple[str, ...] = MODELS) -> list[Fixture]:
+    """Read the fixtures of the given models.
 
     Raises:
-        UserError: the folder or a part of it is missing or unreadable.
+        UserError: there is none, or a file is missing or unreadable.
     """
-    pretrained = folder / "pretrained"
-    if not pretrained.is_dir():
-        raise UserError(f"{folder} holds no fixtures: {pretrained} (the frozen stack) is missing")
     fixtures = []
-    for model in models:
-        for path in sorted((folder / model).glob("*.json")):
-            tensors = path.with_suffix(".safetensors")
-            if not tensors.is_file():
-                raise UserError(f"{tensors} is missing; it should hold the tensors of {path.name}")
-            try:
-                content = load_file(tensors)
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{tensors} is not a readable safetensors file: {error}") from error
-            fixtures.append(
-                Fixture(
-                    name=f"{model}/{path.stem}",
-                    spec=read_json(path, "the sizes and losses of a fixture"),
-                    tensors=content,
-                    checkpoint=path.with_name("checkpoint.pth"),
-                    pretrained=pretrained,
-                )
-            )
+    for path in (path for model in models for path in sorted((folder / model).glob("*.json"))):
+        tensors = path.with_suffix(".safetensors")
+        try:
+            content = load_file(tensors)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{tensors} is not a readable safetensors file: {error}") from error
+        spec = read_json(path, "the sizes and losses of a fixture")
+        checkpoint, pretrained = path.with_name("checkpoint.pth"), folder / "pretrained"
+        fixtures.append(Fixture(f"{path.parent.name}/{path.stem}", spec, content, checkpoint, pretrained))
     if not fixtures:
         raise UserError(f"{folder} holds no fixtures of {' or '.join(models)} (<model>/<name>.json)")
     return fixtures
 
 
-def read_authors_state(path: Path) -> dict[str, Tensor]:
-    """The state dict of an authors' ``.pth``, read without running code that it may carry.
-
-    Raises:
-        UserError: the file is missing or not such a checkpoint.
-    """
-    content = read_content(path)
-    if not is_authors(content):
-        raise UserError(f"{path} is not a checkpoint of the authors' layout: it has no weights under 'model'")
-    return content["model"]
-
-
 def fixture_model(fixture: Fixture) -> tuple[Segmenter, Config]:
-    """The model of a fixture with the authors' weights, the posterior at its mode."""
-    known = {field.name for field in dataclasses.fields(Config)}
-    words = fixture.spec["options"]
-    options = {word[2:]: words[i + 1] for i, word in enumerate(words[:-1]) if word.startswith("--")}
-    sizes = {name: value for name, value in options.items() if name in known and not value.startswith("--")}
-    defaults = Config()
-    typed = {
-        name: type(getattr(defaults, name))(value)
-        for name, value in sizes.items()
-        if isinstance(getattr(defaults, name), (int, float)) and not isinstance(getattr(defaults, name), bool)
-    }
-    cfg = dataclasses.replace(
-        defaults,
-        **typed,
-        model=fixture.spec["model"],
+    """Build the model of a fixture with its checkpoint's weights; the VAE's posterior is taken at its mode."""
+    checkpoint = open_checkpoint(str(fixture.checkpoint), "FOLDER", fixture.spec["model"])
+    cfg = checkpoint.config(
         pretrained=str(fixture.pretrained),
         pyramid_channels=tuple(fixture.spec["dims"]["lay"]),
         posterior="mode",
-        lora_rank=0,  # the published UNet has its adapters merged in
+        dropout=0.0,
+        lora_rank=0,  # the adapters are merged into the published UNet
     )
     model = build_model(cfg)
-    load_state(model, convert_authors(read_authors_state(fixture.checkpoint)), fixture.checkpoint)
+    load_weights(model, checkpoint, frozen_sources(cfg))
     return model, cfg
 
 
+def compare_fixture(fixture: Fixture) -> list[Row]:
+    """Compare an evaluation and a training step with all values of a fixture."""
+    model, cfg = fixture_model(fixture)
+    return compare_evaluation(model, fixture) + compare_training(model, cfg, fixture)
+
+
 class Recorder:
-    """Keeps what passes through the model's parts, under the fixtures' names.
+    """Records the intermediate results of a model under the names that the fixtures use.
 
     Args:
-        model: the model; its forward runs unchanged.
-        image_tokens: put in the place of the model's own, so that the rest is compared from equal inputs.
+        model: the model.
+        image_tokens: replace the model's own image tokens, so that later stages are compared on equal inputs.
     """
 
-    def __init__(self, model: Segmenter, image_tokens: Tensor | None) -> None:
+    def __init__(self, model: Segmenter, image_tokens: Tensor) -> None:
         self.found: dict[str, Tensor] = {}
         encoder = model.encoder
 
         def tokens(module: nn.Module, args: tuple, output: Any) -> Any:
             self.found["image_tokens"] = output.last_hidden_state
-            if image_tokens is not None:
-                output.last_hidden_state = image_tokens
+            output.last_hidden_state = image_tokens
             return output
 
         def unet(module: nn.Module, args: tuple, output: list[Tensor]) -> None:
@@ -197,7 +199,14 @@ class Recorder:
 
 
 def compare(name: str, ours: Tensor, expected: Tensor, tolerance: float = TOLERANCE, absolute: bool = False) -> Row:
-    """Largest difference, absolute and relative to the expected tensor's largest magnitude."""
+    """Compare two tensors by their largest difference.
+
+    Args:
+        name: name of the row.
+        ours, expected: the tensors.
+        tolerance: largest accepted difference, relative to the largest magnitude in ``expected``.
+        absolute: ``tolerance`` is an absolute difference instead.
+    """
     if ours.shape != expected.shape:
         return Row(f"{name} {list(ours.shape)} ≠ {list(expected.shape)}", float("inf"), float("inf"), tolerance, False)
     difference = float((ours.double() - expected.double()).abs().max())
@@ -205,9 +214,9 @@ def compare(name: str, ours: Tensor, expected: Tensor, tolerance: float = TOLERA
     return Row(name, difference, relative, tolerance, (difference if absolute else relative) <= tolerance)
 
 
-def check_evaluation(model: Segmenter, fixture: Fixture) -> list[Row]:
-    """Every stored tensor of an evaluation forward."""
-    expected = {k.removeprefix("eval."): v for k, v in fixture.tensors.items() if k.startswith("eval.")}
+def compare_evaluation(model: Segmenter, fixture: Fixture) -> list[Row]:
+    """Compare every stored tensor of a forward pass in evaluation mode."""
+    expected = fixture.group("eval")
     batch = collate(fixture.samples, 16)
     select = SELECTORS[fixture.spec["mode"]]
     model.eval()
@@ -221,22 +230,16 @@ def check_evaluation(model: Segmenter, fixture: Fixture) -> list[Row]:
         logits, boxes = (x[clips, :, output.chosen][:, :, None] for x in (logits, boxes))
         masks = masks[:, :, None]
     found.update(pred_logits=logits, pred_boxes=boxes, pred_masks=masks)
-    unknown = expected.keys() - found.keys()
-    if unknown:
-        raise UserError(f"the fixture {fixture.name} holds eval.{min(unknown)}, which this check does not know")
     rows = []
-    for name in sorted(expected):
-        if name == "image_tokens":
-            rows.append(compare(f"eval.{name}", found[name], expected[name], TOKEN_TOLERANCE, absolute=True))
-        else:
-            rows.append(compare(f"eval.{name}", found[name], expected[name]))
+    for name, value in sorted(expected.items()):
+        tokens = name == "image_tokens"
+        rows.append(compare(f"eval.{name}", found[name], value, TOKEN_TOLERANCE if tokens else TOLERANCE, tokens))
     return rows
 
 
-def check_training(model: Segmenter, cfg: Config, fixture: Fixture) -> list[Row]:
-    """Predictions, losses, matched queries and gradient norms of one training step."""
-    expected = {k.removeprefix("train."): v for k, v in fixture.tensors.items() if k.startswith("train.")}
-    truth = fixture.spec["train"]
+def compare_training(model: Segmenter, cfg: Config, fixture: Fixture) -> list[Row]:
+    """Compare predictions, losses, matched queries and gradient norms of one training step."""
+    numbers = fixture.spec["train"]
     batch = collate(fixture.samples, 32)
     criterion = build_criterion(cfg)
     target = criterion.prepare(batch.targets, batch.frames.shape[-2:])
@@ -254,32 +257,38 @@ def check_training(model: Segmenter, cfg: Config, fixture: Fixture) -> list[Row]
         "pred_masks": last.masks,
         "pred_masks_low": last.low_masks[clips, :, last.chosen],
     }
-    rows = [compare(f"train.{name}", found[name].detach(), value) for name, value in sorted(expected.items())]
+    rows = [
+        compare(f"train.{name}", found[name].detach(), value) for name, value in sorted(fixture.group("train").items())
+    ]
     for i, layer in enumerate(output.layers):
-        wanted = truth["matched"] if i == len(output.layers) - 1 else truth["aux_matched"][i]
+        wanted = numbers["matched"] if i == len(output.layers) - 1 else numbers["aux_matched"][i]
         assert layer.chosen is not None
         rows.append(compare(f"matched queries, layer {i}", layer.chosen, torch.tensor(wanted), 0))
-    for name, value in truth["losses"].items():
+    for name, value in numbers["losses"].items():
         rows.append(compare(name, terms[name].detach(), torch.tensor(value)))
-    rows.append(compare("total loss", total.detach(), torch.tensor(truth["total"])))
-    if terms.keys() != truth["losses"].keys():
+    rows.append(compare("total loss", total.detach(), torch.tensor(numbers["total"])))
+    if terms.keys() != numbers["losses"].keys():
         rows.append(Row("names of the losses", float("inf"), float("inf"), 0, False))
 
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    seen = set()
-    for name, value in truth["grad_norm"].items():
+    compared = set()
+    for name, value in numbers["grad_norm"].items():
         ours = convert_name(name)
         if ours is None:
             continue
-        seen.add(ours)
+        compared.add(ours)
         gradient = parameters[ours].grad
         norm = torch.zeros(()) if gradient is None else gradient.norm()
-        if value < GRADIENT_FLOOR:  # rounding noise on both sides, such as of a bias before a normalisation
+        if value < GRADIENT_FLOOR:
             rows.append(compare(f"grad {ours}", norm, torch.tensor(value), 100 * GRADIENT_FLOOR, absolute=True))
         else:
             rows.append(compare(f"grad {ours}", norm, torch.tensor(value), GRADIENT_TOLERANCE))
     rows.extend(
         Row(f"grad {name} (not in the fixture)", float("inf"), float("inf"), 0, False)
-        for name in sorted(parameters.keys() - seen)
+        for name in sorted(parameters.keys() - compared)
     )
     return rows
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,639 @@
+"""Faults (docs/faults.md): hostile files, odd input, runs that collide or lack memory, and killed processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import demo
+import inference_ytvos
+import main
+from datasets import build_dataset, list_videos
+from datasets.coco_masks import decode_segmentation
+from datasets.expressions import read_expressions
+from datasets.reading import read_frame
+from datasets.toy import make_toy
+from datasets.video_files import read_video_frames
+from demo import main as demo_main
+from engine import build_mask_identity, build_record
+from models import build_model, pretrained, video_folder
+from models.diffusion.stack import load_stack
+from models.ops import compiling, libraries
+from scripts import make_toy_data, quickstart
+from tests.commands import run_command
+from tests.conftest import ROOT
+from tests.inference_tools import StubModel, finish, run_inference, write_halves
+from tests.kill import JOBS
+from tests.tiny_models import backward, model_config
+from tests.ytvos_tools import HEIGHT, NAMES, WIDTH, config, expressions_path, train_error, write_dataset, write_mask
+from util import files as locking
+from util.checkpoint import Keeper, newest_intact, read_checkpoint, write_pickle
+from util.config import Config, load_config
+from util.demo_results import new_folder, sentence_records
+from util.device import is_out_of_memory, memory_advice
+from util.errors import RunError, UserError, run_cli
+from util.files import read_json, sole_run, write_json
+from util.hub import checkpoint_path
+from util.inference_record import InferenceRecord
+from util.mask_files import read_index_mask
+from util.mask_pngs import write_mask as write_binary_mask
+from util.media_reader import open_media
+from util.metrics import expression_scores
+from util.plain_pickle import read_plain_pickle
+from util.submission import MOST_BYTES, check_submission
+from util.visualisation import write_picture
+
+LIMIT = 300  # MB of memory that reading a small file may take
+
+
+class Command:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.marker}",)
+
+
+def refused(read: Callable[..., Any], *arguments: Any, says: str | None = None) -> None:
+    """Assert that reading is refused with one sentence, without using much memory."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=says) as error:
+        read(*arguments)
+    assert "\n" not in str(error.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < LIMIT * 1024
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["weights", "config", "optimizer", "frozen"])
+def test_a_checkpoint_with_code(tmp_path: Path, place: str, zipped: bool) -> None:
+    path, marker = tmp_path / "checkpoint.pth", tmp_path / "ran"
+    content = {"format": "t2v-rvos-1", "model": "vdit", "config": {}, "weights": {}, "step": 1}
+    torch.save({**content, place: Command(marker)}, path, _use_new_zipfile_serialization=zipped)
+    refused(read_checkpoint, path, says="carry code, which is never run")
+    found, notes = newest_intact(tmp_path)
+    assert found is None and len(notes) == 1
+    path.write_bytes(pickle.dumps(Command(marker)))
+    refused(read_checkpoint, path)
+    refused(read_plain_pickle, path, "the expressions", says="is refused")
+    assert not marker.exists()
+
+
+def test_a_checkpoint_that_names_a_file_elsewhere(tmp_path: Path) -> None:
+    content = {"format": "t2v-rvos-1", "model": "vdit", "config": {}, "weights": {}, "step": 1, "steps_per_epoch": 1}
+    for name in ("../secret.safetensors", "/etc/passwd", "frozen-0123456789abcdef.safetensors/../x"):
+        write_pickle(tmp_path / "a.pth", {**content, "optimizer": {}, "beside": name})
+        refused(read_checkpoint, tmp_path / "a.pth", says="it names .* as the file of its frozen weights")
+
+
+@pytest.mark.parametrize("length", [1 << 20, 1 << 40, (1 << 64) - 1])
+def test_a_safetensors_header_that_declares_too_much(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(
+        struct.pack("<Q", length) + b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4]}}'
+    )
+    refused(read_checkpoint, path, says="not a readable checkpoint")
+    save_file({"a": torch.ones(2)}, path, {"format": "t2v-rvos-1", "model": "vdit", "config": "[" * 100_000})
+    refused(read_checkpoint, path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02]r\xff\xff\xff\xff.",  # a place in a table of 2³² values
+        b"\x80\x05\x96" + struct.pack("<Q", 1 << 36) + b".",  # 64 GiB
+        b"\x80\x04\x8e" + struct.pack("<Q", 1 << 36) + b".",
+        b"\x80\x04\x95" + struct.pack("<Q", 1 << 36) + b".",
+        b"\x80\x02\x8b" + struct.pack("<i", (1 << 31) - 1) + b".",
+    ],
+)
+def test_a_pickle_that_declares_too_much(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.p"
+    path.write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        assert read_plain_pickle(path, "the expressions") == []
+    except UserError as error:
+        assert "\n" not in str(error)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < LIMIT * 1024
+
+
+def png(width: int, height: int, pixels: bytes) -> bytes:
+    """A grey PNG with this size in its header, whatever its pixels are."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [20_000, 1 << 31 - 1])
+def test_a_picture_that_declares_too_many_pixels(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png(side, side, zlib.compress(bytes(1 << 20))))
+    refused(read_frame, path, says="is broken")
+    refused(read_index_mask, path, says="cannot read the mask")
+    refused(open_media, path, says="no picture that can be read")
+
+
+def test_a_submission_from_a_stranger(tmp_path: Path) -> None:
+    """It is never unpacked: its names have no effect, and no more is read of a file than a mask can have."""
+    frame = tmp_path / "00000.jpg"
+    Image.new("RGB", (30, 20)).save(frame)
+    video: Any = SimpleNamespace(name="v", expressions={"0": "a dog"}, frame_paths=[frame])
+    path = tmp_path / "a.zip"
+    link = zipfile.ZipInfo("Annotations/v/0/link.png")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("Annotations/v/0/00000.png", "w", force_zip64=True) as bomb:
+            for _ in range(5):
+                bomb.write(bytes(MOST_BYTES))
+        archive.writestr("../escaped.png", b"x")
+        archive.writestr("/absolute.png", b"x")
+        archive.writestr(link, "/etc/passwd")
+    assert path.stat().st_size < 1 << 20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    faults = check_submission(path, [video])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < LIMIT * 1024
+    assert len(faults) == 4 and faults[0].startswith("Annotations/v/0/00000.png is not a readable PNG")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["00000.jpg", "a.zip"]
+    assert not (tmp_path.parent / "escaped.png").exists()
+
+
+@contextmanager
+def nobody() -> Iterator[Path]:
+    """Yield a folder in which this process may give up the rights of root."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    root = os.geteuid() == 0
+    try:
+        yield folder
+    finally:
+        if root:
+            os.seteuid(0)
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def lose_rights() -> None:
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "JSON": lambda folder: write_json(folder / "a.json", {}),
+    "mask": lambda folder: write_binary_mask(folder / "a.png", np.ones((2, 2), bool)),
+    "picture": lambda folder: write_picture(folder / "a.png", np.ones((2, 2, 3), np.uint8)),
+    "checkpoint": lambda folder: write_pickle(folder / "a.pth", {}),
+    "demo": lambda folder: new_folder(folder / "out").__enter__(),
+    "toy data": lambda folder: make_toy(folder / "toy", num_train=1, num_valid=0, num_test=0, frames=4),
+    "record": lambda folder: build_record(
+        model_config(folder, output_dir=str(folder / "out")), None, torch.device("cpu")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_folder_that_may_not_be_written(name: str) -> None:
+    WRITERS[name](Path(tempfile.mkdtemp()))  # modules imported later might not be readable without root
+    with nobody() as folder:
+        folder.chmod(0o555)
+        lose_rights()
+        with pytest.raises(UserError, match=rf"cannot write .*{folder.name}") as error:
+            WRITERS[name](folder)
+        assert "ermission denied" in str(error.value) and "\n" not in str(error.value)
+        assert list(folder.iterdir()) == []
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "JSON": lambda path: read_json(path, "numbers"),
+    "configuration": lambda path: load_config(["--config", str(path)], ""),
+    "pickle": lambda path: read_plain_pickle(path, "the expressions"),
+    "checkpoint": read_checkpoint,
+    "frame": read_frame,
+    "mask": read_index_mask,
+    "video": open_media,
+    "folder of a checkpoint": lambda path: checkpoint_path(str(path.parent), "--resume"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_that_may_not_be_read(name: str) -> None:
+    with nobody() as folder:
+        path = folder / "inner" / "a.mp4"
+        path.parent.mkdir()
+        path.write_bytes(b"\x00" * 100)
+        with pytest.raises(UserError):
+            READERS[name](path)
+        path.chmod(0)
+        path.parent.chmod(0o111)  # a folder whose files can be opened but not listed
+        lose_rights()
+        with pytest.raises(UserError, match=folder.name) as error:
+            READERS[name](path)
+        assert "\n" not in str(error.value)
+
+
+# -------- Odd names, sentences and objects --------------------------------------
+
+
+ODD = {
+    "0": "红色的车 left",
+    "1": "🚗💨👩‍👩‍👧 left",
+    "2": "السيارة الحمراء left",
+    "3": "left " + "very " * 2000 + "big",
+    "4": "a\u0301\u200b\ufeff left\x07",
+    "5": "left" + "x" * 3000,
+}
+
+
+def test_inference_with_odd_names_and_sentences(tmp_path: Path) -> None:
+    root = write_halves(tmp_path / "数据 📁 ملف")
+    name = "视频 🐕 'a\"b"
+    path = root / "meta_expressions" / "valid" / "meta_expressions.json"
+    video = json.loads(path.read_text())["videos"]["a"]
+    video["expressions"] = {exp_id: {"exp": sentence} for exp_id, sentence in ODD.items()}
+    (root / "valid" / "JPEGImages" / "a").rename(root / "valid" / "JPEGImages" / name)
+    write_json(path, {"videos": {name: video}})
+    out = tmp_path / "输出"
+    cfg = Config(
+        **{"ytvos_path": str(root), "output_dir": str(out), "eval_size": 36, "visualize": True, "num_workers": 1},
+        **{"train_scales": (64,), "expressions_per_batch": 1},
+    )
+    videos = list_videos(cfg)
+    record = InferenceRecord(out / "inference.json", {"checkpoint_sha256": "", **build_mask_identity(cfg)}, {})
+    run_inference(StubModel(), videos, cfg, record)  # type: ignore[arg-type]
+    finish(videos, cfg, record)
+    (out / "Annotations" / name / "0" / ".00000.123-0a1b2c3d.png").write_bytes(b"half a f")
+    assert check_submission(out / "submission.zip", videos) == [] == check_submission(out, videos)
+    assert read_json(out / "inference.json", "the record")["expressions"][name].keys() == ODD.keys()
+    with Image.open(out / "visualize" / name / "3" / "00000.png") as picture:
+        assert picture.height < 5000
+    assert len(list((out / "visualize").glob("*.mp4"))) == len(ODD)
+
+
+def test_sentences_are_cut_at_the_encoders_length(tiny_stack: Path) -> None:
+    cfg = model_config(tiny_stack)
+    model = build_model(cfg).eval()
+    words, padding = model.sentence_encoder(list(ODD.values()))
+    assert words.shape[:2] == padding.shape == (len(ODD), model.sentence_encoder.max_length)
+    assert words.isfinite().all() and not padding.all(1).any()
+    limit = load_stack(str(tiny_stack)).tokenizer.model_max_length
+    found = model.encoder.encode_text(list(ODD.values()))
+    assert found.shape[:2] == (len(ODD), limit) and found.isfinite().all()
+
+
+def test_folders_of_sentences_are_short_and_differ() -> None:
+    records = sentence_records([*ODD.values(), "🚗", "..", "/", "𝔞" * 300])
+    folders = [record.folder for record in records]
+    assert len(set(folders)) == len(folders)
+    for folder in folders:
+        assert len(folder.encode()) < 200 and "/" not in folder and folder not in (".", "..")
+
+
+@pytest.mark.parametrize("words", [("a.mp4", "a dog \udcff"), ("\udcff.mp4", "a dog"), ("a.mp4", "a\0b")])
+def test_words_that_are_no_text(words: tuple[str, str]) -> None:
+    done = run_command(demo_main, *words, "--resume", "a.pth")
+    assert done.returncode == 2 and "which is no text in UTF-8" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\udcff", "a\0b", "..", "a/b"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    video = {"frames": ["0"], "expressions": {"0": {"exp": "a dog"}}}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"videos": {name: video}}))
+    refused(read_expressions, path, "valid")
+    path.write_text(json.dumps({"videos": {"v": {**video, "frames": [name]}}}))
+    refused(read_expressions, path, "valid")
+
+
+def test_videos_without_a_frame(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(None))
+    refused(open_media, path)
+    refused(read_video_frames, path, [0])
+    path.write_bytes(b"")
+    refused(open_media, path, says="is empty")
+    refused(read_video_frames, path, [0])
+    (tmp_path / "frames").mkdir()
+    refused(open_media, tmp_path / "frames", says="without a picture")
+    write_json(tmp_path / "a.json", {"videos": {"v": {"frames": [], "expressions": {"0": {"exp": "a dog"}}}}})
+    refused(read_expressions, tmp_path / "a.json", "valid", says="should have a list of frame names")
+
+
+def test_an_object_of_one_pixel(tmp_path: Path, tiny_stack: Path) -> None:
+    """It can be trained on and scored, and its mask can be decoded from COCO's formats."""
+    root = write_dataset(tmp_path)
+    for video in "ab":
+        for frame in NAMES:
+            ids = np.zeros((HEIGHT, WIDTH), np.uint8)
+            ids[20, 40], ids[0, 0] = 1, 2
+            write_mask(root / "train" / "Annotations" / video / f"{frame}.png", ids)
+    clips = build_dataset(config(root, crop_scales=(), colour_distortion=False), "train")
+    _, target = clips[0]
+    assert target["masks"].any() and (target["boxes"] >= 0).all() and (target["boxes"][:, 2:] > 0).any()
+
+    truth = np.zeros((2, 20, 30), bool)
+    truth[:, 5, 5] = True
+    assert expression_scores(truth, truth) == (1.0, 1.0)
+    assert expression_scores(truth, np.zeros_like(truth)) == (0.0, 0.0)
+    runs = {"size": [4, 5], "counts": [7, 1, 12]}
+    assert decode_segmentation(runs, 4, 5, "it").sum() == 1
+    assert decode_segmentation([[1, 1, 1.4, 1, 1.4, 1.4]], 4, 5, "it").sum() <= 1
+
+
+@pytest.mark.parametrize("pixels", [0, 1])
+def test_a_step_on_an_empty_or_tiny_object_is_finite(
+    tiny_stack: Path, monkeypatch: pytest.MonkeyPatch, pixels: int
+) -> None:
+    masks = torch.zeros(2, 64, 96, dtype=torch.bool)
+    masks[:, 30, 50] = bool(pixels)
+    box = torch.tensor([[50.5 / 96, 30.5 / 64, 1 / 96, 1 / 64]]).repeat(2, 1) * pixels
+    target = {"boxes": box, "masks": masks, "valid": torch.full((2,), pixels)}
+    monkeypatch.setattr("tests.tiny_models.square_targets", lambda *_: [target])
+    cfg = model_config(tiny_stack)
+    model = build_model(cfg)
+    _, terms = backward(model, cfg, 1, 2)
+    assert all(value.isfinite() for value in terms.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_masks_that_are_all_empty(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path)
+    for path in (root / "train" / "Annotations").rglob("*.png"):
+        write_mask(path, np.zeros((HEIGHT, WIDTH), np.uint8))
+    clips = build_dataset(config(root), "train")
+    refused(clips.__getitem__, 0, says="show no pixel of their object")
+    empty: Any = np.zeros((2, 8, 8), bool)
+    assert expression_scores(empty, empty) == (1.0, 1.0)
+    shutil.rmtree(root / "train" / "Annotations" / "a")
+    assert "Annotations" in train_error(root)
+    assert expressions_path(root, "train").is_file()
+
+
+@pytest.mark.parametrize("source", ["org/repo", "hf://org/repo"])
+def test_frozen_parts_of_a_hub_that_is_away(source: str) -> None:
+    """The cache is empty, and tests have no network."""
+    refused(
+        load_stack, source, says=r"org/repo is not in the cache, and the hub cannot be reached; .* with --pretrained"
+    )
+
+
+def test_frozen_parts_that_are_nowhere() -> None:
+    refused(
+        load_stack, "/nowhere/a/stack", says="there is no such folder here, and the hub has no repository /nowhere/a/"
+    )
+
+
+# -------- Runs: one output folder, memory, clocks, terminals --------------------
+
+
+COMMANDS: dict[str, tuple[Any, ...]] = {
+    "training": (main.main, "--device", "cpu"),
+    "evaluation": (main.main, "--device", "cpu", "--eval", "--resume", "a.pth"),
+    "inference": (inference_ytvos.main, "--device", "cpu", "--resume", "a.pth"),
+    "toy data": (make_toy_data.main,),
+    "quickstart": (quickstart.main,),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_second_run_is_refused(tmp_path: Path, name: str) -> None:
+    command, *words = COMMANDS[name]
+    folder = tmp_path / "out"
+    with sole_run(folder):
+        done = run_command(command, *words, "--output_dir", folder)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert f"error: another run is writing to {folder}; wait until it has ended" in done.stderr
+        assert list(folder.iterdir()) == []
+    assert not folder.exists(), "nothing may be written"
+
+
+def test_a_second_demo_is_refused(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as first:
+        with pytest.raises(UserError, match="another run is writing to"), new_folder(tmp_path / "out"):
+            pytest.fail("two may not write")
+        (first / "a.txt").write_text("mine")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "a.txt"]
+
+
+HOLDER = """
+import os, sys, time
+from util.files import sole_run
+with sole_run(sys.argv[1]):
+    if not os.fork():
+        print(os.getpid(), flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_killed_run_is_no_run_though_its_workers_live(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    holder = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    worker = int(holder.stdout.readline())
+    try:
+        with pytest.raises(UserError, match="another run"), sole_run(tmp_path):
+            pytest.fail("two may not write")
+        holder.kill()
+        holder.wait()
+        os.kill(worker, 0)
+        with sole_run(tmp_path):
+            assert len(locking._held) == 1
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    assert not locking._held
+
+
+def test_where_folders_cannot_be_locked_runs_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with sole_run(tmp_path), sole_run(tmp_path), sole_run(tmp_path / "other", active=False):
+        assert not (tmp_path / "other").exists()
+
+
+CUDA = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB.\nSee documentation"
+
+
+def fail(error: BaseException) -> Callable[..., Any]:
+    def function(*_: Any, **__: Any) -> None:
+        raise error
+
+    return function
+
+
+def test_training_without_enough_memory(
+    tiny_config: list[str], toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "train", fail(torch.OutOfMemoryError(CUDA)))
+    where = ("--ytvos_path", toy_data, "--output_dir", tmp_path, "--num_workers", 0)
+    done = run_command(main.main, *tiny_config, *where)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert last.startswith("error: there is not enough memory (CUDA out of memory. Tried to allocate 20.00 GiB")
+    assert "what needs less: --batch_size 1 (with --accumulate for the same updates), --gradient_checkpointing" in last
+    (session,) = json.loads((tmp_path / "run.json").read_text())["sessions"]
+    assert session["state"] == "failed" and "not enough memory" in session["message"]
+
+
+def test_inference_and_demo_without_enough_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference_ytvos, "segment_split", fail(MemoryError()))
+    done = run_command(inference_ytvos.main, "--device", "cpu", "--resume", "a.pth", "--output_dir", tmp_path / "out")
+    assert done.returncode == 1
+    assert "not enough memory (MemoryError); what needs less: --expressions_per_batch 1" in done.stderr
+    for module, name in ((demo, "open_media"), (pretrained, "open_pretrained")):
+        monkeypatch.setattr(module, name, lambda *_: type("Stub", (), {"notes": ()}))
+    monkeypatch.setattr(video_folder, "segment_to_folder", fail(torch.OutOfMemoryError(CUDA)))
+    done = run_command(demo.main, "a.mp4", "a dog", "--resume", "a.pth", "--out", tmp_path / "demo")
+    assert done.returncode == 1 and "what needs less: a shorter --window" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_not_about_memory_stays(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"not enough memory .*; what needs less: sleep"), memory_advice("sleep"):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    with pytest.raises(RunError, match="not enough memory"), memory_advice("sleep"):
+        np.empty(1 << 60, np.uint8)
+    for error in (RuntimeError("shape mismatch"), OSError(28, "No space left on device"), UserError("x")):
+        assert not is_out_of_memory(error)
+        with pytest.raises(type(error)), memory_advice("sleep"):
+            raise error
+
+
+def test_a_jump_of_the_clock_asks_for_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    keeper = Keeper(tmp_path, lambda path, step: written.append(step), keep=1, minutes=10)
+    for now in (0.0, 1e12):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        assert not keeper.due()
+
+
+def test_a_build_that_failed_in_the_future_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock was set back after the failure."""
+    builds = []
+
+    def build(*_: Any) -> Path:
+        builds.append(1)
+        raise libraries.BuildError("it could not be compiled", log="fatal error")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(libraries, "_folders", lambda: [libraries.cache_folder()])
+    monkeypatch.setattr(compiling, "find_compiler", lambda: "g++")
+    monkeypatch.setattr(compiling, "build", build)
+    for number in (1, 2):
+        with pytest.raises(libraries.BuildError, match="it could not be compiled"):
+            libraries._build_once("cpu")
+        assert len(builds) == number
+        (log,) = tmp_path.rglob("*.log")
+        os.utime(log, (4e9, 4e9))
+
+
+def test_nothing_is_decided_by_the_clock_on_the_wall(root: Path) -> None:
+    """Durations are measured with ``time.monotonic`` and ``time.perf_counter``, which do not jump.
+
+    The web page may use the clock for the age of uploads: a jump costs at most an upload.
+    """
+    sources = [path for room in ("util", "models", "datasets", "scripts") for path in (root / room).rglob("*.py")]
+    found = [path.name for path in (*sources, *root.glob("*.py")) if "time.time()" in path.read_text(encoding="utf-8")]
+    assert len(sources) > 50 and set(found) <= {"web_sessions.py"}
+
+
+def test_letters_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+
+    def command() -> None:
+        print("1 “红色的车 🚗”")
+        raise UserError("“红” is missing \udcff")
+
+    with pytest.raises(SystemExit) as end:
+        run_cli(command)
+    assert end.value.code == 2
+    for stream in streams.values():
+        stream.flush()
+    out, err = (stream.buffer.getvalue() for stream in streams.values())  # type: ignore[attr-defined]
+    assert rb"\u7ea2" in out and rb"\U0001f697" in out and rb"\udcff" in err
+
+
+# -------- Killed and repeated ---------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """Results of ``tests.kill.kill_each`` for every job."""
+    base = tmp_path_factory.mktemp("kills")
+    words = [sys.executable, "-m", "tests.kill", str(base)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    print(done.stderr[-10000:])  # shown where a test fails
+    assert done.returncode == 0
+    return json.loads((base / "found.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", JOBS)
+def test_killed_and_repeated(found: dict[str, list[dict[str, Any]]], job: str) -> None:
+    never, *killed = found[job]
+    assert never == {"point": "never", "status": 0, "broken": []}
+    assert {next(iter(end["point"])) for end in killed} == {"rename", "size"}
+    for end in killed:
+        status = -signal.SIGKILL if "rename" in end["point"] else -signal.SIGXFSZ
+        assert end == {**end, "status": status, "broken": [], "again": 0, "other": []}
+
+
+# -------- The table in docs/faults.md -------------------------------------------
+
+
+ROW = re.compile(r"\| .+ \| .+ \| .+ \| (?P<tests>`.+`) \|")
+
+
+def test_every_fault_has_its_test(root: Path) -> None:
+    lines = (root / "docs" / "faults.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if line.startswith("|") and not line.startswith(("| fault", "|---"))]
+    assert len(rows) > 50
+    for row in rows:
+        match = ROW.fullmatch(row)
+        assert match, row
+        for name in match["tests"].split(", "):
+            file, _, function = name.strip("`").partition("::")
+            source = (root / "tests" / file).read_text(encoding="utf-8")
+            assert re.search(rf"^def {function}\(", source, re.MULTILINE), name
+
+
+def test_every_test_of_a_fault_is_in_the_table(root: Path) -> None:
+    table = (root / "docs" / "faults.md").read_text(encoding="utf-8")
+    for file in ("test_faults.py", "test_fuzz.py"):
+        for name in re.findall(r"^def (test_\w+)\(", (root / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE):
+            assert f"`{file}::{name}`" in table or name.startswith("test_every_"), name
