@@ -33,11 +33,11 @@ from models.prediction import load_for_inference, segment
 from util import video_inference
 from util.device import device_name, resolve_device
 from util.distributed import is_main, process_group, rank, tell, wait_for_all
+from util.drawing import write_sheet
 from util.inference_record import InferenceRecord, open_record
 from util.locking import sole_run
 from util.mask_layouts import LAYOUTS
 from util.memory import INFERENCE, memory_advice
-from util.overlays import write_sheet
 from util.submission import check_submission, require_frames, write_submission
 from util.video_inference import count_expressions, share_of_videos
 

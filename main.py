@@ -43,6 +43,7 @@ from util.benchmarks import AUTO_SPLIT, scored_parts, validated_set
 from util.checkpoint import save_carried, save_checkpoint
 from util.device import device_name, resolve_device
 from util.distributed import is_main, process_group, rank, tell, world_size
+from util.drawing import LastClip
 from util.evaluation import Score, Scores
 from util.guard import Guard
 from util.inference_record import file_sha256, open_record
@@ -55,7 +56,6 @@ from util.memory import INFERENCE, TRAINING, memory_advice
 from util.parameters import parameter_lines
 from util.results import write_results
 from util.run_summary import RunSummary
-from util.samples import LastClip
 from util.submission import require_frames
 from util.validation import FOLDER as VALIDATION
 from util.validation import Validation

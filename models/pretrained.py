@@ -226,7 +226,7 @@ def portable(content: dict[str, Any], file: Path) -> dict[str, Any]:
 def _frames(video: Frames) -> Iterator[np.ndarray]:
     """Frames uint8 RGB ``[H, W, 3]``, one after the other."""
     if isinstance(video, str | Path):
-        from util.media_reader import open_media  # FFmpeg, which frames in memory do without
+        from util.video import open_media  # FFmpeg, which frames in memory do without
 
         yield from (frame.image for frame in open_media(video).frames())
         return

@@ -50,13 +50,14 @@ from datasets.ytvos import YtvosClips
 from engine import Schedule, train
 from models import Segmenter, build_criterion, build_model
 from models.postprocessors import mask_probabilities, pixel_boxes
+from scripts.plot_run import plot_curves
 from util.device import resolve_device
+from util.drawing import contact_sheet, draw_overlay
 from util.io import write_json
 from util.locking import sole_run
 from util.logging import RunLog
 from util.memory import TRAINING, memory_advice
 from util.metrics import expression_scores
-from util.visualisation import contact_sheet, draw_overlay, plot_curves
 
 MULTIPLE = 32  # pixels: the padding of training, so that what is asked is what was learned
 

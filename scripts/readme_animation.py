@@ -42,10 +42,9 @@ from datasets.toy import ToyParameters, ToyVideo, make_video
 from datasets.toy_render import full_areas, render_frames
 from datasets.toy_scene import KINDS
 from models.pretrained import Pretrained, load_pretrained
+from util.drawing import PAPER, ObjectPainter, Picture
 from util.io import atomic_path
 from util.metrics import expression_scores
-from util.object_overlays import ObjectPainter
-from util.visualisation import PAPER, Picture
 
 SEED = 2026  # of a set that nothing was trained on or chosen by
 SPLIT = "valid"

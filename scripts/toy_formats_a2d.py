@@ -22,7 +22,7 @@ from datasets.toy_scene import KINDS
 from scripts.toy_formats import empty_folder, write_lines
 from util.a2d_metrics import encode_masks
 from util.io import atomic_path, write_json
-from util.visualisation import write_video
+from util.video import write_video
 
 MISSED = "missedvideo"  # listed by A2D, without sentences and clip
 JHMDB_ACTIONS = ("catch", "walk")

@@ -14,18 +14,18 @@ import inference_davis
 import inference_ytvos
 import main
 from datasets import list_videos
+from demo import DemoResult, run_demo
 from inference_ytvos import finish, run_inference
 from scripts import web_server, web_video
 from tests.inference_tools import StubModel
 from tests.kill_tools import call
-from tests.test_demo_run import SENTENCES, segment
+from tests.test_demo import SENTENCES, segment
 from util.checkpoint import write_pickle
 from util.config import Config
-from util.demo_run import DemoResult, run_demo
 from util.inference_record import InferenceRecord, mask_options
 from util.keeping import NEWEST, Keeper
-from util.media_reader import open_media
 from util.validation import Validation
+from util.video import open_media
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"eval_size": 36, "train_scales": (64,), "num_workers": 1, "expressions_per_batch": 1}

@@ -11,6 +11,7 @@ import torch
 
 from datasets.davis import convert_davis
 from datasets.toy import make_toy
+from demo import run_demo
 from scripts.baselines import run_largest
 from scripts.draw_model import BEGIN, END
 from scripts.pretrain_toy_stack import PARTS
@@ -19,12 +20,11 @@ from scripts.toy_formats_videos import write_toy_davis
 from tests.inference_tools import write_halves
 from tests.kill_tools import SPEED
 from tests.media_tools import write_film
-from tests.test_demo_run import SENTENCES, segment
+from tests.test_demo import SENTENCES, segment
 from util.checkpoint import FORMAT, save_weights, write_pickle
 from util.config import Config, config_dict
-from util.demo_run import run_demo
 from util.io import write_json
-from util.media_reader import open_media
+from util.video import open_media
 
 SMALL = {"frames": 4, "height": 48, "width": 64}
 

@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 
 from datasets.reading import read_frame
 from datasets.toy import make_toy
+from demo import new_folder
 from tests.tiny_models import model_config
 from util.checkpoint import read_checkpoint, write_pickle
 from util.config import load_config
-from util.demo_results import new_folder
+from util.drawing import write_picture
 from util.errors import UserError
 from util.hub import checkpoint_path
 from util.inference_record import open_record
@@ -35,10 +36,9 @@ from util.io import read_json, write_json
 from util.keeping import newest_intact
 from util.mask_files import read_index_mask
 from util.mask_pngs import write_mask
-from util.media_reader import open_media
 from util.plain_pickle import read_plain_pickle
 from util.submission import MOST_BYTES, check_submission
-from util.visualisation import write_picture
+from util.video import open_media
 
 LIMIT = 300  # MB of memory that reading a small file may take
 

@@ -16,8 +16,8 @@ from PIL import Image
 from datasets import build_dataset, list_videos
 from datasets.coco_masks import decode_segmentation
 from datasets.expressions import read_expressions
-from datasets.video_files import read_video_frames
 from demo import main as demo_main
+from demo import sentence_records
 from inference_ytvos import finish, run_inference
 from models import build_model
 from models.diffusion.stack import load_stack
@@ -27,12 +27,11 @@ from tests.test_faults_hostile import refused
 from tests.tiny_models import backward, model_config
 from tests.ytvos_tools import HEIGHT, NAMES, WIDTH, config, expressions_path, train_error, write_dataset, write_mask
 from util.config import Config
-from util.demo_results import sentence_records
 from util.inference_record import InferenceRecord, mask_options
 from util.io import read_json, write_json
-from util.media_reader import open_media
 from util.metrics import expression_scores
 from util.submission import check_submission
+from util.video import open_media, read_video_frames
 
 ODD = {
     "0": "红色的车 left",

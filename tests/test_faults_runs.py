@@ -20,12 +20,12 @@ import torch
 import demo
 import inference_ytvos
 import main
+from demo import new_folder
 from models import pretrained, video_folder
 from models.ops import compiling, libraries
 from scripts import eval_all, make_toy_data, overfit, quickstart
 from tests.commands import ROOT, run_command
 from util import locking
-from util.demo_results import new_folder
 from util.errors import RunError, UserError, run_cli
 from util.keeping import Keeper
 from util.locking import sole_run

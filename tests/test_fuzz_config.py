@@ -13,13 +13,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from datasets.refcoco_prepare import convert_refcoco
+from demo import read_command
 from tests.fuzz_tools import few, leaves, reads, texts, values, write
 from util.config import Config, config_dict, load_config
 from util.config_files import read_yaml
-from util.demo_options import read_command
 from util.io import read_json
-from util.media_frames import parse_time
 from util.plain_pickle import read_plain_pickle
+from util.video import parse_time
 
 NAMES = tuple(field.name for field in dataclasses.fields(Config))
 YAML = (

@@ -31,8 +31,7 @@ from util.config import Config, load_config
 from util.errors import UserError
 from util.inference_record import open_record
 from util.mask_layouts import LAYOUTS
-from util.media_frames import Excerpt
-from util.media_reader import open_media
+from util.video import Excerpt, open_media
 
 
 @pytest.mark.parametrize("option", [{"hidden_dim": 64}, {"noise": "none"}])

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from util.config import Config, config_dict
 from util.distributed import is_main
+from util.drawing import Picture
 from util.errors import UserError
 from util.io import atomic_path
-from util.visualisation import Picture
 
 
 class LogWriter(Protocol):

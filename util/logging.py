@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from util.config import Config
 from util.distributed import is_main, world_size
+from util.drawing import Picture
 from util.errors import UserError
 from util.log_writers import JsonLines, LogWriter, TensorBoard
 from util.throughput import Throughput, duration, memory_gib
-from util.visualisation import Picture
 
 Item = TypeVar("Item")
 

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from util.background import BackgroundTasks, read_ahead
 from util.config import Config
 from util.distributed import balanced_share, rank, world_size
+from util.drawing import movie_path, write_movie, write_overlays
 from util.errors import RunError, UserError
 from util.inference_record import InferenceRecord
 from util.mask_layouts import LAYOUTS, ClipMasks, MaskLayout, SegmentedVideo
-from util.overlays import movie_path, write_movie, write_overlays
 from util.parallel import bar_style
 from util.submission import is_written
 
