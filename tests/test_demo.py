@@ -100,7 +100,7 @@ def test_a_sentence_below_the_score_threshold_names_nothing(tmp_path: Path):
 
 def test_masks_are_complete_before_anything_is_drawn(tmp_path: Path):
     """So an overlay that fails cannot take the masks with it."""
-    contents = []
+    contents: list[dict] = []
 
     def look(progress: Progress) -> None:
         if (progress.stage, progress.done) == ("draw", 1):

@@ -115,7 +115,7 @@ def test_videos_without_a_frame(tmp_path: Path) -> None:
     refused(open_media, path, says="is empty")
     refused(read_video_frames, path, [0])
     (tmp_path / "frames").mkdir()
-    refused(open_media, tmp_path / "frames", says="without a picture")
+    refused(open_media, tmp_path / "frames", says="without an image")
     write_json(tmp_path / "a.json", {"videos": {"v": {"frames": [], "expressions": {"0": {"exp": "a dog"}}}}})
     refused(read_expressions, tmp_path / "a.json", "valid", says="should have a list of frame names")
 

@@ -21,7 +21,7 @@ import demo
 import inference_ytvos
 import main
 from demo import new_folder
-from models import pretrained, video_folder
+from models import pretrained
 from models.ops import compiling, libraries
 from scripts import eval_all, make_toy_data, overfit, quickstart
 from tests.commands import ROOT, run_command
@@ -130,7 +130,7 @@ def test_inference_and_demo_without_enough_memory(tmp_path: Path, monkeypatch: p
     assert "not enough memory (MemoryError); what needs less: --expressions_per_batch 1" in done.stderr
     for module, name in ((demo, "open_media"), (pretrained, "open_pretrained")):
         monkeypatch.setattr(module, name, lambda *_: type("Stub", (), {"notes": ()}))
-    monkeypatch.setattr(video_folder, "segment_to_folder", fail(torch.OutOfMemoryError(CUDA)))
+    monkeypatch.setattr(demo, "segment_to_folder", fail(torch.OutOfMemoryError(CUDA)))
     done = run_command(demo.main, "a.mp4", "a dog", "--resume", "a.pth", "--out", tmp_path / "demo")
     assert done.returncode == 1 and "what needs less: a shorter --window" in done.stderr
     assert not any(tmp_path.iterdir())

@@ -178,8 +178,8 @@ def test_videos_that_are_none(toy_data: Path) -> None:
     frames = toy_data / "valid" / "JPEGImages"
     first = sorted(path.name for path in frames.iterdir())[0]
     for video, said in (
-        (frames, f"without a picture; give a folder in it, such as {first}"),
-        ("https://example.com/a.mp4", "is an address, and only files are read"),
+        (frames, f"without an image; give a folder in it, such as {first}"),
+        ("https://example.com/a.mp4", "is a web address"),
     ):
         with pytest.raises(UserError, match=said):
             open_media(video)

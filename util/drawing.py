@@ -219,7 +219,7 @@ def _area(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def _same(mask: np.ndarray, other: np.ndarray) -> bool:
-    return np.count_nonzero(mask & other) >= SAME_IOU * np.count_nonzero(mask | other)
+    return bool(np.count_nonzero(mask & other) >= SAME_IOU * np.count_nonzero(mask | other))
 
 
 def _shrunk(mask: np.ndarray, inset: int) -> np.ndarray:
@@ -398,7 +398,7 @@ class ObjectPainter:
         """
         assert frame.shape[:2] == self.size and masks.shape == (len(self.colours), *self.size), masks.shape
         picture = _draw_masks(frame, masks, self.colours, self.line, self.seam)
-        covered = cv2.integral(masks.any(axis=0).astype(np.uint8))
+        covered = cv2.integral(np.asarray(masks.any(axis=0), np.uint8))
         placed: list[Box] = []
         for label, mask in zip(self._labels, masks, strict=True):
             if label is not None and mask.any():

@@ -261,7 +261,7 @@ class ImageFile(Media):
         with _image_errors(path), Image.open(path) as image:
             self.still = image.format not in ("PNG", "WEBP", "AVIF") or getattr(image, "n_frames", 1) == 1
         spans = [(frame.time, frame.duration) for frame in self.raw_frames()]
-        end = sum(spans[-1])
+        end = spans[-1][0] + spans[-1][1]
         if not self.still:
             self.rate = len(spans) / end / excerpt.stride
         self._measure([time for time, _ in spans], end)
@@ -423,7 +423,7 @@ def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, l
         frames uint8 RGB ``[T, H, W, 3]``, and the index of each.
 
     Raises:
-        UserError: the file is missing or damaged, or has no frame.
+        UserError: the file is missing or broken, or has no frame.
     """
     if not path.is_file():
         raise UserError(f"video {path} is missing; download or extract it again")
@@ -442,7 +442,7 @@ def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, l
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             frame = None
     if frame is None:
-        raise UserError(f"video {path} is damaged ({reason}); download or extract it again")
+        raise UserError(f"video {path} is broken ({reason}); download or extract it again")
     if last not in found:
         found[last] = frame.to_ndarray(format="rgb24")
     chosen = [min(index, last) for index in indices]
