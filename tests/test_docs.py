@@ -101,7 +101,7 @@ def test_a_mistake_is_seen() -> None:
     for name in ("configs/absent.yaml", "util.io.absent", "vdit_absent", "absent.py", "scripts.absent"):
         assert not_there(name) == name
     assert not_there("util.io.write_json") == not_there("models/ops") == not_there("vdit_ytvos") == ""
-    assert "as-parts" in set(anchors(ROOT / "docs" / "demo.md")) and "--ytvos_path" in known_flags()
+    assert "in-your-own-code" in set(anchors(ROOT / "docs" / "demo.md")) and "--ytvos_path" in known_flags()
     assert docs_tools.command_words("A=1 bash scripts/x_{a,b}.sh [--copy] … # x") == [
         ["bash", "scripts/x_a.sh", "--copy"],
         ["bash", "scripts/x_b.sh", "--copy"],

@@ -445,6 +445,8 @@ def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, l
         raise UserError(f"video {path} is broken ({reason}); download or extract it again")
     if last not in found:
         found[last] = frame.to_ndarray(format="rgb24")
+    if len({image.shape for image in found.values()}) > 1:
+        raise UserError(f"video {path} has frames of several sizes; download or extract it again")
     chosen = [min(index, last) for index in indices]
     return np.stack([found[index] for index in chosen]), chosen
 
@@ -591,7 +593,7 @@ class Sound:
 
     def packets(self, until: Fraction | None = None) -> Iterator[av.Packet]:
         """Yield each packet once that begins before ``until`` (seconds of the new file); None: all that are left."""
-        while packet := self._waiting or next(self._packets, None):
+        while (packet := self._waiting or next(self._packets, None)) is not None:
             self._waiting = None
             if until is not None and packet.pts is not None and packet.pts * packet.time_base >= until:
                 self._waiting = packet
