@@ -1,21 +1,98 @@
-"""Segment the objects that sentences name in any video: masks, an overlay with its sound, a contact sheet.
+"""Segments the objects that sentences name in any video: masks, an overlay with its sound, a contact sheet.
 
 python demo.py video.mp4 "the dog chasing the ball" "the ball" --resume runs/vdit/checkpoint.pth --out out
 
-VIDEO is a video, a GIF, a picture or a folder of frames, of any length; ``docs/demo.md`` says what is written.
+VIDEO is a video, a GIF, an image or a folder of images, of any length. ``docs/demo.md`` lists what is written.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
-from collections.abc import Sequence
+import time
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from util.demo_options import read_command
-from util.demo_results import require_free
+import numpy as np
+from tqdm import tqdm
+
+from util.background import BackgroundTasks
+from util.config import Config
 from util.device import DEMO, memory_advice
+from util.drawing import ObjectPainter, ObjectSheet, numbered, write_picture
 from util.ending import orderly_end
-from util.errors import UserError, run_cli
-from util.media_reader import open_media
+from util.errors import RunError, UserError, run_cli
+from util.files import atomic_folder, sole_run
+from util.mask_files import read_binary_mask
+from util.mask_pngs import write_grey, write_mask
+from util.options import home_expanded, option, read_flags, read_yaml, text_of
+from util.parallel import bar_style
+from util.preprocessing import normalise_sentence
+from util.run_log import library_versions, project_version
+from util.video import Excerpt, Media, MediaFrame, VideoFile, open_media, open_sound, open_video, parse_time
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import; wrong options and videos are reported before that
+    from models.inference import FrameResult
+    from models.pretrained import Pretrained
+
+MASKS, PROBABILITIES = "masks", "probabilities"
+MASKS_FILE, OVERLAY, STILL, SHEET = "masks.json", "overlay.mp4", "overlay.png", "contact_sheet.png"
+MAKER = "demo.py"  # marks masks.json, and thereby its folder, as written by this command
+WINDOW = 36
+WRITERS = 2  # threads that write masks
+SLUG_LETTERS = 40
+
+# Config's options of training and of datasets would have no effect here, so they are unknown flags.
+WITHOUT_GROUPS = frozenset({"matching and losses", "data", "training"})
+BUT_WITH = frozenset({"eval_size", "max_size", "seed", "precision", "compile"})
+WITHOUT = frozenset({"output_dir", "eval", "visualize", "wandb", "pretrained_weights", "keep_class_heads"})
+
+Own = TypeVar("Own")
+FrameSegmenter = Callable[[Iterable[np.ndarray]], "Iterator[FrameResult]"]
+"""Takes frames uint8 RGB ``[H0, W0, 3]`` and yields one result per frame, in order."""
+
+_demo = partial(option, "demo")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The options of ``demo.py`` itself; the others are those of ``Config``."""
+
+    out: str = _demo("", "folder for everything that is written; empty is runs/demo/VIDEO", path=True, empty=True)
+    force: bool = _demo(False, "replace what an earlier run of the demo wrote to --out")
+    start: str = _demo("", "where to begin, in seconds or as hh:mm:ss", empty=True)
+    end: str = _demo("", "where to stop, in seconds or as hh:mm:ss", empty=True)
+    stride: int = _demo(1, "take every N-th frame", minimum=1)
+    fps: float = _demo(24.0, "frames per second of a folder of images; a video has its own", above=0, maximum=1000)
+    window: int = _demo(WINDOW, "number of frames that the model sees together", minimum=1)
+    overlap: int | str = _demo(
+        "auto",
+        "number of frames that two windows share, by which an object is followed; auto is 6, or half of a short window",
+        minimum=0,
+        auto=True,
+    )
+    save_prob: bool = _demo(False, "also write the mask probabilities, as 8-bit PNGs (255 = 1)")
+
+    def excerpt(self) -> Excerpt:
+        """Return the selected frames.
+
+        Raises:
+            UserError: a time cannot be parsed, or the end comes before the start.
+        """
+        start = parse_time(self.start, "--start") if self.start else Fraction(0)
+        return Excerpt(start, parse_time(self.end, "--end") if self.end else None, self.stride)
+
+    def folder(self, video: Path) -> Path:
+        """Return the output folder."""
+        return Path(self.out or Path("runs") / "demo" / (video.stem or video.resolve().name))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,11 +103,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "no checkpoint is given; name one by --resume: a file, a folder that holds one, or hf://org/repo"
         )
     folder = options.folder(path)
-    require_free(folder, options.force)  # before minutes of work, not after them
-    media = open_media(path, options.excerpt(), options.rate())
-    # Only now, as they take seconds, in which a mistake above need not wait.
+    require_free(folder, options.force)  # before minutes of work rather than after
+    media = open_media(path, options.excerpt(), Fraction(options.fps).limit_denominator(1001))
     from models.pretrained import open_pretrained
-    from models.video_folder import segment_to_folder
 
     pretrained = open_pretrained(given.pop("resume"), "--resume", {"device": "auto", **given})
     for note in pretrained.notes:
@@ -49,6 +124,474 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in media.notes:
         print(f"note: {note}")
     print("\n".join(result.lines(pretrained.options.score_threshold)))
+
+
+def read_command(argv: Sequence[str] | None = None) -> tuple[Path, list[str], DemoOptions, dict[str, Any]]:
+    """Read the command line.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        The video, the sentences, the demo's options, and the options of ``Config`` that the file of ``--config`` and
+        the flags set.
+
+    Raises:
+        UserError: a flag is unknown (the message names the nearest known one) or wrong, or a sentence is empty.
+    """
+    description = "Segment the objects that sentences name in a video, a GIF, a folder of images or an image."
+    flags = read_flags(every_option(DemoOptions), argv, description, {"VIDEO": None, "SENTENCE": "+"})
+    video = Path(home_expanded(text_of(flags.pop("VIDEO"), "the video's name")))
+    sentences = flags.pop("SENTENCE")
+    for number, sentence in enumerate(sentences, start=1):
+        text_of(sentence, f"sentence {number}")
+        if not normalise_sentence(sentence):
+            raise UserError(f"sentence {number} is empty; describe the object to segment")
+    options, given = split_flags(DemoOptions, flags)
+    return video, [" ".join(sentence.split()) for sentence in sentences], options, given
+
+
+def every_option(own: type) -> type:
+    """Return a dataclass of a command's own options and those of ``Config`` that affect masks, for ``read_flags``."""
+    fields = [*dataclasses.fields(own), *(field for field in dataclasses.fields(Config) if _matters(field))]
+    return dataclasses.make_dataclass(
+        "EveryOption",
+        [(f.name, f.type, dataclasses.field(default=f.default, metadata=f.metadata)) for f in fields],
+        namespace={"__module__": __name__},
+    )
+
+
+def _matters(field: dataclasses.Field) -> bool:
+    group = field.metadata["rule"].group
+    return field.name in BUT_WITH or (group not in WITHOUT_GROUPS and field.name not in WITHOUT)
+
+
+def split_flags(own: type[Own], flags: Mapping[str, Any]) -> tuple[Own, dict[str, Any]]:
+    """Split the result of ``read_flags`` into a command's own options and the options of ``Config`` that are set.
+
+    The second part includes the options of the file that ``--config`` names.
+
+    Raises:
+        UserError: the file cannot be read, or an option in it is wrong.
+    """
+    names = {field.name for field in dataclasses.fields(own)}  # type: ignore[arg-type]
+    given = {name: value for name, value in flags.items() if name not in names}
+    file = read_yaml(Config, given["config"]) if given.get("config") else {}
+    return own(**{name: value for name, value in flags.items() if name in names}), {**file, **given}
+
+
+@dataclass
+class Progress:
+    """The progress of a run.
+
+    Attributes:
+        stage: "segment" or "draw".
+        done: number of frames.
+        total: number of frames, if it is known.
+        rate: frames per second of this stage.
+    """
+
+    stage: str
+    done: int
+    total: int | None
+    rate: float
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """A segmented frame: its name, and its time and duration in seconds."""
+
+    name: str
+    time: Fraction
+    duration: Fraction
+
+
+@dataclass(frozen=True)
+class SentenceRecord:
+    """The result of one sentence.
+
+    Attributes:
+        number: from 1.
+        text: as typed.
+        folder: name of its folder below ``masks`` and ``probabilities``.
+        score: mean over the frames, 0…1.
+        found: whether the score reaches the threshold; otherwise all masks are empty.
+    """
+
+    number: int
+    text: str
+    folder: str
+    score: float = 0.0
+    found: bool = True
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """The result of a run.
+
+    Attributes:
+        folder: the output folder.
+        sentences: with their scores.
+        scores: ``[T, S]``, 0…1, of each frame and sentence.
+        times: ``[T]``, when the overlay shows each frame, in seconds.
+        seconds: how long segmentation took.
+    """
+
+    folder: Path
+    sentences: list[SentenceRecord]
+    scores: np.ndarray
+    times: list[Fraction]
+    seconds: float
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return len(self.times)
+
+    def lines(self, score_threshold: float) -> list[str]:
+        """Return the summary for the user."""
+        lines = []
+        for sentence in self.sentences:
+            line = f"{sentence.number} “{sentence.text}”: score {sentence.score:.2f}"
+            if not sentence.found:
+                line += f", below the score threshold of {score_threshold:g}: not found, its masks are empty"
+            lines.append(line)
+        rate = self.frames / self.seconds if self.seconds else 0.0
+        lines.append(
+            f"wrote {self.frames} frames with {len(self.sentences)} sentence{'s'[: len(self.sentences) > 1]} "
+            f"({rate:.2f} frames/s segmented): {self.folder}"
+        )
+        return lines
+
+
+def segment_to_folder(
+    pretrained: Pretrained,
+    media: Media,
+    sentences: Sequence[str],
+    folder: Path,
+    *,
+    window: int = WINDOW,
+    overlap: int | None = None,
+    threshold: float | None = None,
+    score_threshold: float | None = None,
+    **options: Any,
+) -> DemoResult:
+    """Segment a video with a model and write everything that ``docs/demo.md`` lists.
+
+    Args:
+        pretrained: the model.
+        media: the video.
+        sentences: as typed.
+        folder: the output folder; see ``run_demo``.
+        window: number of frames that the model sees together.
+        overlap: number of frames that two windows share; None: 6, or half of a short window.
+        threshold: mask probability from which a pixel belongs to the object; None: the configuration's.
+        score_threshold: mean score below which a sentence counts as not found; None: the configuration's.
+        **options: ``save_prob``, ``force``, ``report`` and ``show`` of ``run_demo``.
+
+    Raises:
+        UserError: the video cannot be read, a file cannot be written, the folder is taken, or window and overlap do
+            not fit together.
+        RunError: the predictions are not finite, or the video was changed while it was read.
+    """
+    from models.inference import VideoSegmenter
+    from util.device import device_name
+
+    options = pretrained.options
+    named = [normalise_sentence(sentence) for sentence in sentences]
+    segmenter = VideoSegmenter(pretrained.model, options, named, window, overlap)
+    return run_demo(
+        media,
+        sentences,
+        segmenter.run,
+        folder,
+        threshold=options.threshold if threshold is None else threshold,
+        score_threshold=options.score_threshold if score_threshold is None else score_threshold,
+        about={
+            "checkpoint": str(pretrained.checkpoint),
+            "model": pretrained.name,
+            "device": device_name(pretrained.device),
+            "window": window,
+            "overlap": segmenter.overlap,
+            "stride": media.excerpt.stride,
+            "eval_size": options.eval_size,
+            "seed": options.seed,
+        },
+        **options,
+    )
+
+
+def run_demo(
+    media: Media,
+    sentences: Sequence[str],
+    segment: FrameSegmenter,
+    folder: Path,
+    threshold: float = 0.5,
+    score_threshold: float = 0.0,
+    save_prob: bool = False,
+    force: bool = False,
+    about: Mapping[str, Any] | None = None,
+    report: Callable[[Progress], None] | None = None,
+    show: bool = True,
+) -> DemoResult:
+    """Segment a video with any segmenter: write masks and ``masks.json``, then the overlay and the contact sheet.
+
+    The video is read twice, because only all scores together decide whether a sentence is found. Masks are kept on
+    disk; memory holds a few numbers per frame.
+
+    Args:
+        media: the video.
+        sentences: S of them, in the order of the segmenter's results.
+        segment: segments the frames.
+        folder: the output folder, which appears once everything is written.
+        threshold: mask probability from which a pixel belongs to the object.
+        score_threshold: mean score below which a sentence counts as not found.
+        save_prob: also write the probabilities.
+        force: replace an earlier result.
+        about: further facts for ``masks.json``, as plain values.
+        report: called after every frame.
+        show: print a progress bar.
+
+    Raises:
+        UserError: the video cannot be read, a file cannot be written, or the folder is taken.
+        RunError: the predictions are not finite, or the video was changed while it was read.
+    """
+    with new_folder(folder, force) as target:
+        run = _Run(media, sentence_records(sentences), target, report, show)
+        started = time.perf_counter()
+        run.segment(segment, threshold, save_prob)
+        seconds = time.perf_counter() - started
+        run.decide(score_threshold)
+        run.write_json(
+            {
+                "video": str(media.path.name or media.path),
+                "frames_per_second": round(float(media.rate), 4),
+                "threshold": threshold,
+                "score_threshold": score_threshold,
+                **(about or {}),
+                "notes": media.notes,
+            }
+        )
+        run.draw()
+        times = [frame.time - run.begin for frame in run.frames]
+        return DemoResult(folder, run.sentences, np.stack(run.scores), times, seconds)
+
+
+class _Run:
+    """The stages of ``run_demo``, and what later stages need of earlier ones."""
+
+    def __init__(
+        self,
+        media: Media,
+        sentences: list[SentenceRecord],
+        target: Path,
+        report: Callable[[Progress], None] | None,
+        show: bool,
+    ) -> None:
+        self.media, self.sentences, self.target = media, sentences, target
+        self.report, self.show = report, show
+        self.frames: list[FrameRecord] = []
+        self.scores: list[np.ndarray] = []  # [S] each
+        self.boxes: list[np.ndarray] = []  # [S, 4] each
+
+    @property
+    def begin(self) -> Fraction:
+        """When the overlay begins, in seconds of the video."""
+        return self.frames[0].time if self.media.excerpt.start else Fraction(0)
+
+    def segment(self, segment: FrameSegmenter, threshold: float, save_prob: bool) -> None:
+        """Write all masks, and keep scores and boxes."""
+        with BackgroundTasks(WRITERS) as tasks:
+            results = segment(self._images())
+            for number, result in enumerate(self._watched("segment", results, self.media.count)):
+                if not np.isfinite(result.scores).all():
+                    raise RunError(
+                        f"the predictions for frame {self.frames[number].name} are not finite numbers; the checkpoint "
+                        "may come from a run that diverged"
+                    )
+                self.scores.append(np.asarray(result.scores, np.float32))
+                self.boxes.append(np.asarray(result.boxes, np.float32))
+                for sentence, probability in zip(self.sentences, result.probabilities, strict=True):
+                    tasks.submit(write_mask, self._png(MASKS, sentence, number), probability >= threshold)
+                    if save_prob:
+                        levels = (np.clip(probability, 0, 1) * 255 + 0.5).astype(np.uint8)
+                        tasks.submit(write_grey, self._png(PROBABILITIES, sentence, number), levels)
+
+    def decide(self, score_threshold: float) -> None:
+        """Decide by their mean scores which sentences are found, and empty the masks of the others."""
+        means = np.stack(self.scores).mean(axis=0, dtype=np.float64).tolist()
+        self.sentences = [
+            replace(sentence, score=mean, found=mean >= score_threshold)
+            for sentence, mean in zip(self.sentences, means, strict=True)
+        ]
+        empty = np.zeros(self.media.size, bool)
+        for sentence in self.sentences:
+            for number in range(0 if sentence.found else len(self.frames)):
+                write_mask(self._png(MASKS, sentence, number), empty)
+
+    def write_json(self, about: Mapping[str, Any]) -> None:
+        """Write all masks as one file in COCO's format; images are frames, categories are sentences."""
+        versions = {"project": project_version(), **library_versions()}
+        height, width = self.media.size
+        with (self.target / MASKS_FILE).open("w", encoding="utf-8", errors="replace") as file:
+            file.write('{"info": ' + json.dumps({"maker": MAKER, **about, "versions": versions}, ensure_ascii=False))
+            categories = (
+                {"id": s.number, "name": s.text, "folder": s.folder, "score": round(s.score, 5), "found": s.found}
+                for s in self.sentences
+            )
+            _write_rows(file, "categories", categories)
+            images = (
+                {
+                    "id": i,
+                    "file_name": f"{frame.name}.png",
+                    "width": width,
+                    "height": height,
+                    "time": round(float(frame.time), 6),
+                    "duration": round(float(frame.duration), 6),
+                }
+                for i, frame in enumerate(self.frames)
+            )
+            _write_rows(file, "images", images)
+            _write_rows(file, "annotations", self._annotations())
+            file.write("}\n")
+
+    def draw(self) -> None:
+        """Write the overlay and the contact sheet."""
+        media = self.media
+        entries = [(s.text, f"score {s.score:.2f}" + ("" if s.found else ", not found")) for s in self.sentences]
+        sheet = ObjectSheet(entries, media.size, len(self.frames))
+        painter = ObjectPainter(numbered([s.text for s in self.sentences]), media.size)
+        last = self.frames[-1].time + self.frames[-1].duration
+        with ExitStack() as stack:
+            sound = None
+            if isinstance(media, VideoFile):
+                end = last - self.begin if media.excerpt.end is not None else None
+                sound = stack.enter_context(open_sound(media.path, self.begin, end, cut=bool(media.excerpt.start)))
+            movie = stack.enter_context(open_video(self.target / OVERLAY, media.rate, sound))
+            for number, frame in enumerate(self._watched("draw", self._again(), len(self.frames))):
+                masks = np.stack([self._mask(sentence, number) for sentence in self.sentences])
+                picture = painter.draw(frame.image, masks)
+                movie.write(picture, frame.time - self.begin, frame.duration)
+                sheet.add(number, float(frame.time), frame.image, masks)
+                if media.still:
+                    write_picture(self.target / STILL, picture)
+        sheet.write(self.target / SHEET, media.path.name or str(media.path))
+
+    def _images(self) -> Iterator[np.ndarray]:
+        """Yield the frames for the segmenter, and record their names and times."""
+        for frame in self.media.frames():
+            self.frames.append(FrameRecord(frame.name, frame.time, frame.duration))
+            yield frame.image
+
+    def _again(self) -> Iterator[MediaFrame]:
+        """Yield the same frames a second time."""
+        for frame, before in zip_longest(self.media.frames(), self.frames):
+            if frame is None or before is None or (frame.name, frame.time) != (before.name, before.time):
+                raise RunError(f"{self.media.path} was changed while it was read; start again")
+            yield frame
+
+    def _annotations(self) -> Iterator[dict[str, Any]]:
+        """Yield the annotation of each frame and sentence, empty masks included."""
+        from pycocotools import mask as coco  # slow to import
+
+        for number in tqdm(
+            range(len(self.frames)), unit="frame", desc="masks.json", disable=not self.show, **bar_style()
+        ):
+            for i, sentence in enumerate(self.sentences):
+                mask = self._mask(sentence, number)
+                x0, y0, x1, y1 = (float(side) for side in self.boxes[number][i])
+                counts = coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
+                yield {
+                    "id": number * len(self.sentences) + i + 1,
+                    "image_id": number,
+                    "category_id": sentence.number,
+                    "score": round(float(self.scores[number][i]), 5),
+                    "bbox": [round(side, 2) for side in (x0, y0, x1 - x0, y1 - y0)],
+                    "area": int(np.count_nonzero(mask)),
+                    "iscrowd": 0,
+                    "segmentation": {"size": list(mask.shape), "counts": counts},
+                }
+
+    def _mask(self, sentence: SentenceRecord, number: int) -> np.ndarray:
+        return read_binary_mask(self._png(MASKS, sentence, number), self.media.size)
+
+    def _png(self, kind: str, sentence: SentenceRecord, number: int) -> Path:
+        return self.target / kind / sentence.folder / f"{self.frames[number].name}.png"
+
+    def _watched(self, stage: str, items: Iterable[Any], total: int | None) -> Iterator[Any]:
+        """Yield items, and report the progress."""
+        started = time.perf_counter()
+        with tqdm(total=total, unit="frame", desc=stage, disable=not self.show, **bar_style()) as bar:
+            for done, item in enumerate(items, start=1):
+                yield item
+                if bar.total is not None and done > bar.total:  # the count of a header may be wrong
+                    bar.total = done
+                bar.update()
+                if self.report is not None:
+                    self.report(Progress(stage, done, total, done / (time.perf_counter() - started)))
+
+
+def _write_rows(file: TextIO, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one list of a JSON object, a row per line, without holding it in memory."""
+    file.write(f',\n"{name}": [')
+    for i, row in enumerate(rows):
+        file.write((",\n" if i else "\n") + json.dumps(row, ensure_ascii=False))
+    file.write("\n]")
+
+
+@contextmanager
+def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
+    """Yield a folder to write into; it becomes ``path`` when the block succeeds, and is removed otherwise.
+
+    Args:
+        path: it must not exist, be empty or, with ``force``, hold an earlier result, which stays until it is replaced.
+        force: replace an earlier result.
+
+    Raises:
+        UserError: the folder is taken or cannot be written.
+    """
+    path = path.absolute()
+    require_free(path, force)
+    with sole_run(path), atomic_folder(path) as staging:
+        yield staging
+
+
+def require_free(path: Path, force: bool) -> None:
+    """Refuse an output folder whose content must not be replaced.
+
+    Raises:
+        UserError: it is a file, or holds anything but an earlier result that ``force`` allows to replace.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"cannot write {path}: it is a file; choose another --out")
+    if not any(path.iterdir()):
+        return
+    try:
+        with (path / MASKS_FILE).open(encoding="utf-8") as file:
+            is_result = f'"maker": "{MAKER}"' in file.read(200)
+    except (OSError, UnicodeDecodeError):
+        is_result = False
+    if not is_result:
+        raise UserError(f"{path} is not empty and holds no result of the demo; choose another --out")
+    if not force:
+        raise UserError(f"{path} holds an earlier result; choose another --out, or replace it with --force")
+
+
+def sentence_records(sentences: Sequence[str]) -> list[SentenceRecord]:
+    """Number the sentences and name their folders, such as ``1_the-dog-chasing-the-ball``."""
+    digits = len(str(len(sentences)))
+    return [
+        SentenceRecord(i, text, f"{i:0{digits}d}_{slug(text)}".rstrip("_")) for i, text in enumerate(sentences, start=1)
+    ]
+
+
+def slug(text: str) -> str:
+    """Turn a sentence into a part of a file name: letters and digits of any script, and hyphens; it may be empty."""
+    text = unicodedata.normalize("NFC", text.casefold())
+    kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in text)
+    return "-".join(kept.split())[:SLUG_LETTERS].rstrip("-")
 
 
 if __name__ == "__main__":

@@ -39,13 +39,13 @@ from util.distributed import (
     wait_for_all,
     world_size,
 )
+from util.drawing import movie_path, write_movie, write_overlays
 from util.errors import RunError, UserError
 from util.evaluation import Evaluator, Scorer, Scores
 from util.files import read_json, write_json
 from util.guard import Guard
 from util.inference_record import MASK_OPTIONS, InferenceRecord, file_sha256
 from util.mask_layouts import LAYOUTS, MaskLayout
-from util.overlays import movie_path, write_movie, write_overlays
 from util.parallel import bar_style
 from util.run_log import GRADIENT, Meter, RunLog, write_results
 from util.submission import is_written, require_frames

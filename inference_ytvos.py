@@ -31,10 +31,10 @@ from models.inference import InferenceOptions, build_for_inference
 from models.precision import inference_precision
 from util.device import INFERENCE, memory_advice, resolve_device
 from util.distributed import is_main, process_group, tell, wait_for_all
+from util.drawing import write_sheet
 from util.files import sole_run
 from util.inference_record import InferenceRecord
 from util.mask_layouts import LAYOUTS, MaskLayout
-from util.overlays import write_sheet
 from util.submission import check_submission, require_frames, write_submission
 
 PATIENCE = timedelta(hours=12)  # how long a finished process waits for the slowest one

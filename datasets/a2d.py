@@ -21,9 +21,9 @@ from datasets.annotated_frames import AnnotatedFrames, Item, clamp
 from datasets.annotation_files import number_of, read_entries, require_files, sentence_of
 from datasets.reading import DATA_PAGE, plain_name, require_folder
 from datasets.transforms import ClipTransform, build_transform
-from datasets.video_files import read_video_frames
 from util.a2d_metrics import A2dEvaluator
 from util.errors import UserError
+from util.video import read_video_frames
 
 if TYPE_CHECKING:
     from util.config import Config
@@ -77,7 +77,7 @@ class A2dClips(AnnotatedFrames[A2dItem]):
                 f"video {path} has {indices[-1] + 1} frames, and frame {item.frame} of it is annotated; fetch or "
                 "extract this file again"
             )
-        return frames, [index + 1 for index in indices]
+        return torch.from_numpy(frames).permute(0, 3, 1, 2), [index + 1 for index in indices]
 
     def read_mask(self, item: A2dItem) -> Tensor:
         return read_instance_mask(self.masks / item.video / f"{item.frame:05d}.h5", item.instance)

@@ -196,7 +196,7 @@ def _open(source: str, flag: str) -> Checkpoint:
 def _frames(video: Frames) -> Iterator[np.ndarray]:
     """Yield frames, uint8 RGB ``[H, W, 3]``."""
     if isinstance(video, str | Path):
-        from util.media_reader import open_media  # imports FFmpeg, which frames in memory do not need
+        from util.video import open_media  # imports FFmpeg, which frames in memory do not need
 
         yield from (frame.image for frame in open_media(video).frames())
         return

@@ -15,9 +15,9 @@ from datasets.annotation_files import read_coco_masks
 from datasets.jhmdb import JhmdbItem, count_puppet_masks, read_puppet_mask
 from datasets.reading import read_frame, require_folder
 from datasets.refcoco_files import IMAGES, SPLITS, Item, draw_mask, instances_path, read_items
-from datasets.video_files import read_video_frames
 from scripts.data_findings import SAMPLE_FRAMES, SAMPLE_IMAGES, SAMPLE_VIDEOS, Check, Findings
 from util.errors import UserError
+from util.video import read_video_frames
 
 # Of the whole datasets: videos, and by set and split expressions and images.
 A2D_CLIPS = 3782
@@ -73,7 +73,7 @@ def open_a2d(clip: Path, masks: Path, items: Sequence[A2dItem]) -> list[str]:
         frames, indices = read_video_frames(clip, [number - 1 for number in numbers])
     except UserError as error:
         return [str(error)]
-    size, last = (frames.shape[-2], frames.shape[-1]), indices[-1] + 1
+    size, last = (frames.shape[1], frames.shape[2]), indices[-1] + 1
     faults = [f"video {clip} has {last} frames, and frame {numbers[-1]} is annotated"] if last < numbers[-1] else []
     for item in items:
         try:

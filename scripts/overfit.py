@@ -50,10 +50,10 @@ from engine import Schedule, train
 from models import Segmenter, build_criterion, build_model
 from models.inference import mask_probabilities, pixel_boxes
 from util.device import TRAINING, memory_advice, resolve_device
+from util.drawing import contact_sheet, draw_overlay, plot_curves
 from util.files import sole_run, write_json
 from util.metrics import expression_scores
 from util.run_log import RunLog
-from util.visualisation import contact_sheet, draw_overlay, plot_curves
 
 MULTIPLE = 32  # pixels: the padding of training, so that what is asked is what was learned
 

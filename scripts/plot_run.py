@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from util.drawing import Curve, plot_curves
 from util.errors import Parser, UserError, nearest, run_cli
-from util.visualisation import Curve, plot_curves
+from util.files import atomic_path
 
 LOG = "log.jsonl"
 KEYS = ("loss", "loss_dice", "loss_mask", "loss_ce", "loss_giou", "lr")
@@ -29,6 +32,7 @@ LABELS = {
 }
 
 Lines = list[dict[str, Any]]
+Curve = Sequence[tuple[float, float]]  # (x, y) points in order of x
 
 
 def read_log(run: Path) -> Lines:
@@ -78,6 +82,57 @@ def run_names(runs: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(set(parts)):
             return names
     return [str(run) for run in runs]
+
+
+def plot_curves(
+    path: Path,
+    panels: Mapping[str, Mapping[str, Curve]],
+    title: str,
+    x_label: str = "step",
+    window: int | None = None,
+) -> None:
+    """Write training curves as a PNG, one panel above the other on one x axis.
+
+    A curve that is averaged is drawn pale, under its moving average. A curve has one colour in all panels.
+
+    Args:
+        path: the picture.
+        panels: label of the y axis → name of the curve → points; at least one panel.
+        title: above all.
+        x_label: below all.
+        window: points over which a curve is averaged; None: a 25th of them, 1: not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and few commands plot
+    from matplotlib.figure import Figure
+
+    assert panels, "a plot needs a panel"
+    figure = Figure(figsize=(8, 1 + 2.6 * len(panels)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(n for c in panels.values() for n in c))}
+    for axis, (y_label, curves) in zip(axes, panels.items(), strict=True):
+        for name, points in curves.items():
+            x, y = np.array(points, dtype=float).reshape(-1, 2).T
+            width = min(len(x), len(x) // 25 if window is None else window)
+            if width > 1:
+                axis.plot(x, y, color=colours[name], alpha=0.25, linewidth=0.8)
+                kernel = np.full(width, 1 / width)
+                x, y = np.convolve(x, kernel, "valid"), np.convolve(y, kernel, "valid")
+            axis.plot(x, y, color=colours[name], label=name, marker="o" if len(x) < 15 else None, markersize=3)
+        axis.set_ylabel(y_label)
+        axis.grid(alpha=0.3)
+        if len(colours) > 1:
+            axis.legend(fontsize=8)
+    axes[-1].set_xlabel(x_label)
+    try:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
+from util.drawing import ObjectPainter, Picture
 from util.errors import Parser, UserError, help_asked, run_cli
 
 HEIGHT, WIDTH, FRAMES, RATE = 280, 420, 16, 8  # pixels, frames, frames per second
@@ -43,8 +44,6 @@ from datasets.toy_scene import KINDS
 from models.pretrained import Pretrained, load_pretrained
 from util.files import atomic_path
 from util.metrics import expression_scores
-from util.object_overlays import ObjectPainter
-from util.visualisation import PAPER, Picture
 
 SEED = 2026  # of a set that nothing was trained on or chosen by
 SPLIT = "valid"

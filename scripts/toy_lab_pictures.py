@@ -48,9 +48,9 @@ from scripts.steps import near
 from scripts.toy_lab_claims import VARIANTS
 from scripts.toy_lab_runs import Lab
 from util.config import Config, load_config
+from util.drawing import Picture, contact_sheet, draw_overlay, read_picture, text_bar
 from util.mask_files import read_binary_mask, read_index_mask
 from util.submission import mask_path
-from util.visualisation import Picture, contact_sheet, draw_overlay, read_picture, text_bar
 
 STACKS = {"base": "pre-trained", "random_stack": "random"}
 """Variants whose features are shown, and how their stacks are called."""

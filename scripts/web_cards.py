@@ -9,10 +9,10 @@ from html import escape
 import numpy as np
 from PIL import Image
 
+from demo import DemoResult, Progress
 from scripts.web_video import seconds_of
-from util.demo_run import DemoResult, Progress
-from util.media_frames import Media
-from util.object_overlays import colour_of
+from util.drawing import colour_of
+from util.video import Media
 
 SIDE = 1280  # pixels of a shown picture's longer side, at most
 QUALITY = 88  # of JPEG

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from util.demo_options import every_option, split_flags
+from demo import every_option, split_flags
 from util.ending import orderly_end
 from util.errors import UserError, run_cli
 from util.options import option, read_flags

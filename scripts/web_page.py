@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import gradio as gr
 
+from demo import OVERLAY, SHEET, DemoResult, Progress
 from scripts.web_cards import error_card, note_card, picture, progress_card, score_cards, video_card
 from scripts.web_sessions import Job, Session, StopRun, Workspace
 from scripts.web_style import PLACEHOLDER, heading
@@ -25,11 +26,10 @@ from scripts.web_video import (
     without_folder,
     zip_masks,
 )
-from util.demo_run import OVERLAY, SHEET, DemoResult, Progress
+from util.drawing import read_picture
 from util.errors import RunError, UserError
 from util.files import bring_file
-from util.media_frames import Excerpt, Media, parse_time
-from util.visualisation import read_picture
+from util.video import Excerpt, Media, parse_time
 
 STOPPED = "Stopped; nothing of this run is kept."
 GONE = "this result was removed, as nothing has happened here for a while; run it again"

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from datasets.toy import ToyParameters, make_video
 from datasets.toy_render import render_frames
 from datasets.toy_scene import KINDS
+from demo import segment_to_folder
 from models.pretrained import Pretrained
-from models.video_folder import segment_to_folder
 from scripts.web_sessions import SESSIONS, Workspace
 from scripts.web_video import Example, Limits
-from util.media_writer import open_video
+from util.video import open_video
 
 if TYPE_CHECKING:
     from scripts.web_demo import PageOptions

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from util.demo_run import DemoResult, Progress
+from demo import DemoResult, Progress
 
 PREFIX = "rvos-page-"  # of the temporary folder
 SESSIONS = "sessions"  # below it; beside it lies what is uploaded

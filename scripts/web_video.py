@@ -11,13 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from util.demo_results import MASKS_FILE
-from util.demo_run import MASKS, OVERLAY, SHEET, DemoResult
+from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, DemoResult
 from util.errors import RunError, UserError
 from util.files import atomic_path
-from util.media_frames import WHOLE, Excerpt, Media
-from util.media_reader import open_media
 from util.preprocessing import normalise_sentence
+from util.video import WHOLE, Excerpt, Media, open_media
 
 
 @dataclass(frozen=True)

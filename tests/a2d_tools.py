@@ -12,7 +12,7 @@ from datasets.a2d import A2dClips
 from datasets.transforms import EvalTransform
 from tests.true_formats import write_instances
 from util.config import Config
-from util.visualisation import write_video
+from util.video import write_video
 
 HEIGHT, WIDTH, FRAMES = 48, 80, 9
 LEVEL = 25  # of grey, between two frames

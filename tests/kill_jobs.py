@@ -30,6 +30,7 @@ from datasets import list_videos
 from datasets.davis import convert_davis
 from datasets.refcoco_prepare import REFERENCES
 from datasets.toy import make_toy
+from demo import DemoResult, run_demo
 from engine import Validation, build_mask_identity
 from models.diffusion import tiny
 from scripts import (
@@ -56,15 +57,14 @@ from scripts.toy_corpus import Corpus
 from tests.conftest import ROOT
 from tests.inference_tools import StubModel, finish, run_inference, write_halves
 from tests.media_tools import write_film
-from tests.test_demo_run import SENTENCES, segment
+from tests.test_demo import SENTENCES, segment
 from tests.true_formats import write_toy_davis, write_toy_refcoco
 from util.checkpoint import FORMAT, NEWEST, Keeper, save_weights, write_pickle
 from util.config import Config, config_dict
-from util.demo_run import DemoResult, run_demo
 from util.files import write_json
 from util.inference_record import InferenceRecord
-from util.media_reader import open_media
 from util.run_log import write_results
+from util.video import open_media
 
 SPEED = ROOT / "docs" / "performance_cpu_processes.json"
 """Results of ``scripts.benchmark``."""

@@ -38,8 +38,8 @@ from datasets.coco_masks import decode_segmentation
 from datasets.expressions import read_expressions
 from datasets.reading import read_frame
 from datasets.toy import make_toy
-from datasets.video_files import read_video_frames
 from demo import main as demo_main
+from demo import new_folder, sentence_records
 from engine import build_mask_identity, build_record
 from models import build_model, pretrained, video_folder
 from models.diffusion.stack import load_stack
@@ -54,19 +54,18 @@ from tests.ytvos_tools import HEIGHT, NAMES, WIDTH, config, expressions_path, tr
 from util import files as locking
 from util.checkpoint import Keeper, newest_intact, read_checkpoint, write_pickle
 from util.config import Config, load_config
-from util.demo_results import new_folder, sentence_records
 from util.device import is_out_of_memory, memory_advice
+from util.drawing import write_picture
 from util.errors import RunError, UserError, run_cli
 from util.files import read_json, sole_run, write_json
 from util.hub import checkpoint_path
 from util.inference_record import InferenceRecord
 from util.mask_files import read_index_mask
 from util.mask_pngs import write_mask as write_binary_mask
-from util.media_reader import open_media
 from util.metrics import expression_scores
 from util.plain_pickle import read_plain_pickle
 from util.submission import MOST_BYTES, check_submission
-from util.visualisation import write_picture
+from util.video import open_media, read_video_frames
 
 LIMIT = 300  # MB of memory that reading a small file may take
 

@@ -37,21 +37,19 @@ from datasets.mevis_files import InstanceMasks, list_split
 from datasets.reading import read_frame
 from datasets.refcoco_files import draw_mask, instances_name, read_items
 from datasets.refcoco_prepare import convert_refcoco
-from datasets.video_files import read_video_frames
+from demo import read_command
 from scripts.make_tiny_stack import read_sentences
 from tests.media_tools import write_film
 from util.checkpoint import read_checkpoint
 from util.config import Config, config_dict, load_config
-from util.demo_options import read_command
 from util.errors import UserError
 from util.files import read_json
 from util.mask_files import read_binary_mask, read_index_mask
 from util.mask_pngs import index_fault, mask_fault
-from util.media_frames import parse_time
-from util.media_reader import open_media
 from util.options import read_yaml
 from util.plain_pickle import read_plain_pickle
 from util.submission import check_submission, frame_size
+from util.video import open_media, parse_time, read_video_frames
 
 few = settings(
     max_examples=60,

@@ -19,7 +19,6 @@ FORBIDDEN = {
     "scripts.quickstart": HEAVY | {"cv2", "numpy"},
     "scripts.benchmark": HEAVY | {"cv2", "numpy"},
     "datasets": HEAVY | {"cv2"},
-    "scripts.web_demo": HEAVY | {"cv2", "gradio", "fastapi"},
     "util.parallel": HEAVY,  # workers import it and the module of their work
     "util.jf_davis": HEAVY,
     "util.jf_expressions": HEAVY,
@@ -31,9 +30,10 @@ FORBIDDEN = {
     "scripts.make_toy_data": HEAVY,
     "scripts.train_toy": HEAVY,
     "scripts.launch_rank": HEAVY,  # and with it scripts.launch
-    "util.visualisation": HEAVY - {"av"},  # writes movies
-    "scripts.plot_run": HEAVY - {"av"},
-    "demo": HEAVY - {"av"},  # a video that cannot be read is told before the model is loaded
+    "scripts.plot_run": HEAVY,
+    "util.drawing": HEAVY - {"av"},  # writes videos
+    "demo": HEAVY - {"av"},  # reports a video that cannot be read before it loads the model
+    "scripts.web_demo": (HEAVY | {"gradio", "fastapi"}) - {"av"},
     "scripts.prepare_data": HEAVY - {"av", "pycocotools"},  # draws RefCOCO's polygons
 }
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from scripts import plot_run
-from scripts.plot_run import read_log, run_names
+from scripts.plot_run import plot_curves, read_log, run_names
 from tests.commands import run_command
+from util.drawing import read_picture
 from util.errors import UserError
-from util.visualisation import read_picture
 
 LINES = [{"step": 10 * n, "epoch": 0, "loss": 3 / n, "loss_dice": 1 / n, "lr": 1e-4} for n in range(1, 40)]
 
@@ -105,3 +105,14 @@ def test_mistakes_of_the_command_line(run: Path, words: tuple[str, ...], said: s
 def test_names_of_runs_differ() -> None:
     assert run_names([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
     assert run_names([Path("/x/1/train"), Path("/x/2/train")]) == ["1/train", "2/train"]
+
+
+def test_curves(tmp_path: Path):
+    many = [(float(x), float(1 / (x + 1))) for x in range(200)]
+    panels = {
+        "loss": {"total": many, "mask": many[:3]},
+        "J (%)": {"train": [(0, 0.0), (100, float("nan"))], "none": []},
+    }
+    plot_curves(tmp_path / "curve.png", panels, "a run")
+    picture = read_picture(tmp_path / "curve.png")
+    assert picture.shape[1] == 880 and picture.std() > 5

@@ -31,8 +31,7 @@ from util.benchmarks import EVAL_SPLITS, VIDEO_SETS, folder_option
 from util.config import Config, config_dict, load_config
 from util.errors import UserError
 from util.mask_layouts import LAYOUTS
-from util.media_frames import Excerpt
-from util.media_reader import open_media
+from util.video import Excerpt, open_media
 
 
 @pytest.mark.parametrize("option", [{"hidden_dim": 64}, {"noise": "none"}])
@@ -179,12 +178,12 @@ def test_videos_that_are_none(toy_data: Path) -> None:
     frames = toy_data / "valid" / "JPEGImages"
     first = sorted(path.name for path in frames.iterdir())[0]
     for video, said in (
-        (frames, f"without a picture; give a folder in it, such as {first}"),
-        ("https://example.com/a.mp4", "is an address, and only files are read"),
+        (frames, f"without an image; give a folder in it, such as {first}"),
+        ("https://example.com/a.mp4", "is a web address"),
     ):
         with pytest.raises(UserError, match=said):
             open_media(video)
-    with pytest.raises(UserError, match=r"has 0\.\d s at 24 frames/s, all before --start"):
+    with pytest.raises(UserError, match=r"lasts 0\.\d+ s and ends before --start"):
         open_media(frames / first, Excerpt(Fraction(100)))
 
 

@@ -17,8 +17,7 @@ import pytest
 from scripts import web_demo
 from scripts.web_sessions import Workspace
 from tests.media_tools import write_film
-from util.media_reader import open_media
-from util.media_writer import open_video
+from util.video import open_media, open_video
 
 pytest.importorskip("gradio", reason="the page needs Gradio: bash scripts/setup.sh --web")
 webdriver = pytest.importorskip("selenium.webdriver", reason="the test drives the browser by selenium")

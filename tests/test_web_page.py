@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
+from demo import run_demo
 from scripts import web_demo
 from scripts.web_sessions import Workspace
 from scripts.web_video import Limits
 from tests.commands import run_command
-from tests.test_demo_run import segment
+from tests.test_demo import segment
 from tests.test_web_video import temporary, until, upload  # noqa: F401 - a fixture
-from util.demo_run import run_demo
 
 pytest.importorskip("gradio", reason="the page needs Gradio: bash scripts/setup.sh --web")
 VISITOR: Any = SimpleNamespace(session_hash="tab 1")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo import DemoResult, Progress, SentenceRecord
 from scripts import web_demo
 from scripts.web_cards import error_card, picture, progress_card, score_cards, video_card
 from scripts.web_server import POLICY, from_here_alone
@@ -30,11 +31,9 @@ from scripts.web_video import (
 )
 from tests.commands import run_command
 from tests.media_tools import colour_number, write_film
-from tests.test_demo_run import FOLDERS, run
-from util.demo_results import SentenceRecord
-from util.demo_run import DemoResult, Progress
+from tests.test_demo import FOLDERS, run
 from util.errors import RunError, UserError
-from util.media_frames import Excerpt
+from util.video import Excerpt
 
 
 @pytest.fixture

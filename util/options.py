@@ -79,9 +79,7 @@ def checked(cls: type, name: str, value: Any, where: str) -> Any:
     """
     kind, rule = _kind(cls, name), _rule(cls, name)
     if isinstance(value, (str, Path)):
-        value = str(value)
-        if "\0" in value:
-            raise UserError(f"{where} is {value!a:.80}, which holds a NUL character; remove it")
+        value = text_of(str(value), where)
     if rule.path and isinstance(value, str):
         value = home_expanded(value)
     if kind is float and isinstance(value, (str, int)) and not isinstance(value, bool):
@@ -97,6 +95,17 @@ def checked(cls: type, name: str, value: Any, where: str) -> Any:
         near = nearest(wrong[0], rule.choices) if wrong and isinstance(wrong[0], str) else None
         hint = f"; did you mean {near!r}?" if near else ""
         raise UserError(f"{where} must be {expected(cls, name)}, not {shown(value)}{hint}")
+    return value
+
+
+def text_of(value: str, where: str) -> str:
+    """Return ``value``.
+
+    Raises:
+        UserError: it holds a NUL, or bytes that are not UTF-8, as a file name may: nothing could write it.
+    """
+    if "\0" in value or value != value.encode("utf-8", "replace").decode():
+        raise UserError(f"{where} is {value!a:.80}, which is not text in UTF-8; correct it, or rename the file")
     return value
 
 

@@ -31,9 +31,9 @@ from tqdm import tqdm
 from util.checkpoint import write_pickle
 from util.device import device_name
 from util.distributed import average_over_processes, gather_objects
+from util.drawing import Picture
 from util.errors import REQUEUE_STATUS, RunError, UserError
 from util.files import atomic_path, write_json
-from util.visualisation import Picture
 
 Item = TypeVar("Item")
 

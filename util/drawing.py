@@ -1,0 +1,644 @@
+"""Draws results on images: overlays, labels, legends, contact sheets, and the images of a training log.
+
+``draw_overlay`` draws one object with its box, score and sentence; the functions below it write such overlays of a
+whole benchmark (``--visualize``). ``ObjectPainter`` draws several objects of a video, each with a colour and a label
+that follows it; the demo and the web page use it. An image is a uint8 RGB array ``[H, W, 3]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from util.errors import UserError
+from util.files import atomic_path
+from util.video import write_video
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import, and only LastClip handles its tensors
+    from torch import Tensor, nn
+
+Picture = np.ndarray
+Colour = tuple[int, int, int]
+Size = tuple[int, int]  # height, width
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels
+
+# Eight colours that differ for people with any of the three kinds of colour-blindness (ΔE of at least 20).
+PALETTE: tuple[Colour, ...] = (
+    (255, 45, 150),
+    (60, 200, 255),
+    (255, 225, 60),
+    (180, 255, 120),
+    (0, 120, 255),
+    (225, 0, 0),
+    (180, 60, 180),
+    (255, 120, 120),
+)
+MASK_COLOUR, BOX_COLOUR, GROUND_TRUTH_COLOUR = PALETTE[0], PALETTE[2], (60, 220, 90)
+INK, PAPER, WHITE = (240, 240, 240), (22, 22, 26), (255, 255, 255)
+TINT, SHADE = 0.18, 0.82  # the mask's colour inside it, faint because sentences name colours; brightness outside
+GAP = 6  # pixels between images that are put side by side
+
+# Overlays of benchmarks are drawn within these limits: text stays legible on thumbnails, and files of 4K videos small.
+MIN_SIDE, MAX_SIDE = 480, 960  # pixels of the longer side
+OVERLAYS = "visualize"  # their folder
+OVERLAY_FPS = 6  # Ref-YouTube-VOS annotates every fifth frame of 30 per second
+SHEET_ROWS, SHEET_COLUMNS = 8, 5
+
+SAME_IOU = 0.6  # from this IoU on, the later one of two outlines is drawn inside the other, which would hide it
+LABEL_LINES, LABEL_WIDTH = 2, 0.45  # a label's maximum number of lines, and share of the image's width
+FEWEST_LETTERS = 5  # a label without room for so many letters is left out
+INERTIA = 0.75  # weight of a label's old position; without it, labels would tremble with the masks
+RANK = 0.02  # by how much each side of an object is preferred to the next
+STAY = 0.3  # by how much another side must be better before a label moves there
+_FINE = 4  # supersampling of a label's round corners
+
+SHEET_TILES, SHEET_TILES_PER_ROW = 12, 4
+SHEET_WIDTH, SHEET_LEAST_WIDTH, TILE_HEIGHT = 1280, 640, 400  # pixels
+
+
+@cache
+def letters(size: int) -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans, from matplotlib's files, at a size in pixels; it shows unknown characters as boxes."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int, limit: int | None = None) -> list[str]:
+    """Break text into lines of at most ``width`` pixels, between words or within words that are too long.
+
+    With a ``limit``, at most so many lines are returned, and the last one ends with an ellipsis if there is more.
+    """
+    lines = [""]
+    for word in text.split():
+        candidate = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(candidate) <= width:
+            lines[-1] = candidate
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    if limit is None or len(lines) <= limit:
+        return lines
+    last = lines[limit - 1]
+    while last and font.getlength(f"{last}…") > width:
+        last = last[:-1].rstrip()
+    return [*lines[: limit - 1], f"{last}…"]
+
+
+def text_bar(text: str, width: int, size: int | None = None) -> Picture:
+    """Draw wrapped text on a dark bar ``[h, width, 3]`` with an even h.
+
+    Args:
+        text: any Unicode text.
+        width: in pixels.
+        size: of the letters, in pixels; None: it follows the width.
+    """
+    size = size or max(15, width // 38)
+    font, margin, step = letters(size), size // 2, size + size // 3
+    lines = wrap_text(text, font, width - 2 * margin)
+    image = Image.new("RGB", (width, (len(lines) * step + size + 1) // 2 * 2), PAPER)
+    draw = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        draw.text((margin, margin + number * step), line, fill=INK, font=font)
+    return np.asarray(image)
+
+
+def legend(title: str, entries: Sequence[tuple[str, str]], width: int, size: int = 18) -> Picture:
+    """Draw a dark bar with a title, and a line with the number and colour of each object.
+
+    Args:
+        title: the first line.
+        entries: sentence and remark of each object, in order.
+        width: in pixels.
+        size: of the letters, in pixels.
+    """
+    rows, indent = [text_bar(title, width, size)], 3 * size
+    for i, (sentence, remark) in enumerate(entries):
+        bar = text_bar(f"{sentence}  ·  {remark}", width - indent, size)
+        image = Image.new("RGB", (indent, len(bar)), PAPER)
+        draw = ImageDraw.Draw(image)
+        x0, y0, x1, y1 = size // 2, size // 2, size // 2 + 2 * size - size // 3, size // 2 + size + size // 3
+        draw.rounded_rectangle((x0, y0, x1, y1), radius=size // 4, fill=colour_of(i))
+        centre = (x0 + x1) / 2, (y0 + y1) / 2
+        draw.text(centre, str(i + 1), fill=_ink_on(colour_of(i)), font=letters(size), anchor="mm")
+        rows.append(np.concatenate([np.asarray(image), bar], axis=1))
+    return np.concatenate(rows)
+
+
+def colour_of(number: int) -> Colour:
+    """Return the colour of object ``number``, from 0."""
+    return PALETTE[number % len(PALETTE)]
+
+
+def _ink_on(colour: Colour) -> Colour:
+    """Return dark ink for a light colour, white ink for a dark one."""
+    red, green, blue = colour
+    return PAPER if 0.299 * red + 0.587 * green + 0.114 * blue > 120 else WHITE
+
+
+def draw_overlay(
+    frame: Picture,
+    mask: np.ndarray,
+    sentence: str = "",
+    box: Sequence[float] | None = None,
+    score: float | None = None,
+    colour: Colour = MASK_COLOUR,
+) -> Picture:
+    """Draw a mask, a box and its score over a frame, and a bar with the sentence below it.
+
+    The frame is drawn at ``overlay_size``. The bar's height depends only on the sentence and the width, so all frames
+    of a clip give images of one size.
+
+    Args:
+        frame: uint8 RGB ``[H, W, 3]``.
+        mask: bool ``[H, W]``.
+        sentence: any Unicode text; no bar if it is empty.
+        box: (x0, y0, x1, y1) in pixels of ``frame``.
+        score: 0…1, written at the box.
+        colour: of the mask.
+    """
+    assert frame.shape[:2] == mask.shape, (frame.shape, mask.shape)
+    size = overlay_size(*mask.shape)
+    picture = _draw_masks(_resized(frame, size), _resized_mask(mask, size)[None], [colour], line=3, seam=5)
+    if box is not None:
+        scale = size[1] / mask.shape[1]
+        _draw_box(picture, [side * scale for side in box], score)
+    return np.concatenate([picture, text_bar(sentence, size[1])]) if sentence else picture
+
+
+def overlay_size(height: int, width: int) -> Size:
+    """Return the (height, width) at which ``draw_overlay`` draws a frame: even, the longer side within the limits."""
+    longest = max(height, width)
+    scale = min(max(longest, MIN_SIDE), MAX_SIDE) / longest
+    return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
+
+
+def _draw_masks(frame: Picture, masks: np.ndarray, colours: Sequence[Colour], line: int, seam: int) -> Picture:
+    """Darken a frame outside of the masks, tint it inside, and draw outlines ``line`` pixels wide on a dark ``seam``.
+
+    Args:
+        frame: uint8 RGB ``[H, W, 3]``; it is left as it is.
+        masks: bool ``[S, H, W]``. Without any mask the whole frame is dark, which shows that nothing was found.
+        colours: S of them.
+        line: width in pixels.
+        seam: width of the dark line below, which makes the outline visible on any background.
+    """
+    picture = cv2.convertScaleAbs(frame, alpha=SHADE)
+    shown = [i for i in range(len(masks)) if masks[i].any()]
+    areas = {i: _area(masks[i]) for i in shown}
+    for i in shown:
+        np.copyto(picture[areas[i]], frame[areas[i]], where=masks[i][areas[i]][..., None])
+    for i in shown:
+        patch = picture[areas[i]]
+        tinted = cv2.addWeighted(patch, 1 - TINT, np.full_like(patch, colours[i]), TINT, 0)
+        np.copyto(patch, tinted, where=masks[i][areas[i]][..., None])
+    kind = cv2.LINE_AA if line > 1 else cv2.LINE_8  # an anti-aliased line of one pixel would be pale
+    for number, i in enumerate(shown):
+        inset = sum(_same(masks[i], masks[j]) for j in shown[:number]) * ((line + seam) // 2 + 1)
+        outline = _shrunk(masks[i], inset).astype(np.uint8)
+        outlines, _ = cv2.findContours(outline, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, outlines, -1, PAPER, seam, kind)
+        cv2.drawContours(picture, outlines, -1, colours[i], line, kind)
+    return picture
+
+
+def _area(mask: np.ndarray) -> tuple[slice, slice]:
+    """Return the rows and columns that a mask touches."""
+    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+    return slice(y, y + h), slice(x, x + w)
+
+
+def _same(mask: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.count_nonzero(mask & other) >= SAME_IOU * np.count_nonzero(mask | other))
+
+
+def _shrunk(mask: np.ndarray, inset: int) -> np.ndarray:
+    """Return the mask without a rim of ``inset`` pixels, or the mask itself if nothing would be left."""
+    if not inset:
+        return mask
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * inset + 1, 2 * inset + 1))
+    smaller = cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_REPLICATE).astype(bool)
+    return smaller if smaller.any() else mask
+
+
+def _draw_box(picture: Picture, box: Sequence[float], score: float | None) -> None:
+    """Draw a box (x0, y0, x1, y1) into the image, and the score at its upper left corner."""
+    height, width = picture.shape[:2]
+    x0, x1 = (int(np.clip(round(x), 0, width - 1)) for x in (box[0], box[2]))
+    y0, y1 = (int(np.clip(round(y), 0, height - 1)) for y in (box[1], box[3]))
+    cv2.rectangle(picture, (x0, y0), (x1, y1), PAPER, 4)
+    cv2.rectangle(picture, (x0, y0), (x1, y1), BOX_COLOUR, 2)
+    if score is None:
+        return
+    text, font = f"{score:.2f}", letters(14)
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    label_width = int(draw.textlength(text, font=font)) + 7
+    x, y = min(x0, width - label_width), max(0, y0 - 19)
+    draw.rectangle((x, y, x + label_width, y + 18), fill=BOX_COLOUR)
+    draw.text((x + 4, y + 1), text, fill=PAPER, font=font)
+    picture[:] = np.asarray(image)
+
+
+class DrawnVideo(Protocol):
+    """The part of ``datasets.Video`` that is needed to draw it."""
+
+    @property
+    def name(self) -> str:
+        """The name of the video's folder."""
+
+    @property
+    def frame_paths(self) -> Sequence[Path]:
+        """All frames, in order of time."""
+
+    @property
+    def expressions(self) -> Mapping[str, str]:
+        """Expression id → sentence."""
+
+
+def overlay_path(output: Path, video: DrawnVideo, exp_id: str, frame: Path) -> Path:
+    """Return the path of the overlay of a frame, below the output folder."""
+    return output / OVERLAYS / video.name / exp_id / f"{frame.stem}.png"
+
+
+def movie_path(output: Path, video: DrawnVideo, exp_id: str) -> Path:
+    """Return the path of the MP4 of an expression, below the output folder."""
+    return output / OVERLAYS / f"{video.name}_{exp_id}.mp4"
+
+
+def write_overlays(
+    output: Path,
+    video: DrawnVideo,
+    exp_id: str,
+    frames: Sequence[Path],
+    masks: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+) -> None:
+    """Write the overlays of one expression for some frames of its video.
+
+    Args:
+        output: the output folder.
+        video: the video of the frames.
+        exp_id: the expression.
+        frames: T image files.
+        masks: bool ``[T, H0, W0]``.
+        boxes: ``[T, 4]``, (x0, y0, x1, y1) in pixels.
+        scores: ``[T]``.
+
+    Raises:
+        UserError: a frame cannot be read or an overlay not written.
+    """
+    for i, frame in enumerate(frames):
+        sentence, score = video.expressions[exp_id], float(scores[i])
+        picture = draw_overlay(read_picture(frame), masks[i], sentence, boxes[i].tolist(), score)
+        write_picture(overlay_path(output, video, exp_id, frame), picture)
+
+
+def write_movie(output: Path, video: DrawnVideo, exp_id: str) -> None:
+    """Write the MP4 of an expression from its overlays."""
+    overlays = (read_picture(overlay_path(output, video, exp_id, frame)) for frame in video.frame_paths)
+    write_video(movie_path(output, video, exp_id), overlays, OVERLAY_FPS)
+
+
+def write_sheet(output: Path, videos: Sequence[DrawnVideo]) -> Path:
+    """Write a contact sheet of some expressions and some frames of each, evenly spread, and return its path."""
+    rows = []
+    expressions = [(video, exp_id) for video in videos for exp_id in video.expressions]
+    for video, exp_id in _spread(expressions, SHEET_ROWS):
+        sentence = video.expressions[exp_id]
+        tiles = []
+        for frame in _spread(video.frame_paths, SHEET_COLUMNS):
+            tile = read_picture(overlay_path(output, video, exp_id, frame))
+            tiles.append(tile[: -len(text_bar(sentence, tile.shape[1]))])  # the row's title has the sentence
+        rows.append((f"{video.name} · {exp_id} · {sentence}", tiles))
+    sheet = output / OVERLAYS / "contact_sheet.png"
+    contact_sheet(rows, sheet)
+    return sheet
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    """Return at most ``count`` items, evenly spread from the first to the last."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[Picture]]], path: Path, tile_width: int = 320, header: Picture | None = None
+) -> None:
+    """Write a PNG with rows of images, each row below its title.
+
+    Args:
+        rows: titles, which may be empty, and images, which may differ in size and number.
+        path: the PNG.
+        tile_width: width of an image in the sheet, in pixels.
+        header: an image above all, at least as wide as the rows; the sheet gets its width.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    assert rows and all(tiles for _, tiles in rows), "a contact sheet needs images"
+    width = GAP + max(len(tiles) for _, tiles in rows) * (tile_width + GAP) if header is None else header.shape[1]
+    strips = [] if header is None else [header]
+    for title, images in rows:
+        tiles = [_resized(tile, (max(1, round(len(tile) * tile_width / tile.shape[1])), tile_width)) for tile in images]
+        strip = np.full((max(map(len, tiles)) + GAP, width, 3), PAPER, np.uint8)
+        for number, tile in enumerate(tiles):
+            x = GAP + number * (tile_width + GAP)
+            strip[: len(tile), x : x + tile_width] = tile
+        strips += [text_bar(title, width, size=max(13, tile_width // 20)), strip] if title else [strip]
+    write_picture(path, np.concatenate(strips))
+
+
+def numbered(sentences: Sequence[str]) -> list[str]:
+    """Return the labels of sentences: the sentences, numbered if there are more of them than colours."""
+    many = len(sentences) > len(PALETTE)
+    return [f"{i}  {sentence}" if many else sentence for i, sentence in enumerate(sentences, start=1)]
+
+
+class ObjectPainter:
+    """Draws the objects of a video, frame by frame and in order, because labels follow their objects smoothly.
+
+    Args:
+        labels: one for each object; an empty one is not drawn.
+        size: (H, W) of the frames; letters and lines are scaled with it.
+        letter_scale: relative size of the letters.
+    """
+
+    def __init__(self, labels: Sequence[str], size: Size, letter_scale: float = 1.0) -> None:
+        height, width = size
+        short = min(size)
+        self.size = size
+        self.line = int(1.2 + short / 300)
+        self.seam = self.line + 2 * max(1, round(self.line / 2))
+        self.colours = [colour_of(i) for i in range(len(labels))]
+        letter = max(10, round(letter_scale * (0.7 * short + 0.3 * max(size)) / 30))
+        room = max(1, round(LABEL_WIDTH * width))
+        chips = [_chip(label, colour, letter, room) for label, colour in zip(labels, self.colours, strict=True)]
+        self._labels = [
+            None if chip is None or chip.shape[0] > height / 3 or chip.shape[1] > width else _Label(chip, size)
+            for chip in chips
+        ]
+
+    def draw(self, frame: Picture, masks: np.ndarray) -> Picture:
+        """Draw the objects of a frame with their labels.
+
+        Args:
+            frame: uint8 RGB ``[H, W, 3]``.
+            masks: bool ``[S, H, W]``, one for each label.
+        """
+        assert frame.shape[:2] == self.size and masks.shape == (len(self.colours), *self.size), masks.shape
+        picture = _draw_masks(frame, masks, self.colours, self.line, self.seam)
+        covered = cv2.integral(np.asarray(masks.any(axis=0), np.uint8))
+        placed: list[Box] = []
+        for label, mask in zip(self._labels, masks, strict=True):
+            if label is not None and mask.any():
+                placed.append(label.place(_main_part(mask), placed, covered, self.seam))
+                label.paste(picture)
+        return picture
+
+
+def _main_part(mask: np.ndarray) -> Box:
+    """Return the box of the mask's largest connected part; a label should not follow a speck elsewhere."""
+    rows, columns = _area(mask)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask[rows, columns].astype(np.uint8))
+    left, top, width, height = stats[1:][stats[1:, cv2.CC_STAT_AREA].argmax(), :4].tolist()
+    return columns.start + left, rows.start + top, width, height
+
+
+def _chip(text: str, colour: Colour, size: int, width: int) -> np.ndarray | None:
+    """Draw a label as RGBA ``[h, w, 4]``: letters on a rounded background; None if there is no room for it."""
+    font, pad = letters(size), max(2, size // 3)
+    lines = wrap_text(text, font, width - 2 * pad, LABEL_LINES)
+    if not text.strip() or min(map(len, lines)) < min(FEWEST_LETTERS, len(text.strip())):
+        return None
+    step = size + max(2, size // 6)
+    w, h = int(max(map(font.getlength, lines))) + 2 * pad + 1, step * len(lines) + pad
+    ground = Image.new("L", (w * _FINE, h * _FINE))
+    ImageDraw.Draw(ground).rounded_rectangle((0, 0, w * _FINE - 1, h * _FINE - 1), radius=pad * _FINE, fill=235)
+    image = Image.new("RGB", (w, h), colour)
+    draw = ImageDraw.Draw(image)
+    for number, row in enumerate(lines):
+        draw.text((pad, pad // 2 + number * step), row, fill=_ink_on(colour), font=font)
+    return np.dstack([np.asarray(image), np.asarray(ground.resize((w, h), Image.Resampling.BOX))])
+
+
+class _Label:
+    """A label and its current position."""
+
+    def __init__(self, chip: np.ndarray, size: Size) -> None:
+        self.chip = chip
+        self.h, self.w = chip.shape[:2]
+        self.extent = np.array([self.w, self.h])
+        self.room = size[1] - self.w, size[0] - self.h  # largest x and y
+        self.at: np.ndarray | None = None  # x, y
+        self.side: int | None = None
+
+    def place(self, target: Box, taken: Sequence[Box], covered: np.ndarray, gap: int) -> Box:
+        """Move towards the place near an object at which the label hides least, and return the label's box.
+
+        Args:
+            target: the object.
+            taken: the other labels of the frame.
+            covered: ``[H + 1, W + 1]``, the integral image of all objects.
+            gap: pixels between the object and its label.
+        """
+        places = np.clip(self._places(target, gap), 0, self.room)
+        x, y = places.astype(int).T
+        hidden = covered[[y + self.h, y], [x + self.w, x]].sum(0) - covered[[y + self.h, y], [x, x + self.w]].sum(0)
+        labels = sum((self._overlap(places, box) for box in taken), np.zeros(len(places)))
+        corner, far = np.array(target[:2]), np.add(target[:2], target[2:])
+        away = np.maximum(0, np.maximum(corner - places - self.extent, places - far)).sum(axis=1)
+        costs = (hidden + 10 * labels) / (self.w * self.h) + 0.2 * away / self.h + RANK * np.arange(len(places))
+        best = int(costs.argmin())
+        if self.side is None or costs[best] < costs[self.side] - STAY:
+            self.side = best
+        goal = places[self.side]
+        if self.at is not None and np.abs(goal - self.at).max() < 2 * self.w:
+            moved = INERTIA * self.at + (1 - INERTIA) * goal
+            goal = goal if any(self._overlap(moved, box) for box in taken) else moved
+        self.at = goal
+        return goal[0], goal[1], self.w, self.h
+
+    def paste(self, picture: Picture) -> None:
+        """Draw the label at its position."""
+        assert self.at is not None
+        x, y = (round(side) for side in self.at)
+        ground = picture[y : y + self.h, x : x + self.w]
+        alpha = self.chip[..., 3:].astype(np.float32) / 255
+        ground[:] = (self.chip[..., :3] * alpha + ground * (1 - alpha)).round().astype(np.uint8)
+
+    def _overlap(self, places: np.ndarray, box: Box) -> np.ndarray:
+        """Return the area that the label at each place ``[..., 2]`` has in common with a box."""
+        near = np.maximum(places, box[:2])
+        far = np.minimum(places + self.extent, np.add(box[:2], box[2:]))
+        return np.maximum(0, far - near).prod(axis=-1)
+
+    def _places(self, target: Box, gap: int) -> list[tuple[float, float]]:
+        """Return positions (x, y) around an object in order of preference."""
+        left, top, width, height = target
+        right, bottom = left + width, top + height
+        centre = left + width / 2 - self.w / 2
+        step = self.h + gap
+        columns = (centre, left, right - self.w)
+        rows = (top + height / 2 - self.h / 2, top, bottom - self.h)
+        return [
+            *((x, y) for x in columns for y in (top - step, bottom + gap)),
+            *((x, y) for y in rows for x in (right + gap, left - self.w - gap)),
+            (centre, top + gap),
+            *((centre, y) for i in (1, 2, 3) for y in (top - step * (i + 1), bottom + gap + step * i)),
+        ]
+
+
+class ObjectSheet:
+    """A contact sheet of a video: some frames with all objects and their times, below a legend.
+
+    Args:
+        entries: sentence and remark of each object.
+        size: (H0, W0) of the frames.
+        frames: how many there are.
+    """
+
+    def __init__(self, entries: Sequence[tuple[str, str]], size: Size, frames: int) -> None:
+        self.entries = entries
+        count = min(SHEET_TILES, frames)
+        self.wanted = {int(i) for i in np.linspace(0, frames - 1, count).round()}
+        height, width = size
+        columns = SHEET_TILES_PER_ROW if width >= height else SHEET_TILES_PER_ROW + 2
+        self.columns = min(columns, max(2, -(-count // 2))) if count > 1 else 1
+        widest = (SHEET_WIDTH - GAP) // max(self.columns, 2) - GAP
+        self.tile_width = min(widest, max(1, TILE_HEIGHT * width // height))
+        self.size = max(1, round(self.tile_width * height / width)), self.tile_width
+        self.tiles: list[Picture] = []
+
+    def add(self, number: int, time: float, frame: Picture, masks: np.ndarray) -> None:
+        """Add a frame if it is one of those to show.
+
+        Args:
+            number: the frame's number, from 0.
+            time: its time in seconds.
+            frame: uint8 RGB ``[H0, W0, 3]``.
+            masks: bool ``[S, H0, W0]``.
+        """
+        if number not in self.wanted:
+            return
+        smaller = np.stack([_resized_mask(mask, self.size) for mask in masks])
+        # The legend explains the numbers; a single object needs none.
+        labels = [str(i) if len(masks) > 1 else "" for i in range(1, len(masks) + 1)]
+        tile = ObjectPainter(labels, self.size, letter_scale=1.7).draw(_resized(frame, self.size), smaller)
+        self.tiles.append(_stamped(tile, clock(time)))
+
+    def write(self, path: Path, title: str) -> None:
+        """Write the sheet as a PNG.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        width = max(GAP + self.columns * (self.tile_width + GAP), SHEET_LEAST_WIDTH)
+        rows = [("", self.tiles[i : i + self.columns]) for i in range(0, len(self.tiles), self.columns)]
+        contact_sheet(rows, path, self.tile_width, legend(title, self.entries, width))
+
+
+def _stamped(picture: Picture, text: str) -> Picture:
+    """Write text into the lower left corner, if there is room."""
+    height, width = picture.shape[:2]
+    size = max(10, width // 26)
+    length = int(letters(size).getlength(text)) + size
+    if length > width // 2:
+        return picture
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, height - size - size // 2, length, height), fill=PAPER)
+    draw.text((size // 2, height - size // 4), text, fill=INK, font=letters(size), anchor="ls")
+    return np.asarray(image)
+
+
+def clock(seconds: float) -> str:
+    """Format a time as 0:01.5 or 1:00:01.5."""
+    tenths = round(seconds * 10)
+    hours, minutes, rest = tenths // 36000, tenths // 600 % 60, tenths % 600 / 10
+    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
+
+
+class LastClip:
+    """Draws the first clip of the last training step: the prediction beside the ground truth.
+
+    A forward hook keeps references to what the step has computed, so steps of which nothing is drawn cost nothing.
+
+    Args:
+        model: the segmenter itself, without wrappers.
+        to_pixels: converts float frames ``[3, H, W]``, as the model gets them, to uint8.
+        threshold: mask probability from which a pixel belongs to the object.
+    """
+
+    def __init__(self, model: nn.Module, to_pixels: Callable[[Tensor], Tensor], threshold: float = 0.5) -> None:
+        self.to_pixels, self.threshold = to_pixels, threshold
+        self._step: tuple[tuple[Any, ...], Tensor] | None = None  # the inputs, and the first clip's mask logits
+        model.register_forward_hook(self._keep)
+
+    def _keep(self, model: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if model.training:
+            self._step = inputs, output.masks[0].detach()
+
+    def draw(self) -> Picture | None:
+        """Draw the clip's annotated frame or, if all are annotated, the middle one; None before the first step.
+
+        This waits for the device.
+        """
+        if self._step is None:
+            return None
+        (frames, padding, captions, select, annotated), masks = self._step
+        middle = len(masks) // 2
+        number = middle if annotated is None else int(annotated[0])
+        real = ~padding[0].cpu()
+        height, width = int(real[:, 0].sum()), int(real[0].sum())
+        frame = self.to_pixels(frames[0, number].float().cpu())[:, :height, :width].permute(1, 2, 0).numpy()
+        predicted = masks[middle].float().sigmoid().cpu()[:height, :width].numpy() >= self.threshold
+        ground_truth = select.target.masks[0][middle].cpu()[:height, :width].numpy() > 0
+        left, right = draw_overlay(frame, predicted), draw_overlay(frame, ground_truth, colour=GROUND_TRUTH_COLOUR)
+        picture = np.concatenate([left, np.zeros((len(left), GAP, 3), np.uint8), right], axis=1)
+        return np.concatenate([picture, text_bar(f"prediction · ground truth: {captions[0]}", picture.shape[1])])
+
+
+def read_picture(path: Path) -> Picture:
+    """Read an image file as RGB, as stored (without its EXIF orientation).
+
+    Raises:
+        UserError: the file is missing or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"cannot read the image {path}: {error}") from error
+
+
+def write_picture(path: Path, picture: Picture) -> None:
+    """Write an image in the format of the path's suffix; the file gets its name when it is complete.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            Image.fromarray(picture).save(temporary, compress_level=3)  # three times as fast at the same size
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
+
+
+def _resized(picture: Picture, size: Size) -> Picture:
+    method = cv2.INTER_AREA if size[1] < picture.shape[1] else cv2.INTER_LINEAR
+    return cv2.resize(picture, size[::-1], interpolation=method)
+
+
+def _resized_mask(mask: np.ndarray, size: Size) -> np.ndarray:
+    return cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR) >= 0.5
