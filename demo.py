@@ -274,7 +274,7 @@ def segment_to_folder(
     overlap: int | None = None,
     threshold: float | None = None,
     score_threshold: float | None = None,
-    **options: Any,
+    **output: Any,
 ) -> DemoResult:
     """Segment a video with a model and write everything that ``docs/demo.md`` lists.
 
@@ -285,9 +285,10 @@ def segment_to_folder(
         folder: the output folder; see ``run_demo``.
         window: number of frames that the model sees together.
         overlap: number of frames that two windows share; None: 6, or half of a short window.
-        threshold: mask probability from which a pixel belongs to the object; None: the configuration's.
-        score_threshold: mean score below which a sentence counts as not found; None: the configuration's.
-        **options: ``save_prob``, ``force``, ``report`` and ``show`` of ``run_demo``.
+        threshold: mask probability from which a pixel belongs to the object; None: as in
+            ``pretrained.options``.
+        score_threshold: mean score below which a sentence counts as not found; None: as in ``pretrained.options``.
+        **output: ``save_prob``, ``force``, ``report`` and ``show`` of ``run_demo``.
 
     Raises:
         UserError: the video cannot be read, a file cannot be written, the folder is taken, or window and overlap do
@@ -317,7 +318,7 @@ def segment_to_folder(
             "eval_size": options.eval_size,
             "seed": options.seed,
         },
-        **options,
+        **output,
     )
 
 

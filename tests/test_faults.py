@@ -41,7 +41,7 @@ from datasets.toy import make_toy
 from demo import main as demo_main
 from demo import new_folder, sentence_records
 from engine import build_mask_identity, build_record
-from models import build_model, pretrained, video_folder
+from models import build_model, pretrained
 from models.diffusion.stack import load_stack
 from models.ops import compiling, libraries
 from scripts import make_toy_data, quickstart
@@ -514,7 +514,7 @@ def test_inference_and_demo_without_enough_memory(tmp_path: Path, monkeypatch: p
     assert "not enough memory (MemoryError); what needs less: --expressions_per_batch 1" in done.stderr
     for module, name in ((demo, "open_media"), (pretrained, "open_pretrained")):
         monkeypatch.setattr(module, name, lambda *_: type("Stub", (), {"notes": ()}))
-    monkeypatch.setattr(video_folder, "segment_to_folder", fail(torch.OutOfMemoryError(CUDA)))
+    monkeypatch.setattr(demo, "segment_to_folder", fail(torch.OutOfMemoryError(CUDA)))
     done = run_command(demo.main, "a.mp4", "a dog", "--resume", "a.pth", "--out", tmp_path / "demo")
     assert done.returncode == 1 and "what needs less: a shorter --window" in done.stderr
     assert not any(tmp_path.iterdir())

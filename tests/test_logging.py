@@ -133,7 +133,7 @@ def test_a_full_disk_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
         log.write(1, {"loss": 1.0})
         log.write(2, {"loss": 1.0})
     assert notes.seen == [1, 2]
-    assert capsys.readouterr().out.count("cannot be written (No space left on device); the run goes on") == 1
+    assert capsys.readouterr().out.count("cannot be written (No space left on device); the run continues") == 1
 
 
 def test_wandb_is_asked_for_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_wandb_is_asked_for_or_absent(tmp_path: Path, monkeypatch: pytest.Monkey
     assert rest == [(3, {"epoch": 0, "loss": 1.0}), (3, {"sample": (2, 3, 3)}), "end"]
 
     stub.init = lambda **options: 1 / 0  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"wandb does not start: division by zero; .*WANDB_MODE=offline"):
+    with pytest.raises(UserError, match=r"wandb cannot start: division by zero; .*WANDB_MODE=offline"):
         Wandb(tmp_path, "abc", {})
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="--wandb needs the library wandb, which is not installed"):

@@ -15,9 +15,9 @@ from datasets import list_videos
 from datasets.toy import make_toy
 from datasets.video import load_clip
 from engine import training_step
-from models import build_criterion, build_model, prepare_inference, prepare_training, set_precision
+from models import build_criterion, build_model, frozen, prepare_inference, prepare_training, set_precision
 from models.checkpoints import open_checkpoint, save_carried, save_checkpoint
-from models.diffusion import attention, frozen
+from models.diffusion import attention
 from models.diffusion.attention import blocked_attention
 from models.inference import build_for_inference, sentence_outputs
 from models.mask_heads import DynamicMaskHead

@@ -15,7 +15,7 @@ from datasets import build_dataset, build_evaluator, build_scorer, list_videos
 from datasets.davis import convert_davis
 from demo import main as demo_main
 from engine import build_record
-from models import build_model, load_pretrained, prediction
+from models import build_model, inference, load_pretrained
 from models.checkpoints import open_checkpoint
 from models.diffusion import stack
 from models.inference import build_for_inference
@@ -39,7 +39,7 @@ def test_a_checkpoint_of_other_options_is_refused_before_anything_is_loaded(
     tiny_checkpoint: Path, tiny_config: list[str], monkeypatch: pytest.MonkeyPatch, option: dict[str, Any]
 ) -> None:
     built: list[Config] = []
-    monkeypatch.setattr(prediction, "build_model", built.append)
+    monkeypatch.setattr(inference, "build_model", built.append)
     flags = [word for name, value in option.items() for word in (f"--{name}", str(value))]
     cfg = load_config([*tiny_config, *flags], "")
     with pytest.raises(UserError, match=rf"was made with {next(iter(option))} .*, and this configuration has"):
