@@ -78,6 +78,7 @@ class TwoHalves(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = SimpleNamespace(encode_pixels=lambda frames: frames)
+        self.place = nn.Parameter(torch.zeros(()))  # its device is that of the model
         self.lengths: list[int] = []
 
     def segment_pixels(
