@@ -16,7 +16,8 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from util.config import Config, load_config
+from datasets.registry import load_config
+from util.config import Config
 from util.errors import RunError, UserError, help_asked, run_cli
 
 if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
@@ -25,7 +26,8 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 import torch
 
 from datasets import list_videos
-from datasets.video import Video, load_clip
+from datasets.files import Video, load_clip
+from datasets.registry import DATASETS
 from models import Segmenter
 from models.loading import open_checkpoint
 from models.precision import with_named_precision
@@ -35,7 +37,6 @@ from util.device import device_name, resolve_device
 from util.distributed import is_main, process_group, rank, tell, wait_for_all
 from util.inference_record import InferenceRecord, open_record
 from util.locking import sole_run
-from util.mask_layouts import LAYOUTS
 from util.memory import INFERENCE, memory_advice
 from util.overlays import write_sheet
 from util.submission import check_submission, require_frames, write_submission
@@ -103,8 +104,9 @@ def run_inference(
         RunError: the predictions are not finite numbers.
     """
     read = partial(load_clip, short_side=cfg.eval_size, long_side=cfg.max_size)
-    predict = partial(segment, model, cfg=cfg, device=device, soft=LAYOUTS[cfg.dataset_file].soft)
-    video_inference.run_inference(videos, cfg, record, read, predict, show=is_main())
+    layout = DATASETS[cfg.dataset_file].layout
+    predict = partial(segment, model, cfg=cfg, device=device, soft=layout.soft)
+    video_inference.run_inference(videos, cfg, record, read, predict, layout, show=is_main())
 
 
 def finish(videos: Sequence[Video], cfg: Config, record: InferenceRecord) -> list[str]:
@@ -116,7 +118,7 @@ def finish(videos: Sequence[Video], cfg: Config, record: InferenceRecord) -> lis
     Raises:
         RunError: the zip is not a whole submission.
     """
-    layout, output = LAYOUTS[cfg.dataset_file], Path(cfg.output_dir)
+    layout, output = DATASETS[cfg.dataset_file].layout, Path(cfg.output_dir)
     archive = output / "submission.zip"
     write_submission(output, videos, archive, layout)
     faults = check_submission(archive, videos, layout)

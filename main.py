@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from util.config import Config, config_dict, load_config
+from datasets.registry import load_config
+from util.config import Config, config_dict
 from util.errors import UserError, help_asked, run_cli
 
 if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
@@ -26,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets import build_dataset, build_evaluator, build_scorer, is_video_set, list_videos
+from datasets import build_dataset, build_evaluator, build_loader, build_scorer, list_videos
 from datasets.clip import ClipLoader, collate, denormalise
-from datasets.epoch_loader import EpochLoader
-from datasets.video import load_clip
+from datasets.files import load_clip
+from datasets.registry import AUTO, DATASETS, resolve, scored_metric, scored_parts, validated_set
 from engine import build_schedule, is_due, train
 from engine import evaluate as evaluate_items
 from models import Segmenter, build_criterion, build_model, has_lora, trained_parameters
@@ -39,7 +40,6 @@ from models.postprocessors import query_predictions
 from models.precision import prepare_training, with_named_precision
 from models.prediction import MULTIPLE, load_for_inference, segment
 from models.selection import all_queries
-from util.benchmarks import AUTO_SPLIT, scored_parts, validated_set
 from util.checkpoint import save_carried, save_checkpoint
 from util.device import device_name, resolve_device
 from util.distributed import is_main, process_group, rank, tell, world_size
@@ -50,7 +50,6 @@ from util.keeping import NEWEST, Keeper, begin_folder, check_epoch, resume_path
 from util.locking import sole_run
 from util.log_writers import further_writers
 from util.logging import open_log
-from util.mask_layouts import LAYOUTS
 from util.memory import INFERENCE, TRAINING, memory_advice
 from util.parameters import parameter_lines
 from util.results import write_results
@@ -94,7 +93,7 @@ def train_guarded(cfg: Config, device: torch.device, output: Path, guard: Guard,
     if weights:
         check_options(weights, cfg, fresh=not state)
     first = state.get("step", 0)
-    loader = EpochLoader(cfg, pin_memory=device.type == "cuda")
+    loader = build_loader(cfg, pin_memory=device.type == "cuda")
     schedule = build_schedule(cfg, loader.batches.steps_per_epoch)
     if state:
         check_epoch(state, schedule.steps_per_epoch)
@@ -145,7 +144,8 @@ def train_guarded(cfg: Config, device: torch.device, output: Path, guard: Guard,
         save_checkpoint(path, model, cfg.model, config_dict(cfg), frozen=frozen, **state)
 
     keeper = Keeper(output, write, cfg.keep_checkpoints, cfg.save_minutes, active=is_main())
-    validation = Validation(output, parts, cfg.eval_metric, config_dict(cfg), keeper.keep_best, first)
+    metrics = {name: scored_metric(name, cfg.eval_metric) for name in parts}
+    validation = Validation(output, parts, metrics, config_dict(cfg), keeper.keep_best, first)
     network: nn.Module = model
     if world_size() > 1:
         network = DistributedDataParallel(
@@ -199,10 +199,10 @@ def prepare_validation(cfg: Config, device: torch.device, guard: Guard) -> dict[
         UserError: data or truth is missing or broken.
     """
     name = validated_set(cfg.dataset_file, cfg.eval_dataset)
-    split = cfg.split if name == cfg.dataset_file else AUTO_SPLIT
+    split = cfg.split if name == cfg.dataset_file else AUTO
     folder = Path(cfg.output_dir) / VALIDATION
     parts = {
-        part: replace(cfg, dataset_file=part, split=split, output_dir=str(folder / part), visualize=False)
+        part: resolve(replace(cfg, dataset_file=part, split=split, output_dir=str(folder / part), visualize=False))
         for part in scored_parts(name)
     }
     return {part: prepare(options, None, device, guard.pass_on) for part, options in parts.items()}
@@ -219,7 +219,7 @@ def evaluate(cfg: Config, device: torch.device) -> None:
     cfg = with_named_precision(cfg, device)
     output, names = Path(cfg.output_dir), scored_parts(cfg.dataset_file)
     folders = {name: output / name if len(names) > 1 else output for name in names}
-    parts = {name: replace(cfg, dataset_file=name, output_dir=str(folders[name])) for name in names}
+    parts = {name: resolve(replace(cfg, dataset_file=name, output_dir=str(folders[name]))) for name in names}
     checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)
     about = {"checkpoint": str(checkpoint["path"].resolve()), "checkpoint_sha256": file_sha256(checkpoint["path"])}
     prepared = {name: prepare(part, checkpoint["path"], device) for name, part in parts.items()}
@@ -251,7 +251,9 @@ def prepare(
         passing: called for every clip.
     """
     return (
-        prepare_videos(cfg, checkpoint, device, passing) if is_video_set(cfg) else prepare_items(cfg, device, passing)
+        prepare_videos(cfg, checkpoint, device, passing)
+        if DATASETS[cfg.dataset_file].masks
+        else prepare_items(cfg, device, passing)
     )
 
 
@@ -263,14 +265,15 @@ def prepare_videos(cfg: Config, checkpoint: Path | None, device: torch.device, p
 
     def predict(model: Segmenter, frames: Tensor, orig_size: tuple[int, int], sentences: Mapping[str, str]) -> Any:
         passing()
-        return segment(model, frames, orig_size, sentences, cfg, device, LAYOUTS[cfg.dataset_file].soft)
+        return segment(model, frames, orig_size, sentences, cfg, device, layout.soft)
 
+    layout = DATASETS[cfg.dataset_file].layout
     videos = [video for video in list_videos(cfg) if video.expressions]
     require_frames(videos)
     scorer = build_scorer(cfg) if is_main() else None
     read = partial(load_clip, short_side=cfg.eval_size, long_side=cfg.max_size)
     records = partial(open_record, cfg, checkpoint, device_name(device))
-    return video_score(videos, scorer, cfg, records, read, predict, keep=checkpoint is not None)
+    return video_score(videos, scorer, cfg, records, read, predict, layout, keep=checkpoint is not None)
 
 
 def prepare_items(cfg: Config, device: torch.device, passing: Callable[[], None]) -> Score:

@@ -1,7 +1,7 @@
-"""JHMDB-Sentences: its layout on disk and items for evaluation, with weights of A2D-Sentences (docs/data.md).
+"""JHMDB-Sentences: files, items for evaluation with weights of A2D-Sentences, and checks (docs/data.md).
 
-An item's id is ``v_<video>_f_<frame>``. Frames are numbered from 1, masks from 0; some clips have fewer masks than
-frames, and an item whose frame has none is left out.
+An item's id is ``v_<video>_f_<frame>``. Frames are numbered from 1, masks from 0. Some clips have fewer masks than
+frames; an item whose frame has no mask is left out.
 """
 
 from __future__ import annotations
@@ -17,10 +17,20 @@ import torch
 from scipy.io import loadmat, whosmat
 from torch import Tensor
 
-from datasets.annotated_frames import AnnotatedFrames, Item, clamp
-from datasets.annotation_files import number_of, read_entries, require_files, sentence_of
-from datasets.mat_tags import has_array
-from datasets.reading import DATA_PAGE, plain_name, read_frames, require_folder
+from datasets.a2d import (
+    AnnotatedFrames,
+    Item,
+    clamp,
+    fit_mask,
+    group_by_video,
+    number_of,
+    read_coco_masks,
+    read_rows,
+    sentence_of,
+)
+from datasets.checks import SAMPLE_VIDEOS, Findings
+from datasets.files import DATA_PAGE, plain_name, read_frame, read_frames, require_files, require_folder
+from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.a2d_metrics import A2dEvaluator
 from util.errors import UserError
@@ -41,9 +51,9 @@ class JhmdbItem(Item):
     """An item of JHMDB-Sentences.
 
     Attributes:
-        frames: folder of the video's frames.
-        masks: its MATLAB file of masks.
-        length: number of its frames.
+        frames: the folder of the video's frames.
+        masks: the MATLAB file of its masks.
+        length: the number of its frames.
     """
 
     frames: Path
@@ -58,10 +68,10 @@ class JhmdbClips(AnnotatedFrames[JhmdbItem]):
         root: the dataset's folder.
         transform: applied to every clip.
         num_frames: frames per clip.
-        seed: of the run.
+        seed: the run's seed.
 
     Raises:
-        UserError: a missing folder or file, or a malformed one; frames are opened when they are read.
+        UserError: a folder or file is missing or malformed; frames are opened when they are read.
     """
 
     def __init__(self, root: Path, transform: ClipTransform, num_frames: int, seed: int = 0) -> None:
@@ -82,29 +92,24 @@ class JhmdbClips(AnnotatedFrames[JhmdbItem]):
 
 
 def build_clips(cfg: Config, split: str) -> JhmdbClips:
-    """Build the items for evaluation (``test``)."""
-    if split != "test":
-        raise UserError(
-            f"JHMDB-Sentences has no {split!r} split: it is all for evaluation, with weights that were trained with "
-            "--dataset_file a2d"
-        )
-    return JhmdbClips(Path(cfg.jhmdb_path), build_transform(cfg, False), cfg.num_frames, cfg.seed)
+    """Build the items for evaluation; ``test`` is the only split."""
+    return JhmdbClips(root_of(cfg), build_transform(cfg, False), cfg.num_frames, cfg.seed)
 
 
 def build_evaluator(cfg: Config) -> A2dEvaluator:
-    """Build the evaluator; the metrics are those of A2D-Sentences."""
-    return A2dEvaluator(build_clips(cfg, cfg.split).truth(Path(cfg.jhmdb_path) / COCO_FILE))
+    """Build the evaluator, whose metrics are those of A2D-Sentences."""
+    return A2dEvaluator(build_clips(cfg, cfg.split).truth(root_of(cfg) / COCO_FILE))
 
 
 def read_items(root: Path) -> list[JhmdbItem]:
-    """Read the sentences and their annotated frames.
+    """Read the items.
 
     Raises:
-        UserError: the file is missing or malformed, names a path outside of ``root``, or a video that is missing.
+        UserError: the file is missing or malformed, or names a path outside of ``root``.
     """
     path = root / LIST_FILE
     items = []
-    for where, (video, frame_path, mask_path, frames, sentence) in read_entries(path, "the sentences", FORM):
+    for where, (video, frame_path, mask_path, frames, sentence) in read_rows(path, "the sentences", FORM):
         name, frame = plain_name(video, path, "a video"), _inside(root, frame_path, where)
         number, length = number_of(frame.stem, 1, "frame", where), number_of(frames, 1, "number of frames", where)
         if number > length:
@@ -121,7 +126,7 @@ def read_puppet_mask(path: Path, frame: int) -> Tensor:
     Raises:
         UserError: the file is missing or broken, or has no mask for the frame.
     """
-    masks = _read_mat(path, lambda: _load(path))
+    masks = _read_mat(path, lambda: loadmat(path, variable_names=[MASK_KEY]).get(MASK_KEY))
     if not isinstance(masks, np.ndarray) or masks.ndim not in (2, 3) or masks.dtype.kind not in "biuf":
         raise UserError(f"{path} has no array {MASK_KEY!r} of height × width × frames; fetch or extract it again")
     masks = masks.reshape(*masks.shape[:2], -1)  # MATLAB drops the last axis of a single frame
@@ -131,7 +136,7 @@ def read_puppet_mask(path: Path, frame: int) -> Tensor:
 
 
 def count_puppet_masks(path: Path) -> int:
-    """Number of masks in a MATLAB file, without reading them.
+    """Count the masks of a MATLAB file without reading them.
 
     Raises:
         UserError: the file is missing or broken.
@@ -143,7 +148,7 @@ def count_puppet_masks(path: Path) -> int:
 
 
 def _with_masks(items: Sequence[JhmdbItem]) -> list[JhmdbItem]:
-    """The items whose frame has a mask; a log line counts the others."""
+    """Return the items whose frame has a mask; a warning counts the others."""
     counts = {path: count_puppet_masks(path) for path in dict.fromkeys(item.masks for item in items)}
     kept = [item for item in items if item.frame <= counts[item.masks]]
     if len(kept) < len(items):
@@ -157,23 +162,62 @@ def _with_masks(items: Sequence[JhmdbItem]) -> list[JhmdbItem]:
     return kept
 
 
-def _load(path: Path) -> Any:
-    return loadmat(path, variable_names=[MASK_KEY]).get(MASK_KEY) if has_array(path, MASK_KEY) else None
-
-
 def _read_mat(path: Path, read: Callable[[], Any]) -> Any:
     if not path.is_file():
         raise UserError(f"masks {path} are missing; the sentences name this file (see {DATA_PAGE})")
     try:
         return read()
-    except Exception as error:  # scipy's reader meets a damaged file with many kinds
+    except Exception as error:  # scipy raises many kinds of exceptions for a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"masks {path} are broken ({reason}); fetch or extract this file again") from error
 
 
 def _inside(root: Path, value: Any, where: str) -> Path:
-    """The path below ``root`` that an entry names."""
-    parts = PurePosixPath(value).parts if isinstance(value, str) and "\0" not in value else ()
+    """Return the path in ``root`` that an entry names."""
+    parts = PurePosixPath(value).parts if isinstance(value, str) else ()
     if not parts or ".." in parts or PurePosixPath(*parts).is_absolute():
         raise UserError(f"{where} has the path {value!r}; it should be relative to {root}, and stay in it")
     return root.joinpath(*parts)
+
+
+def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
+    """Check JHMDB-Sentences."""
+    items = findings.attempt(read_items, root)
+    if items is None:
+        return
+    videos = group_by_video(items)
+    findings.count("videos", len(videos), row.splits["test"].videos)
+    findings.count("items", len(items))
+    scored = []
+    for name, of_video in videos.items():
+        first = of_video[0]
+        frames = findings.present(first.frames, [f"{n:05d}.png" for n in range(1, first.length + 1)], LIST_FILE)
+        masks = findings.attempt(count_puppet_masks, first.masks)
+        findings.files += len(frames) + (masks is not None)
+        videos[name] = [item for item in of_video if masks is not None and item.frame <= masks]
+        scored += videos[name]
+    if len(scored) < len(items):
+        findings.notes.append(f"{len(items) - len(scored)} of {len(items)} items are left out: their frame has no mask")
+    if (root / COCO_FILE).is_file() and not findings.faults:
+        findings.attempt(read_coco_masks, root / COCO_FILE, [item.id for item in scored])
+    for name in findings.sample(list(videos), SAMPLE_VIDEOS):
+        if videos[name]:
+            number = videos[name][0].length if findings.every else len({item.frame for item in videos[name]})
+            findings.open_later(number + 1, open_video, videos[name], findings.every)
+
+
+def open_video(items: Sequence[JhmdbItem], every: bool) -> list[str]:
+    """Decode a video's annotated frames, or all, and the items' masks; return a sentence for each that is broken."""
+    faults, annotated = [], {item.frame: item for item in items}
+    for number in range(1, items[0].length + 1) if every else annotated:
+        path = items[0].frames / f"{number:05d}.png"
+        if not path.is_file():
+            continue  # already a fault
+        try:
+            height, width = read_frame(path).shape[-2:]
+            if number in annotated:
+                item = annotated[number]
+                fit_mask(read_puppet_mask(item.masks, number), (height, width), item)
+        except UserError as error:
+            faults.append(str(error))
+    return faults

@@ -22,11 +22,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.registry import load_config
 from scripts.benchmark_plan import BASELINE, FAST, SWEEP, TRAIN_BASELINE, TRAIN_FAST, Plan
 from scripts.benchmark_report import draw_chart, text_report
 from scripts.benchmark_summary import summarise
 from util.command_line import Parser
-from util.config import Config, load_config
+from util.config import Config
 from util.errors import RunError, UserError, run_cli
 from util.io import write_json
 from util.results import library_versions

@@ -11,8 +11,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datasets.registry import load_config
 from util.command_line import Parser
-from util.config import Config, load_config
+from util.config import Config
 from util.errors import UserError, run_cli
 
 if TYPE_CHECKING:

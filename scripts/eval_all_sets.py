@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.refcoco_files import SPLITS
+from datasets.refcoco import SPLITS
 from scripts.toy_formats_a2d import write_toy_a2d, write_toy_jhmdb
 from scripts.toy_formats_coco import write_toy_refcoco
 from scripts.toy_formats_videos import write_toy_davis, write_toy_mevis

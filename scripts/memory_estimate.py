@@ -20,8 +20,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from datasets.registry import load_config
 from util.command_line import Parser
-from util.config import Config, load_config
+from util.config import Config
 from util.errors import UserError, help_asked, run_cli
 
 if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds

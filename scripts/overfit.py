@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from datasets.registry import load_config
 from util.command_line import Parser
-from util.config import Config, load_config
+from util.config import Config
 from util.errors import UserError, help_asked, run_cli
 
 

@@ -16,8 +16,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
-from datasets.refcoco_files import IMAGES, SPLITS
-from datasets.refcoco_prepare import INSTANCES, REFERENCES
+from datasets.refcoco import IMAGES, INSTANCES, REFERENCES, SPLITS
 from datasets.toy import ToyParameters, ToyVideo, make_video
 from datasets.toy_render import render_frames, write_frame
 from datasets.toy_scene import SHAPES

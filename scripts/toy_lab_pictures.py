@@ -41,14 +41,15 @@ from torch import Tensor
 
 from datasets.clip import pad_clips
 from datasets.expressions import read_expressions
-from datasets.video import Video, load_frames
+from datasets.files import Video, load_clip
+from datasets.registry import load_config
 from models import Segmenter, build_model
 from models.diffusion.encoder import VideoEncoder
 from models.loading import load_weights, open_checkpoint
 from scripts.steps import near
 from scripts.toy_lab_claims import VARIANTS
 from scripts.toy_lab_runs import Lab
-from util.config import Config, load_config
+from util.config import Config
 from util.mask_files import read_binary_mask, read_index_mask
 from util.submission import mask_path
 from util.visualisation import Picture, contact_sheet, draw_overlay, read_picture, text_bar
@@ -129,7 +130,7 @@ def read_taps(model: Segmenter, cfg: Config, examples: Sequence[Example]) -> dic
     kept: list[list[Tensor]] = []  # own, other, own, other, …
     handle = encoder.unet.register_forward_hook(lambda module, inputs, taps: kept.append(taps))
     for example in examples:
-        frames, _ = load_frames(example.video, cfg.eval_size, cfg.max_size)
+        frames, _ = load_clip(example.video.frame_paths, cfg.eval_size, cfg.max_size)
         clip, _ = pad_clips([frames], MULTIPLE)
         pixels = encoder.encode_pixels(clip)
         for sentence in (example.sentence, example.other):

@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from datasets.davis import convert_davis
-from datasets.refcoco_prepare import REFERENCES
+from datasets.refcoco import REFERENCES
 from datasets.toy import make_toy
 from scripts import baselines, check_data, eval_all, eval_jf, make_toy_data, prepare_data
 from tests.kill_tools import step

@@ -68,7 +68,7 @@ def validation(source: Path, out: Path) -> None:
     keeper = Keeper(out, lambda path, step: write_pickle(path, {"step": step}), 2, 0.0)
     keeper.save(8)
     parts = {"ytvos": lambda model: ({"J&F": 50.0}, {"expressions": 3})}
-    Validation(out, parts, "auto", {"seed": 1}, keeper.keep_best).score(nn.Linear(1, 1), 8)
+    Validation(out, parts, {"ytvos": "J&F"}, {"seed": 1}, keeper.keep_best).score(nn.Linear(1, 1), 8)
     assert (out / NEWEST).is_file()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from datasets.coco_masks import decode_segmentation
+from datasets.files import decode_segmentation
 from scripts.toy_formats_coco import compressed, uncompressed
 from util.errors import UserError
 

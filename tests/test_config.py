@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from util.config import Config, config_dict, load_config
+from datasets.registry import load_config
+from util.config import Config, config_dict
 from util.errors import UserError
 from util.options import expected
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from datasets.registry import load_config
 from tests import docs_tools
 from tests.commands import run_command
 from tests.conftest import ROOT
 from tests.docs_tools import PAGES, Block, anchors, blocks, check_command, code_spans, known_flags, prose, python_script
-from util.config import load_config
 from util.errors import UserError
 
 RUN_PAGES = ("data", "training", "evaluation", "checkpoints", "library", "demo")  # in the order in which they build on

@@ -15,18 +15,18 @@ import pytest
 import inference_davis
 import inference_ytvos
 import main as main_script
+from datasets.registry import DATASETS, MIXTURES, scored_parts
 from scripts import eval_all
 from scripts.eval_all import EVALUATIONS, INFERENCES, TRAININGS, Evaluation, Inference, main
 from scripts.eval_all_sets import CHECKS
 from scripts.eval_all_table import COLUMNS, print_table
 from tests.commands import run_command
-from util.benchmarks import EVAL_SPLITS, MIXTURES, scored_parts
 from util.errors import RunError, UserError
 
 
 def test_every_benchmark_is_evaluated_and_every_recipe_trained() -> None:
     parts = {part for evaluation in EVALUATIONS for part in scored_parts(evaluation.dataset_file)}
-    assert parts == set(EVAL_SPLITS)
+    assert parts == set(DATASETS)
     assert set(TRAININGS) >= set(MIXTURES) and {"ytvos", "a2d", "mevis"} <= set(TRAININGS)
     assert {evaluation.weights for evaluation in EVALUATIONS} == set(TRAININGS)
     assert {inference.part for inference in INFERENCES} == {"ytvos", "davis", "mevis"}

@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from datasets.reading import read_frame
+from datasets.files import read_frame
+from datasets.registry import load_config
 from datasets.toy import make_toy
 from tests.tiny_models import model_config
 from util.checkpoint import read_checkpoint, write_pickle
-from util.config import load_config
 from util.demo_results import new_folder
 from util.errors import UserError
 from util.hub import checkpoint_path

@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 
 from datasets import build_dataset, list_videos
-from datasets.coco_masks import decode_segmentation
 from datasets.expressions import read_expressions
-from datasets.video_files import read_video_frames
+from datasets.files import decode_segmentation, read_video_frames
 from demo import main as demo_main
 from inference_ytvos import finish, run_inference
 from models import build_model

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets import a2d, jhmdb
-from datasets.annotation_files import read_coco_masks
-from datasets.coco_masks import decode_segmentation
+from datasets.a2d import read_coco_masks
 from datasets.expressions import read_expressions
-from datasets.mevis_files import InstanceMasks, list_split
-from datasets.refcoco_files import draw_mask, instances_name, read_items
+from datasets.files import decode_segmentation
+from datasets.mevis import InstanceMasks, list_split
+from datasets.refcoco import draw_mask, instances_name, read_items
 from scripts.make_tiny_stack import read_sentences
 from tests.fuzz_tools import few, leaves, reads, texts, values, write
 

@@ -12,9 +12,10 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from datasets.refcoco_prepare import convert_refcoco
+from datasets.refcoco import convert_refcoco
+from datasets.registry import load_config
 from tests.fuzz_tools import few, leaves, reads, texts, values, write
-from util.config import Config, config_dict, load_config
+from util.config import Config, config_dict
 from util.config_files import read_yaml
 from util.demo_options import read_command
 from util.io import read_json

@@ -21,9 +21,8 @@ from safetensors.torch import save
 from scipy.io import savemat
 
 from datasets.a2d import read_instance_mask
+from datasets.files import read_frame, read_video_frames
 from datasets.jhmdb import count_puppet_masks, read_puppet_mask
-from datasets.reading import read_frame
-from datasets.video_files import read_video_frames
 from tests.fuzz_tools import damaged, reads
 from tests.media_tools import write_film
 from util.checkpoint import read_checkpoint

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import list_videos
-from datasets.video import Video
+from datasets.files import Video
 from inference_ytvos import finish, run_inference
 from tests.inference_tools import FRAMES, HEIGHT, SENTENCES, WIDTH, StubModel, tree, write_halves
 from util.config import Config

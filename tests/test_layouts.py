@@ -20,7 +20,7 @@ from torch import Tensor
 import inference_davis
 import inference_ytvos
 from datasets import list_videos
-from datasets.video import Video
+from datasets.files import Video
 from inference_ytvos import finish, run_inference
 from tests.inference_tools import StubModel, tree
 from util.config import Config

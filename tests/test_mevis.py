@@ -16,8 +16,9 @@ from pycocotools import mask as coco
 from datasets import build_dataset, build_scorer, list_videos
 from datasets.clip import ClipDataset
 from datasets.mevis import MevisClips, read_truth
+from datasets.registry import load_config
 from datasets.transforms import EvalTransform
-from util.config import Config, load_config
+from util.config import Config
 from util.errors import UserError
 
 HEIGHT, WIDTH, FRAMES = 24, 40, 5

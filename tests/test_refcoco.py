@@ -16,9 +16,10 @@ from torchvision.ops import box_convert
 
 from datasets import build_dataset, build_evaluator
 from datasets.clip import denormalise
-from datasets.refcoco_files import PackedItems, read_items
+from datasets.refcoco import PackedItems, read_items
+from datasets.registry import load_config
 from scripts.toy_formats_coco import uncompressed
-from util.config import Config, load_config
+from util.config import Config
 from util.errors import UserError
 from util.evaluation import QueryPredictions
 from util.refcoco_metrics import RefcocoEvaluator

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from util.benchmarks import AUTO_SPLIT, DATASETS, EVAL_METRICS, resolve_split
 from util.config_files import read_yaml
 from util.config_rules import check_together
 from util.errors import UserError
@@ -23,6 +22,11 @@ _loss = partial(option, "matching and losses")
 _data = partial(option, "data")
 _train = partial(option, "training")
 _run = partial(option, "run")
+
+# ``datasets.registry`` fills these lists when it is imported. While they are empty, any text is accepted.
+DATASET_NAMES: list[str] = []
+VALIDATED_NAMES: list[str] = []
+METRICS: list[str] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +125,7 @@ class Config:
     dice_loss_coef: float = _loss(5.0, "weight of the mask's dice loss", minimum=0)
     focal_alpha: float = _loss(0.25, "alpha of the focal losses", minimum=0, maximum=1)
 
-    dataset_file: str = _data("ytvos", "dataset", choices=DATASETS)
+    dataset_file: str = _data("ytvos", "dataset", choices=DATASET_NAMES)
     ytvos_path: str = _data("data/ref-youtube-vos", "root folder of Ref-YouTube-VOS, or of its layout", path=True)
     davis_path: str = _data("data/ref-davis", "root folder of Ref-DAVIS17 as scripts.prepare_data makes it", path=True)
     mevis_path: str = _data("data/mevis", "root folder of MeViS, version 1 or 2", path=True)
@@ -137,7 +141,7 @@ class Config:
         "", "expressions to use instead of meta_expressions/SPLIT/meta_expressions.json", path=True, empty=True
     )
     split: str = _data(
-        AUTO_SPLIT, "split that inference and --eval read; auto is valid, for MeViS valid_u, for A2D test, …"
+        "auto", "split that inference and --eval read; auto is valid, for MeViS valid_u, for A2D test, …"
     )
     num_frames: int = _data(5, "frames of a training clip", minimum=1)
     colour_distortion: bool = _data(True, "distort brightness, contrast and saturation of training frames")
@@ -208,13 +212,13 @@ class Config:
         minimum=0,
     )
     eval_dataset: str = _train(
-        "auto", "what is validated in training; auto is dataset_file itself", choices=("auto", *DATASETS)
+        "auto", "what is validated in training; auto is dataset_file itself", choices=VALIDATED_NAMES
     )
     eval_metric: str = _train(
         "auto",
         "metric of the validations by which checkpoint_best.pth is chosen, the greatest is best; auto is J&F for sets "
         "of videos, mAP for A2D and JHMDB, oIoU for RefCOCO",
-        choices=("auto", *sorted({name for names in EVAL_METRICS.values() for name in names})),
+        choices=METRICS,
     )
 
     config: str = _run("", "YAML file that sets any of these options; flags override it", path=True, empty=True)
@@ -256,7 +260,6 @@ class Config:
         for field in dataclasses.fields(self):
             value = checked(Config, field.name, getattr(self, field.name), field.name)
             object.__setattr__(self, field.name, value)
-        object.__setattr__(self, "split", resolve_split(self.dataset_file, self.split))
         check_together(self)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from util.benchmarks import AUTO_SPLIT, EVAL_METRICS, scored_parts, validated_set
 from util.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,24 +42,10 @@ def check_together(config: Config) -> None:
         ),
         (bool(config.lora_targets), "lora_targets must name at least one layer; --lora_rank 0 is without LoRA"),
         *_backbone_rules(config),
-        *_validation_rules(config),
     )
     for good, sentence in rules:
         if not good:
             raise UserError(sentence)
-
-
-def _validation_rules(config: Config) -> list[tuple[bool, str]]:
-    """A metric that the validated dataset lacks would be found out after hours."""
-    name, metric = validated_set(config.dataset_file, config.eval_dataset), config.eval_metric
-    return [
-        (
-            metric in (AUTO_SPLIT, *EVAL_METRICS[part]),
-            f"eval_metric must be auto or one of those that {part} has, "
-            f"{', '.join(EVAL_METRICS[part])}, and not {metric}",
-        )
-        for part in scored_parts(name)
-    ]
 
 
 def _backbone_rules(config: Config) -> list[tuple[bool, str]]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from util.benchmarks import scored_metric
 from util.distributed import gather_objects, is_main, wait_for_all, world_size
 from util.errors import UserError
 from util.evaluation import Score
@@ -28,8 +27,7 @@ class Validation:
         output: the run's folder.
         parts: dataset → what scores a model on it, in all processes together; below ``output / "validation" / dataset``
             it may write what it needs.
-        metric: by which the best is chosen; "auto": each dataset's own (``util.benchmarks``). Of several datasets it is
-            their mean.
+        metrics: dataset → the metric that chooses the best checkpoint; of several datasets, their mean does.
         options: all options, for the record.
         keep_best: called with a step whose checkpoint is the best so far.
         first_step: steps done; what the record has of later ones is dropped.
@@ -42,13 +40,13 @@ class Validation:
         self,
         output: Path,
         parts: Mapping[str, Score],
-        metric: str,
+        metrics: Mapping[str, str],
         options: Mapping[str, Any],
         keep_best: Callable[[int], None] = lambda step: None,
         first_step: int = 0,
     ) -> None:
         self.output, self.parts, self.options, self.keep_best = output, parts, options, keep_best
-        self.metrics = {name: scored_metric(name, metric) for name in parts}
+        self.metrics = metrics
         if is_main() and (output / RECORD).is_file():
             self._forget(first_step)
 

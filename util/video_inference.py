@@ -21,7 +21,7 @@ from util.config import Config
 from util.distributed import balanced_share, rank, world_size
 from util.errors import RunError, UserError
 from util.inference_record import InferenceRecord
-from util.mask_layouts import LAYOUTS, ClipMasks, MaskLayout, SegmentedVideo
+from util.mask_layouts import ClipMasks, MaskLayout, SegmentedVideo
 from util.overlays import movie_path, write_movie, write_overlays
 from util.parallel import bar_style
 from util.submission import is_written
@@ -82,23 +82,25 @@ def run_inference(
     record: InferenceRecord,
     read: ClipReader,
     segment: ClipSegmenter,
+    layout: MaskLayout,
     show: bool = True,
 ) -> None:
     """Write the masks of every expression, and with ``cfg.visualize`` its overlays; skip those that are written.
 
     Args:
         videos: what to segment.
-        cfg: reads ``dataset_file``, ``output_dir``, ``num_workers`` and ``visualize``.
+        cfg: reads ``output_dir``, ``num_workers`` and ``visualize``.
         record: which expressions are done; those of a video are added when all their files are written.
-        read, segment: of a clip; ``segment`` gives probabilities where the dataset's layout is soft.
+        read, segment: of a clip; ``segment`` gives probabilities if the layout is soft.
+        layout: of the masks.
         show: print what is skipped, and the progress.
 
     Raises:
         UserError: a frame cannot be read or a file not written.
         RunError: the predictions are not finite numbers.
     """
-    layout, output = LAYOUTS[cfg.dataset_file], Path(cfg.output_dir)
-    work = [_Work(video, pending(video, cfg, record)) for video in videos]
+    output = Path(cfg.output_dir)
+    work = [_Work(video, pending(video, cfg, record, layout)) for video in videos]
     skipped = sum(len(item.video.expressions) - len(item.sentences) for item in work)
     if skipped and show:
         print(f"skipped {skipped} of {count_expressions(videos)} expressions, which are written already")
@@ -125,13 +127,13 @@ def run_inference(
             record.add(video.name, {exp_id: _summary(result, layout) for exp_id, result in item.results.items()})
 
 
-def pending(video: SegmentedVideo, cfg: Config, record: InferenceRecord) -> dict[str, list[str]]:
+def pending(video: SegmentedVideo, cfg: Config, record: InferenceRecord, layout: MaskLayout) -> dict[str, list[str]]:
     """The folders of a video that are not wholly written yet, with the expressions that they are made of.
 
     Those that share a batch with them are made again: masks are then those of a run that was never stopped, bit for
     bit.
     """
-    layout, output = LAYOUTS[cfg.dataset_file], Path(cfg.output_dir)
+    output = Path(cfg.output_dir)
 
     def done(exp_id: str) -> bool:
         sentence = (record.find(video.name, exp_id) or {}).get("sentence")

@@ -12,7 +12,7 @@ from util.distributed import is_main, rank, tell, wait_for_all
 from util.evaluation import Score, Scorer, Scores
 from util.inference_record import InferenceRecord
 from util.io import write_json
-from util.mask_layouts import SegmentedVideo
+from util.mask_layouts import MaskLayout, SegmentedVideo
 from util.video_inference import ClipReader, run_inference, share_of_videos
 from util.video_scores import video_counts, video_metrics
 
@@ -24,6 +24,7 @@ def video_score(
     open_record: Callable[[int], InferenceRecord],
     read: ClipReader,
     segment: Callable[..., Any],
+    layout: MaskLayout,
     keep: bool,
 ) -> Score:
     """What segments this process's share of the videos with a model, and scores the masks of all in the main process.
@@ -35,6 +36,7 @@ def video_score(
         open_record: the record of what is segmented, by the number of this process.
         read: of a clip.
         segment: of a model and a clip, as ``run_inference`` takes it.
+        layout: of the masks.
         keep: masks that are there already need not be made again; the record is opened now, so that one of another
             checkpoint is refused at once.
     """
@@ -42,7 +44,7 @@ def video_score(
     record = open_record(rank()) if keep else None
 
     def score(model: Any) -> Scores:
-        run_inference(share, cfg, record or open_record(rank()), read, partial(segment, model), show=is_main())
+        run_inference(share, cfg, record or open_record(rank()), read, partial(segment, model), layout, show=is_main())
         wait_for_all()
         if scorer is None:
             return {}, {}
