@@ -96,5 +96,7 @@ def _build(name: str, cfg: Config, what: str, *args: str) -> Any:
     cfg = resolve(cfg)
     split = args[0] if args else cfg.split
     if split not in row.splits:
+        if split == "train":
+            raise UserError(f"{row.name} has no 'train' split: it only evaluates weights trained on another dataset")
         raise UserError(f"unknown split {split!r}; {row.name} has {', '.join(row.splits)}")
     return build(cfg, *args)

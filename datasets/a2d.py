@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 CLIPS = 3782  # MP4 files of the whole dataset
 CLIP_FOLDERS = ("clips320H", "CLIPS320")  # of the two releases
 FORM = ("sentence", "video", "frame", "instance")
+MOST_BYTES = 1 << 28  # of a frame's masks, for a damaged file that declares more
 SLACK = 2  # pixels: a clip may be scaled and slightly wider or narrower than its masks, because MP4 sides are even
 
 logger = logging.getLogger(__name__)
@@ -366,6 +367,8 @@ def read_instance_mask(path: Path, instance: int) -> Tensor:
         raise UserError(f"mask {path} is missing; the sentences name it (see {DATA_PAGE})")
     try:
         with h5py.File(path, "r") as file:
+            if max(file[name].nbytes for name in ("instance", "reMask")) > MOST_BYTES:
+                raise ValueError("it declares more than a mask holds")
             ids, masks = np.ravel(file["instance"][()]).tolist(), np.asarray(file["reMask"][()])
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -7,7 +7,9 @@ frames; an item whose frame has no mask is left out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,13 @@ LIST_FILE = "jhmdb_sentences_samples_metadata.json"
 COCO_FILE = "jhmdb_sentences_gt_annotations_in_coco_format.json"
 FORM = ("video", "frame path", "mask path", "number of frames", "sentence")
 MASK_KEY = "part_mask"
+
+MAT_HEADER = 128  # bytes
+MAT_BYTES = 1 << 28  # greatest size of an array
+_ARRAY, _COMPRESSED = 14, 15  # types of elements
+_NUMBERS = (1, 2, 3, 4, 5, 6, 7, 9, 12, 13)  # types of numeric contents
+_NUMERIC = range(6, 16)  # classes of arrays, from double to uint64
+_COMPLEX = 0x0800
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +135,7 @@ def read_puppet_mask(path: Path, frame: int) -> Tensor:
     Raises:
         UserError: the file is missing or broken, or has no mask for the frame.
     """
-    masks = _read_mat(path, lambda: loadmat(path, variable_names=[MASK_KEY]).get(MASK_KEY))
+    masks = _read_mat(path, lambda: _load(path))
     if not isinstance(masks, np.ndarray) or masks.ndim not in (2, 3) or masks.dtype.kind not in "biuf":
         raise UserError(f"{path} has no array {MASK_KEY!r} of height × width × frames; fetch or extract it again")
     masks = masks.reshape(*masks.shape[:2], -1)  # MATLAB drops the last axis of a single frame
@@ -162,6 +171,10 @@ def _with_masks(items: Sequence[JhmdbItem]) -> list[JhmdbItem]:
     return kept
 
 
+def _load(path: Path) -> Any:
+    return loadmat(path, variable_names=[MASK_KEY]).get(MASK_KEY) if has_array(path, MASK_KEY) else None
+
+
 def _read_mat(path: Path, read: Callable[[], Any]) -> Any:
     if not path.is_file():
         raise UserError(f"masks {path} are missing; the sentences name this file (see {DATA_PAGE})")
@@ -178,6 +191,59 @@ def _inside(root: Path, value: Any, where: str) -> Path:
     if not parts or ".." in parts or PurePosixPath(*parts).is_absolute():
         raise UserError(f"{where} has the path {value!r}; it should be relative to {root}, and stay in it")
     return root.joinpath(*parts)
+
+
+def has_array(path: Path, name: str) -> bool:
+    """Return whether a MATLAB file has a numeric array of this name, after a check of the file's tags.
+
+    scipy crashes the process on a wrong byte in a tag, so the tags are checked before scipy reads the file. A file of
+    version 5 (MATLAB's -v6 and -v7) has a header of 128 bytes and then elements: a tag (type and size of the content)
+    and the content, padded to 8 bytes. An array is an element whose content is elements: flags, dimensions, name,
+    values. A compressed element holds another one.
+
+    Raises:
+        ValueError: it is no MATLAB file of version 5, ends too early, or a tag is wrong.
+        OSError, zlib.error: it cannot be read or decompressed.
+    """
+    content = path.read_bytes()
+    order = {b"IM": "<", b"MI": ">"}.get(content[MAT_HEADER - 2 : MAT_HEADER])
+    if order is None:
+        raise ValueError("it is no MATLAB file of version 5")
+    for kind, element in _elements(content[MAT_HEADER:], order):
+        if kind == _COMPRESSED:
+            inflated = zlib.decompressobj().decompress(element, MAT_BYTES)
+            kind, element = next(_elements(inflated, order, cut=len(inflated) == MAT_BYTES), (0, b""))
+        if kind == _ARRAY and _is_wanted(list(_elements(element, order)), name, order):
+            return True
+    return False
+
+
+def _is_wanted(parts: list[tuple[int, bytes]], name: str, order: str) -> bool:
+    """Return whether an array's parts make a numeric array of this name; raise a ``ValueError`` for a wrong tag."""
+    if len(parts) < 3 or len(parts[0][1]) != 8:
+        raise ValueError("an array lacks its flags, dimensions or name")
+    if parts[2][1].rstrip(b"\0").decode("latin-1") != name:
+        return False
+    (flags,) = struct.unpack_from(f"{order}I", parts[0][1])
+    if flags & 0xFF not in _NUMERIC:
+        return False
+    if len(parts) != (5 if flags & _COMPLEX else 4) or any(kind not in _NUMBERS for kind, _ in parts[3:]):
+        raise ValueError(f"the values of {name} are no numbers")
+    return True
+
+
+def _elements(content: bytes, order: str, cut: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Iterate over elements as (type, content); ``cut`` allows the last one to be incomplete."""
+    place = 0
+    while place + 8 <= len(content):
+        kind, size = struct.unpack_from(f"{order}II", content, place)
+        start, room = place + 8, len(content) - place - 8
+        if kind >> 16:  # up to four bytes stand in the tag itself
+            kind, size, start, room = kind & 0xFFFF, kind >> 16, place + 4, 4
+        if size > room and not cut:
+            raise ValueError("it is cut off, or a length in it is wrong")
+        yield kind, content[start : start + size]
+        place = start + size + (0 if kind == _COMPRESSED else -(start + size) % 8)
 
 
 def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:

@@ -120,7 +120,7 @@ def test_shares_of_processes() -> None:
 
 
 def test_results_file(tmp_path: Path) -> None:
-    cfg = Config(seed=7, dataset_file="a2d")
+    cfg = resolve(Config(seed=7, dataset_file="a2d"))
     path = tmp_path / "new" / "results.json"
     metrics = {"a2d": {"mAP": 12.5, "mIoU": math.nan}, "x": math.inf}
     write_results(path, metrics, {"items": 3}, config_dict(cfg), {"device": "cpu"})
