@@ -28,7 +28,7 @@ from datasets.files import (
     require_folder,
     require_video_folders,
 )
-from datasets.registry import AUTO, Dataset, root_of
+from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
 from util.evaluation import Scorer
@@ -38,6 +38,8 @@ from util.mask_layouts import ANNOTATIONS
 
 if TYPE_CHECKING:
     from util.config import Config
+
+AUTO_VERSION = "auto"
 
 
 @dataclass(frozen=True)
@@ -298,7 +300,7 @@ class ScoredVideo:
         }
 
 
-def read_truth(folder: Path, version: str = AUTO) -> tuple[list[ScoredVideo], str]:
+def read_truth(folder: Path, version: str = AUTO_VERSION) -> tuple[list[ScoredVideo], str]:
     """Read the videos that have expressions, and their ground truth.
 
     Args:
@@ -322,7 +324,7 @@ def read_truth(folder: Path, version: str = AUTO) -> tuple[list[ScoredVideo], st
         runs = {instance: masks.segmentations(instance) for instance in sorted(instances)}
         if targets:
             scored.append(ScoredVideo(name, video.frames, targets, runs, masks.path))
-    if version == AUTO:
+    if version == AUTO_VERSION:
         version = "v2" if any(not target for video in scored for target in video.targets.values()) else "v1"
     return scored, version
 
