@@ -263,5 +263,8 @@ def test_a_spread_has_both_ends() -> None:
     assert spread(range(10), 3) == [0, 4, 9] and spread("abc", 1) == ["a"]
 
 
-def test_every_dataset_has_a_check() -> None:
-    assert all(row.function("check") for row in DATASETS.values())
+def test_every_row_of_the_registry_is_complete() -> None:
+    for row in DATASETS.values():
+        builders = ("build_videos", "build_scorer") if row.masks else ("build_evaluator",)
+        assert all(row.function(name) for name in ("build_clips", "check", *builders)), row.name
+        assert row.evaluated in row.splits and (not row.masks or row.layout)

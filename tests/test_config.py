@@ -37,7 +37,7 @@ def test_defaults_are_the_published_recipe(root: Path):
     """The defaults, the YAML of the recipe and specification agree, so that a flag changes one thing."""
     recipe = load("--config", str(root / "configs/vdit_ytvos.yaml"))
     encoders = {"image_encoder": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "text_encoder": "roberta-base"}
-    assert recipe == dataclasses.replace(Config(), **encoders, config=recipe.config)
+    assert recipe == dataclasses.replace(Config(), split="valid", **encoders, config=recipe.config)
     assert (recipe.lr, recipe.lr_processes, recipe.weight_decay, recipe.clip_max_norm) == (1e-4, 4, 5e-4, 0.1)
     assert (recipe.epochs, recipe.lr_drop, recipe.num_frames, recipe.batch_size) == (9, (6, 8), 5, 1)
     costs = ("set_cost_class", "set_cost_bbox", "set_cost_giou", "set_cost_mask", "set_cost_dice")
@@ -74,7 +74,7 @@ def test_home_folder_is_expanded(config_file, monkeypatch):
 
 
 def test_plain_values_survive_json_and_yaml(config_file):
-    config = dataclasses.replace(Config(), crop_scales=(), lr=3e-7, output_dir=Path("runs") / "x")
+    config = dataclasses.replace(Config(), split="valid", crop_scales=(), lr=3e-7, output_dir=Path("runs") / "x")
     values = config_dict(config)
     assert Config(**json.loads(json.dumps(values))) == config
     text = yaml.safe_dump({**values, "config": ""})

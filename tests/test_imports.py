@@ -13,7 +13,7 @@ import pytest
 ARROWS: dict[str, set[str]] = {
     "main": {"engine", "models", "datasets", "util"},
     "inference_ytvos": {"models", "datasets", "util"},
-    "inference_davis": {"inference_ytvos", "util"},
+    "inference_davis": {"inference_ytvos", "datasets", "util"},
     "demo": {"models", "datasets", "util"},
     "engine": {"util"},
     "models": {"models.diffusion", "models.ops", "util"},
