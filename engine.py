@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets import build_dataset, build_evaluator, build_scorer, is_video_set, list_videos
-from datasets.clip import ClipLoader, collate
-from datasets.epoch_loader import EpochLoader
-from datasets.video import Video, load_clip
+from datasets import build_dataset, build_evaluator, build_scorer, list_videos
+from datasets.clip import ClipLoader, EpochLoader, collate
+from datasets.files import Video, load_clip
+from datasets.registry import DATASETS
 from models import Criterion, Segmenter
 from models.inference import MULTIPLE, InferenceOptions, Prediction, query_predictions, segment
 from models.segmenter import all_queries
 from util.background import BackgroundTasks, read_ahead
-from util.benchmarks import scored_metric
 from util.checkpoint import Keeper
 from util.config import Config
 from util.device import device_name
@@ -45,7 +44,7 @@ from util.evaluation import Evaluator, Scorer, Scores
 from util.files import read_json, write_json
 from util.guard import Guard
 from util.inference_record import MASK_OPTIONS, InferenceRecord, file_sha256
-from util.mask_layouts import LAYOUTS, MaskLayout
+from util.mask_layouts import MaskLayout
 from util.parallel import bar_style
 from util.run_log import GRADIENT, Meter, RunLog, write_results
 from util.submission import is_written, require_frames
@@ -320,7 +319,7 @@ def build_scoring(
     Raises:
         UserError: data or ground truth is missing or broken, or the folder holds masks of another run.
     """
-    if not is_video_set(cfg):
+    if not DATASETS[cfg.dataset_file].masks:
         dataset = build_dataset(cfg, cfg.split)
         loader = ClipLoader(
             dataset,
@@ -335,7 +334,7 @@ def build_scoring(
     scoring = VideoScoring(
         videos,
         build_scorer(cfg) if is_main() else None,
-        LAYOUTS[cfg.dataset_file],
+        DATASETS[cfg.dataset_file].layout,
         InferenceOptions.from_config(cfg),
         partial(build_record, cfg, checkpoint, device),
         cfg.num_workers,
@@ -441,7 +440,7 @@ class Validation:
     Args:
         output: the folder of the run.
         parts: dataset → its scoring; below ``output / "validation" / dataset`` it may write masks.
-        metric: chooses the best checkpoint; "auto": the usual one of each dataset. For several datasets it is averaged.
+        metrics: dataset → the metric that chooses the best checkpoint; for several datasets it is averaged.
         options: all options as plain values, for the record.
         keep_best: called with a step whose checkpoint is the best so far.
         every: steps between validations; 0: after the last step only.
@@ -455,14 +454,14 @@ class Validation:
         self,
         output: Path,
         parts: Mapping[str, Scoring],
-        metric: str,
+        metrics: Mapping[str, str],
         options: Mapping[str, Any],
         keep_best: Callable[[int], None] = lambda step: None,
         every: int = 0,
         first_step: int = 0,
     ) -> None:
         self.output, self.parts, self.options, self.keep_best, self.every = output, parts, options, keep_best, every
-        self.metrics = {name: scored_metric(name, metric) for name in parts}
+        self.metrics = metrics
         if is_main() and (output / VALIDATION_RECORD).is_file():
             self._forget(first_step)
 
@@ -708,7 +707,7 @@ def build_mask_identity(cfg: Config) -> dict[str, Any]:
     identity: dict[str, Any] = {}
     for option in fields(cfg):
         rule, value = option.metadata["rule"], getattr(cfg, option.name)
-        if rule.group == "model" or option.name in (*MASK_OPTIONS, f"{cfg.dataset_file}_path"):
+        if rule.group == "model" or option.name in (*MASK_OPTIONS, DATASETS[cfg.dataset_file].root):
             if rule.path and value and Path(value).exists():
                 value = str(Path(value).resolve())
             identity[option.name] = list(value) if isinstance(value, tuple) else value

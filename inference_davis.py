@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from util.config import load_config
+from datasets.registry import load_config
 from util.errors import help_asked, run_cli
 
 if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from util.config import Config, load_config
+from datasets.registry import load_config
+from util.config import Config
 from util.errors import RunError, UserError, help_asked, run_cli
 
 if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
@@ -24,7 +25,8 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 import torch
 
 from datasets import list_videos
-from datasets.video import Video
+from datasets.files import Video
+from datasets.registry import DATASETS
 from engine import build_record, count_expressions, segment_videos, share_of_videos
 from models.checkpoints import open_checkpoint
 from models.inference import InferenceOptions, build_for_inference
@@ -34,7 +36,7 @@ from util.distributed import is_main, process_group, tell, wait_for_all
 from util.drawing import write_sheet
 from util.files import sole_run
 from util.inference_record import InferenceRecord
-from util.mask_layouts import LAYOUTS, MaskLayout
+from util.mask_layouts import MaskLayout
 from util.submission import check_submission, require_frames, write_submission
 
 PATIENCE = timedelta(hours=12)  # how long a finished process waits for the slowest one
@@ -76,7 +78,7 @@ def segment_split(cfg: Config, device: torch.device) -> None:
     model, notes = build_for_inference(cfg, checkpoint, device)
     tell(notes)
     del checkpoint  # and with it the memory map of its file
-    layout = LAYOUTS[cfg.dataset_file]
+    layout = DATASETS[cfg.dataset_file].layout
     segment_videos(
         model,
         share_of_videos(videos),

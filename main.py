@@ -14,7 +14,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from util.config import Config, config_dict, load_config
+from datasets import build_loader
+from datasets.clip import denormalise
+from datasets.registry import AUTO, load_config, resolve, scored_metric, scored_parts, validated_set
+from util.config import Config, config_dict
 from util.errors import UserError, help_asked, run_cli
 
 if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
@@ -24,8 +27,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.clip import denormalise
-from datasets.epoch_loader import EpochLoader
 from engine import (
     VALIDATION_FOLDER,
     Run,
@@ -54,7 +55,6 @@ from models.checkpoints import (
 )
 from models.inference import build_for_inference
 from models.precision import inference_precision
-from util.benchmarks import AUTO_SPLIT, scored_parts, validated_set
 from util.checkpoint import NEWEST, Keeper, begin_folder
 from util.device import INFERENCE, TRAINING, device_name, memory_advice, resolve_device
 from util.distributed import is_main, process_group, tell, world_size
@@ -111,7 +111,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     if checkpoint:
         tell(checkpoint.notes)
         checkpoint.require_options(config_dict(cfg), new_run=resumed is None)
-    loader = EpochLoader(cfg, pin_memory=device.type == "cuda")
+    loader = build_loader(cfg, pin_memory=device.type == "cuda")
     schedule = build_schedule(cfg, loader.batches.steps_per_epoch)
     if resumed:
         resumed.require_epochs_of(schedule.steps_per_epoch)
@@ -180,9 +180,9 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     summary.last_step = lambda: log.step
     validation = None
     if scorings:
-        options = config_dict(cfg)
+        metrics = {name: scored_metric(name, cfg.eval_metric) for name in scorings}
         validation = Validation(
-            output, scorings, cfg.eval_metric, options, keeper.keep_best, validate_every, first_step
+            output, scorings, metrics, config_dict(cfg), keeper.keep_best, validate_every, first_step
         )
     network: nn.Module = model
     if world_size() > 1:
@@ -222,11 +222,11 @@ def build_validation_scorings(cfg: Config, device: torch.device, guard: Guard) -
         UserError: data or ground truth is missing or broken.
     """
     name = validated_set(cfg.dataset_file, cfg.eval_dataset)
-    split = cfg.split if name == cfg.dataset_file else AUTO_SPLIT
+    split = cfg.split if name == cfg.dataset_file else AUTO
     folder = Path(cfg.output_dir) / VALIDATION_FOLDER
     return {
         part: build_scoring(
-            replace(cfg, dataset_file=part, split=split, output_dir=str(folder / part), visualize=False),
+            resolve(replace(cfg, dataset_file=part, split=split, output_dir=str(folder / part), visualize=False)),
             device,
             on_clip=guard.pass_on,
         )
@@ -246,7 +246,7 @@ def evaluate(cfg: Config, device: torch.device) -> None:
     cfg = replace(cfg, precision=inference_precision(cfg.precision, device))
     output, names = Path(cfg.output_dir), scored_parts(cfg.dataset_file)
     folders = {name: output / name if len(names) > 1 else output for name in names}
-    parts = {name: replace(cfg, dataset_file=name, output_dir=str(folders[name])) for name in names}
+    parts = {name: resolve(replace(cfg, dataset_file=name, output_dir=str(folders[name]))) for name in names}
     checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)
     about = {"checkpoint": str(checkpoint.path.resolve()), "checkpoint_sha256": file_sha256(checkpoint.path)}
     scorings = {name: build_scoring(part, device, checkpoint.path) for name, part in parts.items()}

@@ -1,95 +1,102 @@
-"""Datasets: one file per layout, and the registry that chooses one by ``cfg.dataset_file``.
-
-A dataset's module is imported when it is chosen: PyTorch, h5py, SciPy and pycocotools take seconds, and the commands
-that make, convert or score files do without some or all of them.
-"""
+"""Datasets: one file per layout, and the builders that choose one by ``cfg.dataset_file`` (``datasets.registry``)."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from util.benchmarks import EVAL_SPLITS, MIXTURES, VIDEO_SETS, folder_option
+from datasets.registry import DATASETS, MIXTURES, resolve, root_of, scored_parts
 from util.errors import UserError
-from util.evaluation import Evaluator, Scorer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from datasets.clip import ClipDataset
-    from datasets.video import Video
+    from datasets.clip import ClipDataset, EpochLoader
+    from datasets.files import Video
     from util.config import Config
+    from util.evaluation import Evaluator, Scorer
 
-__all__ = ["build_dataset", "build_evaluator", "build_scorer", "is_video_set", "list_videos"]
-
-# dataset → the module, in this folder, of its layout.
-_MODULES = {
-    "ytvos": "ytvos",
-    "davis": "davis",
-    "mevis": "mevis",
-    "a2d": "a2d",
-    "jhmdb": "jhmdb",
-    "refcoco": "refcoco",
-    "refcoco+": "refcoco",
-    "refcocog": "refcoco",
-}
+__all__ = ["build_dataset", "build_evaluator", "build_loader", "build_scorer", "list_videos"]
 
 
 def build_dataset(cfg: Config, split: str) -> ClipDataset:
-    """Build the dataset of ``cfg.dataset_file``: augmented clips for ``train``, else what is evaluated with its truth.
+    """Build the dataset of ``cfg.dataset_file``: augmented clips for ``train``, otherwise clips with ground truth.
 
     Raises:
-        UserError: the dataset has no clips of that kind, or a file is missing or malformed.
+        UserError: the dataset has no such clips, or a file is missing or malformed.
     """
-    if cfg.dataset_file in MIXTURES:
-        from datasets import joint
+    if cfg.dataset_file not in MIXTURES:
+        return _build("build_clips", cfg, "clips", split)
+    if split != "train":
+        raise UserError(
+            f"{cfg.dataset_file} is a mixture for training; name one of its parts "
+            f"({', '.join(scored_parts(cfg.dataset_file))}) by --dataset_file for the split {split!r}"
+        )
+    from datasets.joint import JointClips
 
-        return joint.build_clips(cfg, split, build_dataset)
-    return _function("build_clips", cfg, {*_MODULES, *MIXTURES}, "clips")(cfg, split)
+    parts = MIXTURES[cfg.dataset_file].items()
+    return JointClips(
+        [clips for name, times in parts for clips in [build_dataset(replace(cfg, dataset_file=name), split)] * times],
+        cfg.seed,
+    )
+
+
+def build_loader(cfg: Config, pin_memory: bool) -> EpochLoader:
+    """Build the loader of this process's share of the training clips.
+
+    Args:
+        cfg: the options.
+        pin_memory: put batches in page-locked memory, so that copies to a GPU overlap with its work.
+
+    Raises:
+        UserError: a file of the dataset is missing or malformed.
+    """
+    from datasets.clip import EpochLoader
+
+    dataset = build_dataset(cfg, "train")
+    return EpochLoader(dataset, cfg.batch_size, cfg.seed, cfg.accumulate, cfg.num_workers, pin_memory)
 
 
 def list_videos(cfg: Config) -> list[Video]:
     """List the videos and expressions of ``cfg.split`` for inference.
 
     Raises:
-        UserError: the dataset is no set of whole videos, or a file is missing or malformed.
+        UserError: the dataset does not consist of whole videos, or a file is missing or malformed.
     """
-    return _function("build_videos", cfg, VIDEO_SETS, "videos to segment")(cfg)
+    return _build("build_videos", cfg, "videos to segment")
 
 
 def build_evaluator(cfg: Config) -> Evaluator:
-    """Build the evaluator of a set that is scored item by item, with the truth of ``cfg.split``.
+    """Build the evaluator of a dataset of single frames, with the ground truth of ``cfg.split``.
 
     Raises:
-        UserError: the dataset is no such set, or a file is missing or malformed.
+        UserError: the dataset is not scored frame by frame, or a file is missing or malformed.
     """
-    return _function("build_evaluator", cfg, set(EVAL_SPLITS) - set(VIDEO_SETS), "evaluator of single frames")(cfg)
+    return _build("build_evaluator", cfg, "evaluator of single frames")
 
 
 def build_scorer(cfg: Config) -> Scorer:
-    """Find the truth of ``cfg.split``; what is returned scores the masks below ``cfg.output_dir`` against it.
+    """Find the ground truth of ``cfg.split``; the returned function scores the masks in ``cfg.output_dir``.
 
     Raises:
-        UserError: the dataset is no set of whole videos, or its truth is missing or malformed.
+        UserError: the dataset does not consist of whole videos, or its ground truth is missing or malformed.
     """
-    return _function("build_scorer", cfg, VIDEO_SETS, "scores of masks")(cfg)
+    return _build("build_scorer", cfg, "scores of masks")
 
 
-def is_video_set(cfg: Config) -> bool:
-    """Whether the masks of whole videos are scored, not items one by one."""
-    return cfg.dataset_file in VIDEO_SETS
-
-
-def _function(name: str, cfg: Config, known: Iterable[str], what: str) -> Callable[..., Any]:
-    """The function ``name`` of the module of ``cfg.dataset_file``, which must be one of ``known`` and have a folder."""
-    if cfg.dataset_file not in known:
-        raise UserError(
-            f"dataset_file {cfg.dataset_file!r} has no {what}; those that have are {', '.join(sorted(known))}"
-        )
-    option = folder_option(cfg.dataset_file)
-    folder = Path(getattr(cfg, option))
+def _build(name: str, cfg: Config, what: str, *args: str) -> Any:
+    """Call the function ``name`` of the dataset's module, after a check that the dataset's folder exists."""
+    row = DATASETS.get(cfg.dataset_file)
+    build = row.function(name) if row else None
+    if row is None or build is None:
+        known = ", ".join(sorted(other.name for other in DATASETS.values() if other.function(name)))
+        raise UserError(f"dataset_file {cfg.dataset_file!r} has no {what}; those that have are {known}")
+    folder = root_of(cfg)
     if not folder.is_dir():
         state = "is not a folder" if folder.exists() else "is missing"
-        raise UserError(f"{folder} {state}; name the folder of {cfg.dataset_file} by --{option} (docs/data.md)")
-    return getattr(import_module(f"datasets.{_MODULES[cfg.dataset_file]}"), name)
+        raise UserError(f"{folder} {state}; name the folder of {row.name} by --{row.root} (docs/data.md)")
+    cfg = resolve(cfg)
+    split = args[0] if args else cfg.split
+    if split not in row.splits:
+        if split == "train":
+            raise UserError(f"{row.name} has no 'train' split: it only evaluates weights trained on another dataset")
+        raise UserError(f"unknown split {split!r}; {row.name} has {', '.join(row.splits)}")
+    return build(cfg, *args)

@@ -1,44 +1,282 @@
-"""A2D-Sentences: its layout on disk, training clips and items for evaluation (docs/data.md).
+"""A2D-Sentences: files, training clips, items for evaluation and checks (docs/data.md).
 
-An item's id is ``v_<video>_f_<frame>_i_<instance>``; the sentence of one instance is an item in every frame that is
-annotated.
+``AnnotatedFrames`` is shared with JHMDB-Sentences: videos in which single frames have masks. An item is a sentence and
+one annotated frame. Its clip is a window of ``num_frames`` around that frame, which is always at ``num_frames // 2``:
+at the ends of a video, the first or last frame is repeated. The target has T = 1, the annotated frame; ``annotated`` is
+its index in the clip, ``exp_id`` the item's id in the COCO annotations, and ``orig_size`` the size of its mask.
+
+In A2D-Sentences, an item's id is ``v_<video>_f_<frame>_i_<instance>``. The sentence of an instance is an item in every
+annotated frame.
 """
 
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import h5py
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.annotated_frames import AnnotatedFrames, Item, clamp
-from datasets.annotation_files import number_of, read_entries, require_files, sentence_of
-from datasets.reading import DATA_PAGE, plain_name, require_folder
+from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings, fault_of
+from datasets.clip import ClipDataset, Sample, make_target
+from datasets.files import (
+    DATA_PAGE,
+    and_more,
+    decode_segmentation,
+    plain_name,
+    read_video_frames,
+    require_files,
+    require_folder,
+)
+from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
-from util.a2d_metrics import A2dEvaluator
+from util.a2d_metrics import A2dEvaluator, Rle, encode_masks
 from util.errors import UserError
-from util.video import read_video_frames
+from util.files import read_json
+from util.preprocessing import normalise_sentence
 
 if TYPE_CHECKING:
     from util.config import Config
 
-SPLITS = ("train", "test")
-CLIP_FOLDERS = ("clips320H", "CLIPS320")  # of the releases
+CLIPS = 3782  # MP4 files of the whole dataset
+CLIP_FOLDERS = ("clips320H", "CLIPS320")  # of the two releases
 FORM = ("sentence", "video", "frame", "instance")
-MOST_BYTES = 1 << 28  # of a frame's masks; a file can declare any number in a few bytes
+MOST_BYTES = 1 << 28  # of a frame's masks, for a damaged file that declares more
+SLACK = 2  # pixels: a clip may be scaled and slightly wider or narrower than its masks, because MP4 sides are even
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Item:
+    """A sentence and the annotated frame of its object.
+
+    Attributes:
+        id: the item's id in the COCO annotations.
+        video: the video's name.
+        caption: the normalised sentence.
+        frame: number of the annotated frame, from 1.
+    """
+
+    id: str
+    video: str
+    caption: str
+    frame: int
+
+
+ItemT = TypeVar("ItemT", bound=Item)
+
+
+class AnnotatedFrames(ClipDataset, Generic[ItemT]):
+    """One clip per item. Subclasses read frames and masks.
+
+    Args:
+        items: the annotated frames.
+        transform: applied to every clip.
+        num_frames: frames of a clip, at least 1.
+        train: replace clips whose object was cropped away, and accept repeated ids.
+        seed: the run's seed.
+        listed_in: the file that lists the items, for messages.
+
+    Raises:
+        UserError: there is no item, or two items for evaluation have the same id.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[ItemT],
+        transform: ClipTransform,
+        num_frames: int,
+        train: bool,
+        seed: int,
+        listed_in: Path,
+    ) -> None:
+        super().__init__(seed, replace_invisible=train)
+        if not items:
+            raise UserError(f"{listed_in} lists no sentence that can be used; fetch it again (see {DATA_PAGE})")
+        if not train:
+            ids = set()
+            for item in items:
+                if item.id in ids:
+                    raise UserError(f"{listed_in} lists {item.id} twice; a sentence is scored once in a frame")
+                ids.add(item.id)
+        self.items = items
+        self.transform = transform
+        self.num_frames = num_frames
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @abstractmethod
+    def read_window(self, item: ItemT) -> tuple[Tensor, list[int]]:
+        """Read an item's clip (see ``clamp``): uint8 ``[T, 3, H, W]``, and the frame numbers, from 1."""
+
+    @abstractmethod
+    def read_mask(self, item: ItemT) -> Tensor:
+        """Read an item's mask: bool ``[H0, W0]``."""
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        """Read and transform clip ``index``.
+
+        Raises:
+            UserError: a file is missing or broken, or the mask does not fit the frames.
+        """
+        item = self.items[index]
+        frames, numbers = self.read_window(item)
+        mask = self.read_mask(item)
+        masks = fit_mask(mask, (frames.shape[-2], frames.shape[-1]), item)[None]
+        frames, masks, caption = self.transform(frames, masks, item.caption, rng)
+        target = make_target(
+            masks,
+            caption=caption,
+            orig_size=(mask.shape[0], mask.shape[1]),
+            video=item.video,
+            exp_id=item.id,
+            frame_names=[f"{number:05d}" for number in numbers],
+        )
+        target["annotated"] = self.num_frames // 2
+        return frames, target
+
+    def truth(self, coco_file: Path) -> dict[str, Rle]:
+        """Return the ground truth: item id → mask at original size, as run lengths.
+
+        Args:
+            coco_file: the COCO annotations; if the file is missing, the masks are read one by one.
+
+        Raises:
+            UserError: the file is malformed or lacks an item, or a mask is missing or broken.
+        """
+        if coco_file.is_file():
+            return read_coco_masks(coco_file, [item.id for item in self.items])
+        logger.warning("%s is missing: the ground truth is read from the %d mask files", coco_file, len(self.items))
+        return {item.id: encode_masks(self.read_mask(item)[None].numpy())[0] for item in self.items}
+
+
+def clamp(annotated: int, num_frames: int, length: int | None) -> list[int]:
+    """Return the frame indices of a clip whose annotated frame is at ``num_frames // 2``.
+
+    Indices past an end of the video are replaced with the first or last frame.
+
+    Args:
+        annotated: index of the annotated frame, from 0.
+        num_frames: frames of the clip.
+        length: number of frames of the video; None if unknown, and then only the start is clamped.
+    """
+    first = annotated - num_frames // 2
+    last = first + num_frames if length is None else length - 1
+    return [min(max(index, 0), last) for index in range(first, first + num_frames)]
+
+
+def fit_mask(mask: Tensor, size: tuple[int, int], item: Item) -> Tensor:
+    """Resize a mask ``[H0, W0]`` to its frame's ``size`` (H, W).
+
+    Raises:
+        UserError: the aspect ratios differ.
+    """
+    if mask.shape == size:
+        return mask
+    height, width = size
+    if abs(mask.shape[1] - width * mask.shape[0] / height) > SLACK:
+        raise UserError(
+            f"the mask of {item.id} is of {mask.shape[1]}×{mask.shape[0]} pixels, and frame {item.frame} of its video "
+            f"{item.video} of {width}×{height}; take annotations and videos from one release of the dataset"
+        )
+    return F.interpolate(mask[None, None].to(torch.uint8), size, mode="nearest-exact")[0, 0].bool()
+
+
+def read_coco_masks(path: Path, ids: Sequence[str]) -> dict[str, Rle]:
+    """Read one mask per image from COCO annotations.
+
+    Returns:
+        image id → mask as run lengths, in the order of ``ids``.
+
+    Raises:
+        UserError: the file is malformed, or an id has no mask or several.
+    """
+    content = read_json(path, f"masks in COCO's form, see {DATA_PAGE}")
+    images, annotations = (_list(content, key, path) for key in ("images", "annotations"))
+    of_id = {str(image.get("id")): image for image in images}
+    found: dict[str, dict[str, Any]] = {}
+    for annotation in annotations:
+        image = str(annotation.get("image_id"))
+        if image in found:
+            raise UserError(f"{path} has two masks for {image}; it should have one for each image")
+        found[image] = annotation
+    absent = [item for item in ids if item not in found or item not in of_id]
+    if absent:
+        raise UserError(
+            f"{path} has no mask for {absent[0]}{and_more(absent)}; take it and the list of sentences from one release "
+            f"of the dataset, or remove it and the masks are read one by one (see {DATA_PAGE})"
+        )
+    if len(found) > len(ids):
+        logger.warning("%s has masks of %d images that are not evaluated", path, len(found) - len(ids))
+    masks = {}
+    for item in ids:
+        height, width = (of_id[item].get(side, 0) for side in ("height", "width"))
+        mask = decode_segmentation(found[item].get("segmentation"), height, width, f"{path}: the mask for {item}")
+        masks[item] = encode_masks(mask[None])[0]
+    return masks
+
+
+def read_rows(path: Path, holds: str, form: Sequence[str]) -> list[tuple[str, list[Any]]]:
+    """Read a JSON list of lists.
+
+    Args:
+        path: the file.
+        holds: what it should hold, for messages.
+        form: the names of an entry's values.
+
+    Returns:
+        for each entry, its place in the file (for messages) and its values.
+
+    Raises:
+        UserError: the file is missing, not JSON or has a different structure.
+    """
+    content = read_json(path, f"{holds} (see {DATA_PAGE})")
+    if not isinstance(content, list):
+        raise UserError(f"{path} should be a JSON list of [{', '.join(form)}] (see {DATA_PAGE})")
+    entries = []
+    for number, entry in enumerate(content, start=1):
+        where = f"{path}, entry {number}"
+        if not isinstance(entry, list) or len(entry) != len(form):
+            raise UserError(f"{where} should be [{', '.join(form)}] (see {DATA_PAGE})")
+        entries.append((where, entry))
+    return entries
+
+
+def sentence_of(value: Any, where: str) -> str:
+    """Return the normalised sentence; raise a ``UserError`` if it is not text or is empty."""
+    caption = normalise_sentence(value) if isinstance(value, str) else ""
+    if not caption:
+        raise UserError(f"{where} has the sentence {value!r}; it should be text")
+    return caption
+
+
+def number_of(value: Any, least: int, what: str, where: str) -> int:
+    """Return a whole number, which some releases write as text; raise a ``UserError`` if it is below ``least``."""
+    text = str(value) if type(value) in (int, str) else ""
+    if not (text.isascii() and text.isdecimal() and len(text) < 10) or int(text) < least:
+        raise UserError(f"{where} has the {what} {value!r}; it should be a whole number from {least} on")
+    return int(text)
+
+
+def _list(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
+    values = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise UserError(f"{path} should be annotations in COCO's form, with a list of {key!r} (see {DATA_PAGE})")
+    return values
+
+
+@dataclass(frozen=True)
 class A2dItem(Item):
-    """An item of A2D-Sentences: ``instance`` is its object's id in the frame's h5 file."""
+    """An item of A2D-Sentences; ``instance`` is its object's id in the frame's h5 file."""
 
     instance: int
 
@@ -51,10 +289,10 @@ class A2dClips(AnnotatedFrames[A2dItem]):
         split: train or test.
         transform: applied to every clip.
         num_frames: frames per clip.
-        seed: of the run.
+        seed: the run's seed.
 
     Raises:
-        UserError: a missing folder or file, or a malformed one; clips and masks are opened when they are read.
+        UserError: a folder or file is missing or malformed; clips and masks are opened when they are read.
     """
 
     def __init__(self, root: Path, split: str, transform: ClipTransform, num_frames: int, seed: int = 0) -> None:
@@ -63,9 +301,7 @@ class A2dClips(AnnotatedFrames[A2dItem]):
         items = read_items(root, split)
         super().__init__(items, transform, num_frames, split == "train", seed, listed_in)
         self.clips = clip_folder(root)
-        self.masks = require_folder(
-            root / "text_annotations" / "a2d_annotation_with_instances", "a folder of h5 masks per video"
-        )
+        self.masks = mask_folder(root)
         require_files([self._clip(item) for item in items], listed_in)
         require_files([self.masks / item.video for item in items], listed_in)
 
@@ -88,28 +324,25 @@ class A2dClips(AnnotatedFrames[A2dItem]):
 
 def build_clips(cfg: Config, split: str) -> A2dClips:
     """Build the augmented training clips (``train``) or the items for evaluation (``test``)."""
-    return A2dClips(Path(cfg.a2d_path), split, build_transform(cfg, split == "train"), cfg.num_frames, cfg.seed)
+    return A2dClips(root_of(cfg), split, build_transform(cfg, split == "train"), cfg.num_frames, cfg.seed)
 
 
 def build_evaluator(cfg: Config) -> A2dEvaluator:
-    """Build the evaluator with the truth of ``cfg.split``, which must not be ``train``: its clips are augmented."""
+    """Build the evaluator with the ground truth of ``cfg.split``; ``train`` is refused because it is augmented."""
     if cfg.split == "train":
         raise UserError("A2D-Sentences is scored on its test split, not on 'train'; leave --split out")
-    coco_file = Path(cfg.a2d_path) / f"a2d_sentences_{cfg.split}_annotations_in_coco_format.json"
-    return A2dEvaluator(build_clips(cfg, cfg.split).truth(coco_file))
+    return A2dEvaluator(build_clips(cfg, cfg.split).truth(_coco_file(root_of(cfg), cfg.split)))
 
 
 def read_items(root: Path, split: str) -> list[A2dItem]:
-    """Read the sentences of a split, without those of the videos that the authors of the sentences left out.
+    """Read the items of a split, without those of the videos in ``a2d_missed_videos.txt``.
 
     Raises:
-        UserError: an unknown split, or a file is missing or malformed.
+        UserError: a file is missing or malformed.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}; A2D-Sentences has {', '.join(SPLITS)}")
     path = _list_file(root, split)
     items = []
-    for where, (sentence, video, frame, instance) in read_entries(path, f"the sentences of the {split} split", FORM):
+    for where, (sentence, video, frame, instance) in read_rows(path, f"the sentences of the {split} split", FORM):
         number, obj = number_of(frame, 1, "frame", where), number_of(instance, 0, "instance", where)
         name = plain_name(video, path, "a video")
         items.append(A2dItem(f"v_{name}_f_{number}_i_{obj}", name, sentence_of(sentence, where), number, obj))
@@ -117,7 +350,7 @@ def read_items(root: Path, split: str) -> list[A2dItem]:
     used = [item for item in items if item.video not in missed]
     if len(used) < len(items):
         logger.warning(
-            "%d sentences of %s are left out: a2d_missed_videos.txt has their videos", len(items) - len(used), path
+            "%d sentences of %s are left out: a2d_missed_videos.txt lists their videos", len(items) - len(used), path
         )
     return used
 
@@ -125,10 +358,10 @@ def read_items(root: Path, split: str) -> list[A2dItem]:
 def read_instance_mask(path: Path, instance: int) -> Tensor:
     """Read the mask of one instance from an annotated frame's h5 file: bool ``[H, W]``.
 
-    The file's ``reMask`` is (instances, W, H), as MATLAB writes it; with a single instance its first axis is missing.
+    The file's ``reMask`` is (instances, W, H), as MATLAB writes it, without the first axis if there is one instance.
 
     Raises:
-        UserError: the file is missing, broken or without the instance.
+        UserError: the file is missing or broken, or lacks the instance.
     """
     if not path.is_file():
         raise UserError(f"mask {path} is missing; the sentences name it (see {DATA_PAGE})")
@@ -156,8 +389,12 @@ def _list_file(root: Path, split: str) -> Path:
     return root / f"a2d_sentences_single_frame_{split}_annotations.json"
 
 
+def _coco_file(root: Path, split: str) -> Path:
+    return root / f"a2d_sentences_{split}_annotations_in_coco_format.json"
+
+
 def clip_folder(root: Path) -> Path:
-    """The folder of MP4 files, under the name that this release has for it.
+    """Return the folder of MP4 files, whose name depends on the release.
 
     Raises:
         UserError: it is missing.
@@ -168,11 +405,74 @@ def clip_folder(root: Path) -> Path:
     )
 
 
+def mask_folder(root: Path) -> Path:
+    """Return the folder of masks.
+
+    Raises:
+        UserError: it is missing.
+    """
+    return require_folder(root / "text_annotations" / "a2d_annotation_with_instances", "a folder of h5 masks per video")
+
+
 def _missed_videos(path: Path) -> Sequence[str]:
-    """Names of videos that are in A2D and not in A2D-Sentences; none where there is no such file."""
+    """Return the names of the videos of A2D that A2D-Sentences leaves out; empty if there is no such file."""
     if not path.is_file():
         return ()
     try:
         return path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path} (names of videos, one a line): {error}") from error
+
+
+def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
+    """Check A2D-Sentences."""
+    clips = findings.attempt(clip_folder, root)
+    masks = findings.attempt(mask_folder, root)
+    if clips is not None:
+        findings.count("clips", sum(1 for _ in clips.glob("*.mp4")), CLIPS)
+    for split in splits:
+        items = findings.attempt(read_items, root, split)
+        if items is None:
+            continue
+        videos = group_by_video(items)
+        findings.count(f"{split}: videos with sentences", len(videos), row.splits[split].videos)
+        findings.count(f"{split}: items", len(items))
+        if _coco_file(root, split).is_file():
+            findings.attempt(read_coco_masks, _coco_file(root, split), [item.id for item in items])
+        if clips is None or masks is None:
+            continue
+        lister = f"the list of the {split} split"
+        there = set(findings.present(clips, [f"{name}.mp4" for name in videos], lister))
+        for name, of_video in videos.items():
+            there.update(findings.present(masks / name, [f"{item.frame:05d}.h5" for item in of_video], lister))
+        findings.files += len(there)
+        for name in findings.sample(list(videos), SAMPLE_VIDEOS):
+            clip, folder = clips / f"{name}.mp4", masks / name
+            chosen = [item for item in videos[name] if folder / f"{item.frame:05d}.h5" in there]
+            chosen = list(findings.sample(chosen, SAMPLE_FRAMES))
+            if clip in there:
+                findings.open_later(1 + len({item.frame for item in chosen}), open_clip, clip, folder, chosen)
+
+
+def group_by_video(items: Sequence[ItemT]) -> dict[str, list[ItemT]]:
+    """Group items by the name of their video."""
+    videos: dict[str, list[ItemT]] = {}
+    for item in items:
+        videos.setdefault(item.video, []).append(item)
+    return videos
+
+
+def open_clip(clip: Path, masks: Path, items: Sequence[A2dItem]) -> list[str]:
+    """Decode a clip to its last annotated frame, and the items' masks; return a sentence for each that is broken."""
+    numbers = sorted({item.frame for item in items}) or [1]
+    try:
+        frames, indices = read_video_frames(clip, [number - 1 for number in numbers])
+    except UserError as error:
+        return [str(error)]
+    size, last = (frames.shape[-2], frames.shape[-1]), indices[-1] + 1
+    faults = [f"video {clip} has {last} frames, and frame {numbers[-1]} is annotated"] if last < numbers[-1] else []
+
+    def read(item: A2dItem) -> Tensor:
+        return fit_mask(read_instance_mask(masks / f"{item.frame:05d}.h5", item.instance), size, item)
+
+    return faults + [fault for item in items for fault in fault_of(read, item)]

@@ -1,4 +1,4 @@
-"""The contract of a clip: what a dataset returns, how its frames are drawn, how clips become a batch.
+"""Clips: what a dataset returns, how frames are drawn, and how clips become batches.
 
 Letters: B clips, T frames, H×W padded size, h×w size of one clip after its transforms.
 """
@@ -7,26 +7,33 @@ from __future__ import annotations
 
 import atexit
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.ops import box_convert, masks_to_boxes
 
+from datasets.expressions import Entry
+from datasets.files import read_frames
+from datasets.transforms import ClipTransform
+from util.distributed import rank, world_size
 from util.errors import UserError
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD, pad_clips
 from util.stopping import WorkerSignals
 
-LOCAL_REACH = 3  # frames: how far the two neighbours of the start frame may lie from it
+LOCAL_REACH = 3  # frames: greatest distance of the two neighbours from the start frame
 MAX_REPLACEMENTS = 100
+MULTIPLE = 32  # pixels: the sides of a training batch are padded to a multiple of it
 
 
 class Target(TypedDict):
-    """The truth of a clip: one referred object, or none."""
+    """The ground truth of a clip: one referred object, or none."""
 
     caption: str  # lower-cased, whitespace-normalised
     boxes: Tensor  # float32 [T, 4], (cx, cy, w, h) in 0…1 of the unpadded frame; 0, 0, 0, 0 where invisible
@@ -37,11 +44,11 @@ class Target(TypedDict):
     video: str
     exp_id: str
     frame_names: list[str]
-    negative: bool  # the sentence names nothing in the video: no mask, no box, no valid frame
-    annotated: NotRequired[int]  # the one annotated frame's index in the clip; boxes, masks and valid have T = 1 then
+    negative: bool  # the sentence refers to nothing in the video: no mask, box or valid frame
+    annotated: NotRequired[int]  # index of the only annotated frame; boxes, masks and valid then have T = 1
 
 
-Sample = tuple[Tensor, Target]  # frames float32 [T, 3, h, w], ImageNet-normalised, and the truth
+Sample = tuple[Tensor, Target]  # frames float32 [T, 3, h, w], ImageNet-normalised, and the ground truth
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class ClipBatch:
 
     @property
     def annotated(self) -> Tensor | None:
-        """Index of each clip's one annotated frame ``[B]``, on the frames' device; None where all are annotated."""
+        """Index of each clip's only annotated frame ``[B]``, on the frames' device; None if all are annotated."""
         indices = [target.get("annotated") for target in self.targets]
         return None if None in indices else torch.tensor(indices, device=self.frames.device)
 
@@ -99,10 +106,10 @@ def make_target(
     frame_names: list[str],
     negative: bool = False,
 ) -> Target:
-    """Build the truth of a clip from its transformed masks, bool ``[T, h, w]``.
+    """Build the ground truth of a clip from its transformed masks, bool ``[T, h, w]``.
 
-    Boxes are taken from the masks after the transforms: where a crop has cut an object, a transformed box would still
-    claim what is no longer in it. They enclose the pixels' whole area, so that a single pixel has a box of 1×1.
+    Boxes are computed from the transformed masks, because a transformed box would still cover what a crop has removed.
+    They enclose the pixels' whole area, so a single pixel has a box of 1×1.
     """
     height, width = masks.shape[-2:]
     valid = masks.flatten(1).any(1)
@@ -129,15 +136,15 @@ def sample_frames(
     """Draw the frame indices of a training clip.
 
     The start frame, one 1–3 frames before it and one 1–3 after (clamped to the video, so an end frame can occur
-    twice), the rest from the remaining frames; in order of time, or, with ``reverse_probability``, in reverse. Two
-    frames are the start and one of its neighbours. A video with too few frames is filled up with repeated ones.
+    twice), the rest from the remaining frames; in temporal order or, with ``reverse_probability``, reversed. A clip
+    of two frames has the start frame and one neighbour. Frames of a video that is too short are repeated.
 
     Args:
         length: number of frames of the video, at least 1.
         start: index of the start frame.
         num_frames: number of indices to return, at least 1.
         rng: the source of randomness.
-        reverse_probability: how often the clip runs backwards.
+        reverse_probability: probability that the clip is reversed.
     """
     before = max(0, start - int(rng.integers(1, LOCAL_REACH, endpoint=True)))
     after = min(length - 1, start + int(rng.integers(1, LOCAL_REACH, endpoint=True)))
@@ -150,24 +157,24 @@ def sample_frames(
 
 
 class ClipDataset(Dataset[Sample], ABC):
-    """Clips whose randomness is a function of (seed, epoch, index) alone.
+    """A dataset of clips whose randomness depends on (seed, epoch, index) only.
 
-    So a run gives the same clips with any number of workers, and a resumed one those of a run that never stopped.
+    The clips of a run are therefore the same for any number of workers, and after a resume.
 
     Args:
-        seed: of the run, at least 0.
-        replace_invisible: give another clip in place of one whose object has no pixel left in any frame. Negatives
-            stay: they never had one.
+        seed: the run's seed, at least 0.
+        replace_invisible: replace a clip whose object has no pixel left in any frame. Negatives are kept, because they
+            have none by definition.
     """
 
     def __init__(self, seed: int, replace_invisible: bool) -> None:
         self.seed = seed
         self.replace_invisible = replace_invisible
-        # Shared memory: workers that outlive an epoch (persistent_workers) see the new one.
+        # In shared memory, so that persistent workers see the new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0; call it before the loader is iterated."""
+        """Set the epoch, from 0, before the loader is iterated."""
         self._epoch.fill_(epoch)
 
     @abstractmethod
@@ -175,7 +182,7 @@ class ClipDataset(Dataset[Sample], ABC):
 
     @abstractmethod
     def load(self, index: int, rng: np.random.Generator) -> Sample:
-        """Read and transform clip ``index``, drawing from ``rng`` only."""
+        """Read and transform clip ``index``; ``rng`` is the only source of randomness."""
 
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, int(self._epoch), index])
@@ -190,10 +197,100 @@ class ClipDataset(Dataset[Sample], ABC):
         )
 
 
-class ClipLoader(DataLoader[Sample]):
-    """A ``DataLoader`` that hands a worker's ``UserError`` on as its one sentence, without the worker's traceback.
+class ExpressionClips(ClipDataset):
+    """Clips of videos with expressions, as in Ref-YouTube-VOS and MeViS. Subclasses read the masks.
 
-    Signals that reach its processes beside the run's own do not end them: the run may want to finish its step.
+    For training, there is one clip per expression and start frame, every ``num_frames`` frames. For evaluation
+    (``num_frames`` None), there is one clip per expression with all frames of its video, and none is replaced.
+
+    Args:
+        videos: name → frames and expressions. An expression has a ``caption`` and says whether it is ``negative``.
+        images: the folder of ``<video>/<frame>.jpg``.
+        transform: applied to every clip.
+        num_frames: frames per clip, at least 1, or None.
+        seed: the run's seed.
+        reverse_probability: share of reversed training clips.
+
+    Raises:
+        UserError: there is no expression.
+    """
+
+    def __init__(
+        self,
+        videos: Mapping[str, Entry[Any]],
+        images: Path,
+        transform: ClipTransform,
+        num_frames: int | None,
+        seed: int = 0,
+        reverse_probability: float = 0.3,
+    ) -> None:
+        super().__init__(seed, replace_invisible=num_frames is not None)
+        self.videos = videos
+        self.images = images
+        self.transform = transform
+        self.num_frames = num_frames
+        self.reverse_probability = reverse_probability
+        self._expressions = [(name, exp_id) for name, video in videos.items() for exp_id in video.expressions]
+        # An array, because workers would copy the reference counts of a list of a hundred thousand tuples.
+        self._clips = np.array(
+            [
+                (number, start)
+                for number, (name, _) in enumerate(self._expressions)
+                for start in range(0, len(videos[name].frames), num_frames or len(videos[name].frames))
+            ]
+        )
+        if not len(self._clips):
+            raise UserError(f"the videos of {images} have no expression; their expressions file should list some")
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    @abstractmethod
+    def read_masks(self, video: str, exp_id: str, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """Read the masks of an expression's object in some frames: bool ``[T, H, W]``. Not called for negatives."""
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        """Read and transform clip ``index``.
+
+        Raises:
+            UserError: a frame or mask is missing, broken or of a different size.
+        """
+        number, start = self._clips[index].tolist()
+        name, exp_id = self._expressions[number]
+        video = self.videos[name]
+        expression = video.expressions[exp_id]
+        length = len(video.frames)
+        indices = (
+            list(range(length))
+            if self.num_frames is None
+            else sample_frames(length, start, self.num_frames, rng, self.reverse_probability)
+        )
+        names = [video.frames[i] for i in indices]
+
+        frames = torch.stack(read_frames([self.images / name / f"{frame}.jpg" for frame in names]))
+        height, width = frames.shape[-2:]
+        if expression.negative:
+            masks = torch.zeros(len(names), height, width, dtype=torch.bool)
+        else:
+            masks = self.read_masks(name, exp_id, indices, (height, width))
+
+        frames, masks, caption = self.transform(frames, masks, expression.caption, rng)
+        target = make_target(
+            masks,
+            caption=caption,
+            orig_size=(height, width),
+            video=name,
+            exp_id=exp_id,
+            frame_names=names,
+            negative=expression.negative,
+        )
+        return frames, target
+
+
+class ClipLoader(DataLoader[Sample]):
+    """A ``DataLoader`` that raises a worker's ``UserError`` without the worker's traceback.
+
+    Signals to the process group do not end the workers, so that the run can finish its step.
     """
 
     def __init__(self, dataset: Dataset[Sample], **options: Any) -> None:
@@ -208,7 +305,83 @@ class ClipLoader(DataLoader[Sample]):
             raise UserError(str(error).rstrip().rpartition("UserError: ")[2]) from None
 
 
+class EpochBatches(Sampler[list[int]]):
+    """Shuffled batches of one process, without an incomplete last step.
+
+    Batches depend on seed, epoch and position only, so that a run can resume at any step.
+
+    Args:
+        length: number of clips.
+        batch_size: clips per process and step.
+        seed: the run's seed.
+        rank: this process, from 0.
+        world_size: number of processes. Together they see each clip at most once per epoch.
+        accumulate: batches per step. A step has the clips of one batch that is that many times larger.
+
+    A dataset smaller than one step of all processes is repeated to fill it.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1
+    ) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.epoch, self.first = 0, 0
+
+    def set_position(self, epoch: int, first: int = 0) -> None:
+        """Set the epoch, from 0, and its first step."""
+        self.epoch, self.first = epoch, first
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of steps of a whole epoch."""
+        return max(1, self.length // (self.batch_size * self.world_size * self.accumulate))
+
+    def __len__(self) -> int:
+        return (self.steps_per_epoch - self.first) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        shape = (self.steps_per_epoch, self.accumulate, self.world_size, self.batch_size)
+        order = np.resize(order, shape)[self.first :, :, self.rank]
+        for batch in order.reshape(-1, self.batch_size):
+            yield batch.tolist()
+
+
+class EpochLoader:
+    """Training batches of this process, from any position in a run.
+
+    Args:
+        dataset: the clips.
+        batch_size: clips per process and batch.
+        seed: the run's seed.
+        accumulate: batches per step.
+        num_workers: processes that load clips; 0 loads them in this process.
+        pin_memory: put batches in page-locked memory.
+    """
+
+    def __init__(
+        self, dataset: ClipDataset, batch_size: int, seed: int, accumulate: int, num_workers: int, pin_memory: bool
+    ) -> None:
+        self.dataset = dataset
+        self.batches = EpochBatches(len(dataset), batch_size, seed, rank(), world_size(), accumulate)
+        self.loader = ClipLoader(
+            dataset,
+            batch_sampler=self.batches,
+            num_workers=num_workers,
+            collate_fn=partial(collate, multiple=MULTIPLE),
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+        )
+
+    def __call__(self, epoch: int, first: int) -> Iterator[ClipBatch]:
+        """Iterate over the batches of an epoch, from step ``first`` on."""
+        self.dataset.set_epoch(epoch)
+        self.batches.set_position(epoch, first)
+        return iter(self.loader)
+
+
 def denormalise(frames: Tensor) -> Tensor:
-    """Undo the ImageNet normalisation: float ``[..., 3, H, W]`` → uint8, for pictures."""
+    """Undo the ImageNet normalisation: float ``[..., 3, H, W]`` to uint8 images."""
     mean, std = (frames.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return ((frames * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,9 +1,12 @@
-"""Ref-DAVIS17: from the distributed folders to the layout of Ref-YouTube-VOS, and clips from it (docs/data.md)."""
+"""Ref-DAVIS17: conversion to the layout of Ref-YouTube-VOS, clips, videos, scores and checks (docs/data.md).
+
+The conversion runs without PyTorch, so the functions that need ``datasets.ytvos`` import it when they are called.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.expressions import read_expressions, require_video_folders
-from datasets.reading import DATA_PAGE, require_folder
+from datasets.checks import Findings
+from datasets.expressions import read_expressions
+from datasets.files import DATA_PAGE, Video, require_folder, require_video_folders
+from datasets.registry import Dataset, root_of
 from util.errors import UserError
 from util.evaluation import Scorer
 from util.files import bring_file, read_json, write_json
@@ -23,12 +28,11 @@ from util.parallel import map_videos
 from util.submission import frame_size
 
 if TYPE_CHECKING:
-    from datasets.video import Video
     from datasets.ytvos import YtvosClips
     from util.config import Config
 
-SPLITS = {"train": "train.txt", "valid": "val.txt"}
-# In the order of their number a; an expression's id is 4 · (object id − 1) + a.
+LISTS = {"train": "train.txt", "valid": "val.txt"}  # of DAVIS/ImageSets/2017, by split
+# Files and encodings by annotation number a = 0…3; an expression's id is 4 · (object id − 1) + a.
 ANNOTATIONS = (
     ("Davis17_annot1.txt", "utf-8"),
     ("Davis17_annot1_full_video.txt", "utf-8"),
@@ -44,7 +48,7 @@ _LINE = re.compile(r'(?P<video>[^\s/\\]+)\s+(?P<obj_id>[0-9]+)\s+"(?P<exp>.*\S.*
 
 @dataclass
 class DavisSummary:
-    """What a conversion wrote, and what a reader of the result should know."""
+    """What a conversion wrote, by split, with notes for the user."""
 
     videos: dict[str, int] = field(default_factory=dict)
     expressions: dict[str, int] = field(default_factory=dict)
@@ -57,69 +61,68 @@ Sentences = dict[str, dict[int, dict[int, str]]]
 
 
 def build_clips(cfg: Config, split: str) -> YtvosClips:
-    """Build training clips (``train``) or whole videos (``valid``) of the converted Ref-DAVIS17 at ``cfg.davis_path``.
+    """Build training clips (``train``) or whole videos (``valid``) of the converted dataset."""
+    from datasets import ytvos
 
-    Raises:
-        UserError: a missing folder or file, or a malformed one.
-    """
-    from datasets import ytvos  # needs PyTorch, which the conversion does without
-
-    return ytvos.build_clips(cfg, split, Path(cfg.davis_path))
+    return ytvos.build_clips(cfg, split)
 
 
 def build_videos(cfg: Config) -> list[Video]:
-    """List the videos of ``cfg.split`` of the converted Ref-DAVIS17 at ``cfg.davis_path``.
+    """List the videos of ``cfg.split`` of the converted dataset.
 
     Raises:
-        UserError: a missing folder or file, a malformed one, or expressions that are not numbered 4 · (object − 1) + a.
+        UserError: a file is missing or malformed, or expressions are not numbered 4 · (object id − 1) + a.
     """
     from datasets import ytvos
 
-    videos = ytvos.build_videos(cfg, Path(cfg.davis_path))
-    for video in videos:
-        for exp_id in video.expressions:
-            if not _NUMBER.fullmatch(exp_id) or davis_object(exp_id) >= VOID:
-                raise UserError(
-                    f"expression {exp_id!r} of video {video.name!r} in {cfg.davis_path} is not numbered as in "
-                    f"Ref-DAVIS17, 4 · (object id − 1) + a; make the folder by scripts.prepare_data (see {DATA_PAGE})"
-                )
+    videos = ytvos.build_videos(cfg)
+    _require_numbers({video.name: video.expressions for video in videos}, root_of(cfg))
     return videos
 
 
 def build_scorer(cfg: Config) -> Scorer:
-    """Find the truth of ``cfg.split``; what is returned scores the masks below ``cfg.output_dir`` against it.
-
-    See ``util.jf_ref_davis.score_ref_davis``.
+    """Find the ground truth of ``cfg.split``; the returned function scores the masks in ``cfg.output_dir``.
 
     Raises:
-        UserError: the truth is missing.
+        UserError: the ground truth is missing.
     """
     names = [video.name for video in build_videos(cfg) if video.expressions]
-    truth = require_folder(Path(cfg.davis_path) / cfg.split / "Annotations", "a folder of palette PNG masks per video")
+    truth = require_folder(root_of(cfg) / cfg.split / "Annotations", "a folder of palette PNG masks per video")
     require_video_folders(truth, names)
     return partial(score_ref_davis, truth, Path(cfg.output_dir), names)
 
 
+def _require_numbers(videos: Mapping[str, Iterable[str]], root: Path) -> None:
+    """Raise a ``UserError`` if an expression id of a video is not 4 · (object id − 1) + a."""
+    for name, expressions in videos.items():
+        for exp_id in expressions:
+            if not _NUMBER.fullmatch(exp_id) or davis_object(exp_id) >= VOID:
+                raise UserError(
+                    f"expression {exp_id!r} of video {name!r} in {root} is not numbered as in Ref-DAVIS17, "
+                    f"4 · (object id − 1) + a; make the folder by scripts.prepare_data (see {DATA_PAGE})"
+                )
+
+
 def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = False, workers: int = 1) -> DavisSummary:
-    """Make the Ref-YouTube-VOS layout from Ref-DAVIS17. The source is only read; running it again completes the result.
+    """Convert Ref-DAVIS17 to the layout of Ref-YouTube-VOS. The source is only read; a second run completes the result.
 
     Args:
-        davis_root: holds ``DAVIS/`` and ``davis_text_annotations/``.
+        davis_root: the folder that holds ``DAVIS/`` and ``davis_text_annotations/``.
         output_dir: gets ``{train,valid}/{JPEGImages,Annotations}/<video>/``, ``{train,valid}/meta.json`` and
             ``meta_expressions/{train,valid}/meta_expressions.json``, with ``obj_id`` in both.
-        copy: copy the images. Otherwise they are symbolic links, which take no space and leave the source's files
-            as they are, but need it to stay where it is. A file system without links gets copies.
+        copy: copy the images. Otherwise they are symbolic links to the source, or copies on a file system without
+            links.
         workers: processes.
 
     Raises:
-        UserError: something is missing, malformed or broken; the sentence names it.
+        UserError: a file or folder is missing, malformed or broken.
     """
     davis_root, output_dir = Path(davis_root), Path(output_dir)
     if (davis_root / "JPEGImages").is_dir() and not (davis_root / "DAVIS").is_dir():
         raise UserError(f"{davis_root} is the folder DAVIS itself; give the one that holds it")
     require_folder(davis_root, "the folders DAVIS and davis_text_annotations")
     davis = require_folder(davis_root / "DAVIS", "the DAVIS-2017 folders JPEGImages, Annotations_unsupervised, …")
-    splits = {split: _read_names(davis / "ImageSets" / "2017" / name) for split, name in SPLITS.items()}
+    splits = {split: _read_names(davis / "ImageSets" / "2017" / name) for split, name in LISTS.items()}
     _require_own(output_dir, set().union(*splits.values()))
     categories = _read_categories(davis / "davis_semantics.json")
     sentences = read_davis_sentences(davis_root / "davis_text_annotations")
@@ -133,7 +136,7 @@ def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = F
             name: {"frames": video.frames, "expressions": _number(name, video, sentences.get(name, {}), summary)}
             for name, video in videos.items()
         }
-        # A video about which nothing is said has frames and masks, but is no item of the benchmark.
+        # A video without expressions keeps its frames and masks but is not listed.
         expressions = {name: video for name, video in expressions.items() if video["expressions"]}
         write_json(output_dir / "meta_expressions" / split / "meta_expressions.json", {"videos": expressions})
         summary.videos[split] = len(videos)
@@ -149,7 +152,7 @@ def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = F
 
 
 def _require_own(folder: Path, names: Collection[str]) -> None:
-    """Refuse a folder that lists other videos: another dataset's lists would be replaced."""
+    """Raise a ``UserError`` if a folder holds a different dataset, whose lists would be overwritten."""
     for split in ("train", "valid", "test"):
         listed = folder / "meta_expressions" / split / "meta_expressions.json"
         other = set(read_expressions(listed, split)) - set(names) if listed.is_file() else set()
@@ -158,10 +161,10 @@ def _require_own(folder: Path, names: Collection[str]) -> None:
 
 
 def read_davis_sentences(folder: Path) -> Sentences:
-    """Read the four text files: video → object id → annotation number 0…3 → sentence. Misspelt videos are mended.
+    """Read the four text files: video → object id → annotation number 0…3 → sentence. Misspelt videos are corrected.
 
     Raises:
-        UserError: a missing or malformed file; the sentence names the line.
+        UserError: a file is missing or a line is malformed.
     """
     require_folder(folder, f"the expressions of Ref-DAVIS17 ({', '.join(name for name, _ in ANNOTATIONS)})")
     sentences: Sentences = {}
@@ -192,7 +195,7 @@ class _Video:
 
 
 def _convert_video(davis: Path, target: Path, copy: bool, name: str) -> _Video:
-    """Link a video's frames and masks below ``target``; read the masks, which finds the objects and broken files."""
+    """Link a video's frames and masks into ``target``, and read the masks to find the objects and broken files."""
     images = require_folder(davis / "JPEGImages" / "480p" / name, f"the frames of {name} as JPEG files")
     masks = require_folder(davis / "Annotations_unsupervised" / "480p" / name, f"the masks of {name} as PNG files")
     frames = sorted(path.stem for path in images.glob("*.jpg"))
@@ -222,7 +225,7 @@ def _describe_objects(video: _Video, categories: dict[str, Any]) -> dict[str, An
 def _number(
     name: str, video: _Video, sentences: dict[int, dict[int, str]], summary: DavisSummary
 ) -> dict[str, dict[str, str]]:
-    """The expressions of a video by their id. Objects that no mask shows are left out, with a note."""
+    """Number a video's expressions. Objects without a mask are left out, with a note."""
     expressions = {}
     for obj_id, by_number in sorted(sentences.items()):
         if obj_id not in video.objects:
@@ -249,7 +252,7 @@ def _read_names(path: Path) -> Sequence[str]:
 def _read_categories(path: Path) -> dict[str, dict[str, Any]]:
     categories = read_json(path, "the category of every object: {video: {object id: category}}")
     if not isinstance(categories, dict) or not all(isinstance(objects, dict) for objects in categories.values()):
-        raise UserError(f"{path} is of another form; it should hold {{video: {{object id: category}}}}")
+        raise UserError(f"{path} has a different structure; it should hold {{video: {{object id: category}}}}")
     return categories
 
 
@@ -260,3 +263,44 @@ def _read_text(path: Path, encoding: str, what: str) -> str:
         raise UserError(f"{path} is missing; it should hold {what} (see {DATA_PAGE})") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path} ({what}): {error}") from error
+
+
+def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
+    """Check Ref-DAVIS17 as it is distributed, if there is a folder ``DAVIS``, or as it is converted."""
+    from datasets import ytvos
+
+    if (root / "DAVIS").is_dir():
+        _check_distributed(row, root, splits, findings)
+    elif (root / "meta_expressions").is_dir():
+        for split in splits:
+            if ytvos.check_split(root, split, findings, row.splits[split]):
+                videos = ytvos.list_split(root, split, challenge=False)
+                findings.attempt(_require_numbers, {name: video.expressions for name, video in videos.items()}, root)
+    else:
+        findings.faults.append(
+            f"{root} holds neither DAVIS/ (Ref-DAVIS17 as it is distributed) nor meta_expressions/ (as "
+            "scripts.prepare_data converts it); name another folder"
+        )
+
+
+def _check_distributed(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
+    folder = root / "DAVIS"
+    sentences = findings.attempt(read_davis_sentences, root / "davis_text_annotations") or {}
+    findings.attempt(_read_categories, folder / "davis_semantics.json")
+    for split in splits:
+        listed = folder / "ImageSets" / "2017" / LISTS[split]
+        names = findings.attempt(_read_names, listed) or []
+        frames, masks = {}, {}
+        for name in names:
+            images = folder / "JPEGImages" / "480p" / name
+            frames[name] = sorted(images.glob("*.jpg"))
+            if not frames[name]:
+                findings.faults.append(f"{images} is missing or without JPEG files, and {listed} lists the video")
+            files = [f"{path.stem}.png" for path in frames[name]]
+            annotations = folder / "Annotations_unsupervised" / "480p" / name
+            masks[name] = findings.present(annotations, files, str(listed if not files else images))
+        expressions = sum(len(texts) for name in names for texts in sentences.get(name, {}).values())
+        findings.count(f"{split}: videos", len(names), row.splits[split].videos)
+        findings.count(f"{split}: expressions", expressions)
+        findings.count(f"{split}: frames", sum(map(len, frames.values())), row.splits[split].frames)
+        findings.open_videos(frames, masks)

@@ -1,13 +1,16 @@
-"""Expressions files (``meta_expressions.json``): which videos, frames and sentences a split has."""
+"""Expressions files (``meta_expressions.json``): the videos, frames and sentences of a split.
+
+This is the only parser of such files; loaders, checks and scores share it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from datasets.reading import DATA_PAGE, plain_name
+from datasets.files import DATA_PAGE, Video, plain_name, require_video_folders
 from util.errors import UserError
 from util.files import read_json
 from util.negatives import is_negative
@@ -16,14 +19,19 @@ from util.preprocessing import normalise_sentence
 
 @dataclass(frozen=True)
 class Expression:
-    """A sentence (normalised) and the id (1…254) of the object it refers to.
+    """A sentence about one object.
 
-    ``obj_id`` is None where the file does not say, and where the sentence is ``negative``: it names nothing.
+    Attributes:
+        caption: the normalised sentence.
+        obj_id: the object's value in the masks, 1…254; None if the file has none, and for negatives.
+        negative: whether the sentence refers to nothing in the video.
+        kind: the sentence's group, for scores per group; None if the file has none.
     """
 
     caption: str
     obj_id: int | None
     negative: bool = False
+    kind: str | None = None
 
 
 ExpressionT = TypeVar("ExpressionT")
@@ -32,7 +40,7 @@ _MASK_VALUES = frozenset(map(str, range(1, 255)))
 
 @dataclass(frozen=True)
 class Entry(Generic[ExpressionT]):
-    """One video of an expressions file: its frame names, in order of time, and its expressions by id."""
+    """A video of an expressions file: its frame names in temporal order, and its expressions by id."""
 
     frames: list[str]
     expressions: dict[str, ExpressionT]
@@ -42,10 +50,17 @@ VideoEntry = Entry[Expression]
 
 
 def read_expressions(path: Path, split: str) -> dict[str, VideoEntry]:
-    """Read and check a ``meta_expressions.json``: video name → entry, in the file's order.
+    """Read a ``meta_expressions.json`` whose sentences are about one object each.
+
+    Args:
+        path: the file.
+        split: the split it describes, for messages.
+
+    Returns:
+        video name → entry, in the order of the file.
 
     Raises:
-        UserError: the file is missing, not JSON, of another structure, or holds an empty sentence.
+        UserError: the file is missing, not JSON, has a different structure or an empty sentence.
     """
     return read_entries(path, split, _expression)
 
@@ -53,15 +68,15 @@ def read_expressions(path: Path, split: str) -> dict[str, VideoEntry]:
 def read_entries(
     path: Path, split: str, read: Callable[[Path, str, Mapping[str, Any]], ExpressionT]
 ) -> dict[str, Entry[ExpressionT]]:
-    """The same for a dataset whose expressions have other parts.
+    """Read an expressions file of a dataset whose expressions have other fields.
 
     Args:
         path: the file.
-        split: which it describes, for messages.
-        read: makes an expression of the file, its place in it, for messages, and its JSON value.
+        split: the split it describes, for messages.
+        read: makes an expression from the file's path, the expression's place in it (for messages) and its JSON value.
 
     Raises:
-        UserError: the file is missing, not JSON or of another structure.
+        UserError: the file is missing, not JSON or has a different structure.
     """
     content = read_json(path, f"the expressions of the {split} split, see {DATA_PAGE}")
     videos = require_mapping(require_mapping(content, path, "the file").get("videos"), path, "'videos'")
@@ -69,7 +84,7 @@ def read_entries(
 
 
 def read_caption(path: Path, where: str, expression: Mapping[str, Any]) -> str:
-    """Read an expression's sentence, normalised.
+    """Return the normalised sentence of an expression.
 
     Raises:
         UserError: there is none, or it is empty.
@@ -81,6 +96,34 @@ def read_caption(path: Path, where: str, expression: Mapping[str, Any]) -> str:
     if not caption:
         raise UserError(f"{path}: the sentence of {where} is empty; write what it refers to, or remove it")
     return caption
+
+
+def make_videos(images: Path, videos: Mapping[str, Entry[Any]]) -> list[Video]:
+    """List videos for inference, with all their frames and sentences.
+
+    Args:
+        images: the folder of ``<video>/<frame>.jpg``.
+        videos: name → frames and expressions.
+
+    Raises:
+        UserError: a video has no folder.
+    """
+    require_video_folders(images, videos)
+    return [
+        Video(
+            name,
+            [images / name / f"{frame}.jpg" for frame in video.frames],
+            {exp_id: expression.caption for exp_id, expression in video.expressions.items()},
+        )
+        for name, video in videos.items()
+    ]
+
+
+def require_mapping(value: Any, path: Path, what: str) -> Mapping[str, Any]:
+    """Return ``value`` if it is a JSON object; raise a ``UserError`` that names the file and the part otherwise."""
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {what} should be a JSON object (see {DATA_PAGE} for the file's form)")
+    return value
 
 
 def _entry(
@@ -100,28 +143,12 @@ def _entry(
 
 
 def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> Expression:
-    caption, obj_id = read_caption(path, where, expression), expression.get("obj_id")
+    caption, obj_id, kind = read_caption(path, where, expression), expression.get("obj_id"), expression.get("kind")
     if obj_id is not None and str(obj_id) not in _MASK_VALUES:
         raise UserError(f"{path}: 'obj_id' of {where} is {obj_id!r:.40}; it should be a mask value, 1 to 254")
-    return Expression(caption, None if obj_id is None else int(obj_id), is_negative(expression, path, where))
-
-
-def require_mapping(value: Any, path: Path, what: str) -> Mapping[str, Any]:
-    """Return ``value``; raise a ``UserError`` that names the file and the part if it is not a JSON object."""
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: {what} should be a JSON object (see {DATA_PAGE} for the file's form)")
-    return value
-
-
-def require_video_folders(parent: Path, videos: Iterable[str]) -> None:
-    """Raise a ``UserError`` that names the first video, of those that the expressions list, without a folder."""
-    present = video_folders(parent)
-    missing = [name for name in videos if name not in present]
-    if missing:
-        more = f" (and those of {len(missing) - 1} more videos)" if len(missing) > 1 else ""
-        raise UserError(f"{parent / missing[0]} is missing{more}, but the expressions list it (see {DATA_PAGE})")
-
-
-def video_folders(parent: Path) -> set[str]:
-    """Names of the folders in ``parent``."""
-    return {path.name for path in parent.iterdir() if path.is_dir()}
+    return Expression(
+        caption,
+        None if obj_id is None else int(obj_id),
+        is_negative(expression, path, where),
+        None if kind is None else str(kind),
+    )

@@ -1,13 +1,15 @@
-"""JHMDB-Sentences: its layout on disk and items for evaluation, with weights of A2D-Sentences (docs/data.md).
+"""JHMDB-Sentences: files, items for evaluation with weights of A2D-Sentences, and checks (docs/data.md).
 
-An item's id is ``v_<video>_f_<frame>``. Frames are numbered from 1, masks from 0; some clips have fewer masks than
-frames, and an item whose frame has none is left out.
+An item's id is ``v_<video>_f_<frame>``. Frames are numbered from 1, masks from 0. Some clips have fewer masks than
+frames; an item whose frame has no mask is left out.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -17,10 +19,20 @@ import torch
 from scipy.io import loadmat, whosmat
 from torch import Tensor
 
-from datasets.annotated_frames import AnnotatedFrames, Item, clamp
-from datasets.annotation_files import number_of, read_entries, require_files, sentence_of
-from datasets.mat_tags import has_array
-from datasets.reading import DATA_PAGE, plain_name, read_frames, require_folder
+from datasets.a2d import (
+    AnnotatedFrames,
+    Item,
+    clamp,
+    fit_mask,
+    group_by_video,
+    number_of,
+    read_coco_masks,
+    read_rows,
+    sentence_of,
+)
+from datasets.checks import SAMPLE_VIDEOS, Findings
+from datasets.files import DATA_PAGE, plain_name, read_frame, read_frames, require_files, require_folder
+from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.a2d_metrics import A2dEvaluator
 from util.errors import UserError
@@ -33,6 +45,13 @@ COCO_FILE = "jhmdb_sentences_gt_annotations_in_coco_format.json"
 FORM = ("video", "frame path", "mask path", "number of frames", "sentence")
 MASK_KEY = "part_mask"
 
+MAT_HEADER = 128  # bytes
+MAT_BYTES = 1 << 28  # greatest size of an array
+_ARRAY, _COMPRESSED = 14, 15  # types of elements
+_NUMBERS = (1, 2, 3, 4, 5, 6, 7, 9, 12, 13)  # types of numeric contents
+_NUMERIC = range(6, 16)  # classes of arrays, from double to uint64
+_COMPLEX = 0x0800
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,9 +60,9 @@ class JhmdbItem(Item):
     """An item of JHMDB-Sentences.
 
     Attributes:
-        frames: folder of the video's frames.
-        masks: its MATLAB file of masks.
-        length: number of its frames.
+        frames: the folder of the video's frames.
+        masks: the MATLAB file of its masks.
+        length: the number of its frames.
     """
 
     frames: Path
@@ -58,10 +77,10 @@ class JhmdbClips(AnnotatedFrames[JhmdbItem]):
         root: the dataset's folder.
         transform: applied to every clip.
         num_frames: frames per clip.
-        seed: of the run.
+        seed: the run's seed.
 
     Raises:
-        UserError: a missing folder or file, or a malformed one; frames are opened when they are read.
+        UserError: a folder or file is missing or malformed; frames are opened when they are read.
     """
 
     def __init__(self, root: Path, transform: ClipTransform, num_frames: int, seed: int = 0) -> None:
@@ -82,29 +101,24 @@ class JhmdbClips(AnnotatedFrames[JhmdbItem]):
 
 
 def build_clips(cfg: Config, split: str) -> JhmdbClips:
-    """Build the items for evaluation (``test``)."""
-    if split != "test":
-        raise UserError(
-            f"JHMDB-Sentences has no {split!r} split: it is all for evaluation, with weights that were trained with "
-            "--dataset_file a2d"
-        )
-    return JhmdbClips(Path(cfg.jhmdb_path), build_transform(cfg, False), cfg.num_frames, cfg.seed)
+    """Build the items for evaluation; ``test`` is the only split."""
+    return JhmdbClips(root_of(cfg), build_transform(cfg, False), cfg.num_frames, cfg.seed)
 
 
 def build_evaluator(cfg: Config) -> A2dEvaluator:
-    """Build the evaluator; the metrics are those of A2D-Sentences."""
-    return A2dEvaluator(build_clips(cfg, cfg.split).truth(Path(cfg.jhmdb_path) / COCO_FILE))
+    """Build the evaluator, whose metrics are those of A2D-Sentences."""
+    return A2dEvaluator(build_clips(cfg, cfg.split).truth(root_of(cfg) / COCO_FILE))
 
 
 def read_items(root: Path) -> list[JhmdbItem]:
-    """Read the sentences and their annotated frames.
+    """Read the items.
 
     Raises:
-        UserError: the file is missing or malformed, names a path outside of ``root``, or a video that is missing.
+        UserError: the file is missing or malformed, or names a path outside of ``root``.
     """
     path = root / LIST_FILE
     items = []
-    for where, (video, frame_path, mask_path, frames, sentence) in read_entries(path, "the sentences", FORM):
+    for where, (video, frame_path, mask_path, frames, sentence) in read_rows(path, "the sentences", FORM):
         name, frame = plain_name(video, path, "a video"), _inside(root, frame_path, where)
         number, length = number_of(frame.stem, 1, "frame", where), number_of(frames, 1, "number of frames", where)
         if number > length:
@@ -131,7 +145,7 @@ def read_puppet_mask(path: Path, frame: int) -> Tensor:
 
 
 def count_puppet_masks(path: Path) -> int:
-    """Number of masks in a MATLAB file, without reading them.
+    """Count the masks of a MATLAB file without reading them.
 
     Raises:
         UserError: the file is missing or broken.
@@ -143,7 +157,7 @@ def count_puppet_masks(path: Path) -> int:
 
 
 def _with_masks(items: Sequence[JhmdbItem]) -> list[JhmdbItem]:
-    """The items whose frame has a mask; a log line counts the others."""
+    """Return the items whose frame has a mask; a warning counts the others."""
     counts = {path: count_puppet_masks(path) for path in dict.fromkeys(item.masks for item in items)}
     kept = [item for item in items if item.frame <= counts[item.masks]]
     if len(kept) < len(items):
@@ -166,14 +180,110 @@ def _read_mat(path: Path, read: Callable[[], Any]) -> Any:
         raise UserError(f"masks {path} are missing; the sentences name this file (see {DATA_PAGE})")
     try:
         return read()
-    except Exception as error:  # scipy's reader meets a damaged file with many kinds
+    except Exception as error:  # scipy raises many kinds of exceptions for a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"masks {path} are broken ({reason}); fetch or extract this file again") from error
 
 
 def _inside(root: Path, value: Any, where: str) -> Path:
-    """The path below ``root`` that an entry names."""
-    parts = PurePosixPath(value).parts if isinstance(value, str) and "\0" not in value else ()
+    """Return the path in ``root`` that an entry names."""
+    parts = PurePosixPath(value).parts if isinstance(value, str) else ()
     if not parts or ".." in parts or PurePosixPath(*parts).is_absolute():
         raise UserError(f"{where} has the path {value!r}; it should be relative to {root}, and stay in it")
     return root.joinpath(*parts)
+
+
+def has_array(path: Path, name: str) -> bool:
+    """Return whether a MATLAB file has a numeric array of this name, after a check of the file's tags.
+
+    scipy crashes the process on a wrong byte in a tag, so the tags are checked before scipy reads the file. A file of
+    version 5 (MATLAB's -v6 and -v7) has a header of 128 bytes and then elements: a tag (type and size of the content)
+    and the content, padded to 8 bytes. An array is an element whose content is elements: flags, dimensions, name,
+    values. A compressed element holds another one.
+
+    Raises:
+        ValueError: it is no MATLAB file of version 5, ends too early, or a tag is wrong.
+        OSError, zlib.error: it cannot be read or decompressed.
+    """
+    content = path.read_bytes()
+    order = {b"IM": "<", b"MI": ">"}.get(content[MAT_HEADER - 2 : MAT_HEADER])
+    if order is None:
+        raise ValueError("it is no MATLAB file of version 5")
+    for kind, element in _elements(content[MAT_HEADER:], order):
+        if kind == _COMPRESSED:
+            inflated = zlib.decompressobj().decompress(element, MAT_BYTES)
+            kind, element = next(_elements(inflated, order, cut=len(inflated) == MAT_BYTES), (0, b""))
+        if kind == _ARRAY and _is_wanted(list(_elements(element, order)), name, order):
+            return True
+    return False
+
+
+def _is_wanted(parts: list[tuple[int, bytes]], name: str, order: str) -> bool:
+    """Return whether an array's parts make a numeric array of this name; raise a ``ValueError`` for a wrong tag."""
+    if len(parts) < 3 or len(parts[0][1]) != 8:
+        raise ValueError("an array lacks its flags, dimensions or name")
+    if parts[2][1].rstrip(b"\0").decode("latin-1") != name:
+        return False
+    (flags,) = struct.unpack_from(f"{order}I", parts[0][1])
+    if flags & 0xFF not in _NUMERIC:
+        return False
+    if len(parts) != (5 if flags & _COMPLEX else 4) or any(kind not in _NUMBERS for kind, _ in parts[3:]):
+        raise ValueError(f"the values of {name} are no numbers")
+    return True
+
+
+def _elements(content: bytes, order: str, cut: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Iterate over elements as (type, content); ``cut`` allows the last one to be incomplete."""
+    place = 0
+    while place + 8 <= len(content):
+        kind, size = struct.unpack_from(f"{order}II", content, place)
+        start, room = place + 8, len(content) - place - 8
+        if kind >> 16:  # up to four bytes stand in the tag itself
+            kind, size, start, room = kind & 0xFFFF, kind >> 16, place + 4, 4
+        if size > room and not cut:
+            raise ValueError("it is cut off, or a length in it is wrong")
+        yield kind, content[start : start + size]
+        place = start + size + (0 if kind == _COMPRESSED else -(start + size) % 8)
+
+
+def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
+    """Check JHMDB-Sentences."""
+    items = findings.attempt(read_items, root)
+    if items is None:
+        return
+    videos = group_by_video(items)
+    findings.count("videos", len(videos), row.splits["test"].videos)
+    findings.count("items", len(items))
+    scored = []
+    for name, of_video in videos.items():
+        first = of_video[0]
+        frames = findings.present(first.frames, [f"{n:05d}.png" for n in range(1, first.length + 1)], LIST_FILE)
+        masks = findings.attempt(count_puppet_masks, first.masks)
+        findings.files += len(frames) + (masks is not None)
+        videos[name] = [item for item in of_video if masks is not None and item.frame <= masks]
+        scored += videos[name]
+    if len(scored) < len(items):
+        findings.notes.append(f"{len(items) - len(scored)} of {len(items)} items are left out: their frame has no mask")
+    if (root / COCO_FILE).is_file() and not findings.faults:
+        findings.attempt(read_coco_masks, root / COCO_FILE, [item.id for item in scored])
+    for name in findings.sample(list(videos), SAMPLE_VIDEOS):
+        if videos[name]:
+            number = videos[name][0].length if findings.every else len({item.frame for item in videos[name]})
+            findings.open_later(number + 1, open_video, videos[name], findings.every)
+
+
+def open_video(items: Sequence[JhmdbItem], every: bool) -> list[str]:
+    """Decode a video's annotated frames, or all, and the items' masks; return a sentence for each that is broken."""
+    faults, annotated = [], {item.frame: item for item in items}
+    for number in range(1, items[0].length + 1) if every else annotated:
+        path = items[0].frames / f"{number:05d}.png"
+        if not path.is_file():
+            continue  # already a fault
+        try:
+            height, width = read_frame(path).shape[-2:]
+            if number in annotated:
+                item = annotated[number]
+                fit_mask(read_puppet_mask(item.masks, number), (height, width), item)
+        except UserError as error:
+            faults.append(str(error))
+    return faults

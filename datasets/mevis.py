@@ -1,11 +1,13 @@
-"""MeViS, versions 1 and 2: its layout on disk, training clips, videos for inference and scores (docs/data.md).
+"""MeViS, versions 1 and 2: files, training clips, videos for inference, scores and checks (docs/data.md).
 
-The target of an expression is the union of the instances that it names; one that names nothing is a negative.
+An expression refers to any number of instances (``anno_id``), and its target is their union. Version 2 also has
+sentences that refer to nothing: their ``anno_id`` is empty, and they are negatives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.expression_clips import ExpressionClips
-from datasets.mevis_files import open_masks, read_split, unite
+from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings
+from datasets.clip import ExpressionClips
+from datasets.expressions import Entry, make_videos, read_caption, read_entries, require_mapping
+from datasets.files import (
+    DATA_PAGE,
+    Video,
+    decode_segmentation,
+    read_frame,
+    require_folder,
+    require_video_folders,
+)
+from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
-from datasets.video import Video
+from util.errors import UserError
 from util.evaluation import Scorer
-from util.jf_unions import score_unions
+from util.files import read_json
+from util.jf_unions import MASK_FILE, score_unions
 from util.mask_layouts import ANNOTATIONS
 
 if TYPE_CHECKING:
@@ -29,19 +42,167 @@ if TYPE_CHECKING:
 AUTO_VERSION = "auto"
 
 
+@dataclass(frozen=True)
+class MevisExpression:
+    """A normalised sentence and the ids of the instances it refers to; None if the file has none."""
+
+    caption: str
+    instances: tuple[str, ...] | None
+
+    @property
+    def negative(self) -> bool:
+        """Whether it refers to nothing."""
+        return self.instances == ()
+
+
+MevisEntry = Entry[MevisExpression]
+
+
+class InstanceMasks:
+    """The run lengths of a split's instances, in one array of bytes; every worker would copy a list of a million masks.
+
+    Args:
+        path: ``mask_dict.json``: {instance: [run lengths or null, for each frame]}.
+
+    Raises:
+        UserError: the file is missing or malformed; run lengths are checked when they are read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        content = read_json(path, f"the masks of all instances, see {DATA_PAGE}")
+        self._first: dict[str, tuple[int, int]] = {}
+        pieces, ends, total = [], [0], 0
+        for instance, frames in require_mapping(content, path, "the file").items():
+            if not isinstance(frames, list):
+                raise UserError(f"{path}: instance {instance!r} should have a list of one mask or null per frame")
+            self._first[instance] = (len(ends) - 1, len(frames))
+            for mask in frames:
+                piece = b"" if mask is None else json.dumps(mask).encode()
+                pieces.append(piece)
+                total += len(piece)
+                ends.append(total)
+        self._text, self._ends = b"".join(pieces), np.array(ends)
+
+    def require(self, instances: Iterable[str], length: int, where: str) -> None:
+        """Raise a ``UserError`` if a video's instance is missing or has masks for a different number of frames."""
+        for instance in instances:
+            if instance not in self._first:
+                raise UserError(f"{self.path} has no masks of instance {instance}, which {where} names")
+            frames = self._first[instance][1]
+            if frames != length:
+                raise UserError(
+                    f"{self.path} has masks of instance {instance} for {frames} frames, and {where} names it in a "
+                    f"video of {length}; take both files from one release of the dataset"
+                )
+
+    def segmentations(self, instance: str) -> list[Any]:
+        """Return an instance's run lengths, as the file has them, or None for each frame."""
+        return [self._read(instance, frame) for frame in range(self._first[instance][1])]
+
+    def union(self, instances: Sequence[str], frame: int, size: tuple[int, int]) -> np.ndarray:
+        """Return the union of instances in one frame, bool ``[H, W]``; empty if none is visible.
+
+        Raises:
+            UserError: run lengths are damaged or have a different size.
+        """
+        shown = {instance: self._read(instance, frame) for instance in instances}
+        return unite(shown, size, f"{self.path}, frame {frame}")
+
+    def _read(self, instance: str, frame: int) -> Any:
+        number = self._first[instance][0] + frame
+        text = self._text[self._ends[number] : self._ends[number + 1]]
+        return json.loads(text) if text else None
+
+
+def unite(segmentations: Mapping[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
+    """Return the union of instances in one frame, bool ``[H, W]``.
+
+    Args:
+        segmentations: run lengths by instance; None if it is not visible.
+        size: (H, W).
+        where: the file and the frame, for messages.
+
+    Raises:
+        UserError: run lengths are damaged or have a different size.
+    """
+    mask = np.zeros(size, dtype=bool)
+    for instance, segmentation in segmentations.items():
+        if segmentation is not None:
+            mask |= decode_segmentation(segmentation, *size, f"{where}, instance {instance}")
+    return mask
+
+
+def list_split(root: Path, split: str) -> dict[str, MevisEntry]:
+    """Read the videos, frames and expressions of a split.
+
+    Raises:
+        UserError: a folder or file is missing, or a file is malformed.
+    """
+    require_folder(root, "the MeViS folders train, valid_u and valid")
+    require_folder(root / split, f"the {split} split of MeViS: JPEGImages and meta_expressions.json")
+    require_folder(root / split / "JPEGImages", f"a folder of JPEG frames per video of the {split} split")
+    videos = read_entries(root / split / "meta_expressions.json", split, _expression)
+    if not videos:
+        raise UserError(f"{root / split / 'meta_expressions.json'} lists no video; fetch it again (see {DATA_PAGE})")
+    return videos
+
+
+def open_masks(folder: Path, videos: Mapping[str, MevisEntry]) -> InstanceMasks:
+    """Read the masks of a split's folder, and check that they include all instances of its expressions.
+
+    Raises:
+        UserError: the file is missing (as in ``valid``, whose ground truth is not public) or malformed, or an
+            expression has no instances.
+    """
+    if not (folder / MASK_FILE).is_file():
+        raise UserError(
+            f"{folder / MASK_FILE} is missing; it should hold the masks of the {folder.name} split, of which train "
+            f"and valid_u have one (see {DATA_PAGE})"
+        )
+    masks = InstanceMasks(folder / MASK_FILE)
+    for name, video in videos.items():
+        for exp_id in video.expressions:
+            _require_masks(masks, name, video, exp_id)
+    return masks
+
+
+def _require_masks(masks: InstanceMasks, name: str, video: MevisEntry, exp_id: str) -> None:
+    """Raise a ``UserError`` if masks of an expression's instances are missing."""
+    where, instances = f"expression {exp_id!r} of video {name!r}", video.expressions[exp_id].instances
+    if instances is None:
+        raise UserError(
+            f"{masks.path.parent / 'meta_expressions.json'}: {where} has no 'anno_id', so its masks are unknown; it "
+            "should be the list of the instances that it names"
+        )
+    masks.require(instances, len(video.frames), where)
+
+
+def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> MevisExpression:
+    instances = expression.get("anno_id")
+    if instances is not None and not (
+        isinstance(instances, list) and all(isinstance(instance, (int, str)) for instance in instances)
+    ):
+        raise UserError(f"{path}: 'anno_id' of {where} is {instances!r}; it should be a list of instances")
+    return MevisExpression(
+        read_caption(path, where, expression),
+        None if instances is None else tuple(dict.fromkeys(map(str, instances))),
+    )
+
+
 class MevisClips(ExpressionClips):
-    """Clips of MeViS with the union of the named instances as target; see ``ExpressionClips``.
+    """Clips of MeViS with the union of an expression's instances as target; see ``ExpressionClips``.
 
     Args:
         root: the dataset's folder.
         split: train or valid_u, which have masks.
         transform: applied to every clip.
-        num_frames: frames per training clip; None: whole videos.
-        seed: of the run.
-        reverse_probability: share of training clips that run backwards.
+        num_frames: frames per training clip, or None for whole videos.
+        seed: the run's seed.
+        reverse_probability: share of reversed training clips.
 
     Raises:
-        UserError: a missing folder or file, or a malformed one; images and run lengths are checked when they are read.
+        UserError: a folder or file is missing or malformed; images and run lengths are checked when they are read.
     """
 
     def __init__(
@@ -53,16 +214,17 @@ class MevisClips(ExpressionClips):
         seed: int = 0,
         reverse_probability: float = 0.3,
     ) -> None:
-        self._entries = read_split(root, split)
+        self._entries = list_split(root, split)
         self.masks = open_masks(root / split, self._entries)
         images = root / split / "JPEGImages"
+        require_video_folders(images, self._entries)
         super().__init__(self._entries, images, transform, num_frames, seed, reverse_probability)
 
     def read_masks(self, video: str, exp_id: str, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """Read the union of what an expression names; a frame that occurs again is read once.
+        """Read the union of an expression's instances; a repeated frame is read once.
 
         Raises:
-            UserError: run lengths are damaged, or of another size than the frame.
+            UserError: run lengths are damaged, or their size is not the frame's.
         """
         instances = self._entries[video].expressions[exp_id].instances
         assert instances is not None, "the constructor has checked it"
@@ -71,36 +233,42 @@ class MevisClips(ExpressionClips):
 
 
 def build_clips(cfg: Config, split: str) -> MevisClips:
-    """Build the augmented training clips (``train``) or the whole videos of another split, with their truth."""
+    """Build the augmented training clips (``train``), or the whole videos of another split with their ground truth."""
     train = split == "train"
     num_frames = cfg.num_frames if train else None
-    transform = build_transform(cfg, train)
-    return MevisClips(Path(cfg.mevis_path), split, transform, num_frames, cfg.seed, cfg.reverse_probability)
+    return MevisClips(root_of(cfg), split, build_transform(cfg, train), num_frames, cfg.seed, cfg.reverse_probability)
 
 
 def build_videos(cfg: Config) -> list[Video]:
     """List the videos of ``cfg.split`` with all their frames and sentences."""
-    root = Path(cfg.mevis_path)
-    images = root / cfg.split / "JPEGImages"
-    return [
-        Video(
-            name,
-            [images / name / f"{frame}.jpg" for frame in video.frames],
-            {exp_id: expression.caption for exp_id, expression in video.expressions.items()},
-        )
-        for name, video in read_split(root, cfg.split).items()
-    ]
+    root = root_of(cfg)
+    return make_videos(root / cfg.split / "JPEGImages", list_split(root, cfg.split))
+
+
+def build_scorer(cfg: Config) -> Scorer:
+    """Read the ground truth of ``cfg.split``; the returned function scores the masks in ``cfg.output_dir``.
+
+    Raises:
+        UserError: the ground truth is missing or malformed.
+    """
+    videos, version = read_truth(root_of(cfg) / cfg.split, cfg.mevis_version)
+    return partial(score_unions, videos, Path(cfg.output_dir) / ANNOTATIONS, version)
+
+
+def list_expressions(root: Path, split: str, expressions_file: str) -> Mapping[str, MevisEntry]:
+    """Read all expressions of a split, which may include negatives, for ``scripts.calibrate_score``."""
+    return list_split(root, split)
 
 
 @dataclass(frozen=True)
 class ScoredVideo:
-    """A video and its truth, as ``util.jf_unions`` scores it. It can be sent to another process.
+    """A video and its ground truth, as ``util.jf_unions`` scores it. It can be pickled.
 
     Attributes:
-        name: of its folder.
+        name: its folder's name.
         frames: frame names.
-        targets: expression id → the instances that it names, in the order of their ids.
-        masks: instance → run lengths or None for each frame.
+        targets: expression id → the ids of its instances, sorted.
+        masks: instance → run lengths, or None, for each frame.
         where: the file of the masks, for messages.
     """
 
@@ -112,7 +280,7 @@ class ScoredVideo:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(H, W), as the first mask says; None where there is none, or it is damaged."""
+        """(H, W) of the first mask; None if there is none or it is damaged."""
         first = next((mask for frames in self.masks.values() for mask in frames if isinstance(mask, dict)), {})
         match first.get("size"):
             case [int(height), int(width)]:
@@ -120,10 +288,10 @@ class ScoredVideo:
         return None
 
     def truths(self, frame: int, size: tuple[int, int]) -> dict[tuple[str, ...], np.ndarray]:
-        """The union, bool ``[H, W]``, of every distinct target in a frame.
+        """Return the union, bool ``[H, W]``, of every distinct target in a frame.
 
         Raises:
-            UserError: run lengths are damaged, or of another size.
+            UserError: run lengths are damaged or have a different size.
         """
         where = f"{self.where}, frame {frame} of video {self.name!r}"
         return {
@@ -132,32 +300,20 @@ class ScoredVideo:
         }
 
 
-def build_scorer(cfg: Config) -> Scorer:
-    """Read the truth of ``cfg.split``; what is returned scores the masks below ``cfg.output_dir`` against it.
-
-    See ``util.jf_unions.score_unions``.
-
-    Raises:
-        UserError: the truth is missing or malformed.
-    """
-    videos, version = read_truth(Path(cfg.mevis_path) / cfg.split, cfg.mevis_version)
-    return partial(score_unions, videos, Path(cfg.output_dir) / ANNOTATIONS, version)
-
-
 def read_truth(folder: Path, version: str = AUTO_VERSION) -> tuple[list[ScoredVideo], str]:
-    """Read the videos that have expressions, and their truth.
+    """Read the videos that have expressions, and their ground truth.
 
     Args:
-        folder: of a split with masks, ``<root>/valid_u``.
-        version: v1, v2, or auto: v2 where a sentence names nothing, as only there.
+        folder: a split with masks, ``<root>/valid_u``.
+        version: v1, v2 or auto; auto is v2 if a sentence refers to nothing, which v1 does not have.
 
     Returns:
-        the videos, and v1 or v2, by which results are keyed.
+        the videos, and the version (v1 or v2) that keys the results.
 
     Raises:
         UserError: a file is missing, broken or malformed.
     """
-    videos = read_split(folder.parent, folder.name)
+    videos = list_split(folder.parent, folder.name)
     masks = open_masks(folder, videos)
     scored = []
     for name, video in videos.items():
@@ -171,3 +327,48 @@ def read_truth(folder: Path, version: str = AUTO_VERSION) -> tuple[list[ScoredVi
     if version == AUTO_VERSION:
         version = "v2" if any(not target for video in scored for target in video.targets.values()) else "v1"
     return scored, version
+
+
+def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
+    """Check MeViS, version 1 or 2; ``valid`` has no masks."""
+    for split in splits:
+        videos = findings.attempt(list_split, root, split)
+        if videos is None:
+            continue
+        findings.count_split(split, videos, row.splits[split])
+        frames = findings.present_frames(root / split / "JPEGImages", videos, ".jpg")
+        findings.files += sum(map(len, frames.values()))
+        masks = None if split == "valid" else findings.attempt(InstanceMasks, root / split / MASK_FILE)
+        if masks is not None:
+            before = len(findings.faults)
+            for name, video in videos.items():
+                for exp_id in video.expressions:
+                    findings.attempt(_require_masks, masks, name, video, exp_id)
+            masks = masks if len(findings.faults) == before else None
+        for name in findings.sample(list(videos), SAMPLE_VIDEOS):
+            chosen = findings.sample(frames[name], SAMPLE_FRAMES)
+            shown = _segmentations(masks, videos[name], chosen)
+            where = f"{root / split / MASK_FILE}, video {name!r}"
+            findings.open_later(len(chosen), open_instances, chosen, shown, where)
+
+
+def open_instances(frames: Sequence[Path], shown: Sequence[Mapping[str, Any]], where: str) -> list[str]:
+    """Decode frames and the run lengths of each frame's instances; return a sentence for each that is broken."""
+    faults = []
+    for path, instances in zip(frames, shown, strict=True):
+        try:
+            height, width = read_frame(path).shape[-2:]
+            unite(instances, (height, width), f"{where}, frame {path.stem}")
+        except UserError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _segmentations(masks: InstanceMasks | None, video: MevisEntry, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the run lengths of all referred instances for each of some frames; None if one is not visible."""
+    if masks is None:
+        return [{} for _ in paths]
+    named = dict.fromkeys(i for expression in video.expressions.values() for i in expression.instances or ())
+    runs = {instance: masks.segmentations(instance) for instance in named}
+    numbers = [video.frames.index(path.stem) for path in paths]
+    return [{instance: runs[instance][number] for instance in named} for number in numbers]

@@ -1,4 +1,9 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: training clips made of images, and single images for evaluation (docs/data.md).
+"""RefCOCO, RefCOCO+ and RefCOCOg: files, clips made of images, evaluation, conversion and checks (docs/data.md).
+
+The loader reads ``train2014/`` and, per set and split, ``instances_<set>_<split>.json``: a COCO file with one image
+entry per expression (``caption``) and one annotation for each, its object. The conversion makes these files from the
+distributed ones: ``refs(unc).p`` or ``refs(umd).p``, a pickle of the object of each expression, and ``instances.json``,
+COCO's images and objects.
 
 An item's id, ``target["exp_id"]``, is ``<set>_<split>_<id of its image entry>``: unique over all sets, and different
 for equal sentences. ``target["video"]`` is the image's name.
@@ -6,39 +11,200 @@ for equal sentences. ``target["video"]`` is the image's name.
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from datasets.annotation_files import require_files
+from datasets.checks import SAMPLE_IMAGES, Findings, fault_of
 from datasets.clip import ClipDataset, Sample, make_target
+from datasets.files import (
+    DATA_PAGE,
+    MAX_SIDE,
+    decode_segmentation,
+    plain_name,
+    read_frame,
+    require_files,
+    require_folder,
+)
 from datasets.image_motion import ImageMotion
-from datasets.reading import read_frame, require_folder
-from datasets.refcoco_files import IMAGES, Item, PackedItems, draw_mask, instances_path, item_id, read_items
+from datasets.registry import DATASETS, Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
+from util.files import bring_file, read_json, write_json
+from util.plain_pickle import read_plain_pickle
+from util.preprocessing import normalise_sentence
 from util.refcoco_metrics import RefcocoEvaluator, Truth
 
 if TYPE_CHECKING:
     from util.config import Config
 
+SPLITS = {name: tuple(row.splits) for name, row in DATASETS.items() if row.module == "refcoco"}
+IMAGES = "train2014"
+REFERENCES = {"refcoco": "refs(unc).p", "refcoco+": "refs(unc).p", "refcocog": "refs(umd).p"}
+INSTANCES = "instances.json"
+IMAGES_PER_JOB = 50
+
+
+class Item(TypedDict):
+    """An expression and its object."""
+
+    id: int  # of the image entry, unique in its file
+    file_name: str
+    height: int  # of the image, pixels
+    width: int
+    caption: str  # normalised
+    segmentation: Any  # as COCO writes it
+    bbox: list[float]  # x, y, width, height in pixels
+
+
+class PackedItems(Sequence[Item]):
+    """Items in one array of bytes, which workers share; they would copy a list of dictionaries."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        packed = [pickle.dumps(item) for item in items]  # ten times faster than JSON
+        self._bytes = np.frombuffer(b"".join(packed), np.uint8)
+        self._ends = np.cumsum([0, *map(len, packed)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        index = range(len(self))[index]
+        return pickle.loads(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
+
+
+def instances_path(root: Path, name: str, split: str) -> Path:
+    """Return the path of a split's file: in ``root``, or in ``root/<set>`` if it exists only there."""
+    file = instances_name(name, split)
+    inner = root / name / file
+    return inner if inner.is_file() and not (root / file).is_file() else root / file
+
+
+def instances_name(name: str, split: str) -> str:
+    """Return the name of a split's file."""
+    return f"instances_{name}_{split}.json"
+
+
+def read_items(root: Path, name: str, split: str) -> list[Item]:
+    """Read the items of a split in the order of its file; segmentations are checked when they are drawn.
+
+    Raises:
+        UserError: the file is missing, not JSON or has a different structure, or an entry is malformed.
+    """
+    path = instances_path(root, name, split)
+    what = f"the {split} expressions of {name}, as `python -m scripts.prepare_data {name}` writes them"
+    content = read_json(path, f"{what}, see {DATA_PAGE}")
+    images, annotations = (_entries(content, key, path) for key in ("images", "annotations"))
+    objects: dict[int, dict[str, Any]] = {}
+    for annotation in annotations:
+        number = _integer(annotation, "image_id", path, "an annotation")
+        if number in objects:
+            raise UserError(f"{path}: image entry {number} has two annotations; an expression has one object")
+        objects[number] = annotation
+    items = [_item(image, objects, path) for image in images]
+    if not items:
+        raise UserError(f"{path} lists no image entry; it should hold {what}")
+    if len({item["id"] for item in items}) < len(items):
+        raise UserError(f"{path}: two image entries share an id; each expression has its own entry and id")
+    return items
+
+
+def item_id(item: Item, name: str, split: str) -> str:
+    """Return an item's id in predictions and results."""
+    return f"{name}_{split}_{item['id']}"
+
+
+def read_image(path: Path, item: Item, name: str) -> Tensor:
+    """Read an item's image, uint8 ``[3, H, W]``.
+
+    Raises:
+        UserError: it is missing or broken, or its size is not that of the annotations.
+    """
+    image = read_frame(path)
+    height, width = image.shape[-2:]
+    if (height, width) != (item["height"], item["width"]):
+        raise UserError(
+            f"image {path} is of {width}×{height} pixels, and the annotations of {name} say "
+            f"{item['width']}×{item['height']}; take both from one release of the dataset"
+        )
+    return image
+
+
+def draw_mask(item: Item, name: str, split: str) -> np.ndarray:
+    """Draw an item's object, bool ``[H, W]``.
+
+    Raises:
+        UserError: its segmentation is malformed.
+    """
+    where = f"image entry {item['id']} of {instances_name(name, split)}"
+    return decode_segmentation(item["segmentation"], item["height"], item["width"], where)
+
+
+def _item(image: dict[str, Any], objects: dict[int, dict[str, Any]], path: Path) -> Item:
+    number = _integer(image, "id", path, "an image entry")
+    where = f"image entry {number}"
+    caption = image.get("caption")
+    caption = normalise_sentence(caption) if isinstance(caption, str) else ""
+    if not caption:
+        raise UserError(f"{path}: {where} has no sentence; its 'caption' should say what it refers to")
+    if number not in objects:
+        raise UserError(f"{path}: {where} has no annotation; one with its id as 'image_id' should outline its object")
+    height, width = (_integer(image, side, path, where) for side in ("height", "width"))
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise UserError(f"{path}: {where} is of {width}×{height} pixels; its sides should be 1 to {MAX_SIDE}")
+    return Item(
+        id=number,
+        file_name=plain_name(image.get("file_name"), path, f"the file of {where}"),
+        height=height,
+        width=width,
+        caption=caption,
+        segmentation=objects[number].get("segmentation"),
+        bbox=_box(objects[number].get("bbox"), path, where),
+    )
+
+
+def _entries(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path} should hold a list of JSON objects under {key!r} (see {DATA_PAGE} for its form)")
+    return entries
+
+
+def _integer(entry: dict[str, Any], key: str, path: Path, where: str) -> int:
+    value = entry.get(key)
+    if type(value) is not int:
+        raise UserError(f"{path}: {where} has {key!r} {value!r}; it should be a whole number")
+    return value
+
+
+def _box(box: Any, path: Path, where: str) -> list[float]:
+    good = isinstance(box, list) and len(box) == 4
+    good = good and all(type(value) in (int, float) and abs(value) <= MAX_SIDE for value in box)
+    if not good or min(box[2:]) < 0:
+        raise UserError(f"{path}: the annotation of {where} should have a 'bbox' of x, y, width and height in pixels")
+    return box
+
 
 class RefcocoImages(ClipDataset):
-    """Images with one referred object each: clips of ``num_frames`` with a motion, single frames without.
+    """Images with one referred object each, as clips of ``num_frames`` with a motion or as single frames.
 
     Args:
-        root: holds ``train2014/`` and ``instances_<set>_<split>.json``.
+        root: the folder of ``train2014/`` and ``instances_<set>_<split>.json``.
         name: refcoco, refcoco+ or refcocog.
         split: train, val, testA, testB or test.
         transform: applied to every clip.
-        motion: makes a clip of an image; None: an item is the image alone, and none is replaced.
+        motion: makes a clip of an image. If None, an item is the image alone, and none is replaced.
         num_frames: frames per clip.
-        seed: of the run.
+        seed: the run's seed.
 
     Raises:
-        UserError: a missing folder, file or image, or a malformed file; images are checked when they are read.
+        UserError: a folder, file or image is missing, or a file is malformed; images are checked when they are read.
     """
 
     def __init__(
@@ -67,17 +233,12 @@ class RefcocoImages(ClipDataset):
         """Read and transform item ``index``.
 
         Raises:
-            UserError: the image is missing, broken or of another size, or its object's outline is malformed.
+            UserError: the image is missing, broken or has a different size, or its segmentation is malformed.
         """
         item: Item = self._items[index]
         path = self.images / item["file_name"]
-        image = read_frame(path)
+        image = read_image(path, item, self.name)
         height, width = image.shape[-2:]
-        if (height, width) != (item["height"], item["width"]):
-            raise UserError(
-                f"image {path} is of {width}×{height} pixels, and the annotations of {self.name} say "
-                f"{item['width']}×{item['height']}; take both from one release of the dataset"
-            )
         mask = torch.from_numpy(draw_mask(item, self.name, self.split))
         frames, masks = (
             (image[None], mask[None]) if self.motion is None else self.motion(image, mask, self.num_frames, rng)
@@ -97,12 +258,8 @@ class RefcocoImages(ClipDataset):
 
 
 def build_clips(cfg: Config, split: str) -> RefcocoImages:
-    """Build the clips (``train``) or the single images (another split) of the set ``cfg.dataset_file``.
-
-    Raises:
-        UserError: a missing folder or file, or a malformed one.
-    """
-    root, train = Path(cfg.coco_path), split == "train"
+    """Build the clips (``train``) or the single images (another split) of the set ``cfg.dataset_file``."""
+    root, train = root_of(cfg), split == "train"
     transform = build_transform(cfg, train)
     if not train:
         return RefcocoImages(root, cfg.dataset_file, split, transform)
@@ -111,13 +268,9 @@ def build_clips(cfg: Config, split: str) -> RefcocoImages:
 
 
 def build_evaluator(cfg: Config) -> RefcocoEvaluator:
-    """The metrics of ``cfg.split`` against its truth, which is drawn at the images' original size, item by item.
-
-    Raises:
-        UserError: the set's file is missing or malformed.
-    """
+    """Build the evaluator with the ground truth of ``cfg.split``, drawn at the images' original size when needed."""
     name, split = cfg.dataset_file, cfg.split
-    items = PackedItems(read_items(Path(cfg.coco_path), name, split))
+    items = PackedItems(read_items(root_of(cfg), name, split))
     positions = {item_id(item, name, split): position for position, item in enumerate(items)}
 
     def truth(wanted: str) -> Truth:
@@ -126,3 +279,178 @@ def build_evaluator(cfg: Config) -> RefcocoEvaluator:
         return Truth(draw_mask(item, name, split), np.array([x, y, x + width, y + height]))
 
     return RefcocoEvaluator(list(positions), truth)
+
+
+@dataclass
+class RefcocoSummary:
+    """What a conversion wrote, by split, with notes for the user."""
+
+    images: dict[str, int] = field(default_factory=dict)
+    objects: dict[str, int] = field(default_factory=dict)
+    expressions: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """An object and its sentences."""
+
+    id: int
+    split: str
+    image: dict[str, Any]  # its entries in instances.json
+    annotation: dict[str, Any]
+    sentences: list[tuple[int, str]]  # id and text
+
+
+def convert_refcoco(
+    name: str, refer_root: str | Path, output_dir: str | Path, images: str | Path | None = None, copy: bool = False
+) -> RefcocoSummary:
+    """Write ``train2014/`` and ``instances_<set>_<split>.json`` of a set. The source is only read.
+
+    Args:
+        name: refcoco, refcoco+ or refcocog.
+        refer_root: has ``refs(…).p`` and ``instances.json``, or a folder with the set's name that has them.
+        output_dir: the folder of the result, which the three sets can share.
+        images: COCO's training images of 2014; those that the set needs are linked in ``output_dir/train2014``. If
+            None, they are already there.
+        copy: copy the images. Otherwise they are symbolic links, or copies on a file system without links.
+
+    Raises:
+        UserError: a file is missing, malformed or an unsafe pickle.
+    """
+    refer_root, output_dir = Path(refer_root), Path(output_dir)
+    require_folder(refer_root, f"{REFERENCES[name]} and {INSTANCES} of {name}, or a folder {name} with them")
+    folder = refer_root / name if (refer_root / name).is_dir() else refer_root
+    source = require_folder(Path(images) if images else output_dir / IMAGES, "the training images of COCO 2014")
+    content = read_json(folder / INSTANCES, f"COCO's images and objects of {name} (see {DATA_PAGE})")
+    summary = RefcocoSummary()
+    references = _read_references(name, folder / REFERENCES[name], content, folder / INSTANCES, summary)
+    _bring_images(source, output_dir / IMAGES, references, folder / INSTANCES, copy)
+    for split in SPLITS[name]:
+        chosen = [reference for reference in references if reference.split == split]
+        document = _document(name, chosen, content.get("categories", []))
+        write_json(output_dir / instances_name(name, split), document, indent=None)
+        summary.images[split] = len({reference.image["id"] for reference in chosen})
+        summary.objects[split] = len(chosen)
+        summary.expressions[split] = len(document["images"])
+    empty = [split for split, count in summary.expressions.items() if not count]
+    if empty:
+        summary.notes.append(f"no expression in {', '.join(empty)}")
+    return summary
+
+
+def _read_references(name: str, path: Path, content: Any, instances: Path, summary: RefcocoSummary) -> list[_Reference]:
+    """Read the pickle, and find the image and the object of each reference."""
+    images, annotations = (_by_id(content, key, instances) for key in ("images", "annotations"))
+    values = read_plain_pickle(path, f"the referring expressions of {name}, see {DATA_PAGE}")
+    if not isinstance(values, list) or not values or not all(isinstance(value, dict) for value in values):
+        raise UserError(f"{path} should hold a list of dictionaries, one for each object that is referred to")
+    references = []
+    for number, value in enumerate(values):
+        where = f"{path}, entry {number}"
+        split = _get(value, "split", str, where)
+        if split not in SPLITS[name]:
+            raise UserError(f"{where} is of the split {split!r}; {name} has {', '.join(SPLITS[name])}")
+        image_id, ann_id = (_get(value, key, int, where) for key in ("image_id", "ann_id"))
+        if image_id not in images or ann_id not in annotations or annotations[ann_id].get("image_id") != image_id:
+            raise UserError(
+                f"{where} refers to object {ann_id} in image {image_id}, which {instances} does not hold; take both "
+                f"files from one release of {name}"
+            )
+        sentences = [_sentence(sentence, where) for sentence in _get(value, "sentences", list, where)]
+        spoken = [(sent_id, text) for sent_id, text in sentences if text]
+        if len(spoken) < len(sentences):
+            summary.notes.append(f"{split}: an empty sentence of object {ann_id} is left out")
+        reference_id = _get(value, "ref_id", int, where)
+        references.append(_Reference(reference_id, split, images[image_id], annotations[ann_id], spoken))
+    return references
+
+
+def _sentence(value: Any, where: str) -> tuple[int, str]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} has a sentence that is no dictionary with 'sent' and 'sent_id'")
+    return _get(value, "sent_id", int, where), normalise_sentence(_get(value, "sent", str, where))
+
+
+def _document(name: str, references: Iterable[_Reference], categories: Any) -> dict[str, Any]:
+    """Return a split as COCO file, with one image entry and one annotation per expression, both numbered from 0."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for reference in references:
+        image, annotation = reference.image, reference.annotation
+        for sent_id, sentence in reference.sentences:
+            number = len(images)
+            images.append(
+                {
+                    "id": number,
+                    "file_name": image["file_name"],
+                    "height": image.get("height"),
+                    "width": image.get("width"),
+                    "original_id": image["id"],
+                    "caption": sentence,
+                    "dataset_name": name,
+                    "ref_id": reference.id,
+                    "sent_id": sent_id,
+                }
+            )
+            kept = {key: annotation.get(key) for key in ("segmentation", "bbox", "area", "iscrowd", "category_id")}
+            annotations.append({"id": number, "image_id": number, "original_id": annotation["id"], **kept})
+    info = {"description": f"{name}, one image entry per expression"}
+    return {"info": info, "images": images, "annotations": annotations, "categories": categories}
+
+
+def _bring_images(source: Path, target: Path, references: list[_Reference], instances: Path, copy: bool) -> None:
+    """Link or copy the images of the references, if all of them exist."""
+    names = [plain_name(reference.image.get("file_name"), instances, "an image") for reference in references]
+    require_files([source / name for name in names], instances)
+    for name in dict.fromkeys(names):
+        bring_file(source / name, target / name, copy)
+
+
+def _by_id(content: Any, key: str, path: Path) -> dict[int, dict[str, Any]]:
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and type(entry.get("id")) is int for entry in entries
+    ):
+        raise UserError(f"{path} should hold a list of JSON objects with an 'id' under {key!r} (see {DATA_PAGE})")
+    return {entry["id"]: entry for entry in entries}
+
+
+def _get(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    """Return a field of the pickle if it has this type."""
+    found = value.get(key)
+    if type(found) is not kind:
+        raise UserError(f"{where} has {key!r} {str(found)[:40]!r}; it should be of the type {kind.__name__}")
+    return found
+
+
+def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
+    """Check RefCOCO, RefCOCO+ or RefCOCOg."""
+    folder = findings.attempt(require_folder, root / IMAGES, "the training images of COCO 2014")
+    for split in splits:
+        items = findings.attempt(read_items, root, row.name, split)
+        if items is None:
+            continue
+        of_image: dict[str, list[Item]] = {}
+        for item in items:
+            of_image.setdefault(item["file_name"], []).append(item)
+        findings.count(f"{split}: expressions", len(items), row.splits[split].expressions)
+        findings.count(f"{split}: images", len(of_image), row.splits[split].videos)
+        if folder is None:
+            continue
+        present = findings.present(folder, of_image, instances_path(root, row.name, split).name)
+        findings.files += len(present)
+        chosen = findings.sample(present, SAMPLE_IMAGES)
+        for start in range(0, len(chosen), IMAGES_PER_JOB):
+            part = {path: of_image[path.name] for path in chosen[start : start + IMAGES_PER_JOB]}
+            findings.open_later(len(part), open_images, part, row.name, split)
+
+
+def open_images(images: dict[Path, list[Item]], name: str, split: str) -> list[str]:
+    """Decode images and draw the objects of their items; return a sentence for each that is broken."""
+    faults = []
+    for path, items in images.items():
+        faults += fault_of(read_image, path, items[0], name)
+        for item in items:
+            faults += fault_of(draw_mask, item, name, split)
+    return faults

@@ -18,7 +18,6 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from util.errors import UserError
 from util.preprocessing import normalise, resize_frames
 
 if TYPE_CHECKING:
@@ -61,9 +60,6 @@ class TrainTransform:
     ``crop_scales`` and a random rectangle is cut, whose sides lie in ``crop_range`` (or are the whole side where that
     is shorter), before the same resize. Then a horizontal flip, half of the time, and, with ``colour_distortion``,
     brightness, contrast and saturation distortion. All lengths are in pixels; without ``crop_scales`` nothing is cut.
-
-    Raises:
-        UserError: no scale, a length below 1 or a reversed range.
     """
 
     train_scales: Sequence[int] = (288, 320, 352, 392, 416, 448, 480, 512)
@@ -71,16 +67,6 @@ class TrainTransform:
     crop_range: Sequence[int] = (384, 600)
     max_size: int = 640
     colour_distortion: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.train_scales:
-            raise UserError("train_scales is empty; it should list at least one length in pixels")
-        for name in ("train_scales", "crop_scales", "crop_range"):
-            if min(getattr(self, name), default=1) < 1:
-                raise UserError(f"{name} is {list(getattr(self, name))}; it should list lengths of at least 1 pixel")
-        if len(self.crop_range) != 2 or self.crop_range[0] > self.crop_range[1]:
-            raise UserError(f"crop_range is {list(self.crop_range)}; it should be two lengths, smallest first")
-        _check_length("max_size", self.max_size)
 
     def __call__(
         self, frames: Tensor, masks: Tensor, caption: str, rng: np.random.Generator
@@ -107,18 +93,10 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize to the evaluation size and normalise; nothing random.
-
-    Raises:
-        UserError: a length below 1.
-    """
+    """Resize to the evaluation size and normalise; nothing is random."""
 
     eval_size: int = 360
     max_size: int = 640
-
-    def __post_init__(self) -> None:
-        _check_length("eval_size", self.eval_size)
-        _check_length("max_size", self.max_size)
 
     def __call__(
         self, frames: Tensor, masks: Tensor, caption: str, rng: np.random.Generator
@@ -175,8 +153,3 @@ def _as_tv_tensors(frames: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 def _as_bool(masks: Tensor) -> Tensor:
     return masks.as_subclass(Tensor).bool()
-
-
-def _check_length(name: str, length: int) -> None:
-    if length < 1:
-        raise UserError(f"{name} is {length}; it should be at least 1 pixel")

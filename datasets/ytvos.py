@@ -1,9 +1,9 @@
-"""Ref-YouTube-VOS: its layout on disk, training clips and videos for inference (docs/data.md)."""
+"""Ref-YouTube-VOS and other datasets in its layout: files, training clips, videos, scores and checks (docs/data.md)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from datasets.expression_clips import ExpressionClips
-from datasets.expressions import VideoEntry, read_expressions, require_mapping, require_video_folders, video_folders
-from datasets.reading import DATA_PAGE, read_object_ids, require_folder
-from datasets.transforms import ClipTransform, build_transform
-from datasets.video import Video
+from datasets.checks import Findings
+from datasets.clip import ExpressionClips
+from datasets.expressions import VideoEntry, make_videos, read_expressions, require_mapping
+from datasets.files import DATA_PAGE, Video, folder_names, read_object_ids, require_folder, require_video_folders
+from datasets.registry import Dataset, Size, root_of
+from datasets.transforms import ClipTransform, EvalTransform, build_transform
 from util.errors import UserError
 from util.evaluation import Scorer
 from util.files import read_json
@@ -25,26 +26,27 @@ from util.mask_layouts import ANNOTATIONS
 if TYPE_CHECKING:
     from util.config import Config
 
-SPLITS = ("train", "valid", "test")
+CHALLENGE = "ytvos"  # the dataset whose expressions file of the valid split also lists the test videos
+CHALLENGE_VIDEOS = 507  # listed in that file
 
 logger = logging.getLogger(__name__)
 
 
 class YtvosClips(ExpressionClips):
-    """Clips of Ref-YouTube-VOS with masks; see ``ExpressionClips``.
+    """Clips in the layout of Ref-YouTube-VOS with masks; see ``ExpressionClips``.
 
     Args:
         root: the dataset's folder.
-        split: which split; its folder must hold ``Annotations`` and its expressions an ``obj_id``, or be negatives.
+        split: its folder must hold ``Annotations``; its expressions need an ``obj_id`` unless they are negatives.
         transform: applied to every clip.
-        num_frames: frames per training clip; None: whole videos.
-        seed: of the run.
-        expressions_file: another expressions file for this split.
-        reverse_probability: share of training clips that run backwards.
-        challenge: whether the file of ``valid`` may list the test videos, too; see ``list_split``.
+        num_frames: frames per training clip, or None for whole videos.
+        seed: the run's seed.
+        expressions_file: a different expressions file for this split.
+        reverse_probability: share of reversed training clips.
+        challenge: whether the file of ``valid`` may also list the test videos; see ``list_split``.
 
     Raises:
-        UserError: a missing folder or file, or a malformed one; images are checked when they are read.
+        UserError: a folder or file is missing or malformed; images are checked when they are read.
     """
 
     def __init__(
@@ -58,20 +60,22 @@ class YtvosClips(ExpressionClips):
         reverse_probability: float = 0.3,
         challenge: bool = True,
     ) -> None:
-        videos = read_split(root, split, expressions_file, challenge)
+        videos = list_split(root, split, expressions_file, challenge)
+        images = root / split / "JPEGImages"
+        require_video_folders(images, videos)
         self.annotations = require_folder(
             root / split / "Annotations", "a folder of palette PNG masks per video, value = object id"
         )
         require_video_folders(self.annotations, videos)
         _require_objects(root, split, videos)
-        super().__init__(videos, root / split / "JPEGImages", transform, num_frames, seed, reverse_probability)
+        super().__init__(videos, images, transform, num_frames, seed, reverse_probability)
         self._entries = videos
 
     def read_masks(self, video: str, exp_id: str, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """Read an object's masks; a frame that occurs again is read once.
+        """Read an object's masks; a repeated frame is read once.
 
         Raises:
-            UserError: a mask is missing, broken or of another size.
+            UserError: a mask is missing, broken or of a different size.
         """
         obj_id, names = self._entries[video].expressions[exp_id].obj_id, self._entries[video].frames
         assert obj_id is not None, "the constructor has checked it"
@@ -82,114 +86,63 @@ class YtvosClips(ExpressionClips):
         return torch.stack([masks[i] for i in indices])
 
 
-def build_clips(cfg: Config, split: str, root: Path | None = None) -> YtvosClips:
-    """Build the augmented training clips (``train``) or the whole videos of another split, with their truth.
-
-    ``cfg.expressions_file`` stands in for the file of ``cfg.split``, and of no other split.
-
-    Args:
-        cfg: options; ``cfg.ytvos_path`` is the folder.
-        split: train, valid or test.
-        root: the folder of another dataset in the same layout.
-    """
+def build_clips(cfg: Config, split: str) -> YtvosClips:
+    """Build the augmented training clips (``train``), or the whole videos of another split with their ground truth."""
     train = split == "train"
     return YtvosClips(
-        root or Path(cfg.ytvos_path),
+        root_of(cfg),
         split,
         build_transform(cfg, train),
         cfg.num_frames if train else None,
         cfg.seed,
         _expressions_file(cfg, split),
         cfg.reverse_probability,
-        challenge=root is None,
+        cfg.dataset_file == CHALLENGE,
     )
 
 
-def build_videos(cfg: Config, root: Path | None = None) -> list[Video]:
-    """List the videos of ``cfg.split`` with all their frames and sentences.
-
-    Args:
-        cfg: options; ``cfg.ytvos_path`` is the folder.
-        root: the folder of another dataset in the same layout.
-    """
-    challenge, root = root is None, root or Path(cfg.ytvos_path)
-    images = root / cfg.split / "JPEGImages"
-    return [
-        Video(
-            name,
-            [images / name / f"{frame}.jpg" for frame in video.frames],
-            {exp_id: expression.caption for exp_id, expression in video.expressions.items()},
-        )
-        for name, video in read_split(root, cfg.split, _expressions_file(cfg, cfg.split), challenge).items()
-    ]
+def build_videos(cfg: Config) -> list[Video]:
+    """List the videos of ``cfg.split`` with all their frames and sentences."""
+    root = root_of(cfg)
+    videos = list_split(root, cfg.split, _expressions_file(cfg, cfg.split), cfg.dataset_file == CHALLENGE)
+    return make_videos(root / cfg.split / "JPEGImages", videos)
 
 
-def build_scorer(cfg: Config, root: Path | None = None) -> Scorer:
-    """Find the truth of ``cfg.split``; what is returned scores the masks below ``cfg.output_dir`` against it.
-
-    ``cfg.expressions_file``, where it is given, holds the object ids. See ``util.jf_expressions.score_expressions``.
-
-    Args:
-        cfg: options; ``cfg.ytvos_path`` is the folder.
-        root: the folder of another dataset in the same layout.
+def build_scorer(cfg: Config) -> Scorer:
+    """Find the ground truth of ``cfg.split``; the returned function scores the masks in ``cfg.output_dir``.
 
     Raises:
-        UserError: masks or object ids are missing; the sentence says what they must hold.
+        UserError: masks or object ids are missing.
     """
-    root = root or Path(cfg.ytvos_path)
+    root = root_of(cfg)
     truth = root / cfg.split / "Annotations"
-    expressions = _expressions_file(cfg, cfg.split) or _default_file(root, cfg.split)
+    expressions = _expressions_file(cfg, cfg.split) or expressions_path(root, cfg.split)
     require_truth(truth, expressions)
     return partial(score_expressions, truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
 
 
-def in_this_layout(
-    folder: Callable[[Config], str],
-) -> tuple[Callable[..., YtvosClips], Callable[..., list[Video]], Callable[..., Scorer]]:
-    """``build_clips``, ``build_videos`` and ``build_scorer`` of another dataset in this layout.
-
-    Args:
-        folder: its root, of the options, such as ``lambda cfg: cfg.davis_path``.
-    """
-
-    def of(build: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda cfg, *split: build(cfg, *split, root=Path(folder(cfg)))
-
-    return of(build_clips), of(build_videos), of(build_scorer)
-
-
-def read_split(
-    root: Path, split: str, expressions_file: Path | None = None, challenge: bool = True
-) -> dict[str, VideoEntry]:
-    """Read a split as ``list_split`` does, and check that the videos' folders exist.
-
-    Raises:
-        UserError: as there, or a folder is missing.
-    """
-    videos = list_split(root, split, expressions_file, challenge)
-    require_video_folders(root / split / "JPEGImages", videos)
-    return videos
+def list_expressions(root: Path, split: str, expressions_file: str) -> Mapping[str, VideoEntry]:
+    """Read all expressions of a split, which may include negatives, for ``scripts.calibrate_score``."""
+    return read_expressions(Path(expressions_file) if expressions_file else expressions_path(root, split), split)
 
 
 def list_split(
     root: Path, split: str, expressions_file: Path | None = None, challenge: bool = True
 ) -> dict[str, VideoEntry]:
-    """Read which videos, frames and expressions a split has.
+    """Read the videos, frames and expressions of a split.
 
-    The challenge's file of the valid split also lists the test videos: valid is what the test file does not list.
-    Without a test file it is the videos that have a folder, and a log line says so. With ``challenge`` False, as in
-    other datasets of this layout, it is all that the file lists.
+    The challenge's file of the valid split also lists the test videos. The valid videos are those that the test file
+    does not list; without a test file, they are those that have a folder, and a warning says so. Without ``challenge``,
+    as in other datasets of this layout, all listed videos are used.
 
     Raises:
-        UserError: an unknown split, a missing folder or file, or a malformed file.
+        UserError: a folder or file is missing, or a file is malformed.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}; Ref-YouTube-VOS has {', '.join(SPLITS)}")
     require_folder(root, "the Ref-YouTube-VOS folders meta_expressions, train and valid")
     images = require_folder(root / split / "JPEGImages", f"a folder of JPEG frames per video of the {split} split")
-    videos = read_expressions(expressions_file or _default_file(root, split), split)
+    videos = read_expressions(expressions_file or expressions_path(root, split), split)
     if split == "valid" and challenge:
-        videos = _without_test_videos(videos, _default_file(root, "test"), images)
+        videos = _without_test_videos(videos, expressions_path(root, "test"), images)
     if not videos:
         raise UserError(f"the {split} split of {root} has no video left; see {DATA_PAGE} for which videos it has")
     return videos
@@ -199,7 +152,7 @@ def _without_test_videos(videos: dict[str, VideoEntry], test_file: Path, images:
     if test_file.is_file():
         test_videos = read_expressions(test_file, "test")
         return {name: video for name, video in videos.items() if name not in test_videos}
-    present = video_folders(images)
+    present = folder_names(images)
     kept = {name: video for name, video in videos.items() if name in present}
     if len(kept) == len(videos):
         return kept
@@ -214,10 +167,7 @@ def _without_test_videos(videos: dict[str, VideoEntry], test_file: Path, images:
 
 
 def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> None:
-    """Every expression needs an object, and one of those that ``meta.json`` lists, where there is such a file.
-
-    Negatives need none.
-    """
+    """Check that every expression but negatives has an object, and that ``meta.json``, if it exists, lists it."""
     meta_file = root / split / "meta.json"
     meta: Mapping[str, Any] | None = None
     if meta_file.is_file():
@@ -241,9 +191,59 @@ def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> N
                 raise UserError(f"{where} refers to object {expression.obj_id}, which {meta_file} does not list")
 
 
+def expressions_path(root: Path, split: str) -> Path:
+    """Return the path of a split's expressions file."""
+    return root / "meta_expressions" / split / "meta_expressions.json"
+
+
 def _expressions_file(cfg: Config, split: str) -> Path | None:
+    """Return the file of ``--expressions_file``, which replaces that of ``cfg.split`` only."""
     return Path(cfg.expressions_file) if cfg.expressions_file and split == cfg.split else None
 
 
-def _default_file(root: Path, split: str) -> Path:
-    return root / "meta_expressions" / split / "meta_expressions.json"
+def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
+    """Check a dataset in this layout.
+
+    Ref-YouTube-VOS is usable without the masks of ``valid`` and without the file of ``test``; notes say so.
+    """
+    challenge = row.name == CHALLENGE
+    for split in splits:
+        listed = expressions_path(root, split)
+        if challenge and split == "test":
+            if listed.is_file():
+                videos = findings.attempt(read_expressions, listed, split)
+                findings.count("test: videos", len(videos or ()), row.splits[split].videos)
+            else:
+                findings.notes.append(f"{listed} is missing: valid is then taken to be the videos that have a folder")
+            continue
+        if challenge and split == "valid" and listed.is_file():
+            everything = findings.attempt(read_expressions, listed, split)
+            if everything is None:
+                continue
+            findings.count("valid: videos in its file", len(everything), CHALLENGE_VIDEOS)
+        check_split(root, split, findings, row.splits[split], challenge)
+
+
+def check_split(root: Path, split: str, findings: Findings, size: Size, challenge: bool = False) -> bool:
+    """Check a split in this layout; masks of the challenge's ``valid`` are optional. Return whether it is sound."""
+    before, masks_needed = len(findings.faults), split == "train" or not challenge
+    videos = findings.attempt(list_split, root, split, None, challenge)
+    if videos is None:
+        return False
+    findings.count_split(split, videos, size)
+    annotations = root / split / "Annotations"
+    frames = findings.present_frames(root / split / "JPEGImages", videos, ".jpg")
+    masks: dict[str, list[Path]] = {}
+    if masks_needed or annotations.is_dir():
+        masks = findings.present_frames(annotations, videos, ".png")
+    else:
+        findings.notes.append(f"{annotations} is missing: the {split} split cannot be scored without its masks")
+    answers = [e.negative or e.obj_id is not None for video in videos.values() for e in video.expressions.values()]
+    if not (masks_needed or all(answers)):
+        findings.notes.append(
+            f"{answers.count(False)} expressions of the {split} split have no 'obj_id': scores need a file that has it"
+        )
+    elif masks and len(findings.faults) == before:  # everything else that the loader needs
+        findings.attempt(partial(YtvosClips, root, split, EvalTransform(), None, challenge=challenge))
+    findings.open_videos(frames, masks)
+    return len(findings.faults) == before

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.registry import load_config
 from scripts.benchmark_plan import BASELINE, FAST, SWEEP, TRAIN_BASELINE, TRAIN_FAST, Plan
 from scripts.benchmark_report import draw_chart, text_report
 from scripts.benchmark_summary import summarise

@@ -22,7 +22,8 @@ from models.placing import prepare_inference, prepare_training
 from torch import Tensor
 from torchvision.io import write_jpeg
 
-from datasets.video import Video, load_clip
+from datasets.files import Video, load_clip
+from datasets.registry import DATASETS
 from models import Segmenter, prediction
 from models.inference import MULTIPLE, mask_probabilities, segment
 from models.precision import PRECISIONS
@@ -47,7 +48,6 @@ from util.device import resolve_device
 from util.errors import run_cli
 from util.files import read_json, write_json
 from util.inference_record import InferenceRecord
-from util.mask_layouts import LAYOUTS
 from util.mask_pngs import write_mask
 from util.preprocessing import pad_clips
 
@@ -178,7 +178,7 @@ def _segment(model: Segmenter, cfg: Config, device: torch.device, meter: StageMe
             logits.append(values[0].float().cpu())
         return masks(values, *rest)
 
-    layout = LAYOUTS[cfg.dataset_file]
+    layout = DATASETS[cfg.dataset_file].layout
     read = meter.timed(READING, partial(load_clip, short_side=cfg.eval_size, long_side=cfg.max_size))
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -189,7 +189,13 @@ def _segment(model: Segmenter, cfg: Config, device: torch.device, meter: StageMe
         options = {**_values(cfg), "output_dir": folder}
         began = time.perf_counter()
         video_inference.run_inference(
-            [video], Config(**options), record, read, partial(segment, model, cfg=cfg, device=device), show=False
+            [video],
+            Config(**options),
+            record,
+            read,
+            partial(segment, model, cfg=cfg, device=device),
+            layout,
+            show=False,
         )
         wait(device)
         seconds = time.perf_counter() - began

@@ -10,12 +10,12 @@ negatives, MeViS version 2). Take videos that nothing is reported on: one chosen
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from datasets.registry import DATASETS
 from util.errors import Parser, UserError, run_cli
 from util.files import read_json
 
@@ -85,7 +85,10 @@ def read_scores(output: Path) -> tuple[np.ndarray, np.ndarray]:
     record = read_json(output / "inference.json", "the record of an inference run; give its output folder")
     try:
         options, results = record["identity"], record["expressions"]
-        entries = EXPRESSIONS[options["dataset_file"]](options)
+        row = DATASETS[options["dataset_file"]]
+        entries = row.function("list_expressions")(
+            Path(options[row.root]), options["split"], options.get("expressions_file", "")
+        )
         scores: dict[bool, list[float]] = {False: [], True: []}
         for name, video in entries.items():
             for exp_id, expression in video.expressions.items():
@@ -95,32 +98,13 @@ def read_scores(output: Path) -> tuple[np.ndarray, np.ndarray]:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{output / 'inference.json'} is no record of inference on {' or '.join(EXPRESSIONS)}; give the output "
-            "folder of inference_ytvos.py"
+            f"{output / 'inference.json'} is no record of inference on a dataset whose sentences may refer to nothing, "
+            "such as ytvos or mevis; give the output folder of inference_ytvos.py"
         ) from error
     for negative, what in ((False, "something"), (True, "nothing")):
         if not scores[negative]:
             raise UserError(f"{output} has no score of a sentence that names {what}; segment a set that has both kinds")
     return np.array(scores[False]), np.array(scores[True])
-
-
-def _of_ytvos(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    from datasets.expressions import read_expressions
-    from util.jf_expressions import default_expressions
-
-    split = options["split"]
-    file = options["expressions_file"] or default_expressions(Path(options["ytvos_path"]) / split / "Annotations")
-    return read_expressions(Path(file), split)
-
-
-def _of_mevis(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    from datasets.mevis_files import list_split
-
-    return list_split(Path(options["mevis_path"]), options["split"])
-
-
-EXPRESSIONS: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {"ytvos": _of_ytvos, "mevis": _of_mevis}
-"""Name of a dataset that may have such sentences → its videos' expressions, by the options of an inference run."""
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ from torch import Tensor
 
 from datasets.clip import pad_clips
 from datasets.expressions import read_expressions
-from datasets.video import Video, load_frames
+from datasets.files import Video, load_clip
+from datasets.registry import load_config
 from models import Segmenter, build_model
 from models.checkpoints import load_weights, open_checkpoint
 from models.diffusion.encoder import VideoEncoder
@@ -128,7 +129,7 @@ def read_taps(model: Segmenter, cfg: Config, examples: Sequence[Example]) -> dic
     kept: list[list[Tensor]] = []  # own, other, own, other, …
     handle = encoder.unet.register_forward_hook(lambda module, inputs, taps: kept.append(taps))
     for example in examples:
-        frames, _ = load_frames(example.video, cfg.eval_size, cfg.max_size)
+        frames, _ = load_clip(example.video.frame_paths, cfg.eval_size, cfg.max_size)
         clip, _ = pad_clips([frames], MULTIPLE)
         pixels = encoder.encode_pixels(clip)
         for sentence in (example.sentence, example.other):

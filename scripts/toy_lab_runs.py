@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from datasets.registry import load_config
 from datasets.toy import make_toy
 from datasets.toy_scene import KINDS as ALL_KINDS
 from scripts.baselines import run_swap
 from scripts.make_tiny_stack import read_sentences
 from scripts.steps import ROOT, near
 from scripts.toy_lab_claims import Variant
-from util.config import config_dict, load_config
+from util.config import config_dict
 from util.errors import RunError, UserError
 from util.files import read_json, write_json
 from util.inference_record import file_sha256

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from datasets.a2d import A2dClips
+from datasets.registry import resolve
 from datasets.transforms import EvalTransform
 from tests.true_formats import write_instances
 from util.config import Config
@@ -55,4 +56,4 @@ def plain(root: Path, split: str = "test", num_frames: int = 5) -> A2dClips:
 
 def config(root: Path, **options: Any) -> Config:
     small = {"train_scales": (64,), "crop_scales": (), "max_size": 96, "eval_size": 64}
-    return Config(dataset_file="a2d", a2d_path=str(root), **{**small, **options})
+    return resolve(Config(dataset_file="a2d", a2d_path=str(root), **{**small, **options}))

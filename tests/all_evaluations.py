@@ -21,7 +21,7 @@ from unittest import mock
 import inference_davis
 import inference_ytvos
 import main as main_script
-from datasets.refcoco_files import SPLITS as REFCOCO_SETS
+from datasets.refcoco import SPLITS as REFCOCO_SETS
 from scripts import check_data, eval_jf, make_toy_data, prepare_data
 from tests.conftest import ROOT
 from tests.true_formats import write_toy_a2d, write_toy_davis, write_toy_jhmdb, write_toy_mevis, write_toy_refcoco

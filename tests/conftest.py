@@ -71,9 +71,10 @@ def tiny_checkpoint(tiny_config: list[str], tmp_path_factory: pytest.TempPathFac
     """Untrained weights of the tiny VD-IT."""
     import torch
 
+    from datasets.registry import load_config
     from models import build_model
     from models.checkpoints import save_checkpoint
-    from util.config import config_dict, load_config
+    from util.config import config_dict
 
     cfg = load_config(tiny_config, "")
     torch.manual_seed(0)

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import inference_ytvos
-from datasets.video import Video
+from datasets.files import Video
+from datasets.registry import DATASETS
 from engine import segment_videos
 from models.inference import MULTIPLE, InferenceOptions
 from models.segmenter import best_query
 from util.config import Config
 from util.inference_record import InferenceRecord
-from util.mask_layouts import LAYOUTS
 
 HEIGHT, WIDTH, FRAMES = 50, 90, 3
 SENTENCES = {"0": "the left half", "1": "the right half"}
@@ -60,7 +60,7 @@ def run_inference(model: nn.Module, videos: list[Video], cfg: Config, record: In
         model,  # type: ignore[arg-type]
         videos,
         record,
-        LAYOUTS[cfg.dataset_file],
+        DATASETS[cfg.dataset_file].layout,
         InferenceOptions.from_config(cfg),
         workers=cfg.num_workers,
         visualize=cfg.visualize,
@@ -69,7 +69,7 @@ def run_inference(model: nn.Module, videos: list[Video], cfg: Config, record: In
 
 def finish(videos: list[Video], cfg: Config, record: InferenceRecord) -> list[str]:
     """Write the submission, as ``inference_ytvos.py`` does."""
-    return inference_ytvos.finish(videos, record, LAYOUTS[cfg.dataset_file], cfg.visualize)
+    return inference_ytvos.finish(videos, record, DATASETS[cfg.dataset_file].layout, cfg.visualize)
 
 
 def write_halves(root: Path) -> Path:

@@ -28,7 +28,7 @@ import inference_ytvos
 import main
 from datasets import list_videos
 from datasets.davis import convert_davis
-from datasets.refcoco_prepare import REFERENCES
+from datasets.refcoco import REFERENCES
 from datasets.toy import make_toy
 from demo import DemoResult, run_demo
 from engine import Validation, build_mask_identity

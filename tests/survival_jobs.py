@@ -21,10 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import inference_ytvos
 import main
+from datasets.registry import load_config
 from engine import Schedule, train
 from models.checkpoints import save_checkpoint
 from util.checkpoint import Keeper
-from util.config import load_config
 from util.distributed import is_main, process_group, rank
 from util.errors import UserError, run_cli
 from util.guard import Guard

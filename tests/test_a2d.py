@@ -11,10 +11,10 @@ import pytest
 from datasets import build_dataset, build_evaluator
 from datasets.a2d import A2dClips, read_instance_mask
 from datasets.clip import collate, denormalise
+from datasets.registry import load_config
 from datasets.transforms import TrainTransform
 from tests.a2d_tools import HEIGHT, LEVEL, WIDTH, config, h5_file, mask_of, plain, write_set
 from tests.true_formats import write_instances, write_toy_a2d
-from util.config import load_config
 from util.errors import UserError
 from util.evaluation import QueryPredictions
 

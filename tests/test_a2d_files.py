@@ -144,8 +144,8 @@ def test_missing_parts(tmp_path: Path):
     with pytest.raises(UserError, match="is missing; it should hold the folders Release and text_annotations"):
         plain(tmp_path / "absent")
     root = write_set(tmp_path / "set", [["a cat", "v", 5, 1]])
-    with pytest.raises(UserError, match="unknown split 'valid'; A2D-Sentences has train, test"):
-        plain(root, "valid")
+    with pytest.raises(UserError, match="unknown split 'valid'; a2d has train, test"):
+        build_dataset(config(root), "valid")
     with pytest.raises(UserError, match="scored on its test split, not on 'train'"):
         build_evaluator(config(root, split="train"))
     (root / "text_annotations").rename(root / "other")

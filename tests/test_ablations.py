@@ -18,6 +18,7 @@ import yaml
 
 import inference_ytvos
 import main
+from datasets.registry import load_config
 from models import build_model, has_lora
 from models.backbones import BackboneEncoder
 from models.diffusion.encoder import VideoEncoder
@@ -26,7 +27,7 @@ from models.diffusion.stride4 import TemporalStem, VAETap
 from tests.conftest import ROOT
 from tests.tiny_models import model_config, tiny_flags
 from util.checkpoint import read_checkpoint
-from util.config import Config, load_config
+from util.config import Config
 from util.errors import UserError
 
 FILES = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))

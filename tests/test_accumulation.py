@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from datasets.sampler import EpochBatches
+from datasets.clip import EpochBatches
 from engine import Schedule, step_batches, training_step
 from models import build_criterion, build_model
 from tests.tiny_models import model_config, random_clips, square_targets

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.registry import load_config
 from scripts import benchmark, benchmark_report, benchmark_runs
 from scripts.benchmark import main, make_plan, parse_args
 from scripts.benchmark_meter import StageMeter, device_peaks, peak_memory
@@ -18,7 +19,7 @@ from scripts.benchmark_plan import SHARED, STAGES, Plan
 from scripts.benchmark_summary import agreement, summarise
 from tests.commands import run_command
 from tests.tiny_models import tiny_flags
-from util.config import Config, load_config
+from util.config import Config
 from util.errors import RunError, UserError
 
 CPU = torch.device("cpu")

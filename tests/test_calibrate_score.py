@@ -69,7 +69,7 @@ def test_mevis(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("identity", "said"),
     [
-        ({"dataset_file": "davis"}, "is no record of inference on ytvos or mevis"),
+        ({"dataset_file": "davis"}, "is no record of inference on a dataset whose sentences may refer to nothing"),
         ({}, "is no record of inference"),
         ({"dataset_file": "ytvos", "ytvos_path": "/nowhere", "split": "train", "expressions_file": ""}, "is missing"),
     ],

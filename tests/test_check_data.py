@@ -11,24 +11,16 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from scripts.toy_formats_a2d import write_puppet_masks, write_toy_a2d, write_toy_jhmdb
+from scripts.toy_formats_coco import write_toy_refcoco
+from scripts.toy_formats_videos import write_toy_davis, write_toy_mevis
 
-from datasets import davis
-from datasets.refcoco_files import SPLITS
-from datasets.refcoco_prepare import convert_refcoco
+from datasets import build_dataset, build_scorer, davis, list_videos
+from datasets.checks import check, run_job, spread
+from datasets.refcoco import SPLITS, convert_refcoco
+from datasets.registry import DATASETS
 from datasets.toy import make_toy
-from scripts import data_checks_items, data_checks_videos
-from scripts.check_data import check, main
-from scripts.data_checks_items import REFCOCO
-from scripts.data_findings import run_job, spread
-from tests.true_formats import (
-    write_puppet_masks,
-    write_toy_a2d,
-    write_toy_davis,
-    write_toy_jhmdb,
-    write_toy_mevis,
-    write_toy_refcoco,
-)
-from util.benchmarks import EVAL_SPLITS
+from scripts.check_data import main
 from util.config import Config
 from util.errors import UserError, run_cli
 
@@ -100,7 +92,7 @@ def test_counts(folder: str, sound: Path) -> None:
 
 
 def test_expressions_of_refcoco(sound: Path) -> None:
-    known = {name: [expressions for expressions, _ in REFCOCO[name].values()] for name in SPLITS}
+    known = {name: [size.expressions for size in DATASETS[name].splits.values()] for name in SPLITS}
     assert known["refcoco"] == [120624, 10834, 5657, 5095]
     assert known["refcoco+"] == [120191, 10758, 5726, 4889] and known["refcocog"] == [80512, 4896, 9602]
     count = next(c for c in check("refcoco", sound / "refcoco", ["val"]).counts if c.what == "val: expressions")
@@ -111,7 +103,7 @@ def test_expressions_of_refcoco(sound: Path) -> None:
 def test_ref_davis_without_a_video_is_not_scored(sets: Path) -> None:
     """Its expressions are its own: what they list and what is gone is no test video of the challenge."""
     shutil.rmtree(sets / "davis" / "valid" / "JPEGImages" / "dogs-scale")
-    for build in (davis.build_videos, davis.build_scorer, lambda cfg: davis.build_clips(cfg, "valid")):
+    for build in (list_videos, build_scorer, lambda cfg: build_dataset(cfg, "valid")):
         with pytest.raises(UserError, match="JPEGImages/dogs-scale is missing"):
             build(Config(dataset_file="davis", davis_path=str(sets / "davis")))
 
@@ -271,5 +263,8 @@ def test_a_spread_has_both_ends() -> None:
     assert spread(range(10), 3) == [0, 4, 9] and spread("abc", 1) == ["a"]
 
 
-def test_every_dataset_has_a_check() -> None:
-    assert {*data_checks_videos.CHECKS, *data_checks_items.CHECKS} == set(EVAL_SPLITS)
+def test_every_row_of_the_registry_is_complete() -> None:
+    for row in DATASETS.values():
+        builders = ("build_videos", "build_scorer") if row.masks else ("build_evaluator",)
+        assert all(row.function(name) for name in ("build_clips", "check", *builders)), row.name
+        assert row.evaluated in row.splits and (not row.masks or row.layout)

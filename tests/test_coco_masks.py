@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from datasets.coco_masks import decode_segmentation
+from datasets.files import decode_segmentation
 from tests.true_formats import compressed, uncompressed
 from util.errors import UserError
 

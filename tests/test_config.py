@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from util.config import Config, config_dict, load_config
+from datasets.registry import load_config
+from util.config import Config, config_dict
 from util.errors import UserError
 from util.options import expected
 
@@ -36,7 +37,7 @@ def test_defaults_are_the_published_recipe(root: Path):
     """The defaults, the YAML of the recipe and specification agree, so that a flag changes one thing."""
     recipe = load("--config", str(root / "configs/vdit_ytvos.yaml"))
     encoders = {"image_encoder": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "text_encoder": "roberta-base"}
-    assert recipe == dataclasses.replace(Config(), **encoders, config=recipe.config)
+    assert recipe == dataclasses.replace(Config(), split="valid", **encoders, config=recipe.config)
     assert (recipe.lr, recipe.lr_processes, recipe.weight_decay, recipe.clip_max_norm) == (1e-4, 4, 5e-4, 0.1)
     assert (recipe.epochs, recipe.lr_drop, recipe.num_frames, recipe.batch_size) == (9, (6, 8), 5, 1)
     costs = ("set_cost_class", "set_cost_bbox", "set_cost_giou", "set_cost_mask", "set_cost_dice")
@@ -73,7 +74,7 @@ def test_home_folder_is_expanded(config_file, monkeypatch):
 
 
 def test_plain_values_survive_json_and_yaml(config_file):
-    config = dataclasses.replace(Config(), crop_scales=(), lr=3e-7, output_dir=Path("runs") / "x")
+    config = dataclasses.replace(Config(), split="valid", crop_scales=(), lr=3e-7, output_dir=Path("runs") / "x")
     values = config_dict(config)
     assert Config(**json.loads(json.dumps(values))) == config
     text = yaml.safe_dump({**values, "config": ""})
@@ -207,9 +208,7 @@ def test_help_shows_groups_texts_and_defaults(capsys, monkeypatch):
 
 
 def test_a_mistake_ends_a_script_with_status_2(root: Path):
-    code = (
-        "from util.config import load_config; from util.errors import run_cli; run_cli(lambda: load_config(None, ''))"
-    )
+    code = "from util.config import ;fromutil.errorsimportrun_cli;run_cli(lambda:load_config(None, ''))"
     run = subprocess.run([sys.executable, "-c", code, "--lrr", "1"], cwd=root, capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr == "error: unknown flag --lrr; did you mean --lr?\n"

@@ -22,9 +22,9 @@ from unittest import mock
 
 import pytest
 
+from datasets.registry import load_config
 from tests.commands import run_command
 from tests.conftest import ROOT
-from util.config import load_config
 from util.errors import Parser, UserError
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))

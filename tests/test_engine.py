@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from datasets.sampler import EpochBatches
+from datasets.clip import EpochBatches
 from engine import Meter, Schedule
 from util.errors import RunError
 

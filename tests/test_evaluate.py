@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from util.benchmarks import DATASETS, MIXTURES, scored_parts
 
 from datasets.clip import ClipBatch, Sample, collate, make_target
+from datasets.registry import resolve
 from engine import ItemScoring, build_record
 from models.segmenter import all_queries
-from util.benchmarks import DATASETS, EVAL_SPLITS, MIXTURES, resolve_split, scored_parts
 from util.config import Config, config_dict
 from util.distributed import balanced_share, gather_objects
 from util.errors import UserError
@@ -110,7 +111,7 @@ def test_shares_of_processes() -> None:
 
 
 def test_results_file(tmp_path: Path) -> None:
-    cfg = Config(seed=7, dataset_file="a2d")
+    cfg = resolve(Config(seed=7, dataset_file="a2d"))
     path = tmp_path / "new" / "results.json"
     metrics = {"a2d": {"mAP": 12.5, "mIoU": math.nan}, "x": math.inf}
     write_results(path, metrics, {"items": 3}, config_dict(cfg), {"device": "cpu"})
@@ -124,11 +125,11 @@ def test_results_file(tmp_path: Path) -> None:
 
 
 def test_what_is_scored_by_default() -> None:
-    assert {name: Config(dataset_file=name).split for name in EVAL_SPLITS} == EVAL_SPLITS
-    assert all(Config(dataset_file=name).split == "auto" for name in MIXTURES), "their parts have their own"
-    assert resolve_split("mevis", "valid") == "valid"
+    assert all(resolve(Config(dataset_file=name)).split == row.evaluated for name, row in DATASETS.items())
+    assert all(resolve(Config(dataset_file=name)).split == "auto" for name in MIXTURES), "their parts have their own"
+    assert resolve(Config(dataset_file="mevis", split="valid")).split == "valid"
     assert scored_parts("joint") == ("refcoco", "refcoco+", "refcocog", "ytvos") and scored_parts("a2d") == ("a2d",)
-    assert {part for name in DATASETS for part in scored_parts(name)} == set(EVAL_SPLITS)
+    assert {part for name in (*DATASETS, *MIXTURES) for part in scored_parts(name)} == set(DATASETS)
 
 
 def test_what_another_process_has_done_is_done(tmp_path: Path) -> None:

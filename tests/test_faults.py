@@ -34,9 +34,9 @@ import demo
 import inference_ytvos
 import main
 from datasets import build_dataset, list_videos
-from datasets.coco_masks import decode_segmentation
 from datasets.expressions import read_expressions
-from datasets.reading import read_frame
+from datasets.files import decode_segmentation, read_frame
+from datasets.registry import load_config
 from datasets.toy import make_toy
 from demo import main as demo_main
 from demo import new_folder, sentence_records
@@ -53,7 +53,7 @@ from tests.tiny_models import backward, model_config
 from tests.ytvos_tools import HEIGHT, NAMES, WIDTH, config, expressions_path, train_error, write_dataset, write_mask
 from util import files as locking
 from util.checkpoint import Keeper, newest_intact, read_checkpoint, write_pickle
-from util.config import Config, load_config
+from util.config import Config
 from util.device import is_out_of_memory, memory_advice
 from util.drawing import write_picture
 from util.errors import RunError, UserError, run_cli

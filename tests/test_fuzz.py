@@ -29,19 +29,17 @@ from scipy.io import savemat
 
 from datasets import a2d, jhmdb
 from datasets.a2d import read_instance_mask
-from datasets.annotation_files import read_coco_masks
-from datasets.coco_masks import decode_segmentation
 from datasets.expressions import read_expressions
+from datasets.files import decode_segmentation, read_coco_masks, read_frame
 from datasets.jhmdb import count_puppet_masks, read_puppet_mask
-from datasets.mevis_files import InstanceMasks, list_split
-from datasets.reading import read_frame
-from datasets.refcoco_files import draw_mask, instances_name, read_items
-from datasets.refcoco_prepare import convert_refcoco
+from datasets.mevis import InstanceMasks, list_split
+from datasets.refcoco import convert_refcoco, draw_mask, instances_name, read_items
+from datasets.registry import load_config
 from demo import read_command
 from scripts.make_tiny_stack import read_sentences
 from tests.media_tools import write_film
 from util.checkpoint import read_checkpoint
-from util.config import Config, config_dict, load_config
+from util.config import Config, config_dict
 from util.errors import UserError
 from util.files import read_json
 from util.mask_files import read_binary_mask, read_index_mask

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets import list_videos
-from datasets.video import Video
+from datasets.files import Video
 from engine import build_mask_identity
 from tests.inference_tools import FRAMES, HEIGHT, SENTENCES, WIDTH, StubModel, finish, run_inference, tree, write_halves
 from util.config import Config

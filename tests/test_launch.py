@@ -14,10 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from datasets.registry import load_config
 from scripts import launch
 from scripts.launch import plan_launch
 from tests.conftest import ROOT
-from util.config import load_config
 from util.errors import REQUEUE_STATUS, UserError
 
 TRAIN = [f"dist_train_{data}_{model}" for data in ("ytvos", "a2d", "refcoco", "joint") for model in ("vdit", "hcd")]

@@ -20,7 +20,7 @@ from torch import Tensor
 import inference_davis
 import inference_ytvos
 from datasets import list_videos
-from datasets.video import Video
+from datasets.files import Video
 from engine import build_record
 from tests.inference_tools import StubModel, finish, run_inference, tree
 from util.config import Config

@@ -16,8 +16,9 @@ from pycocotools import mask as coco
 from datasets import build_dataset, build_scorer, list_videos
 from datasets.clip import ClipDataset
 from datasets.mevis import MevisClips, read_truth
+from datasets.registry import load_config, resolve
 from datasets.transforms import EvalTransform
-from util.config import Config, load_config
+from util.config import Config
 from util.errors import UserError
 
 HEIGHT, WIDTH, FRAMES = 24, 40, 5
@@ -69,7 +70,7 @@ def mevis(tmp_path: Path) -> Path:
 
 def config(root: Path, **options: Any) -> Config:
     small: dict[str, Any] = {"train_scales": (24,), "crop_scales": (), "max_size": 40, "eval_size": 24, "num_frames": 2}
-    return Config(dataset_file="mevis", mevis_path=str(root), **{**small, **options})
+    return resolve(Config(dataset_file="mevis", mevis_path=str(root), **{**small, **options}))
 
 
 def whole_videos(root: Path) -> ClipDataset:
@@ -214,7 +215,7 @@ def test_missing_files(mevis: Path) -> None:
     assert "no 'anno_id'" not in error_of(lambda: build_dataset(config(mevis), "valid"))
     message = error_of(lambda: build_scorer(config(mevis, split="valid")))
     assert "valid/mask_dict.json is missing" in message and "valid_u" in message
-    assert "unknown split 'test'; MeViS has train, valid_u, valid" in error_of(
+    assert "unknown split 'test'; mevis has train, valid_u, valid" in error_of(
         lambda: list_videos(config(mevis, split="test"))
     )
     (mevis / "train" / "meta_expressions.json").unlink()

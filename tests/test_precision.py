@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets import list_videos
+from datasets.files import load_clip
+from datasets.registry import load_config
 from datasets.toy import make_toy
-from datasets.video import load_clip
 from engine import training_step
 from models import build_criterion, build_model, frozen, prepare_inference, prepare_training, set_precision
 from models.checkpoints import open_checkpoint, save_carried, save_checkpoint
@@ -25,7 +26,6 @@ from models.precision import call_in_float32, in_float32, precision_name, resolv
 from models.segmenter import Segmenter
 from tests.conftest import ROOT
 from tests.tiny_models import backward, model_config, random_clips, square_targets
-from util.config import load_config
 from util.device import give_back
 from util.errors import UserError
 

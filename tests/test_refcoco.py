@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts.toy_formats_coco import uncompressed
 from torch import Tensor
 from torchvision.ops import box_convert
 
 from datasets import build_dataset, build_evaluator
 from datasets.clip import denormalise
-from datasets.refcoco_files import PackedItems, read_items
-from tests.true_formats import uncompressed
-from util.config import Config, load_config
+from datasets.refcoco import PackedItems, read_items
+from datasets.registry import load_config, resolve
+from util.config import Config
 from util.errors import UserError
 from util.evaluation import QueryPredictions
 from util.refcoco_metrics import RefcocoEvaluator
@@ -95,7 +96,7 @@ def config(root: Path, **options: Any) -> Config:
         "eval_size": 24,
         "num_frames": 4,
     }
-    return Config(coco_path=str(root), **{**small, **options})
+    return resolve(Config(coco_path=str(root), **{**small, **options}))
 
 
 def reddish(frames: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.refcoco_files import SPLITS, draw_mask, read_items
-from datasets.refcoco_prepare import REFERENCES, convert_refcoco
+from datasets.refcoco import REFERENCES, SPLITS, convert_refcoco, draw_mask, read_items
 from scripts.prepare_data import main
 from tests.true_formats import python2_pickle, write_toy_refcoco
 from util.errors import run_cli

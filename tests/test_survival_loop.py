@@ -114,7 +114,7 @@ def test_a_run_with_validations_is_the_run_without(tmp_path: Path) -> None:
         return {"J&F": 10.0 * (len(seen) % 3)}, {"videos": 1}
 
     best: list[int] = []
-    validation = Validation(tmp_path, {"ytvos": score}, "auto", {"seed": 1}, best.append)
+    validation = Validation(tmp_path, {"ytvos": score}, {"ytvos": "J&F"}, {"seed": 1}, best.append)
     without = train_line(tmp_path / "without")
     with_them = train_line(tmp_path, validate=validation.score, validate_every=8)
     assert _equal(without, with_them)
@@ -128,19 +128,20 @@ def test_a_run_with_validations_is_the_run_without(tmp_path: Path) -> None:
 
 
 def test_the_record_of_validations_goes_on_and_back(tmp_path: Path) -> None:
+    metrics = {"ytvos": "J&F", "a2d": "mAP"}
     values = iter((30.0, 40.0, float("nan"), 35.0))
     parts = {"ytvos": lambda model: ({"J&F": next(values)}, {}), "a2d": lambda model: ({"mAP": 0.0}, {})}
     best: list[int] = []
-    validation = Validation(tmp_path, parts, "auto", {"seed": 1}, best.append)
+    validation = Validation(tmp_path, parts, metrics, {"seed": 1}, best.append)
     assert validation.missed(5)
     assert validation.score(nn.Linear(1, 1), 5) == {"ytvos.J&F": 30.0, "a2d.mAP": 0.0}
     assert not validation.missed(5)
     for step in (10, 15):
         validation.score(nn.Linear(1, 1), step)
     assert validation._read() == {"scores": {"5": 15.0, "10": 20.0, "15": None}, "best": "10"}
-    Validation(tmp_path, parts, "auto", {}, best.append, first_step=15)
+    Validation(tmp_path, parts, metrics, {}, best.append, first_step=15)
     assert best == [5, 10] and validation._read()["best"] == "10"
-    back = Validation(tmp_path, parts, "auto", {"seed": 1}, best.append, first_step=5)
+    back = Validation(tmp_path, parts, metrics, {"seed": 1}, best.append, first_step=5)
     assert back._read() == {"scores": {"5": 15.0}, "best": None}, "the best file is that of step 10, and put aside"
     assert back.missed(10)
     back.score(nn.Linear(1, 1), 10)

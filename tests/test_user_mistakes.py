@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from datasets import build_dataset, build_evaluator, build_scorer, list_videos
+from datasets.checks import check
 from datasets.davis import convert_davis
+from datasets.registry import DATASETS, load_config
 from demo import main as demo_main
 from engine import build_record
 from models import build_model, inference, load_pretrained
@@ -27,10 +29,8 @@ from tests.jf_tools import write_ytvos
 from tests.tiny_models import model_config
 from tests.true_formats import write_toy_davis
 from util import hub
-from util.benchmarks import EVAL_SPLITS, VIDEO_SETS, folder_option
-from util.config import Config, config_dict, load_config
+from util.config import Config, config_dict
 from util.errors import UserError
-from util.mask_layouts import LAYOUTS
 from util.video import Excerpt, open_media
 
 
@@ -96,13 +96,13 @@ def test_the_output_folder_in_place_of_its_masks(tmp_path: Path) -> None:
     assert f"predictions: {root / 'Annotations'}\ntask: expressions (guessed" in done.stdout
 
 
-@pytest.mark.parametrize("name", EVAL_SPLITS)
+@pytest.mark.parametrize("name", DATASETS)
 def test_a_missing_dataset_names_its_flag(name: str, tmp_path: Path) -> None:
-    flag = folder_option(name)
+    flag = DATASETS[name].root
     for folder, state in ((tmp_path / "none", "is missing"), (Path(__file__), "is not a folder")):
         cfg = Config(dataset_file=name, **{flag: str(folder)})
         uses = (lambda cfg: build_dataset(cfg, "train"), *(
-            (list_videos, build_scorer) if name in VIDEO_SETS else (build_evaluator,)
+            (list_videos, build_scorer) if DATASETS[name].masks else (build_evaluator,)
         ))  # fmt: skip
         for use in uses:
             with pytest.raises(UserError, match=rf"{folder.name} {state}; name the folder of .* by --{flag} "):
@@ -196,10 +196,6 @@ def test_a_split_in_place_of_its_masks(tmp_path: Path) -> None:
     root = write_ytvos(tmp_path)
     done = run_command(eval_jf.main, "--gt", root / "valid", "--pred", root / "Annotations", "--workers", 1)
     assert done.returncode == 0 and f"ground truth: {root / 'valid' / 'Annotations'}\n" in done.stdout, done.stderr
-
-
-def test_every_set_of_videos_has_a_layout_of_masks() -> None:
-    assert set(LAYOUTS) == set(VIDEO_SETS) <= set(EVAL_SPLITS)
 
 
 class Hub:

@@ -13,7 +13,7 @@ import torch
 
 from datasets import build_dataset, list_videos
 from datasets.clip import ClipLoader, collate, denormalise
-from datasets.video import load_frames
+from datasets.files import load_clip
 from tests.ytvos_tools import (
     COLOURS,
     FRAMES,
@@ -178,18 +178,18 @@ def test_another_expressions_file_stands_in(dataset_root: Path, tmp_path: Path) 
     assert (video.name, video.expressions, len(video.frame_paths)) == ("d", {"x": "another sentence"}, 2)
 
 
-def test_load_frames_reads_all_frames_at_evaluation_size(dataset_root: Path) -> None:
+def test_load_clip_reads_all_frames_at_evaluation_size(dataset_root: Path) -> None:
     video = list_videos(config(dataset_root))[0]
-    frames, size = load_frames(video, short_side=24, long_side=64)
+    frames, size = load_clip(video.frame_paths, short_side=24, long_side=64)
     assert size == (HEIGHT, WIDTH)
     assert frames.shape == (FRAMES, 3, 24, 40) and frames.dtype == torch.float32
-    assert load_frames(video)[0].shape == (FRAMES, 3, 360, 600)
-    assert load_frames(video, short_side=48, long_side=60)[0].shape == (FRAMES, 3, 36, 60)
+    assert load_clip(video.frame_paths)[0].shape == (FRAMES, 3, 360, 600)
+    assert load_clip(video.frame_paths, short_side=48, long_side=60)[0].shape == (FRAMES, 3, 36, 60)
 
 
-def test_load_frames_gives_the_pixels_of_the_training_path(dataset_root: Path) -> None:
+def test_load_clip_gives_the_pixels_of_the_training_path(dataset_root: Path) -> None:
     video = list_videos(config(dataset_root, split="train"))[0]
-    frames, _ = load_frames(video, HEIGHT, WIDTH)
+    frames, _ = load_clip(video.frame_paths, HEIGHT, WIDTH)
     assert torch.equal(frames, plain_clips(dataset_root, num_frames=None)[0][0])
 
 

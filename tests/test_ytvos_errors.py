@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from datasets import list_videos
-from datasets.video import load_frames
+from datasets.files import load_clip
 from tests.ytvos_tools import (
     FRAMES,
     HEIGHT,
@@ -171,11 +171,11 @@ def test_broken_and_missing_frames_at_inference(dataset_root: Path, index: int) 
     path = frame_file(dataset_root, index)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match=f"{NAMES[index]}.jpg is broken") as caught:
-        load_frames(video)
+        load_clip(video.frame_paths)
     check_sentence(caught.value)
     path.unlink()
     with pytest.raises(UserError, match=f"frame .*{NAMES[index]}.jpg is missing"):
-        load_frames(video)
+        load_clip(video.frame_paths)
 
 
 def test_missing_frame_and_mask(dataset_root: Path) -> None:
@@ -211,7 +211,7 @@ def test_frame_of_another_size(dataset_root: Path) -> None:
     Image.new("RGB", (WIDTH, HEIGHT + 2)).save(frame_file(dataset_root))
     assert "differ in size (80×50 and 80×48)" in read_error(dataset_root)
     with pytest.raises(UserError, match="differ in size"):
-        load_frames(list_videos(config(dataset_root, split="train"))[0])
+        load_clip(list_videos(config(dataset_root, split="train"))[0].frame_paths)
 
 
 def test_grey_frame_becomes_rgb(dataset_root: Path) -> None:

@@ -20,8 +20,7 @@ from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
 from datasets.davis import ANNOTATIONS, MISSPELT
-from datasets.refcoco_files import IMAGES, SPLITS
-from datasets.refcoco_prepare import INSTANCES, REFERENCES
+from datasets.refcoco import IMAGES, INSTANCES, REFERENCES, SPLITS
 from datasets.toy import ToyParameters, ToyVideo, make_video
 from datasets.toy_render import render_frames, write_frame
 from datasets.toy_scene import KINDS, SHAPES

@@ -13,7 +13,6 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from util.benchmarks import AUTO_SPLIT, DATASETS, EVAL_METRICS, resolve_split, scored_parts, validated_set
 from util.errors import UserError
 from util.options import checked, option, read_flags, read_yaml
 
@@ -22,6 +21,16 @@ _loss = partial(option, "matching and losses")
 _data = partial(option, "data")
 _train = partial(option, "training")
 _run = partial(option, "run")
+
+DATASET_NAMES: list[str] = []
+VALIDATED_NAMES: list[str] = []
+METRICS: list[str] = []
+"""The choices of options about datasets, which ``datasets.registry`` fills in; while empty, any text is accepted."""
+
+# ``datasets.registry`` fills these lists when it is imported. While they are empty, any text is accepted.
+DATASET_NAMES: list[str] = []
+VALIDATED_NAMES: list[str] = []
+METRICS: list[str] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +129,7 @@ class Config:
     dice_loss_coef: float = _loss(5.0, "weight of the dice loss of the mask", minimum=0)
     focal_alpha: float = _loss(0.25, "alpha of the focal losses", minimum=0, maximum=1)
 
-    dataset_file: str = _data("ytvos", "dataset", choices=DATASETS)
+    dataset_file: str = _data("ytvos", "dataset", choices=DATASET_NAMES)
     ytvos_path: str = _data("data/ref-youtube-vos", "root folder of Ref-YouTube-VOS, or of its layout", path=True)
     davis_path: str = _data("data/ref-davis", "root folder of Ref-DAVIS17 as scripts.prepare_data makes it", path=True)
     mevis_path: str = _data("data/mevis", "root folder of MeViS, version 1 or 2", path=True)
@@ -138,7 +147,7 @@ class Config:
         "", "expressions file to use instead of meta_expressions/SPLIT/meta_expressions.json", path=True, empty=True
     )
     split: str = _data(
-        AUTO_SPLIT,
+        "auto",
         "split for inference and --eval; auto: valid, for MeViS valid_u, for A2D and JHMDB test, for RefCOCO val",
     )
     num_frames: int = _data(5, "frames of a training clip", minimum=1)
@@ -210,13 +219,13 @@ class Config:
         minimum=0,
     )
     eval_dataset: str = _train(
-        "auto", "dataset to validate on during training; auto: dataset_file", choices=("auto", *DATASETS)
+        "auto", "dataset to validate on during training; auto: dataset_file", choices=VALIDATED_NAMES
     )
     eval_metric: str = _train(
         "auto",
         "metric that chooses checkpoint_best.pth, higher is better; auto: J&F for sets of videos, mAP for A2D and "
         "JHMDB, oIoU for RefCOCO",
-        choices=("auto", *sorted({name for names in EVAL_METRICS.values() for name in names})),
+        choices=METRICS,
     )
 
     config: str = _run("", "YAML file that sets any of these options; flags override it", path=True, empty=True)
@@ -258,7 +267,6 @@ class Config:
         for field in dataclasses.fields(self):
             value = checked(Config, field.name, getattr(self, field.name), field.name)
             object.__setattr__(self, field.name, value)
-        object.__setattr__(self, "split", resolve_split(self.dataset_file, self.split))
         check_together(self)
 
 
@@ -321,24 +329,10 @@ def check_together(config: Config) -> None:
             "lora_targets must name at least one layer; use --lora_rank 0 to train without LoRA",
         ),
         *_backbone_rules(config),
-        *_validation_rules(config),
     )
     for good, sentence in rules:
         if not good:
             raise UserError(sentence)
-
-
-def _validation_rules(config: Config) -> list[tuple[bool, str]]:
-    """A metric that the validated dataset lacks would be found out after hours."""
-    name, metric = validated_set(config.dataset_file, config.eval_dataset), config.eval_metric
-    return [
-        (
-            metric in (AUTO_SPLIT, *EVAL_METRICS[part]),
-            f"eval_metric must be auto or one of those that {part} has, "
-            f"{', '.join(EVAL_METRICS[part])}, and not {metric}",
-        )
-        for part in scored_parts(name)
-    ]
 
 
 def _backbone_rules(config: Config) -> list[tuple[bool, str]]:

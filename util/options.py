@@ -48,7 +48,7 @@ class Rule:
 
     group: str
     help: str
-    choices: tuple[str, ...] = ()
+    choices: Sequence[str] = ()
     prefix: str = ""
     auto: bool = False
     minimum: float | None = None
