@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from util.demo_options import read_command
 from util.demo_results import require_free
-from util.ending import orderly_end
-from util.errors import UserError, run_cli
+from util.errors import UserError, orderly_end, run_cli
 from util.media_reader import open_media
 from util.memory import DEMO, memory_advice
 

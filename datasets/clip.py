@@ -19,8 +19,8 @@ from torchvision.ops import box_convert, masks_to_boxes
 
 from util.errors import UserError
 from util.frames import IMAGENET_MEAN, IMAGENET_STD
+from util.guard import WorkerSignals
 from util.padding import pad_clips
-from util.stopping import WorkerSignals
 
 LOCAL_REACH = 3  # frames: how far the two neighbours of the start frame may lie from it
 MAX_REPLACEMENTS = 100

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from util.background import BackgroundTasks, read_ahead
+from util.parallel import BackgroundTasks, read_ahead
 
 
 def fail(number: int) -> None:

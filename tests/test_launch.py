@@ -150,7 +150,7 @@ def test_the_plan(words: list, env: dict, gpus: int, processes: int, threads: st
     plan = plan_launch([*words, "main.py", "--seed", "1"], env, gpus, cores=16)
     assert (plan.processes, plan.threads) == (processes, threads)
     head = ["--nproc_per_node", str(processes), *torchrun, "--signals_to_handle", "SIGQUIT"]
-    assert list(plan.torchrun) == [*head, "--module", "scripts.launch_rank", MAIN, "--seed", "1"]
+    assert list(plan.torchrun) == [*head, "--module", "scripts.launch", MAIN, "--seed", "1"]
 
 
 def test_the_cpu_can_be_asked_for_where_there_are_gpus() -> None:

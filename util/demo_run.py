@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from util.background import BackgroundTasks
 from util.demo_results import MASKS_FILE, CocoWriter, FrameRecord, SentenceRecord, new_folder, sentence_records
 from util.demo_sheet import Sheet
 from util.errors import RunError
@@ -29,7 +28,7 @@ from util.media_reader import VideoFile
 from util.media_sound import open_sound
 from util.media_writer import open_video
 from util.object_overlays import ObjectPainter, numbered
-from util.parallel import bar_style
+from util.parallel import BackgroundTasks, bar_style
 from util.visualisation import write_picture
 
 MASKS, PROBABILITIES = "masks", "probabilities"

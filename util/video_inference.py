@@ -16,14 +16,13 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from util.background import BackgroundTasks, read_ahead
 from util.config import Config
 from util.distributed import balanced_share, rank, world_size
 from util.errors import RunError, UserError
 from util.inference_record import InferenceRecord
 from util.mask_layouts import LAYOUTS, ClipMasks, MaskLayout, SegmentedVideo
 from util.overlays import movie_path, write_movie, write_overlays
-from util.parallel import bar_style
+from util.parallel import BackgroundTasks, bar_style, read_ahead
 from util.submission import is_written
 
 VideoT = TypeVar("VideoT", bound=SegmentedVideo)
