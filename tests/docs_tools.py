@@ -133,7 +133,7 @@ def check_command(words: list[str]) -> None:
         module, arguments = python_script(rest)
         if module:
             parse(module, arguments)
-    elif program in ("bash", "sbatch"):
+    elif program in ("bash", "sh", "sbatch"):
         script, *arguments = rest
         assert (ROOT / script).is_file(), f"{script} does not exist"
         if program == "sbatch":
@@ -173,11 +173,13 @@ def check_shell(script: str, arguments: list[str]) -> None:
         if arguments[0] not in ("train", "test"):
             check_command(["python", *arguments])
     else:
-        launched = re.search(r'launch.sh" (train|test) (\w+) "\${?@', (ROOT / script).read_text(encoding="utf-8"))
-        assert launched, f"{script} is none of the scripts that start a recipe"
+        launched = re.search(r'launch.sh" (train|test) (\w*) ?"\$@', (ROOT / script).read_text(encoding="utf-8"))
+        assert launched, f"{script} is not a script that starts a recipe"
+        if not launched[2]:
+            config, *arguments = arguments
         values = 1 if launched[1] == "train" else 2
         assert not any(word.startswith("-") for word in arguments[:values]), f"{script} lacks a folder or checkpoint"
-        parse("main", ["--config", f"configs/{launched[2]}.yaml", *arguments[values:]])
+        parse("main", ["--config", f"configs/{launched[2] or config}.yaml", *arguments[values:]])
 
 
 def parse(module: str, arguments: list[str]) -> None:

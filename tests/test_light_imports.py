@@ -30,7 +30,7 @@ FORBIDDEN = {
     "scripts.baselines": HEAVY,
     "scripts.make_toy_data": HEAVY,
     "scripts.train_toy": HEAVY,
-    "scripts.launch": HEAVY,  # and with it scripts.launch
+    "scripts.launch": HEAVY,
     "util.visualisation": HEAVY - {"av"},  # writes movies
     "scripts.plot_run": HEAVY - {"av"},
     "demo": HEAVY - {"av"},  # a video that cannot be read is told before the model is loaded
