@@ -265,6 +265,22 @@ def test_a_signal_reaches_every_process_and_the_status_comes_back(tmp_path: Path
     assert (tmp_path / "saved0").exists() and (tmp_path / "saved1").exists()
 
 
+CRASH = """
+import os, signal, time
+if os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+while True:
+    time.sleep(1)
+"""
+
+
+def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
+    (tmp_path / "crash.py").write_text(CRASH)
+    run = run_shell(ROOT / "scripts/launch.sh", "--nproc", "2", tmp_path / "crash.py", "--device", "cpu")
+    assert run.returncode == 128 + signal.SIGKILL
+    assert "error: the run failed: process 1 was ended by SIGKILL" in run.stderr
+
+
 @pytest.mark.parametrize(("status", "requeued"), [(75, True), (0, False), (1, False)])
 def test_slurms_job_is_queued_again_when_it_was_stopped(tmp_path: Path, status: int, requeued: bool) -> None:
     for name, code in (
