@@ -24,17 +24,15 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from util.background import BackgroundTasks
 from util.config import Config
 from util.device import DEMO, memory_advice
 from util.drawing import ObjectPainter, ObjectSheet, numbered, write_picture
-from util.ending import orderly_end
-from util.errors import RunError, UserError, run_cli
+from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import atomic_folder, sole_run
 from util.mask_files import read_binary_mask
 from util.mask_pngs import write_grey, write_mask
 from util.options import home_expanded, option, read_flags, read_yaml, text_of
-from util.parallel import bar_style
+from util.parallel import BackgroundTasks, bar_style
 from util.preprocessing import normalise_sentence
 from util.run_log import library_versions, project_version
 from util.video import Excerpt, Media, MediaFrame, VideoFile, open_media, open_sound, open_video, parse_time

@@ -24,7 +24,6 @@ from datasets.registry import DATASETS
 from models import Criterion, Segmenter
 from models.inference import MULTIPLE, InferenceOptions, Prediction, query_predictions, segment
 from models.segmenter import all_queries
-from util.background import BackgroundTasks, read_ahead
 from util.checkpoint import Keeper
 from util.config import Config
 from util.device import device_name
@@ -45,7 +44,7 @@ from util.files import read_json, write_json
 from util.guard import Guard
 from util.inference_record import MASK_OPTIONS, InferenceRecord, file_sha256
 from util.mask_layouts import MaskLayout
-from util.parallel import bar_style
+from util.parallel import BackgroundTasks, bar_style, read_ahead
 from util.run_log import GRADIENT, Meter, RunLog, write_results
 from util.submission import is_written, require_frames
 from util.video_scores import video_counts, video_metrics

@@ -24,8 +24,8 @@ from datasets.files import read_frames
 from datasets.transforms import ClipTransform
 from util.distributed import rank, world_size
 from util.errors import UserError
+from util.guard import WorkerSignals
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD, pad_clips
-from util.stopping import WorkerSignals
 
 LOCAL_REACH = 3  # frames: greatest distance of the two neighbours from the start frame
 MAX_REPLACEMENTS = 100

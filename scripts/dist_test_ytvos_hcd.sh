@@ -1,7 +1,9 @@
-#!/usr/bin/env bash
-# Scores HCD on Ref-YouTube-VOS, validation split: configs/hcd_ytvos.yaml.
+#!/bin/sh
+# Scores a checkpoint of HCD on the validation split of Ref-YouTube-VOS (configs/hcd_ytvos.yaml).
 #
-#   bash scripts/dist_test_ytvos_hcd.sh OUTPUT_DIR CHECKPOINT [FLAGS of main.py]
+#   sh scripts/dist_test_ytvos_hcd.sh [OUTPUT_DIR CHECKPOINT] [FLAGS of main.py]
 #
-# Ref-YouTube-VOS lies in data/ref-youtube-vos, or where --ytvos_path says (docs/data.md).
-exec bash "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh" test hcd_ytvos "$@"
+# Without them, runs/hcd/checkpoint.pth is scored, and OUTPUT_DIR is runs/hcd/valid.
+# Ref-YouTube-VOS is read from data/ref-youtube-vos; --ytvos_path names another folder (docs/data.md).
+case "${1:--}" in -*) set -- runs/hcd/valid runs/hcd/checkpoint.pth "$@" ;; esac
+exec sh "$(dirname -- "$0")/launch.sh" test hcd_ytvos "$@"

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Makes .venv beside this project and installs requirements.txt under the exact versions of constraints.txt.
+# Creates .venv in this project and installs requirements.txt with the exact versions of constraints.txt.
 #
-#   bash scripts/setup.sh          what the project runs on
-#   bash scripts/setup.sh --dev    and what its tests need
-#   bash scripts/setup.sh --web    and what the page in the browser needs (docs/web_demo.md)
+#   bash scripts/setup.sh                 what the project needs to run
+#   bash scripts/setup.sh --dev           also what the tests need
+#   bash scripts/setup.sh --web           also what the page in the browser needs (docs/web_demo.md)
 #   bash scripts/setup.sh --torch cpu     PyTorch without CUDA; --torch cu128: with another CUDA (docs/install.md)
 #
-# --torch is remembered in .venv: later runs need not repeat it. TORCH_INDEX names a mirror of PyTorch's index.
-# Safe to repeat: nothing happens when nothing has changed, and an interrupted run goes on where it stopped.
-# PYTHON=/path/to/python chooses the interpreter that .venv is made from.
+# --torch is remembered in .venv for later runs. TORCH_INDEX is a mirror of PyTorch's index. PYTHON=/path/to/python
+# chooses the interpreter for .venv. The script can be repeated: it does nothing if nothing has changed, and continues
+# after an interruption.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
-unset PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX # each would install somewhere else than into .venv
+unset PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX # each would install outside .venv
 
 readonly PYTHON_NEEDED="3.11, 3.12 or 3.13"
 readonly TORCH_INDEX="${TORCH_INDEX:-https://download.pytorch.org/whl}"
@@ -24,38 +24,36 @@ fail() {
 
 supported() { [[ "$1" =~ ^3\.1[123]\. ]]; }
 version_of() { "$@" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null; }
-# On the disk. torch's CUDA libraries: about 6 GiB installed, and 2 GiB of downloads on the way
+# Disk space for the installation: CUDA libraries take about 6 GiB, and 2 GiB of downloads while they are installed.
 gib_needed() { if [[ "$TORCH" == cpu ]]; then echo 3; else echo 8; fi; }
 free_gib() { df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }'; }
 
-# The first interpreter that will do; what else was met is named when there is none.
+# Prints the first suitable interpreter, or fails and lists the unsuitable ones.
 find_python() {
-    local candidate version met=""
-    for candidate in ${PYTHON:+"$PYTHON"} python3 python python3.13 python3.12 python3.11; do
+    local candidate version candidates=(python3 python python3.13 python3.12 python3.11) found=""
+    [[ -z "${PYTHON:-}" ]] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
         if ! version=$(version_of "$candidate"); then
-            [[ "$candidate" != "${PYTHON:-}" ]] ||
-                fail "PYTHON=$PYTHON does not run; give the path of Python $PYTHON_NEEDED"
+            [[ -z "${PYTHON:-}" ]] || fail "PYTHON=$PYTHON does not run; give the path of Python $PYTHON_NEEDED"
         elif ! supported "$version"; then
-            met+="${met:+, }$candidate is $version"
-            [[ "$candidate" != "${PYTHON:-}" ]] || break
+            found+="${found:+, }$candidate is $version"
         elif ! "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
-            met+="${met:+, }$candidate ($version) lacks the venv module"
-            met+=" (on Debian and Ubuntu: apt install python${version%.*}-venv)"
-            [[ "$candidate" != "${PYTHON:-}" ]] || break
+            found+="${found:+, }$candidate ($version) lacks the venv module"
+            found+=" (on Debian and Ubuntu: apt install python${version%.*}-venv)"
         else
             printf '%s' "$candidate"
             return
         fi
     done
-    fail "Python $PYTHON_NEEDED with its venv module is needed, and ${met:-no Python was found};" \
-        "install one, or name it: PYTHON=/path/to/python bash scripts/setup.sh"
+    fail "Python $PYTHON_NEEDED with its venv module is needed, but ${found:-no Python was found};" \
+        "install it, or choose one: PYTHON=/path/to/python bash scripts/setup.sh"
 }
 
 make_venv() {
     local python
     python=$(find_python)
-    say "making .venv with Python $(version_of "$python")"
-    "$python" -m venv .venv || fail "$python could not make .venv; its message is above"
+    say "creating .venv with Python $(version_of "$python")"
+    "$python" -m venv .venv || fail "$python could not create .venv; its message is above"
 }
 
 is_usable() {
@@ -63,9 +61,9 @@ is_usable() {
         { .venv/bin/python -m pip --version || .venv/bin/python -m ensurepip; } &>/dev/null
 }
 
-# A stamp is a copy of all that decides what is installed.
+# The stamp of a list is a copy of everything that decides what is installed.
 wanted() { version_of .venv/bin/python && cat "$1" && constraints; }
-# With --torch: the same versions of PyTorch's index, which end in +cpu or +cu128 there and bring their own CUDA.
+# With --torch: the same versions from PyTorch's index, where they end in +cpu or +cu128 and bring their own CUDA.
 constraints() {
     if [[ -n "$TORCH" ]]; then
         sed -E -e '/^(nvidia-|cuda-|triton==)/d' -e "s/^(torch|torchvision)==.*/&+$TORCH/" constraints.txt
@@ -84,10 +82,10 @@ install() {
     local list=$1 status=0 gib
     local index=(${TORCH:+--extra-index-url "$TORCH_INDEX/$TORCH"})
     say "installing $list"
-    # pip writes RECORD last: a package without it was cut off half-way, and must not count as installed
+    # pip writes RECORD last: a package without it was interrupted, and must not count as installed
     find .venv/lib -mindepth 3 -maxdepth 3 -name '*.dist-info' ! -exec test -e '{}/RECORD' \; -exec rm -rf '{}' +
     rm -rf .venv/tmp
-    mkdir .venv/tmp # downloads stay on this disk: /tmp is often a small one
+    mkdir .venv/tmp # downloads stay on this disk: /tmp is often small
     constraints >.venv/tmp/constraints.txt
     TMPDIR="$PWD/.venv/tmp" .venv/bin/python -m pip install --disable-pip-version-check \
         --requirement "$list" --constraint .venv/tmp/constraints.txt ${index[@]+"${index[@]}"} || status=$?
@@ -95,8 +93,7 @@ install() {
     if ((status != 0)); then
         gib=$(free_gib)
         ((gib > 0)) || fail "the disk of $PWD is full; free about $(gib_needed) GiB and run the same command again"
-        fail "pip could not install $list (its message is above);" \
-            "once that is mended, the same command goes on from here"
+        fail "pip could not install $list (its message is above); fix the cause and run the same command again"
     fi
     wanted "$list" >.venv/.stamp
     mv .venv/.stamp "$(stamp_of "$list")"
@@ -121,7 +118,7 @@ main() {
     done
     ! all_installed || return 0
 
-    # One set-up at a time: others wait here, and find the work done.
+    # One set-up at a time: others wait here and find the work done.
     if command -v flock >/dev/null; then
         exec 9<scripts/setup.sh
         flock --nonblock 9 || { say "waiting for another set-up of this folder" && flock 9; }
@@ -129,19 +126,19 @@ main() {
     fi
 
     if [[ -e .venv || -L .venv ]] && ! is_usable; then
-        say ".venv is broken, unfinished or of another Python; it is made anew"
+        say ".venv is broken, incomplete or of an unsupported Python; it is created again"
         rm -rf .venv
     fi
     local list gib needed
     gib=$(free_gib) needed=$(gib_needed)
     if ((gib < needed)) && ! compgen -G '.venv/lib/python3*/site-packages/torch' >/dev/null; then
-        fail "the set-up needs about $needed GiB on the disk of $PWD, and $gib GiB are free;" \
-            "make room, or clone to another disk"
+        fail "the set-up needs about $needed GiB on the disk of $PWD, but only $gib GiB are free;" \
+            "free some space, or clone to another disk"
     fi
     [[ -d .venv ]] || make_venv
     [[ -z "$TORCH" ]] || printf '%s\n' "$TORCH" >.venv/.torch
     for list in "${LISTS[@]}"; do is_installed "$list" || install "$list"; done
-    say "done: .venv has what ${LISTS[*]} names"
+    say "done: installed ${LISTS[*]}"
 }
 
 main "$@"

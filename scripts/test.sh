@@ -1,29 +1,31 @@
 #!/usr/bin/env bash
-# Set-up, style, types and the compiled operator, then all tests, the fast ones first. Arguments go to pytest: bash scripts/test.sh -k matcher -x
-# A process for every core, four at most, runs whole files of tests; -n 0 is one process.
-# With --coverage as the first one, a table of the lines that no test has run follows.
+# Installs what the tests need, checks style and types, builds the operator, and runs all tests, the fast ones first.
+#
+#   bash scripts/test.sh [ARGUMENTS of pytest]       such as -k matcher -x
+#   bash scripts/test.sh --coverage [ARGUMENTS]      and lists the lines that no test has run
+#
+# Up to four processes run whole files of tests; -n 0 runs all in one.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
-bash scripts/setup.sh --dev
+bash scripts/setup.sh --dev --web
 python=.venv/bin/python
 tests=(pytest --numprocesses auto --maxprocesses 4 --dist loadfile)
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # on tensors this small, threads wait for each other longer than they work
-if [[ "${1:-}" == --coverage ]]; then # which lines no test has run; processes that tests start are not counted
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # on tensors this small, threads cost more than they gain
+if [[ "${1:-}" == --coverage ]]; then # lines run by processes that tests start are not counted
     shift
     rm -f .coverage
     tests=(coverage run --append -m pytest)
 fi
 
-# The CPU kernel, and the CUDA kernel where nvcc is (for Hopper, unless told otherwise: it compiles without a GPU),
-# while style and types are looked at.
+# Build the operator while style and types are checked: for the CPU, and for CUDA if there is an nvcc, which needs no GPU.
 kernels=""
 if command -v "${CXX:-g++}" >/dev/null; then
     TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-9.0}" "$python" models/ops/setup.py -q build_ext --inplace &
     kernels=$!
     trap wait EXIT
 else
-    echo "no C++ compiler: the tests run the operator in plain PyTorch" >&2
+    echo "there is no C++ compiler: the tests run the operator in plain PyTorch" >&2
 fi
 
 "$python" -m ruff check .
@@ -31,7 +33,7 @@ fi
 "$python" -m mypy
 [[ -z "$kernels" ]] || wait "$kernels"
 
-readonly NO_TESTS=5 # pytest's status when its arguments select nothing
+readonly NO_TESTS=5 # exit status of pytest when its arguments select no test
 found=0
 for marker in "not slow" "slow"; do
     status=0

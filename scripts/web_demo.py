@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from demo import every_option, split_flags
-from util.ending import orderly_end
-from util.errors import UserError, run_cli
+from util.errors import UserError, orderly_end, run_cli
 from util.options import option, read_flags
 
 DESCRIPTION = "Serve a page on which a video is dropped and sentences are typed, and masks come out."

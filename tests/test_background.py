@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from util.background import BackgroundTasks, read_ahead
+from util.parallel import BackgroundTasks, read_ahead
 
 
 def fail(number: int) -> None:
@@ -52,7 +52,7 @@ def test_the_error_of_the_block_comes_first_and_drops_what_has_not_begun():
         for i in range(3):
             tasks.submit(task, i)
         started.wait(10)
-        threading.Timer(0.1, go.set).start()
+        tasks._futures[-1].add_done_callback(lambda future: go.set())  # the first one ends when the last is cancelled
         raise ValueError("mine")
     assert done == [0]
 

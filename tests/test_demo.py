@@ -21,8 +21,7 @@ from models import inference as windows
 from models.inference import FrameResult
 from tests.commands import run_command
 from tests.media_tools import loudness, picture, write_film
-from util.ending import SIGNALS, orderly_end
-from util.errors import RunError, UserError
+from util.errors import SIGNALS, RunError, UserError, orderly_end
 from util.mask_files import read_binary_mask
 from util.video import WHOLE, Excerpt, open_media, open_video
 

@@ -46,7 +46,7 @@ def read_log(folder: Path) -> list[dict]:
 def start(*words: object, folder: Path, **env: str) -> subprocess.Popen[str]:
     """Run a script from a folder, with some more environment variables."""
     return subprocess.Popen(
-        ["bash", *map(str, words)],
+        ["sh", *map(str, words)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         stdout=subprocess.PIPE,

@@ -29,7 +29,7 @@ FORBIDDEN = {
     "scripts.baselines": HEAVY,
     "scripts.make_toy_data": HEAVY,
     "scripts.train_toy": HEAVY,
-    "scripts.launch_rank": HEAVY,  # and with it scripts.launch
+    "scripts.launch": HEAVY,  # and with it scripts.launch
     "scripts.plot_run": HEAVY,
     "util.drawing": HEAVY - {"av"},  # writes videos
     "demo": HEAVY - {"av"},  # reports a video that cannot be read before it loads the model

@@ -99,16 +99,16 @@ def test_scripts_are_sound(root: Path, name: str):
 
 
 def test_no_python(clone: Clone):
-    assert "Python 3.11, 3.12 or 3.13 with its venv module is needed, and no Python was found" in clone.refusal()
+    assert "Python 3.11, 3.12 or 3.13 with its venv module is needed, but no Python was found" in clone.refusal()
 
 
 @pytest.mark.parametrize("version", ["2.7.18", "3.10.13", "3.14.0"])
 def test_python_too_old_or_too_new(clone: Clone, version: str):
     python = clone.tool("python3", f"echo {version}")
-    assert f"is needed, and python3 is {version}; install one" in clone.refusal()
+    assert f"is needed, but python3 is {version}; install it" in clone.refusal()
     python.rename(clone.folder / "my python")
     chosen = str(clone.folder / "my python")
-    assert f"is needed, and {chosen} is {version}; install one" in clone.refusal(PYTHON=chosen)
+    assert f"is needed, but {chosen} is {version}; install it" in clone.refusal(PYTHON=chosen)
 
 
 def test_python_without_venv(clone: Clone):
@@ -125,7 +125,7 @@ def test_chosen_python_does_not_run(clone: Clone):
 def test_full_disk(clone: Clone):
     clone.tool("df", FULL_DF)
     assert "needs about 8 GiB on the disk of" in clone.refusal(PYTHON=sys.executable)
-    assert "and 3 GiB are free" in clone.refusal(PYTHON=sys.executable)
+    assert "but only 3 GiB are free" in clone.refusal(PYTHON=sys.executable)
 
 
 def test_unknown_argument(clone: Clone):
@@ -170,7 +170,7 @@ def test_setup_is_repeatable_and_resumes(clone: Clone):
     clone.wheel("tiny", "1.0")
     first = setup()
     assert first.returncode == 0, first.stderr
-    assert "making .venv with Python" in first.stdout
+    assert "creating .venv with Python" in first.stdout
     assert version("tiny") == "1.0"
 
     again = setup()
@@ -201,7 +201,7 @@ def test_setup_is_repeatable_and_resumes(clone: Clone):
     python.symlink_to("/absent/python")
     broken = setup()
     assert broken.returncode == 0, broken.stderr
-    assert "it is made anew" in broken.stdout
+    assert "it is created again" in broken.stdout
     assert version("tiny") == "2.0"
 
 
@@ -254,7 +254,9 @@ PYTEST = [f"pytest --numprocesses auto --maxprocesses 4 --dist loadfile {words}"
 def test_checks_in_order_until_one_fails(checks: Clone, fail: str, ran: int, status: int):
     checks.write("fail", fail)
     run = checks.run("scripts/test.sh", "-k", "matcher")
-    assert run.stdout.splitlines() == ["setup --dev", "ruff check .", "ruff format --check .", "mypy", *PYTEST][:ran]
+    assert (
+        run.stdout.splitlines() == ["setup --dev --web", "ruff check .", "ruff format --check .", "mypy", *PYTEST][:ran]
+    )
     assert run.returncode == status
 
 

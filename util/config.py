@@ -27,11 +27,6 @@ VALIDATED_NAMES: list[str] = []
 METRICS: list[str] = []
 """The choices of options about datasets, which ``datasets.registry`` fills in; while empty, any text is accepted."""
 
-# ``datasets.registry`` fills these lists when it is imported. While they are empty, any text is accepted.
-DATASET_NAMES: list[str] = []
-VALIDATED_NAMES: list[str] = []
-METRICS: list[str] = []
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:

@@ -1,20 +1,26 @@
-"""Errors that a user can fix, reported in one sentence with exit status 2, and the command lines that report them."""
+"""User errors, exit statuses, and how a command ends: by its result, an error or a signal."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import io
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 USER_ERROR_STATUS = 2
-REQUEUE_STATUS = 75  # stopped by a signal with its work saved: the same command with --resume auto continues
+REQUEUE_STATUS = 75  # stopped by a signal with its work saved; the same command with --resume auto continues
+SIGNAL_STATUS = 128  # shells report 128 + the number of the signal that ended a process
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class UserError(ValueError):
-    """A mistake that the user can fix; exit status 2.
+    """A mistake that the user can fix.
 
     The message is one sentence: what is wrong, where, and what to do. Everything that only a bug can cause is an
     ``assert`` or another exception, and keeps its traceback.
@@ -22,15 +28,15 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A failure that no input of the user caused, described in one sentence; exit status 1."""
+    """A failure of a run that is not the user's mistake. The message is one sentence; the exit status is 1."""
 
 
 class Stopped(SystemExit):
-    """Ends a run that a signal stopped, with its work saved; exit status ``REQUEUE_STATUS``.
+    """A run that a signal has stopped, with its work saved. The exit status is ``REQUEUE_STATUS``.
 
     Args:
         signal: the signal's name.
-        step: number of steps done; None where training had not begun.
+        step: number of steps done; None if training had not started.
     """
 
     def __init__(self, signal: str, step: int | None = None) -> None:
@@ -53,9 +59,8 @@ class Parser(argparse.ArgumentParser):
             UserError: a flag is unknown (the message names the nearest known one), lacks its value or has a wrong one.
         """
         words = list(sys.argv[1:] if args is None else args)
-        self._refuse(
-            word for word in words if word.startswith("--")
-        )  # first: an argument that it should set is missing too
+        # Unknown flags first: an argument that one of them should set is missing too.
+        self._refuse(word for word in words if word.startswith("--"))
         found, unknown = self.parse_known_args(words, namespace)
         self._refuse(unknown)
         if unknown:
@@ -99,29 +104,56 @@ def nearest_flag(name: str, names: Sequence[str]) -> str | None:
 
 
 def help_asked() -> bool:
-    """Whether the command line asks for help, which scripts print before their slow imports."""
+    """Whether the command line asks for help. Scripts print it before imports that take seconds."""
     return not {"-h", "--help"}.isdisjoint(sys.argv[1:])
 
 
 def run_cli(main: Callable[[], int | None] | Callable[[], None]) -> NoReturn:
-    """Run ``main`` and exit with its status.
+    """Run a script's ``main`` and exit with its status.
 
-    ``UserError`` and ``RunError`` are printed as one line on stderr, without a traceback; the status is 2 or 1. It is
-    130 after Ctrl-C, and 75 for a stopped run that can be resumed. Characters that the terminal cannot show are written
-    as escapes.
+    ``UserError`` (status 2) and ``RunError`` (status 1) are printed as one line on stderr, without a traceback. Ctrl-C
+    ends with status 130. Characters that the terminal's encoding lacks are escaped.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         status = main()
-    except UserError as error:
+    except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR_STATUS)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(USER_ERROR_STATUS if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(SIGNAL_STATUS + signal.SIGINT)
     sys.exit(status or 0)
+
+
+@contextmanager
+def orderly_end() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end the block by an exception, as Ctrl-C does, so that unfinished output is removed.
+
+    Only the first signal counts: while the block cleans up, further ones do nothing. Signals that are ignored, as
+    ``nohup`` ignores SIGHUP, stay ignored. Outside the main thread this does nothing.
+
+    Raises:
+        KeyboardInterrupt: on SIGINT.
+        SystemExit: on SIGTERM or SIGHUP.
+    """
+    ended = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal ended
+        if not ended:
+            ended = True
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(SIGNAL_STATUS + number)
+
+    earlier = {}
+    if threading.current_thread() is threading.main_thread():
+        earlier = {n: handler for n in SIGNALS if (handler := signal.getsignal(n)) is not signal.SIG_IGN}
+    for number in earlier:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -1,84 +1,137 @@
-"""What stands between a training loop and the world: signals, processes that fail or hang, losses that explode."""
+"""Signal handling, hang detection and finite-loss checks for a training loop."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
 import torch
 import torch.distributed as dist
 
-from util.distributed import gather_objects, is_main, rank, wait_for_all, world_size
+from util.distributed import gather_objects, is_main, rank, world_size
 from util.errors import RunError, Stopped, UserError
 from util.run_log import Meter, Step, save_batches
-from util.stopping import StopSignals
-from util.watch import Watch
 
-MARGIN = 60.0  # seconds by which a collective waits longer than the watch, whose message says more
-UNHURRIED = 12 * 3600.0  # seconds that one process may score or save while the others wait
-SLOW_START = 3  # times the patience, for frozen parts that are read from a slow disk
+ROOT = Path(__file__).resolve().parents[1]
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Sent by schedulers and terminals. Slurm's ``--signal=USR1@120`` comes before its SIGTERM."""
+TWICE = 5.0  # seconds after which a second Ctrl-C ends the run at once; launchers forward the first one twice
+TICK = 1.0  # seconds between two checks of the watchdog
+LONG_WAIT = 12 * 3600.0  # seconds that one process may save or validate while the others wait
+SLOW_START = 3  # patience multiplier for the start: a slow disk may hold the frozen weights
+FAREWELL = 30.0  # seconds that a process which fails beside others has to end by itself
+GRACE = 5.0  # seconds for which a process that lost its peers lets the one that failed report first
+LOST = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "nccl", "gloo")
+"""Parts of the messages that collectives fail with when another process is gone."""
 GO, STOP, FAULT = 0, 1, 2
 
 
 class Guard:
-    """Ends a run in order: in all processes after the same step, with one sentence that says why.
+    """Ends a training run in order: all processes after the same step, with one sentence that says why.
 
-    A guard that is not entered guards nothing, for loops that need none.
+    Used as a context manager around the run. Inside it,
+
+    - SIGTERM, SIGINT and SIGUSR1 let the current step finish and be saved (``agree``, ``raise_stop``),
+    - a process that makes no progress for ``patience`` seconds ends with its rank, step and line on stderr,
+    - a loss that is not finite stops all processes and keeps its batch (``raise_fault``).
+
+    A guard that is not entered does none of this.
 
     Args:
-        folder: gets the batches of losses that are not finite.
-        patience: seconds without progress after which the run ends.
-        about: what a saved batch needs to be computed again (``seed``).
+        folder: where batches of losses that are not finite are saved.
+        patience: seconds without progress after which the process ends.
+        about: further entries of a saved batch (``seed``).
+
+    Attributes:
+        received: name of the first signal; empty until there is one.
     """
 
     def __init__(self, folder: Path | None = None, patience: float = 600.0, **about: Any) -> None:
-        self.folder, self.patience, self.about = folder, patience, about
-        self.signals = StopSignals()
-        self._watch: Watch | None = None
+        self.folder, self.about = folder, about
+        self.received = ""
+        self.watchdog = Watchdog(patience)
+        self._training = False
+        self._received_at = 0.0
+        self._handlers: dict[int, Any] = {}
         self._group: Any = None
         self._asked: tuple[Any, torch.Tensor] | None = None
 
     def __enter__(self) -> Self:
-        self.signals.__enter__()
+        if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+            self._handlers = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        self.at("prepares the training", SLOW_START * self.watchdog.patience)
+        self.watchdog.start()
         if world_size() > 1:
-            timeout = timedelta(seconds=UNHURRIED + MARGIN)  # others may save or score; the watch is faster
-            self._group = dist.new_group(backend="gloo", timeout=timeout)
-        self._watch = Watch(self.patience, self.signals.request)
-        wait_for_all()
-        self._watch.start()
-        self.at("prepares the training", SLOW_START * self.patience)
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=LONG_WAIT))
         return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                try:
+                    self.at("waits for the others to finish", LONG_WAIT)
+                    self._join()
+                except RuntimeError as lost:
+                    self._fail(lost)
+                    raise
+            elif not isinstance(error, Stopped):
+                self._fail(error)
+                return
+            self.watchdog.stop()
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
     def start(self, step: int) -> None:
-        """The training begins, with step number ``step`` + 1: from now on a signal lets the step finish."""
-        self.signals.begin()
+        """Begin training after ``step`` steps: from now on a signal lets the current step finish.
+
+        Before, there is nothing to save, and a signal ends the process at once.
+        """
+        self._training = True
         self.at(f"waits for the data of step {step + 1}")
 
-    def at(self, place: str, patience: float = 0.0) -> None:
-        """The loop has come to a place, where it may stay for so many seconds (0: the usual patience)."""
-        if self._watch is not None:
-            self._watch.at(place, patience)
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        name = signal.Signals(number).name
+        if not self._training:
+            print(f"stopped by {name} before the first step", file=sys.stderr)
+            raise Stopped(name)
+        if number == signal.SIGINT and self.received and time.monotonic() - self._received_at > TWICE:
+            raise KeyboardInterrupt
+        if not self.received:
+            self.received, self._received_at = name, time.monotonic()
 
-    def agree(self, fault: bool, now: bool) -> tuple[bool, bool]:
-        """Whether any process was asked to stop, and whether any has met a fault: the same answer in all of them.
-
-        The answer is about the step before, unless ``now``: each process hands in its word after every step and takes
-        the answer after the next one, when it has long arrived. So nothing waits, and no GPU is asked: words are four
-        bytes on the CPU (gloo).
+    def at(self, stage: str, patience: float = 0.0) -> None:
+        """Report progress.
 
         Args:
-            fault: of this process.
+            stage: what the process does now, such as "computes step 7".
+            patience: seconds that it may take; 0: the patience of the run.
+        """
+        self.watchdog.progress(stage, patience)
+
+    def agree(self, fault: bool, now: bool) -> tuple[bool, bool]:
+        """Whether any process was asked to stop, and whether any met a fault. The answer is the same in all processes.
+
+        It is about the previous step unless ``now``: the exchange of a step is collected after the next one, when it
+        has long finished, so that nothing waits. It is 8 bytes between CPUs (gloo) and involves no GPU.
+
+        Args:
+            fault: whether this process met one.
             now: wait for the answer about this step.
         """
-        stop = bool(self.signals.received)
-        if stop and self._watch is not None:
-            self._watch.tell_stop(self.signals.received)
-        word = FAULT if fault else STOP if stop else GO
+        word = FAULT if fault else STOP if self.received else GO
         if self._group is None:
             return word == STOP, word == FAULT
         answer = self._answer()
@@ -89,7 +142,7 @@ class Guard:
         return bool(answer[0]), bool(answer[1])
 
     def _answer(self) -> torch.Tensor:
-        """The answer to the last word, once."""
+        """The result of the exchange in progress, which is thereby finished; zeros if there is none."""
         if self._asked is None:
             return torch.zeros(2, dtype=torch.int32)
         work, flags = self._asked
@@ -97,21 +150,27 @@ class Guard:
         work.wait()
         return flags
 
+    def _join(self) -> None:
+        """Wait until all processes come here."""
+        if self._group is not None:
+            self._answer()
+            dist.barrier(self._group)
+
     def raise_stop(self, step: int) -> NoReturn:
-        """Leave, with all work saved; all processes come here together, so that a launcher takes none for crashed.
+        """Leave after step ``step``, which is saved. All processes come here together.
 
         Raises:
             Stopped: always.
         """
-        self.at("waits for the others to stop", UNHURRIED)
+        self.at("waits for the others to stop", LONG_WAIT)
         self._join()
-        name = self.signals.received or "a signal to another process"
+        name = self.received or "a signal to another process"
         if is_main():
             print(f"stopped by {name} after step {step}; --resume auto goes on from there", file=sys.stderr)
         raise Stopped(name, step)
 
     def raise_fault(self, meter: Meter) -> NoReturn:
-        """Name the first step that is not finite, and save what it was computed from; all processes come here together.
+        """Name the first step with a term that is not finite, and save its batch. All processes come here together.
 
         Raises:
             RunError: always.
@@ -130,7 +189,7 @@ class Guard:
         )
 
     def _keep(self, fault: Step) -> str:
-        """Save the batches of a step; where they are, for the message."""
+        """Save the batches of a step, and say where they are."""
         if self.folder is None or not fault.batches:
             return ""
         path = self.folder / f"not_finite_step_{fault.number:06d}_process_{rank()}.pt"
@@ -141,81 +200,144 @@ class Guard:
         return f"its batch is in {path}; "
 
     @contextmanager
-    def uncounted(self, place: str) -> Iterator[None]:
-        """A part of the run that a signal may break off anywhere, as all is saved: a validation.
+    def uncounted(self, stage: str) -> Iterator[None]:
+        """A part of the run that a signal may interrupt anywhere because everything is saved: a validation.
 
         Raises:
-            Stopped: it was broken off.
+            Stopped: it was interrupted.
         """
-        self.at(place, UNHURRIED)
+        self.at(stage, LONG_WAIT)
         try:
             yield
         except Exception as error:
-            if self.signals.received and not isinstance(error, UserError):  # others have left already
-                raise Stopped(self.signals.received) from error
+            if self.received and not isinstance(error, UserError):  # other processes have left already
+                raise Stopped(self.received) from error
             raise
 
     def pass_on(self) -> None:
-        """A sign of life within ``uncounted``.
+        """Report progress within ``uncounted``, such as a clip that is done.
 
         Raises:
-            Stopped: a signal has come, to this process or to another one.
+            Stopped: a signal has come.
         """
-        if self._watch is None:
+        self.watchdog.progress()
+        if self.received:
+            raise Stopped(self.received)
+
+    def _fail(self, error: BaseException) -> None:
+        """Prepare the end by an error.
+
+        Raises:
+            RunError: a clearer one, if another process or a data worker caused it.
+        """
+        stage = self.watchdog.stage
+        if world_size() == 1:
+            self.watchdog.stop()
+        else:  # leaving the process group may hang; the reason must be reported all the same
+            self.watchdog.progress(f"fails ({_first_line(error)})", FAREWELL)
+        if not isinstance(error, RuntimeError) or isinstance(error, RunError):
             return
-        self._watch.move()
-        if self.signals.received:
-            self._watch.tell_stop(self.signals.received)
-            raise Stopped(self.signals.received)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._leave(error)
-        finally:
-            self.signals.__exit__(kind, error, trace)
-
-    def _leave(self, error: BaseException | None) -> None:
-        if self._watch is None:
-            return
-        if error is None:
-            try:
-                self.at("waits for the others to finish", UNHURRIED)
-                self._join()
-            except RuntimeError as lost:
-                self._leave_failing(lost)
-                raise
-        elif isinstance(error, Stopped):
-            self._watch.tell_stop(error.signal)
-        else:
-            self._leave_failing(error)
-            return
-        self._watch.leave()
-
-    def _leave_failing(self, error: BaseException) -> None:
-        """Tell the others why this process ends; raise a clearer error where there is one."""
-        assert self._watch is not None
-        own = _lost_worker(error)
-        told = own or self._watch.explain(error)
-        reason = str(own or error).strip() or type(error).__name__
-        self._watch.fail("" if told and not own else reason.splitlines()[0])
-        if told:
-            raise told from error
-
-    def _join(self) -> None:
-        """Wait for all processes, and for the words that are still on their way."""
-        if self._group is not None:
-            self._answer()
-            dist.barrier(self._group)
+        if "DataLoader worker" in str(error):
+            raise RunError(
+                f"a process that loads data was killed ({_first_line(error).rstrip('. ')}), most often for lack of "
+                "memory; use fewer --num_workers or more shared memory (/dev/shm)"
+            ) from error
+        if world_size() > 1 and any(word in str(error).lower() for word in LOST):
+            end = time.monotonic() + GRACE
+            while not self.received and time.monotonic() < end:  # the launcher sends SIGTERM when it has seen the cause
+                time.sleep(0.1)
+            raise RunError(
+                f"process {rank()} {stage} and has lost the connection to another process ({_first_line(error)}); the "
+                "cause is in the message of the process that failed first"
+            ) from error
 
 
-def _lost_worker(error: BaseException) -> RunError | None:
-    """The sentence for a process that loads data and was killed, which PyTorch reports at any place."""
-    text = str(error)
-    if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
-        return None
-    return RunError(
-        f"a process that loads data has ended ({text.splitlines()[0].rstrip('. ')}); most often memory was short: take "
-        "fewer --num_workers, or more shared memory (/dev/shm)"
-    )
+class Watchdog:
+    """Thread that ends the process with a report when the main thread makes no progress.
+
+    Args:
+        patience: seconds without progress after which the process ends with status 1.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self.patience = self._allowed = patience
+        self.stage = ""
+        self._moves = 0
+        self._stopped = threading.Event()
+        self._reporting = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Start watching."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching. While a report is printed this does not return, and no second error appears below it."""
+        with self._reporting:
+            self._stopped.set()
+
+    def progress(self, stage: str = "", patience: float = 0.0) -> None:
+        """Restart the clock.
+
+        Args:
+            stage: what the main thread does now; empty: the same as before.
+            patience: seconds that it may take; 0: the usual ones. Of the same stage, as before.
+        """
+        with self._reporting:
+            if stage:
+                self.stage, self._allowed = stage, patience or self.patience
+            self._moves += 1
+
+    def _run(self) -> None:
+        tick = min(TICK, self.patience / 5)
+        seen, waited = self._moves, 0.0
+        while not self._stopped.wait(tick):
+            with self._reporting:
+                # Ticks are counted, not time: a process that was suspended or starved has not hung.
+                seen, waited = self._moves, waited + tick if seen == self._moves else 0.0
+                if waited > self._allowed and not self._stopped.is_set():
+                    print(
+                        f"error: process {rank()} {self.stage} and has made no progress for {waited:.0f} s "
+                        f"(--patience_minutes); it is at {_position()}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    os._exit(1)
+
+
+class WorkerSignals:
+    """Keeps data workers alive while the run finishes its step: signals often reach the whole process group.
+
+    Passed as ``worker_init_fn``. Workers end when their loader or the run's process does.
+    """
+
+    def __init__(self) -> None:
+        self._closing: torch.Tensor = torch.zeros((), dtype=torch.bool).share_memory_()
+
+    def close(self) -> None:
+        """Let SIGTERM end the workers again, which is how a loader ends one that hangs."""
+        self._closing.fill_(True)
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._end)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        if self._closing:
+            os._exit(0)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+def _position() -> str:
+    """Where the main thread is: the innermost line of this project."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(ROOT) and ".venv" not in path.parts:
+            return f"{path.relative_to(ROOT)}:{frame.f_lineno} ({frame.f_code.co_name})"
+        frame = frame.f_back
+    return "a line of a library"

@@ -1,4 +1,4 @@
-"""The same work for many videos, in processes, with a progress bar."""
+"""Work in the background: processes for many videos, threads that read ahead and write behind."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import multiprocessing.context
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import cv2
 from tqdm import tqdm
@@ -64,3 +66,56 @@ def map_videos(
 
 def _progress(results: Iterable[Result], total: int, unit: str) -> tqdm:
     return tqdm(results, total=total, unit=unit, leave=False, disable=None)
+
+
+class BackgroundTasks:
+    """Thread pool with a bounded queue that raises the errors of its tasks in the main thread.
+
+    A task's exception is raised by the next ``submit`` that waits for it, by ``wait``, or at the end of the ``with``
+    block. Leaving the block by an exception cancels the tasks that have not started.
+
+    Args:
+        workers: number of threads.
+        pending: number of unfinished tasks beyond which ``submit`` blocks; bounds the memory they hold.
+    """
+
+    def __init__(self, workers: int, pending: int = 8) -> None:
+        self._pool = ThreadPoolExecutor(workers)
+        self._pending = pending
+        self._futures: deque[Future[Any]] = deque()
+
+    def submit(self, task: Callable[..., Any], *args: Any) -> None:
+        """Run ``task(*args)`` in the pool."""
+        while len(self._futures) >= self._pending:
+            self._futures.popleft().result()
+        self._futures.append(self._pool.submit(task, *args))
+
+    def wait(self) -> None:
+        """Return when every task is done; raise the first error."""
+        while self._futures:
+            self._futures.popleft().result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def read_ahead(items: Iterable[Item], load: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
+    """Yield every item with ``load(item)``, while a thread loads the next one; an error of ``load`` is raised here."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: tuple[Item, Future[Result]] | None = None
+        for item in items:
+            following = item, pool.submit(load, item)
+            if waiting:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting:
+            yield waiting[0], waiting[1].result()

@@ -1,8 +1,0 @@
-#!/usr/bin/env bash
-# Scores HCD on MeViS, split valid_u: configs/hcd_mevis.yaml.
-#
-#   bash scripts/dist_test_mevis_hcd.sh OUTPUT_DIR CHECKPOINT [FLAGS of main.py]
-#
-# The truth of split valid is not public: inference_ytvos.py makes its submission. MeViS lies in
-# data/mevis, or where --mevis_path says (docs/data.md).
-exec bash "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh" test hcd_mevis "$@"
