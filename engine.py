@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from datasets.evaluators import Evaluator
 from util.config import Config
 from util.distributed import gather_objects, is_main, mean_over_processes, rank, world_size
-from util.evaluation import Evaluator, QueryPredictions
 from util.guard import Guard
 from util.logging import RunLog
 from util.meter import GRADIENT, Meter
+from util.metrics import QueryPredictions
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 import torch
 
 from datasets import list_videos
+from datasets.predictions import LAYOUTS, check_submission, require_frames, write_submission
 from datasets.video import Video, load_clip
 from models import Segmenter
 from models.loading import open_checkpoint
@@ -35,10 +36,8 @@ from util.device import device_name, resolve_device
 from util.distributed import is_main, process_group, rank, tell, wait_for_all
 from util.inference_record import InferenceRecord, open_record
 from util.locking import sole_run
-from util.mask_layouts import LAYOUTS
 from util.memory import INFERENCE, memory_advice
 from util.overlays import write_sheet
-from util.submission import check_submission, require_frames, write_submission
 from util.video_inference import count_expressions, share_of_videos
 
 PATIENCE = timedelta(hours=12)  # of a process that has done its share, for the slowest one

@@ -29,6 +29,8 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets import build_dataset, build_evaluator, build_scorer, is_video_set, list_videos
 from datasets.clip import ClipLoader, collate, denormalise
 from datasets.epoch_loader import EpochLoader
+from datasets.evaluators import Score, Scores
+from datasets.predictions import LAYOUTS, require_frames
 from datasets.video import load_clip
 from engine import build_schedule, is_due, train
 from engine import evaluate as evaluate_items
@@ -43,20 +45,17 @@ from util.benchmarks import AUTO_SPLIT, scored_parts, validated_set
 from util.checkpoint import save_carried, save_checkpoint
 from util.device import device_name, resolve_device
 from util.distributed import is_main, process_group, rank, tell, world_size
-from util.evaluation import Score, Scores
 from util.guard import Guard
 from util.inference_record import file_sha256, open_record
 from util.keeping import NEWEST, Keeper, begin_folder, check_epoch, resume_path
 from util.locking import sole_run
 from util.log_writers import further_writers
 from util.logging import open_log
-from util.mask_layouts import LAYOUTS
 from util.memory import INFERENCE, TRAINING, memory_advice
 from util.parameters import parameter_lines
 from util.results import write_results
 from util.run_summary import RunSummary
 from util.samples import LastClip
-from util.submission import require_frames
 from util.validation import FOLDER as VALIDATION
 from util.validation import Validation
 from util.video_scoring import video_score

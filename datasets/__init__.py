@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from util.benchmarks import EVAL_SPLITS, MIXTURES, VIDEO_SETS, folder_option
 from util.errors import UserError
-from util.evaluation import Evaluator, Scorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from datasets.clip import ClipDataset
+    from datasets.evaluators import Evaluator, Scorer
     from datasets.video import Video
     from util.config import Config
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from datasets.annotation_files import read_coco_masks
 from datasets.clip import ClipDataset, Sample, make_target
+from datasets.evaluators import Rle, encode_masks
 from datasets.reading import DATA_PAGE
 from datasets.transforms import ClipTransform
-from util.a2d_metrics import Rle, encode_masks
 from util.errors import UserError
 
 SLACK = (

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets.coco_masks import decode_segmentation
+from datasets.evaluators import Rle, encode_masks
 from datasets.reading import DATA_PAGE
-from util.a2d_metrics import Rle, encode_masks
 from util.errors import UserError
 from util.io import read_json
 from util.sentences import normalise_sentence

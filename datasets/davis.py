@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datasets.evaluators import Scorer
 from datasets.expressions import read_expressions, require_video_folders
+from datasets.predictions import davis_object, frame_size, read_index_mask
 from datasets.reading import DATA_PAGE, require_folder
+from datasets.scoring import score_ref_davis
 from util.errors import UserError
-from util.evaluation import Scorer
 from util.files import bring_file
 from util.io import read_json, write_json
-from util.jf_ref_davis import score_ref_davis
-from util.mask_files import read_index_mask
-from util.mask_layouts import davis_object
 from util.parallel import map_videos
-from util.submission import frame_size
 
 if TYPE_CHECKING:
     from datasets.video import Video
@@ -90,7 +88,7 @@ def build_videos(cfg: Config) -> list[Video]:
 def build_scorer(cfg: Config) -> Scorer:
     """Find the truth of ``cfg.split``; what is returned scores the masks below ``cfg.output_dir`` against it.
 
-    See ``util.jf_ref_davis.score_ref_davis``.
+    See ``datasets.scoring.score_ref_davis``.
 
     Raises:
         UserError: the truth is missing.

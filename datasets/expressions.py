@@ -10,23 +10,29 @@ from typing import Any, Generic, TypeVar
 from datasets.reading import DATA_PAGE, plain_name
 from util.errors import UserError
 from util.io import read_json
-from util.negatives import is_negative
 from util.sentences import normalise_sentence
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A sentence (normalised) and the id (1…254) of the object it refers to.
+    """A sentence about one object.
 
-    ``obj_id`` is None where the file does not say, and where the sentence is ``negative``: it names nothing.
+    Attributes:
+        caption: the normalised sentence.
+        obj_id: the object's value in the masks, 1…254; None if the file has none, and for negatives.
+        negative: whether the sentence refers to nothing in the video.
+        kind: the sentence's group, for scores per group; None if the file has none.
     """
 
     caption: str
     obj_id: int | None
     negative: bool = False
+    kind: str | None = None
 
 
 ExpressionT = TypeVar("ExpressionT")
+NEGATIVE = "negative"
+"""The ``kind`` of expressions that refer to nothing; their ``obj_id`` is null."""
 _MASK_VALUES = frozenset(map(str, range(1, 255)))
 
 
@@ -100,10 +106,20 @@ def _entry(
 
 
 def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> Expression:
-    caption, obj_id = read_caption(path, where, expression), expression.get("obj_id")
+    caption, obj_id, kind = read_caption(path, where, expression), expression.get("obj_id"), expression.get("kind")
     if obj_id is not None and str(obj_id) not in _MASK_VALUES:
         raise UserError(f"{path}: 'obj_id' of {where} is {obj_id!r:.40}; it should be a mask value, 1 to 254")
-    return Expression(caption, None if obj_id is None else int(obj_id), is_negative(expression, path, where))
+    if kind == NEGATIVE and obj_id is not None:
+        raise UserError(
+            f"{path}: {where} is of the kind {NEGATIVE!r}, which refers to nothing, but has the obj_id {obj_id!r}; "
+            "make that null, or use another kind"
+        )
+    return Expression(
+        caption,
+        None if obj_id is None else int(obj_id),
+        kind == NEGATIVE,
+        None if kind is None else str(kind),
+    )
 
 
 def require_mapping(value: Any, path: Path, what: str) -> Mapping[str, Any]:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from datasets.annotated_frames import AnnotatedFrames, Item, clamp
 from datasets.annotation_files import number_of, read_entries, require_files, sentence_of
+from datasets.evaluators import A2dEvaluator
 from datasets.mat_tags import has_array
 from datasets.reading import DATA_PAGE, plain_name, read_frames, require_folder
 from datasets.transforms import ClipTransform, build_transform
-from util.a2d_metrics import A2dEvaluator
 from util.errors import UserError
 
 if TYPE_CHECKING:

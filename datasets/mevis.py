@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.evaluators import Scorer
 from datasets.expression_clips import ExpressionClips
 from datasets.mevis_files import open_masks, read_split, unite
+from datasets.predictions import ANNOTATIONS
+from datasets.scoring import score_unions
 from datasets.transforms import ClipTransform, build_transform
 from datasets.video import Video
-from util.evaluation import Scorer
-from util.jf_unions import score_unions
-from util.mask_layouts import ANNOTATIONS
 
 if TYPE_CHECKING:
     from util.config import Config
@@ -94,7 +94,7 @@ def build_videos(cfg: Config) -> list[Video]:
 
 @dataclass(frozen=True)
 class ScoredVideo:
-    """A video and its truth, as ``util.jf_unions`` scores it. It can be sent to another process.
+    """A video and its truth, as ``datasets.scoring`` scores it. It can be sent to another process.
 
     Attributes:
         name: of its folder.
@@ -135,7 +135,7 @@ class ScoredVideo:
 def build_scorer(cfg: Config) -> Scorer:
     """Read the truth of ``cfg.split``; what is returned scores the masks below ``cfg.output_dir`` against it.
 
-    See ``util.jf_unions.score_unions``.
+    See ``datasets.scoring.score_unions``.
 
     Raises:
         UserError: the truth is missing or malformed.

@@ -17,9 +17,9 @@ import numpy as np
 from datasets.coco_masks import decode_segmentation
 from datasets.expressions import Entry, read_caption, read_entries, require_mapping, require_video_folders
 from datasets.reading import DATA_PAGE, require_folder
+from datasets.scoring import MASK_FILE
 from util.errors import UserError
 from util.io import read_json
-from util.jf_unions import MASK_FILE
 
 SPLITS = ("train", "valid_u", "valid")
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from datasets.predictions import read_index_mask
 from util.errors import UserError
-from util.mask_files import BROKEN_IMAGE, read_index_mask
+from util.io import BROKEN_IMAGE
 
 if TYPE_CHECKING:
     from torch import Tensor

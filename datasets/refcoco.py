@@ -14,12 +14,12 @@ import torch
 
 from datasets.annotation_files import require_files
 from datasets.clip import ClipDataset, Sample, make_target
+from datasets.evaluators import GroundTruth, RefcocoEvaluator
 from datasets.image_motion import ImageMotion
 from datasets.reading import read_frame, require_folder
 from datasets.refcoco_files import IMAGES, Item, PackedItems, draw_mask, instances_path, item_id, read_items
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
-from util.refcoco_metrics import RefcocoEvaluator, Truth
 
 if TYPE_CHECKING:
     from util.config import Config
@@ -120,9 +120,9 @@ def build_evaluator(cfg: Config) -> RefcocoEvaluator:
     items = PackedItems(read_items(Path(cfg.coco_path), name, split))
     positions = {item_id(item, name, split): position for position, item in enumerate(items)}
 
-    def truth(wanted: str) -> Truth:
+    def truth(wanted: str) -> GroundTruth:
         item: Item = items[positions[wanted]]
         x, y, width, height = item["bbox"]
-        return Truth(draw_mask(item, name, split), np.array([x, y, x + width, y + height]))
+        return GroundTruth(draw_mask(item, name, split), np.array([x, y, x + width, y + height]))
 
     return RefcocoEvaluator(list(positions), truth)

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from datasets.expressions import NEGATIVE
+from datasets.predictions import object_palette
 from datasets.toy_negatives import choose_negatives
 from datasets.toy_render import full_areas, render_frames, render_masks, write_frame
 from datasets.toy_scene import KINDS, MAX_OBJECTS, Scene, sample_scene
@@ -26,8 +28,6 @@ from datasets.toy_sentences import Facts, Sentence, choose_sentences
 from util.errors import UserError
 from util.io import atomic_path, read_json, write_json
 from util.locking import sole_run
-from util.mask_files import object_palette
-from util.negatives import NEGATIVE
 from util.parallel import map_videos
 
 GENERATOR_VERSION = 2  # raise it whenever the same parameters give other files

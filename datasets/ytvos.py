@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from datasets.evaluators import Scorer
 from datasets.expression_clips import ExpressionClips
 from datasets.expressions import VideoEntry, read_expressions, require_mapping, require_video_folders, video_folders
+from datasets.predictions import ANNOTATIONS
 from datasets.reading import DATA_PAGE, read_object_ids, require_folder
+from datasets.scoring import require_ground_truth, score_expressions
 from datasets.transforms import ClipTransform, build_transform
 from datasets.video import Video
 from util.errors import UserError
-from util.evaluation import Scorer
 from util.io import read_json
-from util.jf_expressions import require_truth, score_expressions
-from util.mask_layouts import ANNOTATIONS
 
 if TYPE_CHECKING:
     from util.config import Config
@@ -127,7 +127,7 @@ def build_videos(cfg: Config, root: Path | None = None) -> list[Video]:
 def build_scorer(cfg: Config, root: Path | None = None) -> Scorer:
     """Find the truth of ``cfg.split``; what is returned scores the masks below ``cfg.output_dir`` against it.
 
-    ``cfg.expressions_file``, where it is given, holds the object ids. See ``util.jf_expressions.score_expressions``.
+    ``cfg.expressions_file``, where it is given, holds the object ids. See ``datasets.scoring.score_expressions``.
 
     Args:
         cfg: options; ``cfg.ytvos_path`` is the folder.
@@ -139,7 +139,7 @@ def build_scorer(cfg: Config, root: Path | None = None) -> Scorer:
     root = root or Path(cfg.ytvos_path)
     truth = root / cfg.split / "Annotations"
     expressions = _expressions_file(cfg, cfg.split) or _default_file(root, cfg.split)
-    require_truth(truth, expressions)
+    require_ground_truth(truth, expressions)
     return partial(score_expressions, truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
 
 

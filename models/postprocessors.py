@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from models.segmenter import SegmenterOutput
-from util.evaluation import QueryPredictions
+from util.metrics import QueryPredictions
 
 FRAMES_AT_ONCE = 8  # bounds the memory: a 1280×720 frame of float32 is 3.7 MB, a video may have hundreds
 

@@ -19,13 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from datasets.expressions import VideoEntry, read_expressions
+from datasets.predictions import mask_path, read_index_mask, write_mask
 from util.command_line import Parser
 from util.errors import UserError, run_cli
 from util.io import read_json, write_json
-from util.mask_files import read_index_mask
-from util.mask_pngs import write_mask
 from util.parallel import map_videos
-from util.submission import mask_path
 
 VOID = 255  # in DAVIS masks: belongs to no object
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torchvision.io import write_jpeg
 
+from datasets.predictions import LAYOUTS, write_mask
 from datasets.video import Video, load_clip
 from models import Segmenter, prediction
 from models.postprocessors import mask_probabilities
@@ -47,8 +48,6 @@ from util.device import resolve_device
 from util.errors import run_cli
 from util.inference_record import InferenceRecord
 from util.io import read_json, write_json
-from util.mask_layouts import LAYOUTS
-from util.mask_pngs import write_mask
 from util.padding import pad_clips
 from util.precision import PRECISIONS
 

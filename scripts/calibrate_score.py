@@ -107,7 +107,7 @@ def read_scores(output: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _of_ytvos(options: Mapping[str, Any]) -> Mapping[str, Any]:
     from datasets.expressions import read_expressions
-    from util.jf_expressions import default_expressions
+    from datasets.scoring import default_expressions
 
     split = options["split"]
     file = options["expressions_file"] or default_expressions(Path(options["ytvos_path"]) / split / "Annotations")

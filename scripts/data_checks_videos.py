@@ -12,14 +12,12 @@ from datasets import davis, mevis_files, ytvos
 from datasets.expressions import Entry, read_expressions
 from datasets.mevis_files import InstanceMasks, MevisEntry, unite
 from datasets.reading import read_frame, require_folder
+from datasets.scoring import MASK_FILE, default_expressions, read_sequences
 from datasets.transforms import EvalTransform
 from scripts.data_findings import SAMPLE_FRAMES, SAMPLE_VIDEOS, Check, Findings
 from util.config import Config
 from util.errors import UserError
 from util.io import read_json
-from util.jf_davis import read_sequences
-from util.jf_expressions import default_expressions
-from util.jf_unions import MASK_FILE
 
 
 @dataclass(frozen=True)

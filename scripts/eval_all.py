@@ -221,8 +221,8 @@ def _train(folder: Path, options: Sequence[str | Path], weights: Path, steps: in
 
 def _infer(model: str, output: Path, inference: Inference) -> None:
     """Segment and score a set of videos, and compare with ``main.py --eval``."""
+    from datasets.scoring import video_metrics
     from scripts import eval_jf
-    from util.video_scores import video_metrics
 
     evaluation = next(e for e in EVALUATIONS if e.name == inference.evaluation)
     folder = output / "inference" / inference.name

@@ -18,16 +18,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.expressions import NEGATIVE
+from datasets.predictions import ANNOTATIONS, LAYOUTS, require_folder
+from datasets.scoring import (
+    MASK_FILE,
+    SEMI_SUPERVISED,
+    TASKS,
+    UNSUPERVISED,
+    default_expressions,
+    described_videos,
+    mean_over_objects,
+    read_sequences,
+    score_davis,
+    score_expressions,
+    score_ref_davis,
+    score_unions,
+)
 from util.command_line import Parser
 from util.errors import UserError, run_cli
 from util.io import write_json
-from util.jf_davis import SEMI_SUPERVISED, UNSUPERVISED, mean_over_objects, read_sequences, score_davis
-from util.jf_expressions import default_expressions, described_videos, score_expressions
-from util.jf_ref_davis import TASKS, score_ref_davis
-from util.jf_unions import MASK_FILE, score_unions
-from util.mask_files import require_folder
-from util.mask_layouts import ANNOTATIONS, LAYOUTS
-from util.negatives import NEGATIVE
 from util.parallel import available_cores
 
 EXPRESSIONS, MEVIS, REF_DAVIS = "expressions", "mevis", "ref-davis"

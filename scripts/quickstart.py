@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets.expressions import NEGATIVE
 from scripts.steps import ROOT, clear, near, run
 from util.command_line import Parser
 from util.errors import UserError, run_cli
 from util.io import write_json
 from util.locking import sole_run
-from util.negatives import NEGATIVE
 
 TOY = ROOT / "toy"
 

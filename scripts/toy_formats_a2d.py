@@ -16,11 +16,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
+from datasets.evaluators import encode_masks
 from datasets.toy import ToyParameters, ToyVideo, make_video
 from datasets.toy_render import render_frames
 from datasets.toy_scene import KINDS
 from scripts.toy_formats import empty_folder, write_lines
-from util.a2d_metrics import encode_masks
 from util.io import atomic_path, write_json
 from util.visualisation import write_video
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from datasets.davis import ANNOTATIONS, MISSPELT
+from datasets.predictions import write_index_mask
+from datasets.scoring import MASK_FILE
 from datasets.toy import ToyParameters, ToyVideo, make_video
 from datasets.toy_render import render_frames, write_frame
 from datasets.toy_scene import KINDS
 from scripts.toy_formats import empty_folder, write_lines
 from scripts.toy_formats_coco import compressed
 from util.io import write_json
-from util.jf_unions import MASK_FILE
-from util.mask_pngs import write_index_mask
 
 EVERYTHING = "all shapes"
 

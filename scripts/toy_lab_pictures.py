@@ -41,6 +41,7 @@ from torch import Tensor
 
 from datasets.clip import pad_clips
 from datasets.expressions import read_expressions
+from datasets.predictions import mask_path, read_binary_mask, read_index_mask
 from datasets.video import Video, load_frames
 from models import Segmenter, build_model
 from models.diffusion.encoder import VideoEncoder
@@ -49,8 +50,6 @@ from scripts.steps import near
 from scripts.toy_lab_claims import VARIANTS
 from scripts.toy_lab_runs import Lab
 from util.config import Config, load_config
-from util.mask_files import read_binary_mask, read_index_mask
-from util.submission import mask_path
 from util.visualisation import Picture, contact_sheet, draw_overlay, read_picture, text_bar
 
 STACKS = {"base": "pre-trained", "random_stack": "random"}

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from datasets.predictions import read_index_mask
+from datasets.scoring import score_expressions
 from datasets.toy import make_toy
 from datasets.toy_scene import KINDS as ALL_KINDS
 from scripts.baselines import run_swap
@@ -26,8 +28,6 @@ from util.config import config_dict, load_config
 from util.errors import RunError, UserError
 from util.inference_record import file_sha256
 from util.io import read_json, write_json
-from util.jf_expressions import score_expressions
-from util.mask_files import read_index_mask
 
 CONFIG = ROOT / "configs" / "vdit_toy.yaml"
 FRAMES = 1

@@ -11,9 +11,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from util.a2d_metrics import A2dEvaluator, encode_masks
+from datasets.evaluators import A2dEvaluator, QueryPredictions, encode_masks
 from util.errors import RunError, UserError
-from util.evaluation import QueryPredictions
 
 HEIGHT, WIDTH = 4, 10
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)

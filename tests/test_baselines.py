@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from datasets.expressions import Expression, VideoEntry
+from datasets.scoring import score_expressions
 from datasets.toy import make_toy
 from scripts.baselines import largest_object, main, swap_sentences
 from util.errors import run_cli
-from util.jf_expressions import score_expressions
 
 FRAMES = ["00000", "00005"]
 

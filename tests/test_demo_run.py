@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from datasets.predictions import read_binary_mask
 from tests.media_tools import loudness, picture, write_film
 from util.demo_results import new_folder, slug
 from util.demo_run import DemoResult, Progress, run_demo
 from util.ending import SIGNALS, orderly_end
 from util.errors import RunError, UserError
-from util.mask_files import read_binary_mask
 from util.media_frames import WHOLE, Excerpt
 from util.media_reader import open_media
 

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets.scoring import score_davis, score_expressions
 from scripts import eval_jf
 from tests.jf_tools import SIZE, blocks, edit_json, write_davis, write_mask, write_ytvos
-from util.jf_davis import score_davis
-from util.jf_expressions import score_expressions
 from util.metrics import expression_scores
 
 CASES = [

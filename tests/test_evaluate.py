@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 import engine
 from datasets.clip import ClipBatch, Sample, collate, make_target
+from datasets.evaluators import QueryPredictions
 from models.postprocessors import query_predictions
 from models.selection import all_queries
 from util.benchmarks import DATASETS, EVAL_SPLITS, MIXTURES, resolve_split, scored_parts
 from util.config import Config, config_dict
 from util.distributed import balanced_share, gather_objects
 from util.errors import UserError
-from util.evaluation import QueryPredictions
 from util.inference_record import open_record
 from util.results import project_version, write_results
 

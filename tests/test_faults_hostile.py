@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from datasets.predictions import MAX_MASK_BYTES, check_submission, read_index_mask, write_mask
 from datasets.reading import read_frame
 from datasets.toy import make_toy
 from tests.tiny_models import model_config
@@ -33,11 +34,8 @@ from util.hub import checkpoint_path
 from util.inference_record import open_record
 from util.io import read_json, write_json
 from util.keeping import newest_intact
-from util.mask_files import read_index_mask
-from util.mask_pngs import write_mask
 from util.media_reader import open_media
 from util.plain_pickle import read_plain_pickle
-from util.submission import MOST_BYTES, check_submission
 from util.visualisation import write_picture
 
 LIMIT = 300  # MB of memory that reading a small file may take
@@ -146,7 +144,7 @@ def test_a_submission_from_a_stranger(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("Annotations/v/0/00000.png", "w", force_zip64=True) as bomb:
             for _ in range(5):
-                bomb.write(bytes(MOST_BYTES))
+                bomb.write(bytes(MAX_MASK_BYTES))
         archive.writestr("../escaped.png", b"x")
         archive.writestr("/absolute.png", b"x")
         archive.writestr(link, "/etc/passwd")

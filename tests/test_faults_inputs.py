@@ -16,6 +16,7 @@ from PIL import Image
 from datasets import build_dataset, list_videos
 from datasets.coco_masks import decode_segmentation
 from datasets.expressions import read_expressions
+from datasets.predictions import check_submission
 from datasets.video_files import read_video_frames
 from demo import main as demo_main
 from inference_ytvos import finish, run_inference
@@ -32,7 +33,6 @@ from util.inference_record import InferenceRecord, mask_options
 from util.io import read_json, write_json
 from util.media_reader import open_media
 from util.metrics import expression_scores
-from util.submission import check_submission
 
 ODD = {
     "0": "红色的车 left",

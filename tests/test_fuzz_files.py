@@ -22,15 +22,20 @@ from scipy.io import savemat
 
 from datasets.a2d import read_instance_mask
 from datasets.jhmdb import count_puppet_masks, read_puppet_mask
+from datasets.predictions import (
+    check_submission,
+    frame_size,
+    index_fault,
+    mask_fault,
+    read_binary_mask,
+    read_index_mask,
+)
 from datasets.reading import read_frame
 from datasets.video_files import read_video_frames
 from tests.fuzz_tools import damaged, reads
 from tests.media_tools import write_film
 from util.checkpoint import read_checkpoint
-from util.mask_files import read_binary_mask, read_index_mask
-from util.mask_pngs import index_fault, mask_fault
 from util.media_reader import open_media
-from util.submission import check_submission, frame_size
 
 SIZE = (20, 30)
 COPIES = 40

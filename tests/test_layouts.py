@@ -20,14 +20,13 @@ from torch import Tensor
 import inference_davis
 import inference_ytvos
 from datasets import list_videos
+from datasets.predictions import CLIP_FRAMES, LAYOUTS, check_submission
 from datasets.video import Video
 from inference_ytvos import finish, run_inference
 from tests.inference_tools import StubModel, tree
 from util.config import Config
 from util.errors import RunError, UserError
 from util.inference_record import InferenceRecord, open_record
-from util.mask_layouts import CLIP_FRAMES, LAYOUTS
-from util.submission import check_submission
 
 HEIGHT, WIDTH = 32, 48
 CPU = torch.device("cpu")

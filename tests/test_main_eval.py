@@ -12,12 +12,12 @@ import pytest
 
 import inference_ytvos
 import main
+from datasets.scoring import video_metrics
 from scripts import eval_jf
 from scripts.toy_formats_a2d import write_toy_a2d
 from scripts.toy_formats_videos import write_toy_davis, write_toy_mevis
 from tests.forks import Forks
 from util.errors import run_cli
-from util.video_scores import video_metrics
 
 SIZES = {"frames": 4, "height": 48, "width": 64}
 

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from datasets.mevis import read_truth
+from datasets.predictions import write_mask
+from datasets.scoring import score_unions, video_counts, video_metrics
 from scripts import eval_jf
 from scripts.toy_formats_coco import compressed
 from tests.jf_tools import BOX_HEIGHT, BOX_WIDTH, LEFT, RIGHT, boxes
 from util.errors import UserError
-from util.jf_unions import score_unions
-from util.mask_pngs import write_mask
-from util.video_scores import video_counts, video_metrics
 
 # Expression → (instances, masks predicted in frames 0 and 1). Instance 4 is the left box in both frames, 5 the right
 # one in the second frame only: it appears late.

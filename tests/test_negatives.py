@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets.expressions import NEGATIVE
+from datasets.predictions import mask_path, write_mask
+from datasets.scoring import score_expressions
 from datasets.toy import make_toy
 from scripts import baselines, eval_jf
 from util.errors import run_cli
-from util.jf_expressions import score_expressions
-from util.mask_pngs import write_mask
-from util.negatives import NEGATIVE
-from util.submission import mask_path
 
 FRAMES = ["00000", "00005", "00010"]
 SIZE = (24, 32)

@@ -7,10 +7,9 @@ import pickle
 import numpy as np
 import pytest
 
+from datasets.evaluators import Evaluator, QueryPredictions, RefcocoEvaluator, Truth, box_iou
 from util.errors import RunError, UserError
-from util.evaluation import Evaluator, QueryPredictions
-from util.overlap import overlap_metrics
-from util.refcoco_metrics import RefcocoEvaluator, Truth, box_iou
+from util.metrics import overlap_metrics
 
 SIZE = (10, 20)
 FAR = [0, 0, 1, 1]

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util.errors import UserError
-from util.mask_pngs import write_mask
-from util.submission import (
+from datasets.predictions import (
     check_submission,
     frame_size,
     is_written,
     mask_path,
     require_frames,
+    write_mask,
     write_submission,
 )
+from util.errors import UserError
 
 HEIGHT, WIDTH = 24, 40
 

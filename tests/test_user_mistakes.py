@@ -13,6 +13,7 @@ import torch
 
 from datasets import build_dataset, build_evaluator, build_scorer, list_videos
 from datasets.davis import convert_davis
+from datasets.predictions import LAYOUTS
 from demo import main as demo_main
 from models import build_model, load_pretrained, prediction
 from models.diffusion import stack
@@ -30,7 +31,6 @@ from util.benchmarks import EVAL_SPLITS, VIDEO_SETS, folder_option
 from util.config import Config, load_config
 from util.errors import UserError
 from util.inference_record import open_record
-from util.mask_layouts import LAYOUTS
 from util.media_frames import Excerpt
 from util.media_reader import open_media
 

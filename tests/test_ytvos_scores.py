@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datasets.predictions import mask_path, write_index_mask, write_mask
+from datasets.scoring import score_expressions, video_counts, video_metrics
 from tests.jf_tools import LEFT, RIGHT, boxes
 from util.errors import UserError
-from util.jf_expressions import score_expressions
-from util.mask_pngs import write_index_mask, write_mask
-from util.submission import mask_path
-from util.video_scores import video_counts, video_metrics
 
 FRAMES = ["00000", "00005"]
 

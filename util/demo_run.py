@@ -18,12 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from datasets.predictions import read_binary_mask, write_grey, write_mask
 from util.background import BackgroundTasks
 from util.demo_results import MASKS_FILE, CocoWriter, FrameRecord, SentenceRecord, new_folder, sentence_records
 from util.demo_sheet import Sheet
 from util.errors import RunError
-from util.mask_files import read_binary_mask
-from util.mask_pngs import write_grey, write_mask
 from util.media_frames import Media, MediaFrame
 from util.media_reader import VideoFile
 from util.media_sound import open_sound

@@ -6,13 +6,20 @@ import json
 import os
 import re
 import shutil
+import struct
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from util.errors import UserError
+
+# What Pillow raises for broken or hostile image files, depending on the chunk that is broken.
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}(\.\w+)?")
 """The names that ``atomic_path`` gives."""

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from util.errors import UserError
-from util.mask_files import BROKEN_IMAGE
+from util.io import BROKEN_IMAGE
 from util.media_frames import WHOLE, Excerpt, Media, RawFrame
 from util.media_pixels import image_pixels
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from util.mask_layouts import SegmentedVideo
-from util.submission import frame_size
+from datasets.predictions import frame_size
+from datasets.video import Video
 from util.visualisation import (
     Picture,
     contact_sheet,
@@ -25,19 +25,19 @@ SHEET_ROWS, SHEET_COLUMNS = 8, 5
 FOLDER = "visualize"
 
 
-def overlay_path(output: Path, video: SegmentedVideo, exp_id: str, frame: Path) -> Path:
+def overlay_path(output: Path, video: Video, exp_id: str, frame: Path) -> Path:
     """Where the overlay of a frame lies."""
     return output / FOLDER / video.name / exp_id / f"{frame.stem}.png"
 
 
-def movie_path(output: Path, video: SegmentedVideo, exp_id: str) -> Path:
+def movie_path(output: Path, video: Video, exp_id: str) -> Path:
     """Where the MP4 of an expression lies."""
     return output / FOLDER / f"{video.name}_{exp_id}.mp4"
 
 
 def write_overlays(
     output: Path,
-    video: SegmentedVideo,
+    video: Video,
     exp_id: str,
     frames: Sequence[Path],
     masks: np.ndarray,
@@ -64,13 +64,13 @@ def write_overlays(
         write_picture(overlay_path(output, video, exp_id, frame), picture)
 
 
-def write_movie(output: Path, video: SegmentedVideo, exp_id: str) -> None:
+def write_movie(output: Path, video: Video, exp_id: str) -> None:
     """Make the MP4 of an expression from its overlays, which are all written."""
     overlays = (read_picture(overlay_path(output, video, exp_id, frame)) for frame in video.frame_paths)
     write_video(movie_path(output, video, exp_id), overlays, FPS)
 
 
-def write_sheet(output: Path, videos: Sequence[SegmentedVideo]) -> Path:
+def write_sheet(output: Path, videos: Sequence[Video]) -> Path:
     """Draw a few expressions and a few frames of each, evenly spread, from the overlays that are written.
 
     Returns:
@@ -81,7 +81,7 @@ def write_sheet(output: Path, videos: Sequence[SegmentedVideo]) -> Path:
     return sheet
 
 
-def _sheet_rows(output: Path, videos: Sequence[SegmentedVideo]) -> Iterator[tuple[str, list[Picture]]]:
+def _sheet_rows(output: Path, videos: Sequence[Video]) -> Iterator[tuple[str, list[Picture]]]:
     expressions = [(video, exp_id) for video in videos for exp_id in video.expressions]
     for video, exp_id in _spread(expressions, SHEET_ROWS):
         tiles = []

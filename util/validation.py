@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from datasets.evaluators import Score
 from util.benchmarks import scored_metric
 from util.distributed import gather_objects, is_main, wait_for_all, world_size
 from util.errors import UserError
-from util.evaluation import Score
 from util.io import read_json, write_json
 from util.results import write_results
 

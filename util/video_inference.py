@@ -16,17 +16,17 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from datasets.predictions import LAYOUTS, ClipMasks, MaskLayout, is_written
+from datasets.video import Video
 from util.background import BackgroundTasks, read_ahead
 from util.config import Config
 from util.distributed import balanced_share, rank, world_size
 from util.errors import RunError, UserError
 from util.inference_record import InferenceRecord
-from util.mask_layouts import LAYOUTS, ClipMasks, MaskLayout, SegmentedVideo
 from util.overlays import movie_path, write_movie, write_overlays
 from util.parallel import bar_style
-from util.submission import is_written
 
-VideoT = TypeVar("VideoT", bound=SegmentedVideo)
+VideoT = TypeVar("VideoT", bound=Video)
 
 
 class ClipPrediction(ClipMasks, Protocol):
@@ -59,7 +59,7 @@ ClipSegmenter = Callable[[Tensor, tuple[int, int], Mapping[str, str]], Iterator[
 class _Work:
     """What is left to do of a video, and what came of it."""
 
-    video: SegmentedVideo
+    video: Video
     folders: dict[str, list[str]]
     size: tuple[int, int] | None = None
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class _Work:
 
 
 def run_inference(
-    videos: Sequence[SegmentedVideo],
+    videos: Sequence[Video],
     cfg: Config,
     record: InferenceRecord,
     read: ClipReader,
@@ -125,7 +125,7 @@ def run_inference(
             record.add(video.name, {exp_id: _summary(result, layout) for exp_id, result in item.results.items()})
 
 
-def pending(video: SegmentedVideo, cfg: Config, record: InferenceRecord) -> dict[str, list[str]]:
+def pending(video: Video, cfg: Config, record: InferenceRecord) -> dict[str, list[str]]:
     """The folders of a video that are not wholly written yet, with the expressions that they are made of.
 
     Those that share a batch with them are made again: masks are then those of a run that was never stopped, bit for
@@ -160,7 +160,7 @@ def share_of_videos(videos: Sequence[VideoT]) -> list[VideoT]:
     return [videos[i] for i in balanced_share(costs, rank(), world_size())]
 
 
-def count_expressions(videos: Sequence[SegmentedVideo]) -> int:
+def count_expressions(videos: Sequence[Video]) -> int:
     """Number of expressions."""
     return sum(len(video.expressions) for video in videos)
 

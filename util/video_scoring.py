@@ -7,18 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets.evaluators import Score, Scorer, Scores
+from datasets.scoring import video_counts, video_metrics
+from datasets.video import Video
 from util.config import Config
 from util.distributed import is_main, rank, tell, wait_for_all
-from util.evaluation import Score, Scorer, Scores
 from util.inference_record import InferenceRecord
 from util.io import write_json
-from util.mask_layouts import SegmentedVideo
 from util.video_inference import ClipReader, run_inference, share_of_videos
-from util.video_scores import video_counts, video_metrics
 
 
 def video_score(
-    videos: Sequence[SegmentedVideo],
+    videos: Sequence[Video],
     scorer: Scorer | None,
     cfg: Config,
     open_record: Callable[[int], InferenceRecord],
