@@ -4,8 +4,8 @@
 - ``score_unions``: MeViS, the same, but an expression refers to any number of instances.
 - ``score_davis``: the two tasks of DAVIS-2017. ``score_ref_davis``: both tasks for the four annotations of Ref-DAVIS17.
 
-``video_metrics`` and ``video_counts`` turn any of their results into the entries of ``results.json``. J and F of a frame
-are computed in ``util.metrics``. Videos are scored in parallel processes.
+``video_metrics`` and ``video_counts`` turn any of their results into the entries of ``results.json``. J and F of one
+frame are computed in ``util.metrics``. Videos are scored in parallel processes.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def require_ground_truth(gt: Path, expressions: Path) -> None:
 def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, workers: int = 1) -> dict[str, Any]:
     """Compute J and F of every expression over all frames of its video, and their means over expressions.
 
-    A negative (an expression that refers to nothing) scores 1 in a frame where its mask is empty, else 0. It counts only
-    in the means of its kind. Videos of the expressions file without a folder in ``gt`` are left out, because the file of
-    the challenge also lists the test videos.
+    A negative (an expression that refers to nothing) scores 1 in a frame where its mask is empty, else 0. It counts
+    only in the means of its kind. Videos of the expressions file without a folder in ``gt`` are left out, because the
+    file of the challenge also lists the test videos.
 
     Args:
         gt: folder of ``<video>/<frame>.png``, palette PNGs whose value is the object id.
@@ -91,13 +91,10 @@ def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, wor
     require_folder(pred, _PRED_EXPRESSIONS)
     videos, notes = _choose_videos(expressions or default_expressions(gt), gt)
     require_masks(
-        file
+        folder / f"{frame}.png"
         for name, video in videos.items()
         for frame in video.frames
-        for file in (
-            gt / name / f"{frame}.png",
-            *(pred / name / exp_id / f"{frame}.png" for exp_id in video.expressions),
-        )
+        for folder in (gt / name, *(pred / name / exp_id for exp_id in video.expressions))
     )
     results = map_videos(partial(_score_video, gt=gt, pred=pred), list(videos.items()), workers)
 
@@ -492,9 +489,9 @@ _DAVIS_KEYS = {"J&F": "J&F", "J": "JM", "F": "FM", "J_recall": "JR", "F_recall":
 def video_metrics(scores: dict[str, Any]) -> dict[str, float]:
     """Return the metrics, 0…100 (decay −100…100), of a set of videos.
 
-    ``J&F``, ``J`` and ``F`` are the benchmark's own. Further metrics are, for Ref-YouTube-VOS, ``negative_accuracy`` and
-    ``kind.<kind>.J&F``…; for MeViS, ``with_target.J&F``… and ``no_target_accuracy``; for Ref-DAVIS17, ``matched.J&F``…,
-    ``fixed.J&F``… and the same of each annotation, ``matched.anno_0.J&F``….
+    ``J&F``, ``J`` and ``F`` are the benchmark's own. Ref-YouTube-VOS adds ``negative_accuracy`` and
+    ``kind.<kind>.J&F``…; MeViS ``with_target.J&F``…, ``without_target.J&F``… and ``no_target_accuracy``; Ref-DAVIS17
+    ``matched.J&F``…, ``fixed.J&F``… and the same of each annotation, ``matched.anno_0.J&F``….
 
     Args:
         scores: result of ``score_expressions``, ``score_unions`` or ``score_ref_davis``.

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.expressions import NEGATIVE
 from scripts.steps import ROOT, clear, near, run
 from util.command_line import Parser
 from util.errors import UserError, run_cli
@@ -135,7 +134,7 @@ def show(output: Path, results: dict[str, Any]) -> None:
     print(f"  carried checkpoint        {results['start_jf']:5.1f}")
     print(f"  after {results['steps']:3d} more steps      {results['val_jf']:5.1f}")
     for kind, value in results["kinds"].items():
-        name = "no mask where none is named" if kind == NEGATIVE else kind
+        name = "no mask where none is named" if kind == "negative" else kind
         print(f"    {name:<23} {value:5.1f}")
     print(f"  swapped sentences         {results['swapped_jf']:5.1f}")
     print(f"  largest object            {results['baseline_jf']:5.1f}")

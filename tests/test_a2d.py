@@ -11,12 +11,12 @@ import pytest
 from datasets import build_dataset, build_evaluator
 from datasets.a2d import A2dClips, read_instance_mask
 from datasets.clip import collate, denormalise
-from datasets.evaluators import QueryPredictions
 from datasets.transforms import TrainTransform
 from scripts.toy_formats_a2d import write_instances, write_toy_a2d
 from tests.a2d_tools import HEIGHT, LEVEL, WIDTH, config, h5_file, mask_of, plain, write_set
 from util.config import load_config
 from util.errors import UserError
+from util.metrics import QueryPredictions
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from datasets import build_dataset, build_evaluator
-from datasets.evaluators import QueryPredictions
 from scripts.toy_formats_a2d import coco_truth, write_instances, write_toy_a2d
 from tests.a2d_tools import config, h5_file, list_file, mask_of, plain, write_set
 from util.errors import UserError
+from util.metrics import QueryPredictions
 
 
 @pytest.fixture(scope="module")

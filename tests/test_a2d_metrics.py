@@ -11,8 +11,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datasets.evaluators import A2dEvaluator, QueryPredictions, encode_masks
+from datasets.evaluators import A2dEvaluator, encode_masks
 from util.errors import RunError, UserError
+from util.metrics import QueryPredictions
 
 HEIGHT, WIDTH = 4, 10
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -206,7 +207,7 @@ def test_agrees_with_pycocotools_summary(capsys: pytest.CaptureFixture[str]):
 def test_what_cannot_be_scored():
     with pytest.raises(UserError, match="there is no item to evaluate"):
         A2dEvaluator({})
-    with pytest.raises(UserError, match=r"masks for a are of \(4, 10\).*true one is of \(10, 4\)"):
+    with pytest.raises(UserError, match=r"masks for a have size \(4, 10\).*ground truth has size \(10, 4\)"):
         evaluator([predict("a", (0.5, pixels(3)))], a=pixels(3).T)
-    with pytest.raises(RunError, match="the scores for a are not finite numbers"):
+    with pytest.raises(RunError, match="the scores or boxes for a are not finite"):
         evaluator([predict("a", (float("nan"), pixels(3)))], a=pixels(3))

@@ -113,8 +113,8 @@ def test_missing_folders(davis: Path) -> None:
     gt, pred, none, empty = davis / "gt", davis / "pred", davis / "none", davis / "empty"
     empty.mkdir()
     for task in (["--task", "semi-supervised"], ["--task", "unsupervised"], ["--task", "expressions"], []):
-        refuse("none is not a folder", "--gt", none, "--pred", pred, *(task or ["--task", "semi-supervised"]))
-        refuse("none is not a folder", "--gt", gt, "--pred", none, *task)
+        refuse("none is missing", "--gt", none, "--pred", pred, *(task or ["--task", "semi-supervised"]))
+        refuse("none is missing", "--gt", gt, "--pred", none, *task)
     refuse("empty holds neither", "--gt", gt, "--pred", empty)
     refuse("empty holds no folder", "--gt", empty, "--pred", pred)
 
@@ -126,7 +126,7 @@ def test_options_that_do_not_fit(davis: Path) -> None:
     names.write_text("\n")
     refuse("names.txt is empty", *folders, "--sequences", names)
     names.write_text("bird\n")
-    refuse("gt/bird is not a folder", *folders, "--sequences", names)
+    refuse("gt/bird is missing", *folders, "--sequences", names)
     refuse("--sequences belongs to", *folders, "--sequences", names, "--task", "expressions")
     refuse("--expressions_file belongs to", *folders, "--expressions", names)
     refuse("is a folder; name a file", *folders, "--json", davis)
@@ -157,11 +157,11 @@ def spoil_videos(meta: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop_obj_id, "video cat, expression 0 has no valid 'obj_id'.*--expressions"),
-        (spoil_obj_id, "video cat, expression 0 has the obj_id '0'"),
-        (drop_frames, "video cat has no frames"),
+        (drop_obj_id, "expression '0' of video 'cat' has no 'obj_id'.*--expressions"),
+        (spoil_obj_id, "'obj_id' of expression '0' of video 'cat' is '0'"),
+        (drop_frames, "video 'cat' should have a list of frame names"),
         (keep_test_video, "none of the 1 videos"),
-        (spoil_videos, "no valid 'videos'"),
+        (spoil_videos, "'videos' should be a JSON object"),
     ],
 )
 def test_bad_expressions_file(ytvos: Path, change: Callable[[Any], None], message: str) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import engine
 from datasets.clip import ClipBatch, Sample, collate, make_target
-from datasets.evaluators import QueryPredictions
 from models.postprocessors import query_predictions
 from models.selection import all_queries
 from util.benchmarks import DATASETS, EVAL_SPLITS, MIXTURES, resolve_split, scored_parts
@@ -24,6 +23,7 @@ from util.config import Config, config_dict
 from util.distributed import balanced_share, gather_objects
 from util.errors import UserError
 from util.inference_record import open_record
+from util.metrics import QueryPredictions
 from util.results import project_version, write_results
 
 CPU = torch.device("cpu")

@@ -14,12 +14,12 @@ from scipy.io import savemat
 
 from datasets import build_dataset, build_evaluator
 from datasets.clip import denormalise
-from datasets.evaluators import QueryPredictions
 from datasets.jhmdb import COCO_FILE, LIST_FILE, JhmdbClips, count_puppet_masks, read_puppet_mask
 from datasets.transforms import EvalTransform
 from scripts.toy_formats_a2d import write_puppet_masks, write_toy_jhmdb
 from util.config import Config
 from util.errors import UserError
+from util.metrics import QueryPredictions
 
 HEIGHT, WIDTH, FRAMES = 48, 80, 9
 LEVEL = 25  # of grey, between two frames

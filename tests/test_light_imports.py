@@ -22,9 +22,6 @@ FORBIDDEN = {
     "scripts.web_demo": HEAVY | {"cv2", "gradio", "fastapi"},
     "util.parallel": HEAVY,  # workers import it and the module of their work
     "datasets.scoring": HEAVY,
-    "datasets.scoring": HEAVY,
-    "datasets.scoring": HEAVY,
-    "datasets.scoring": HEAVY,
     "datasets.predictions": HEAVY,
     "scripts.eval_jf": HEAVY,
     "scripts.baselines": HEAVY,

@@ -125,11 +125,11 @@ def test_tables(root: Path, capsys: pytest.CaptureFixture) -> None:
     [
         (
             {**BLUE, "obj_id": "1"},
-            "video cat, expression 1 is of the kind 'negative', which names nothing, but has the",
+            "expression '1' of video 'cat' is of the kind 'negative', which refers to nothing, but has the",
         ),
-        ({**BLUE, "kind": "colour"}, "video cat, expression 1 has no valid 'obj_id'"),
-        ({"exp": "the blue circle", "obj_id": None}, "video cat, expression 1 has no valid 'obj_id'"),
-        ({"exp": "the blue circle"}, "video cat, expression 1 has no valid 'obj_id'"),
+        ({**BLUE, "kind": "colour"}, "expression '1' of video 'cat' has no 'obj_id'"),
+        ({"exp": "the blue circle", "obj_id": None}, "expression '1' of video 'cat' has no 'obj_id'"),
+        ({"exp": "the blue circle"}, "expression '1' of video 'cat' has no 'obj_id'"),
     ],
 )
 def test_what_is_no_negative(root: Path, entry: dict, message: str, capsys: pytest.CaptureFixture) -> None:
@@ -141,7 +141,7 @@ def test_what_is_no_negative(root: Path, entry: dict, message: str, capsys: pyte
 def test_negatives_alone_have_no_score(root: Path, capsys: pytest.CaptureFixture) -> None:
     write_expressions(root, {"cat": {"1": BLUE}, "dog": {"0": BLUE}})
     gt, pred = folders(root)
-    assert "no expression names an object" in fails_with(capsys, eval_jf.main, "--gt", gt, "--pred", pred)
+    assert "no expression refers to an object" in fails_with(capsys, eval_jf.main, "--gt", gt, "--pred", pred)
 
 
 def test_a_missing_mask_of_a_negative(root: Path, capsys: pytest.CaptureFixture) -> None:

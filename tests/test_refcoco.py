@@ -16,11 +16,12 @@ from torchvision.ops import box_convert
 
 from datasets import build_dataset, build_evaluator
 from datasets.clip import denormalise
-from datasets.evaluators import QueryPredictions, RefcocoEvaluator
+from datasets.evaluators import RefcocoEvaluator
 from datasets.refcoco_files import PackedItems, read_items
 from scripts.toy_formats_coco import uncompressed
 from util.config import Config, load_config
 from util.errors import UserError
+from util.metrics import QueryPredictions
 
 HEIGHT, WIDTH = 48, 80
 NAMES = ("COCO_train2014_000000000009.jpg", "COCO_train2014_000000000025.jpg")

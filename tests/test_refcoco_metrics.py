@@ -7,9 +7,9 @@ import pickle
 import numpy as np
 import pytest
 
-from datasets.evaluators import Evaluator, QueryPredictions, RefcocoEvaluator, Truth, box_iou
+from datasets.evaluators import Evaluator, GroundTruth, RefcocoEvaluator
 from util.errors import RunError, UserError
-from util.metrics import overlap_metrics
+from util.metrics import QueryPredictions, box_iou, overlap_metrics
 
 SIZE = (10, 20)
 FAR = [0, 0, 1, 1]
@@ -31,10 +31,10 @@ def prediction(item: str, *queries: tuple[float, np.ndarray, list[float]]) -> Qu
 # IoU of masks and boxes: a 9/10 and 1, b 1/2 and 1/2, c 0 and 0 (an empty mask), d 60/100 and 81/119. The second query
 # scores best in a, the first of two equal ones in d.
 TRUTH = {
-    "a": Truth(mask(10), np.array([0, 0, 10, 10.0])),
-    "b": Truth(mask(20), np.array([0, 0, 10, 10.0])),
-    "c": Truth(mask(30), np.array([2, 2, 8, 8.0])),
-    "d": Truth(mask(80), np.array([0, 0, 10, 10.0])),
+    "a": GroundTruth(mask(10), np.array([0, 0, 10, 10.0])),
+    "b": GroundTruth(mask(20), np.array([0, 0, 10, 10.0])),
+    "c": GroundTruth(mask(30), np.array([2, 2, 8, 8.0])),
+    "d": GroundTruth(mask(80), np.array([0, 0, 10, 10.0])),
 }
 PREDICTIONS = {
     "a": prediction("a", (0.2, mask(10), FAR), (0.9, mask(9), [0, 0, 10, 10]), (0.3, mask(0), FAR)),
@@ -98,7 +98,7 @@ def test_equal_sentences_are_two_items() -> None:
 
 
 def test_two_empty_masks_agree() -> None:
-    found = RefcocoEvaluator(["e"], lambda item: Truth(mask(0), np.zeros(4)))
+    found = RefcocoEvaluator(["e"], lambda item: GroundTruth(mask(0), np.zeros(4)))
     found.update([prediction("e", (0.5, mask(0), FAR))])
     assert {found.results()[name] for name in ("oIoU", "mIoU", "P@0.9")} == {100.0}
 
@@ -134,7 +134,7 @@ def test_what_is_not_finite_stops(bad: str) -> None:
 
 def test_masks_of_another_size_and_no_item() -> None:
     wrong = QueryPredictions("a", np.ones(1, np.float32), np.zeros((1, 5, 5), bool), np.zeros((1, 4), np.float32))
-    with pytest.raises(UserError, match=r"the masks for a are of \(5, 5\) .* \(10, 20\)"):
+    with pytest.raises(UserError, match=r"the masks for a have size \(5, 5\) .* \(10, 20\)"):
         evaluator().update([wrong])
     with pytest.raises(UserError, match="there is no item to evaluate"):
         evaluator("")

@@ -291,8 +291,8 @@ class QueryPredictions:
 def overlap_metrics(intersections: Sequence[int], unions: Sequence[int]) -> dict[str, float]:
     """Compute P@K, oIoU and mIoU over items with one ground-truth and one predicted mask each.
 
-    ``P@K`` is the share of items whose IoU is strictly above K, ``oIoU`` the sum of all intersections divided by the sum
-    of all unions, ``mIoU`` the mean IoU. Two empty masks have an IoU of 1 and add nothing to ``oIoU``.
+    ``P@K`` is the share of items whose IoU is strictly above K, ``oIoU`` the sum of all intersections divided by the
+    sum of all unions, ``mIoU`` the mean IoU. Two empty masks have an IoU of 1 and add nothing to ``oIoU``.
 
     Args:
         intersections, unions: pixels of each item.
