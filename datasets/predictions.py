@@ -38,7 +38,6 @@ _BROKEN_ZIP = (
 )  # what zipfile raises on damaged or hostile archives
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a fixed date makes the zip reproducible
 _BIT_DEPTH, _COLOUR_TYPE = 24, 25  # offsets in a PNG file
-_GREY, _PALETTE = 0, 3  # colour types of PNG
 
 
 # Mask files
@@ -57,29 +56,17 @@ def object_palette() -> list[int]:
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a mask, bool ``[H, W]``, as an 8-bit greyscale PNG of 0 and 255, atomically.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write a mask, bool ``[H, W]``, as an 8-bit greyscale PNG of 0 and 255; raises ``UserError`` if that fails."""
     write_grey(path, mask.astype(np.uint8) * 255)
 
 
 def write_grey(path: Path, plane: np.ndarray) -> None:
-    """Write uint8 ``[H, W]`` as an 8-bit greyscale PNG, atomically.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write uint8 ``[H, W]`` as an 8-bit greyscale PNG; raises ``UserError`` if that fails."""
     _write(path, Image.fromarray(plane))
 
 
 def write_index_mask(path: Path, ids: np.ndarray) -> None:
-    """Write object ids, uint8 ``[H, W]``, as an 8-bit palette PNG in DAVIS colours, atomically.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write object ids, uint8 ``[H, W]``, as an 8-bit palette PNG; raises ``UserError`` if that fails."""
     image = Image.fromarray(ids)
     image.putpalette(object_palette())
     _write(path, image)
@@ -152,11 +139,7 @@ def _open_png(content: bytes) -> Image.Image:
 
 
 def require_masks(paths: Iterable[Path]) -> None:
-    """Check that mask files exist, before any are scored.
-
-    Raises:
-        UserError: names the first missing file and the number of other missing ones.
-    """
+    """Check that mask files exist; raises a ``UserError`` with the first missing file and the number of others."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise _missing(missing[0], len(missing) - 1)
@@ -218,24 +201,11 @@ class MaskLayout:
         return prediction.masks
 
     def write(self, path: Path, plane: np.ndarray) -> None:
-        """Write the mask of one frame.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
+        """Write the mask of one frame; raises ``UserError`` if that fails."""
         write_mask(path, plane)
 
     def fault(self, file: BinaryIO, video: Video, size: tuple[int, int]) -> str | None:
-        """Describe what is wrong with a mask file of a video.
-
-        Args:
-            file: the PNG, open at its start.
-            video: the video.
-            size: (height, width) of its frame.
-
-        Returns:
-            a phrase such as "is 64×32, not 128×64", or None if the file is correct.
-        """
+        """Describe what is wrong with a mask file of a video whose frame has this (height, width), or return None."""
         return mask_fault(file, size)
 
     def zip_name(self, name: str) -> str:
@@ -275,7 +245,7 @@ class DavisLayout(MaskLayout):
         write_index_mask(path, plane)
 
     def fault(self, file: BinaryIO, video: Video, size: tuple[int, int]) -> str | None:
-        return index_fault(file, size, max(map(davis_object, video.expressions), default=0))
+        return mask_fault(file, size, max(map(davis_object, video.expressions), default=0))
 
 
 LAYOUTS: dict[str, MaskLayout] = {
@@ -296,47 +266,39 @@ def mask_path(folder: Path, video: str, exp_id: str, frame: str) -> Path:
     return folder / ANNOTATIONS / video / exp_id / f"{frame}.png"
 
 
-def mask_fault(file: BinaryIO, size: tuple[int, int]) -> str | None:
-    """Describe what is wrong with an 8-bit greyscale PNG of 0 and 255; arguments as for ``MaskLayout.fault``."""
-    counts = _histogram(file, size, _GREY, "8-bit greyscale")
-    if isinstance(counts, str):
-        return counts
-    other = next((value for value in range(1, 255) if counts[value]), None)
-    return None if other is None else f"holds the value {other}, not only 0 and 255"
+def mask_fault(file: BinaryIO, size: tuple[int, int], highest: int | None = None) -> str | None:
+    """Describe what is wrong with a mask file, or return None.
 
-
-def index_fault(file: BinaryIO, size: tuple[int, int], highest: int) -> str | None:
-    """Describe what is wrong with an 8-bit palette PNG of object ids up to ``highest``; see ``MaskLayout.fault``."""
-    counts = _histogram(file, size, _PALETTE, "an 8-bit palette image")
-    if isinstance(counts, str):
-        return counts
-    other = next((value for value in range(highest + 1, 256) if counts[value]), None)
-    return None if other is None else f"holds the id {other}, and the video's highest is {highest}"
-
-
-def _histogram(file: BinaryIO, size: tuple[int, int], colour_type: int, kind: str) -> list[int] | str:
-    """Count how often each value occurs, or describe what is wrong with the file."""
+    Args:
+        file: the PNG, open at its start.
+        size: (height, width) that it must have.
+        highest: the highest object id of an 8-bit palette PNG; None: the PNG must be 8-bit greyscale, 0 and 255.
+    """
     content = file.read()
+    colour_type, kind = (0, "8-bit greyscale") if highest is None else (3, "an 8-bit palette image")
     try:
         image = _open_png(content)
         if content[_BIT_DEPTH] != 8 or content[_COLOUR_TYPE] != colour_type:
             return f"is not {kind} (mode {image.mode})"
         if (image.height, image.width) != size:
             return f"is {image.width}×{image.height}, not {size[1]}×{size[0]}"
-        return image.histogram()
+        counts = image.histogram()
     except BROKEN_IMAGE as error:
         return f"is not a readable PNG ({error})"
+    forbidden = range(1, 255) if highest is None else range(highest + 1, 256)
+    value = next((value for value in forbidden if counts[value]), None)
+    if value is None:
+        return None
+    if highest is None:
+        return f"holds the value {value}, not only 0 and 255"
+    return f"holds the id {value}, and the video's highest is {highest}"
 
 
 # Submissions
 
 
 def require_frames(videos: Iterable[Video]) -> None:
-    """Check that all frames exist, before a run that would stop hours later.
-
-    Raises:
-        UserError: names the first missing frame and the number of other missing ones.
-    """
+    """Check that all frames exist; raises a ``UserError`` with the first missing frame and the number of others."""
     missing = [path for video in videos for path in video.frame_paths if not path.is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -344,11 +306,7 @@ def require_frames(videos: Iterable[Video]) -> None:
 
 
 def frame_size(path: Path) -> tuple[int, int]:
-    """Read the (height, width) of an image from its header.
-
-    Raises:
-        UserError: the file is missing or not an image.
-    """
+    """Read the (height, width) of an image from its header; raises ``UserError`` if it is missing or not an image."""
     try:
         with Image.open(path) as image:
             return image.height, image.width
@@ -374,11 +332,7 @@ def is_written(output: Path, video: Video, folder: str, layout: MaskLayout = LAY
 def write_submission(
     folder: Path, videos: Iterable[Video], archive: Path, layout: MaskLayout = LAYOUTS["ytvos"]
 ) -> None:
-    """Zip the masks of all videos below ``folder``, and no other file.
-
-    Raises:
-        UserError: a mask is missing, or the zip cannot be written.
-    """
+    """Zip the masks of all videos below ``folder``; raises ``UserError`` if one is missing or the zip not writable."""
     try:
         # Not compressed, because PNGs already are.
         with atomic_path(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as target:

@@ -103,8 +103,8 @@ def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, wor
     invisible = []
     for (name, video), (scores, visible) in zip(videos.items(), results, strict=True):
         for (exp_id, expression), (j, f) in zip(video.expressions.items(), scores, strict=True):
-            row = {"J": float(j), "F": float(f), "JF": float(j + f) / 2, "obj_id": expression.obj_id}
-            per_expression[f"{name}/{exp_id}"] = row if expression.kind is None else {**row, "kind": expression.kind}
+            kind = {} if expression.kind is None else {"kind": expression.kind}
+            per_expression[f"{name}/{exp_id}"] = {**_row(j, f), "obj_id": expression.obj_id, **kind}
             if expression.obj_id not in visible:
                 invisible.append(f"{name}/{exp_id}")
         if rows := _with_object(per_expression[f"{name}/{exp_id}"] for exp_id in video.expressions):
@@ -208,14 +208,16 @@ def _score_masks(
     return np.mean(scores, axis=0)
 
 
+def _row(j: float, f: float) -> dict[str, Any]:
+    return {"J": float(j), "F": float(f), "JF": float(j + f) / 2}
+
+
 def _with_object(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["obj_id"] is not None]
 
 
 def _mean_scores(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Return the means of ``J`` and ``F`` over rows, and ``JF``, the mean of both."""
-    j, f = np.mean([(row["J"], row["F"]) for row in rows], axis=0)
-    return {"J": float(j), "F": float(f), "JF": float(j + f) / 2}
+    return _row(*np.mean([(row["J"], row["F"]) for row in rows], axis=0))
 
 
 def _counted_mean_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -262,7 +264,7 @@ def score_unions(videos: Sequence[ScoredVideo], pred: Path, version: str, worker
     results = map_videos(partial(_score_union_video, pred=pred), videos, workers)
     by_video = {
         video.name: {
-            exp_id: {"J": float(j), "F": float(f), "JF": float(j + f) / 2, "target": bool(target)}
+            exp_id: {**_row(j, f), "target": bool(target)}
             for (exp_id, target), (j, f) in zip(video.targets.items(), result, strict=True)
         }
         for video, result in zip(videos, results, strict=True)

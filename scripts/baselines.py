@@ -128,12 +128,13 @@ def run_swap(expressions: Path, output: Path) -> None:
     negatives = sum(expression.negative for expression in listed)
     unknown = len(listed) - count - alone - negatives
     print(f"{count} sentences swapped in {output}")
-    if alone:
-        print(f"left out: {alone} expressions whose video has no sentence about another object")
-    if negatives:
-        print(f"left out: {negatives} negatives, sentences that refer to nothing")
-    if unknown:
-        print(f"left out: {unknown} expressions without obj_id (test videos have none)")
+    for left_out, what in (
+        (alone, "expressions whose video has no sentence about another object"),
+        (negatives, "negatives, sentences that refer to nothing"),
+        (unknown, "expressions without obj_id (test videos have none)"),
+    ):
+        if left_out:
+            print(f"left out: {left_out} {what}")
 
 
 def swap_sentences(video: VideoEntry) -> dict[str, str]:

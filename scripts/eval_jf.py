@@ -40,6 +40,8 @@ from util.io import write_json
 from util.parallel import available_cores
 
 EXPRESSIONS, MEVIS, REF_DAVIS = "expressions", "mevis", "ref-davis"
+DAVIS_COLUMNS = ["J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay"]
+DAVIS_KEYS = ["J&F", "JM", "JR", "JD", "FM", "FR", "FD"]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -132,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"task: {args.task} (guessed from the folders; --task chooses another)")
     check_args(args)
     scores = score(args)
-    PRINT[args.task](scores)
+    {EXPRESSIONS: print_expressions, MEVIS: print_mevis, REF_DAVIS: print_ref_davis}.get(args.task, print_davis)(scores)
     if args.json is not None:
         write_json(args.json, scores)
         print(f"all scores: {args.json}")
@@ -174,15 +176,12 @@ def print_expressions(scores: dict[str, Any]) -> None:
 def print_mevis(scores: dict[str, Any]) -> None:
     """Print tables per video and with and without target, with the mean over all expressions."""
     mean = {**scores["global"], "expressions": len(scores["per_expression"])}
-    parts = {name: scores[key] for name, key in TARGETS.items() if key in scores}
+    parts = {key.replace("_", " "): scores[key] for key in ("with_target", "without_target") if key in scores}
     print(f"MeViS {scores['version']}")
     print_groups("video", scores["per_video"], "mean", mean)
     print_groups("sentences", parts, "mean", mean)
     if "without_target" in scores:
         print(f"\nwithout target and without any mask: {percent(scores['without_target']['accuracy'])} %")
-
-
-TARGETS = {"with target": "with_target", "without target": "without_target"}
 
 
 def print_ref_davis(scores: dict[str, Any]) -> None:
@@ -207,27 +206,9 @@ def print_davis(scores: dict[str, Any]) -> None:
     )
 
 
-DAVIS_COLUMNS = {
-    "J&F": "J&F",
-    "J mean": "JM",
-    "J recall": "JR",
-    "J decay": "JD",
-    "F mean": "FM",
-    "F recall": "FR",
-    "F decay": "FD",
-}
-PRINT = {
-    EXPRESSIONS: print_expressions,
-    MEVIS: print_mevis,
-    REF_DAVIS: print_ref_davis,
-    SEMI_SUPERVISED: print_davis,
-    UNSUPERVISED: print_davis,
-}
-
-
 def davis_rows(rows: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     """Return table rows of the scores that DAVIS reports."""
-    return [[label, *(percent(row[key]) for key in DAVIS_COLUMNS.values())] for label, row in rows.items()]
+    return [[label, *(percent(row[key]) for key in DAVIS_KEYS)] for label, row in rows.items()]
 
 
 def print_groups(title: str, groups: Mapping[str, Mapping[str, Any]], label: str, mean: Mapping[str, Any]) -> None:

@@ -236,8 +236,8 @@ def refcoco_queries(item: str, *queries: tuple[float, np.ndarray, list[float]]) 
     return QueryPredictions(item, np.array(scores, np.float32), np.stack(masks), np.array(boxes, np.float32))
 
 
-# IoU of masks and boxes: a 9/10 and 1, b 1/2 and 1/2, c 0 and 0 (an empty mask), d 60/100 and 81/119. The second query scores
-# best in a, the first of two equal ones in d.
+# IoU of masks and boxes: a 9/10 and 1, b 1/2 and 1/2, c 0 and 0 (an empty mask), d 60/100 and 81/119. The second query
+# scores best in a, the first of two equal ones in d.
 GROUND_TRUTH = {
     "a": GroundTruth(flat_mask(10), np.array([0, 0, 10, 10.0])),
     "b": GroundTruth(flat_mask(20), np.array([0, 0, 10, 10.0])),

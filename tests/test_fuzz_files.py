@@ -25,7 +25,6 @@ from datasets.jhmdb import count_puppet_masks, read_puppet_mask
 from datasets.predictions import (
     check_submission,
     frame_size,
-    index_fault,
     mask_fault,
     read_binary_mask,
     read_index_mask,
@@ -66,7 +65,7 @@ def all_frames(path: Path) -> None:
 
 
 def faults_of(path: Path) -> None:
-    for find in (mask_fault, lambda file, size: index_fault(file, size, 3)):
+    for find in (mask_fault, lambda file, size: mask_fault(file, size, 3)):
         with path.open("rb") as file:
             assert isinstance(find(file, SIZE), str | None)
 

@@ -29,10 +29,7 @@ YTVOS_FRAMES = ["00000", "00005"]
 # appears late. All sentences are the same text.
 CAT: dict[str, tuple[int, list[np.ndarray]]] = {
     "0": (1, [boxes(LEFT), boxes(LEFT)]),  # right
-    "1": (
-        1,
-        [boxes(LEFT, RIGHT), boxes(LEFT, RIGHT)],
-    ),  # the same sentence again, by another prediction: J 400/800
+    "1": (1, [boxes(LEFT, RIGHT), boxes(LEFT, RIGHT)]),  # the same sentence, another prediction: J 400/800
     "2": (2, [boxes(), boxes(RIGHT)]),  # both empty in the first frame: 1
     "3": (2, [boxes(RIGHT), boxes(RIGHT)]),  # not empty in the first frame: 0
     "4": (2, [boxes(), boxes()]),  # missed in the second frame: 0
@@ -136,9 +133,8 @@ def test_every_mevis_expression(mevis: Path) -> None:
     for i, (instances, _) in MEVIS_CASES.items():
         row = rows[f"v2/cat/{i}"]
         assert (row["J"], row["target"]) == (MEVIS_J[i], bool(instances))
-        assert row["F"] == pytest.approx(MEVIS_F[i], abs=1e-12) and row["JF"] == pytest.approx(
-            (MEVIS_J[i] + MEVIS_F[i]) / 2, abs=1e-12
-        )
+        assert row["F"] == pytest.approx(MEVIS_F[i], abs=1e-12)
+        assert row["JF"] == pytest.approx((MEVIS_J[i] + MEVIS_F[i]) / 2, abs=1e-12)
 
 
 def test_mevis_means(mevis: Path) -> None:
