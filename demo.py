@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from datasets.predictions import read_binary_mask, write_grey, write_mask
 from util.config import Config
 from util.device import DEMO, memory_advice
 from util.drawing import ObjectPainter, ObjectSheet, numbered, write_picture
 from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import atomic_folder, sole_run
-from util.mask_files import read_binary_mask
-from util.mask_pngs import write_grey, write_mask
 from util.options import home_expanded, option, read_flags, read_yaml, text_of
 from util.parallel import BackgroundTasks, bar_style
 from util.preprocessing import normalise_sentence

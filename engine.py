@@ -19,8 +19,11 @@ from tqdm import tqdm
 
 from datasets import build_dataset, build_evaluator, build_scorer, list_videos
 from datasets.clip import ClipLoader, EpochLoader, collate
+from datasets.evaluators import Evaluator, Scorer, Scores
 from datasets.files import Video, load_clip
+from datasets.predictions import MASK_OPTIONS, InferenceRecord, MaskLayout, is_written, require_frames
 from datasets.registry import DATASETS
+from datasets.scoring import video_counts, video_metrics
 from models import Criterion, Segmenter
 from models.inference import MULTIPLE, InferenceOptions, Prediction, query_predictions, segment
 from models.segmenter import all_queries
@@ -39,15 +42,10 @@ from util.distributed import (
 )
 from util.drawing import movie_path, write_movie, write_overlays
 from util.errors import RunError, UserError
-from util.evaluation import Evaluator, Scorer, Scores
-from util.files import read_json, write_json
+from util.files import file_sha256, read_json, write_json
 from util.guard import Guard
-from util.inference_record import MASK_OPTIONS, InferenceRecord, file_sha256
-from util.mask_layouts import MaskLayout
 from util.parallel import BackgroundTasks, bar_style, read_ahead
 from util.run_log import GRADIENT, Meter, RunLog, write_results
-from util.submission import is_written, require_frames
-from util.video_scores import video_counts, video_metrics
 
 # --- training
 

@@ -26,6 +26,7 @@ import torch
 
 from datasets import list_videos
 from datasets.files import Video
+from datasets.predictions import InferenceRecord, MaskLayout, check_submission, require_frames, write_submission
 from datasets.registry import DATASETS
 from engine import build_record, count_expressions, segment_videos, share_of_videos
 from models.checkpoints import open_checkpoint
@@ -35,9 +36,6 @@ from util.device import INFERENCE, memory_advice, resolve_device
 from util.distributed import is_main, process_group, tell, wait_for_all
 from util.drawing import write_sheet
 from util.files import sole_run
-from util.inference_record import InferenceRecord
-from util.mask_layouts import MaskLayout
-from util.submission import check_submission, require_frames, write_submission
 
 PATIENCE = timedelta(hours=12)  # how long a finished process waits for the slowest one
 

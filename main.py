@@ -59,9 +59,8 @@ from util.checkpoint import NEWEST, Keeper, begin_folder
 from util.device import INFERENCE, TRAINING, device_name, memory_advice, resolve_device
 from util.distributed import is_main, process_group, tell, world_size
 from util.drawing import LastClip
-from util.files import sole_run
+from util.files import file_sha256, sole_run
 from util.guard import Guard
-from util.inference_record import file_sha256
 from util.run_log import RunLog, RunSummary, Wandb, write_results
 
 PATIENCE = timedelta(hours=12)  # how long a finished process waits for the slowest one

@@ -10,9 +10,9 @@ from util.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.clip import ClipDataset, EpochLoader
+    from datasets.evaluators import Evaluator, Scorer
     from datasets.files import Video
     from util.config import Config
-    from util.evaluation import Evaluator, Scorer
 
 __all__ = ["build_dataset", "build_evaluator", "build_loader", "build_scorer", "list_videos"]
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings, fault_of
 from datasets.clip import ClipDataset, Sample, make_target
+from datasets.evaluators import A2dEvaluator, Rle, encode_masks
 from datasets.files import (
     DATA_PAGE,
     and_more,
@@ -37,7 +38,6 @@ from datasets.files import (
 )
 from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
-from util.a2d_metrics import A2dEvaluator, Rle, encode_masks
 from util.errors import UserError
 from util.files import read_json
 from util.preprocessing import normalise_sentence

@@ -15,17 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datasets.checks import Findings
+from datasets.evaluators import Scorer
 from datasets.expressions import read_expressions
 from datasets.files import DATA_PAGE, Video, require_folder, require_video_folders
+from datasets.predictions import davis_object, frame_size, read_index_mask
 from datasets.registry import Dataset, root_of
+from datasets.scoring import score_ref_davis
 from util.errors import UserError
-from util.evaluation import Scorer
 from util.files import bring_file, read_json, write_json
-from util.jf_ref_davis import score_ref_davis
-from util.mask_files import read_index_mask
-from util.mask_layouts import davis_object
 from util.parallel import map_videos
-from util.submission import frame_size
 
 if TYPE_CHECKING:
     from datasets.ytvos import YtvosClips

@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 from datasets.files import DATA_PAGE, Video, plain_name, require_video_folders
 from util.errors import UserError
 from util.files import read_json
-from util.negatives import is_negative
 from util.preprocessing import normalise_sentence
 
 
@@ -35,6 +34,8 @@ class Expression:
 
 
 ExpressionT = TypeVar("ExpressionT")
+NEGATIVE = "negative"
+"""The ``kind`` of expressions that refer to nothing; their ``obj_id`` is null."""
 _MASK_VALUES = frozenset(map(str, range(1, 255)))
 
 
@@ -146,9 +147,14 @@ def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> Expres
     caption, obj_id, kind = read_caption(path, where, expression), expression.get("obj_id"), expression.get("kind")
     if obj_id is not None and str(obj_id) not in _MASK_VALUES:
         raise UserError(f"{path}: 'obj_id' of {where} is {obj_id!r:.40}; it should be a mask value, 1 to 254")
+    if kind == NEGATIVE and obj_id is not None:
+        raise UserError(
+            f"{path}: {where} is of the kind {NEGATIVE!r}, which refers to nothing, but has the obj_id {obj_id!r}; "
+            "make that null, or use another kind"
+        )
     return Expression(
         caption,
         None if obj_id is None else int(obj_id),
-        is_negative(expression, path, where),
+        kind == NEGATIVE,
         None if kind is None else str(kind),
     )

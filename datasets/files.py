@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from datasets.predictions import read_index_mask
 from util.errors import UserError
-from util.mask_files import BROKEN_IMAGE, read_index_mask
+from util.files import BROKEN_IMAGE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -31,10 +31,10 @@ from datasets.a2d import (
     sentence_of,
 )
 from datasets.checks import SAMPLE_VIDEOS, Findings
+from datasets.evaluators import A2dEvaluator
 from datasets.files import DATA_PAGE, plain_name, read_frame, read_frames, require_files, require_folder
 from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
-from util.a2d_metrics import A2dEvaluator
 from util.errors import UserError
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings
 from datasets.clip import ExpressionClips
+from datasets.evaluators import Scorer
 from datasets.expressions import Entry, make_videos, read_caption, read_entries, require_mapping
 from datasets.files import (
     DATA_PAGE,
@@ -28,13 +29,12 @@ from datasets.files import (
     require_folder,
     require_video_folders,
 )
+from datasets.predictions import ANNOTATIONS
 from datasets.registry import Dataset, root_of
+from datasets.scoring import MASK_FILE, score_unions
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
-from util.evaluation import Scorer
 from util.files import read_json
-from util.jf_unions import MASK_FILE, score_unions
-from util.mask_layouts import ANNOTATIONS
 
 if TYPE_CHECKING:
     from util.config import Config
@@ -262,7 +262,7 @@ def list_expressions(root: Path, split: str, expressions_file: str) -> Mapping[s
 
 @dataclass(frozen=True)
 class ScoredVideo:
-    """A video and its ground truth, as ``util.jf_unions`` scores it. It can be pickled.
+    """A video and its ground truth, as ``datasets.scoring`` scores it. It can be pickled.
 
     Attributes:
         name: its folder's name.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from datasets.checks import SAMPLE_IMAGES, Findings, fault_of
 from datasets.clip import ClipDataset, Sample, make_target
+from datasets.evaluators import GroundTruth, RefcocoEvaluator
 from datasets.files import (
     DATA_PAGE,
     MAX_SIDE,
@@ -39,7 +40,6 @@ from util.errors import UserError
 from util.files import bring_file, read_json, write_json
 from util.plain_pickle import read_plain_pickle
 from util.preprocessing import normalise_sentence
-from util.refcoco_metrics import RefcocoEvaluator, Truth
 
 if TYPE_CHECKING:
     from util.config import Config
@@ -273,10 +273,10 @@ def build_evaluator(cfg: Config) -> RefcocoEvaluator:
     items = PackedItems(read_items(root_of(cfg), name, split))
     positions = {item_id(item, name, split): position for position, item in enumerate(items)}
 
-    def truth(wanted: str) -> Truth:
+    def truth(wanted: str) -> GroundTruth:
         item: Item = items[positions[wanted]]
         x, y, width, height = item["bbox"]
-        return Truth(draw_mask(item, name, split), np.array([x, y, x + width, y + height]))
+        return GroundTruth(draw_mask(item, name, split), np.array([x, y, x + width, y + height]))
 
     return RefcocoEvaluator(list(positions), truth)
 

@@ -16,7 +16,7 @@ from util.config import Config
 from util.errors import UserError
 
 if TYPE_CHECKING:
-    from util.mask_layouts import MaskLayout
+    from datasets.predictions import MaskLayout
 
 AUTO = "auto"
 
@@ -70,7 +70,7 @@ class Dataset:
     @property
     def layout(self) -> MaskLayout:
         """The layout of the masks that inference writes."""
-        return import_module("util.mask_layouts").LAYOUTS[self.masks]
+        return import_module("datasets.predictions").LAYOUTS[self.masks]
 
     def function(self, name: str) -> Any:
         """Return the function ``name`` of the dataset's module; None if it has none."""

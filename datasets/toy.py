@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from datasets.expressions import NEGATIVE
+from datasets.predictions import object_palette
 from datasets.toy_negatives import choose_negatives
 from datasets.toy_render import full_areas, render_frames, render_masks, write_frame
 from datasets.toy_scene import KINDS, MAX_OBJECTS, Scene, sample_scene
 from datasets.toy_sentences import Facts, Sentence, choose_sentences
 from util.errors import UserError
 from util.files import atomic_path, read_json, sole_run, write_json
-from util.mask_files import object_palette
-from util.negatives import NEGATIVE
 from util.parallel import map_videos
 
 GENERATOR_VERSION = 2  # raise it whenever the same parameters give other files

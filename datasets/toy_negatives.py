@@ -8,9 +8,9 @@ from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any
 
+from datasets.expressions import NEGATIVE
 from datasets.toy_scene import COLOURS, MOTIONS, SHAPES, SIZES
 from datasets.toy_sentences import RELATIONS, Description, Facts, Sentence, descriptions, phrase, pick_description
-from util.negatives import NEGATIVE
 
 TRIES = 20  # for each sentence, before a scene is taken to offer no more
 WORDS: dict[str, Collection[Any]] = {

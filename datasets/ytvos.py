@@ -13,15 +13,15 @@ from torch import Tensor
 
 from datasets.checks import Findings
 from datasets.clip import ExpressionClips
+from datasets.evaluators import Scorer
 from datasets.expressions import VideoEntry, make_videos, read_expressions, require_mapping
 from datasets.files import DATA_PAGE, Video, folder_names, read_object_ids, require_folder, require_video_folders
+from datasets.predictions import ANNOTATIONS
 from datasets.registry import Dataset, Size, root_of
+from datasets.scoring import require_ground_truth, score_expressions
 from datasets.transforms import ClipTransform, EvalTransform, build_transform
 from util.errors import UserError
-from util.evaluation import Scorer
 from util.files import read_json
-from util.jf_expressions import require_truth, score_expressions
-from util.mask_layouts import ANNOTATIONS
 
 if TYPE_CHECKING:
     from util.config import Config
@@ -117,7 +117,7 @@ def build_scorer(cfg: Config) -> Scorer:
     root = root_of(cfg)
     truth = root / cfg.split / "Annotations"
     expressions = _expressions_file(cfg, cfg.split) or expressions_path(root, cfg.split)
-    require_truth(truth, expressions)
+    require_ground_truth(truth, expressions)
     return partial(score_expressions, truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
 
 

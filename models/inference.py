@@ -24,7 +24,7 @@ from models.checkpoints import Checkpoint, load_weights
 from models.segmenter import LayerPrediction, SegmenterOutput, Selector, best_query
 from util.config import Config, config_dict
 from util.errors import UserError
-from util.evaluation import QueryPredictions
+from util.metrics import QueryPredictions
 from util.preprocessing import normalise, pad_clips, resize_frames
 
 MULTIPLE = 16

@@ -1,32 +1,29 @@
-"""What scores mean something against: masks without reading the sentence, and sentences about another object.
+"""Make baselines to compare scores with: masks that ignore the sentence, and sentences about another object.
 
     python -m scripts.baselines largest --gt <root>/valid/Annotations --expressions <file> --output_dir <folder>
     python -m scripts.baselines swap --expressions <file> --output <file>
 
-``largest`` gives every expression its video's largest object, taken from the ground truth. ``swap`` writes an
-expressions file in which each sentence speaks of another object of the same video while ``obj_id`` stays: a model
-that reads the sentences scores far lower on it. Negatives (sentences that name nothing) are left out of it.
+``largest`` predicts the largest object of the video, taken from the ground truth, for every expression. ``swap`` writes
+an expressions file in which each sentence describes another object of the same video while ``obj_id`` stays; a model
+that reads its sentences scores far lower on it. Negatives (sentences that refer to nothing) are left out of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from datasets.reading import require_folder
 
 from datasets.expressions import VideoEntry, read_expressions
+from datasets.predictions import mask_path, read_index_mask, write_mask
 from util.errors import Parser, UserError, run_cli
 from util.files import read_json, write_json
-from util.mask_files import read_index_mask
-from util.mask_pngs import write_mask
+from util.metrics import VOID
 from util.parallel import map_videos
-from util.submission import mask_path
-
-VOID = 255  # in DAVIS masks: belongs to no object
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,30 +36,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = Parser(prog="python -m scripts.baselines", description="Make baselines to score against.")
+    """Parse the command line (``argv`` without the program's name; None: that of the process)."""
+    parser = Parser(prog="python -m scripts.baselines", description="Make baselines to compare scores with.")
     commands = parser.add_subparsers(dest="command", required=True)
-    largest = commands.add_parser("largest", help="masks: every expression gets its video's largest object")
+    largest = commands.add_parser("largest", help="masks: the largest object of its video for every expression")
     largest.add_argument("--gt", type=Path, required=True, help="masks <video>/<frame>.png, value = object id")
     largest.add_argument("--expressions", type=Path, required=True, help="meta_expressions.json")
     largest.add_argument("--output_dir", type=Path, required=True, help="gets Annotations/<video>/<exp_id>/<frame>.png")
     largest.add_argument("--workers", type=int, default=1, help="processes")
-    swap = commands.add_parser("swap", help="expressions file: every sentence speaks of another object of its video")
+    swap = commands.add_parser("swap", help="expressions file: every sentence describes another object of its video")
     swap.add_argument("--expressions", type=Path, required=True, help="meta_expressions.json with obj_id")
     swap.add_argument("--output", type=Path, required=True, help="the new expressions file")
     return parser.parse_args(argv)
 
 
 def run_largest(gt: Path, expressions: Path, output_dir: Path, workers: int = 1) -> None:
-    """Write the largest object of every video as the answer to all its expressions, and report.
+    """Write the largest object of every video for all its expressions, and print a report.
 
-    Videos of the file without a folder in ``gt`` are left out: the valid file also lists test videos.
+    Videos without a folder in ``gt`` are left out, because the valid file also lists the test videos.
 
     Raises:
-        UserError: a missing folder or file, a broken mask, or no video in common.
+        UserError: a folder or file is missing, a mask is broken, or no video has a folder in ``gt``.
     """
-    if not gt.is_dir():
-        raise UserError(f"{gt} is not a folder; --gt must hold the ground truth, one folder of masks per video")
+    require_folder(gt, "the ground truth, one folder of masks per video")
     listed = read_expressions(expressions, "valid")
     videos = [(name, video) for name, video in listed.items() if (gt / name).is_dir()]
     if not videos:
@@ -77,7 +73,7 @@ def run_largest(gt: Path, expressions: Path, output_dir: Path, workers: int = 1)
 
 
 def write_largest(gt: Path, output_dir: Path, named_video: tuple[str, VideoEntry]) -> None:
-    """Write one video's masks below ``output_dir``: its largest object for every expression."""
+    """Write the masks of one video below ``output_dir``: its largest object for every expression."""
     name, video = named_video
     masks = [read_index_mask(gt / name / f"{frame}.png") for frame in video.frames]
     largest = largest_object(masks)
@@ -87,7 +83,7 @@ def write_largest(gt: Path, output_dir: Path, named_video: tuple[str, VideoEntry
 
 
 def largest_object(masks: Sequence[np.ndarray]) -> int:
-    """The id with most pixels over all frames (the lowest of equals); 0 if the video has no object.
+    """Return the id with most pixels over all frames (the lowest of equals); 0 if the video has no object.
 
     Args:
         masks: uint8 [H, W] each, value = object id, 0 = background, 255 = void.
@@ -98,63 +94,68 @@ def largest_object(masks: Sequence[np.ndarray]) -> int:
 
 
 def run_swap(expressions: Path, output: Path) -> None:
-    """Write the expressions file with swapped sentences, and report.
+    """Write the expressions file with swapped sentences, and print a report.
 
     Raises:
         UserError: the file is missing or malformed, or no sentence could be swapped.
     """
     if output.resolve() == expressions.resolve():
         raise UserError(f"--output is the expressions file itself ({output}); name another file")
-    content = copy.deepcopy(read_json(expressions, "the expressions"))
-    swapped = unknown = alone = negatives = 0
-    for name, video in read_expressions(expressions, "valid").items():
-        entries = content["videos"][name]["expressions"]
-        sentences = swap_sentences(video, {exp_id: entry.get("kind") for exp_id, entry in entries.items()})
-        named = sum(expression.obj_id is not None for expression in video.expressions.values())
-        nameless = sum(expression.negative for expression in video.expressions.values())
-        swapped += len(sentences)
-        alone += named - len(sentences)
-        negatives += nameless
-        unknown += len(video.expressions) - named - nameless
-        kept = {exp_id: {**entry, "exp": sentences[exp_id]} for exp_id, entry in entries.items() if exp_id in sentences}
-        content["videos"][name]["expressions"] = kept
-    if not swapped:
+    content = read_json(expressions, "the expressions")
+    videos = read_expressions(expressions, "valid")
+    swapped = {name: swap_sentences(video) for name, video in videos.items()}
+    if not any(swapped.values()):
         raise UserError(
             f"{expressions} has no video with sentences of two objects (by obj_id); swapping needs such a file"
         )
-    content["videos"] = {name: video for name, video in content["videos"].items() if video["expressions"]}
+    content["videos"] = {
+        name: {
+            **content["videos"][name],
+            "expressions": {
+                exp_id: {**content["videos"][name]["expressions"][exp_id], "exp": sentence}
+                for exp_id, sentence in sentences.items()
+            },
+        }
+        for name, sentences in swapped.items()
+        if sentences
+    }
     write_json(output, content)
-    print(f"{swapped} sentences swapped in {output}")
-    if alone:
-        print(f"left out: {alone} expressions whose video has no sentence about another object")
-    if negatives:
-        print(f"left out: {negatives} negatives, sentences that name nothing")
-    if unknown:
-        print(f"left out: {unknown} expressions without obj_id (test videos have none)")
+
+    listed = [expression for video in videos.values() for expression in video.expressions.values()]
+    count = sum(map(len, swapped.values()))
+    alone = sum(expression.obj_id is not None for expression in listed) - count
+    negatives = sum(expression.negative for expression in listed)
+    unknown = len(listed) - count - alone - negatives
+    print(f"{count} sentences swapped in {output}")
+    for left_out, what in (
+        (alone, "expressions whose video has no sentence about another object"),
+        (negatives, "negatives, sentences that refer to nothing"),
+        (unknown, "expressions without obj_id (test videos have none)"),
+    ):
+        if left_out:
+            print(f"left out: {left_out} {what}")
 
 
-def swap_sentences(video: VideoEntry, kinds: dict[str, str | None]) -> dict[str, str]:
-    """For each expression with an ``obj_id`` a sentence of another object, where there is one.
+def swap_sentences(video: VideoEntry) -> dict[str, str]:
+    """Choose a sentence about another object for each expression with an ``obj_id``, where there is one.
 
-    A sentence of the same kind is preferred, then the next one in the file's order, so that no sentence is used for
-    everything. A sentence that reads the same is no other sentence.
+    A sentence of the same kind is preferred, then the next one in the order of the file, so that sentences are reused
+    evenly. The same text about another object does not count.
 
-    Args:
-        kinds: expression id → kind, None where it has none.
+    Returns:
+        expression id → sentence.
     """
     order = list(video.expressions)
     swapped = {}
     for place, exp_id in enumerate(order):
         own = video.expressions[exp_id]
+        following = [video.expressions[other_id] for other_id in order[place + 1 :] + order[:place]]
         others = [
-            other_id
-            for other_id in order[place + 1 :] + order[:place]
-            if (other := video.expressions[other_id]).obj_id not in (None, own.obj_id) and other.caption != own.caption
+            other for other in following if other.obj_id not in (None, own.obj_id) and other.caption != own.caption
         ]
         if own.obj_id is not None and others:
             # min() keeps the first of equals.
-            choice = min(others, key=lambda other_id: kinds[other_id] != kinds[exp_id])
-            swapped[exp_id] = video.expressions[choice].caption
+            swapped[exp_id] = min(others, key=lambda other: other.kind != own.kind).caption
     return swapped
 
 

@@ -27,9 +27,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from datasets.predictions import write_index_mask
+from datasets.scoring import SEMI_SUPERVISED, score_davis
 from util.errors import Parser, RunError, UserError, run_cli
-from util.jf_davis import SEMI_SUPERVISED, score_davis
-from util.mask_pngs import write_index_mask
 from util.metrics import boundary_radius, fixed_scores
 
 AGREEMENT = 1e-9

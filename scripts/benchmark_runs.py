@@ -23,6 +23,7 @@ from torch import Tensor
 from torchvision.io import write_jpeg
 
 from datasets.files import Video, load_clip
+from datasets.predictions import InferenceRecord, write_mask
 from datasets.registry import DATASETS
 from models import Segmenter, prediction
 from models.inference import MULTIPLE, mask_probabilities, segment
@@ -47,8 +48,6 @@ from util.config import Config
 from util.device import resolve_device
 from util.errors import run_cli
 from util.files import read_json, write_json
-from util.inference_record import InferenceRecord
-from util.mask_pngs import write_mask
 from util.preprocessing import pad_clips
 
 WORDS = ("red", "small", "large", "striped", "dark", "second", "left", "young", "spotted", "bright")

@@ -1,38 +1,38 @@
-"""Find the ``--score_threshold`` below which a sentence names nothing, on sentences that are known to name nothing.
+"""Find the ``--score_threshold`` below which a sentence refers to nothing.
 
     python inference_ytvos.py … --split train --output_dir runs/vdit/train_scores
     python -m scripts.calibrate_score runs/vdit/train_scores
 
-Reads the scores that an inference run has recorded, and the run's own expressions (Ref-YouTube-VOS's layout with
-negatives, MeViS version 2). Take videos that nothing is reported on: one chosen on a validation set flatters it.
+Reads the scores that an inference run recorded and the run's own expressions (the layout of Ref-YouTube-VOS with
+negatives, or MeViS version 2). Use videos on which no results are reported: a threshold that was chosen on the
+validation set makes its scores too good.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from datasets.registry import DATASETS
 from util.errors import Parser, UserError, run_cli
 from util.files import read_json
 
-STEP = 0.01
-"""Of thresholds; a score has as much noise."""
+STEP = 0.01  # of thresholds; scores are not more precise
 KEEP = 0.99
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
+    """Parse the command line (``argv`` without the program's name; None: that of the process)."""
     parser = Parser(prog="python -m scripts.calibrate_score", description="Find the --score_threshold of a model.")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="output folder of inference_ytvos.py")
     parser.add_argument(
         "--keep",
         type=float,
         default=KEEP,
-        help=f"share of the sentences that name something which must keep their masks (default: {KEEP})",
+        help=f"share of the sentences that refer to something which must keep their masks (default: {KEEP})",
     )
     args = parser.parse_args(argv)
     if not 0 < args.keep <= 1:
@@ -41,56 +41,52 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print what thresholds do, and which one to take."""
+    """Print the effect of several thresholds, and recommend one."""
     args = parse_args(argv)
     named, negative = read_scores(args.output)
     chosen = choose_threshold(named, args.keep)
     print(
-        f"{len(named)} sentences that name something, {len(negative)} that name nothing; a sentence of the first kind "
-        f"has the greater score in {100 * order(named, negative):.0f} % of all pairs (chance: 50)"
+        f"{len(named)} sentences that refer to something, {len(negative)} that refer to nothing; a sentence of the "
+        f"first kind has the greater score in {100 * order(named, negative):.0f} % of all pairs (chance: 50)"
     )
-    print("score_threshold   keep their masks   told to name nothing")
+    print("score_threshold   keep their masks      correctly empty")
     for threshold in sorted({0.0, *np.quantile(named, [0.001, 0.01, 0.05, 0.1, 0.25]).round(2), chosen}):
-        kept, told = (named >= threshold).mean(), (negative < threshold).mean()
+        kept, rejected = (named >= threshold).mean(), (negative < threshold).mean()
         mark = "   <- take this one" if threshold == chosen else ""
-        print(f"{threshold:15.2f}   {100 * kept:14.1f} %   {100 * told:18.1f} %{mark}")
+        print(f"{threshold:15.2f}   {100 * kept:14.1f} %   {100 * rejected:18.1f} %{mark}")
     print(f"--score_threshold {chosen:.2f}")
 
 
 def choose_threshold(named: np.ndarray, keep: float) -> float:
-    """The greatest threshold, in steps of 0.01, that leaves a share of the sentences that name something their masks.
+    """Return the highest threshold, in steps of 0.01, at which enough sentences with an object keep their masks.
 
     Args:
-        named: their scores ``[N]``, 0…1.
-        keep: the share, 0…1.
+        named: scores of the sentences that refer to something ``[N]``, 0…1.
+        keep: the share that must keep its masks, 0…1.
     """
     steps = round(1 / STEP)
     return next(t / steps for t in range(steps, -1, -1) if (named >= t / steps).mean() >= keep)
 
 
 def order(named: np.ndarray, negative: np.ndarray) -> float:
-    """The share of pairs whose named sentence has the greater score; ties count half. 0…1."""
+    """Return the share, 0…1, of pairs in which the sentence that refers to something scores higher; ties count half."""
     return float(((named[:, None] > negative) + 0.5 * (named[:, None] == negative)).mean())
 
 
 def read_scores(output: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The scores of the sentences that name something, and of those that name nothing.
+    """Read the scores of the sentences that refer to something, and of those that refer to nothing.
 
     Args:
-        output: of an inference run.
+        output: output folder of an inference run.
 
     Raises:
-        UserError: there is no record, it is of another dataset, or has no sentence of one of both kinds.
+        UserError: the record is missing, belongs to another dataset, or lacks sentences of one of the two kinds.
     """
     record = read_json(output / "inference.json", "the record of an inference run; give its output folder")
+    scores: dict[bool, list[float]] = {False: [], True: []}
     try:
-        options, results = record["identity"], record["expressions"]
-        row = DATASETS[options["dataset_file"]]
-        entries = row.function("list_expressions")(
-            Path(options[row.root]), options["split"], options.get("expressions_file", "")
-        )
-        scores: dict[bool, list[float]] = {False: [], True: []}
-        for name, video in entries.items():
+        results = record["expressions"]
+        for name, video in read_videos(record["identity"]).items():
             for exp_id, expression in video.expressions.items():
                 if exp_id in results.get(name, {}):
                     scores[expression.negative].append(float(results[name][exp_id]["score"]))
@@ -98,13 +94,37 @@ def read_scores(output: Path) -> tuple[np.ndarray, np.ndarray]:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{output / 'inference.json'} is no record of inference on a dataset whose sentences may refer to nothing, "
-            "such as ytvos or mevis; give the output folder of inference_ytvos.py"
+            f"{output / 'inference.json'} is no record of inference on ytvos or mevis; give the output folder of "
+            "inference_ytvos.py"
         ) from error
     for negative, what in ((False, "something"), (True, "nothing")):
         if not scores[negative]:
-            raise UserError(f"{output} has no score of a sentence that names {what}; segment a set that has both kinds")
+            raise UserError(
+                f"{output} has no score of a sentence that refers to {what}; segment a set that has both kinds"
+            )
     return np.array(scores[False]), np.array(scores[True])
+
+
+def read_videos(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read the videos and expressions of an inference run from its recorded options.
+
+    Raises:
+        UserError: a file is missing or malformed.
+        KeyError: an option is missing, or the dataset has no sentences that refer to nothing.
+    """
+    # Imported here so that --help does not load the readers.
+    if options["dataset_file"] == "mevis":
+        from datasets.mevis_files import list_split
+
+        return list_split(Path(options["mevis_path"]), options["split"])
+    if options["dataset_file"] == "ytvos":
+        from datasets.expressions import read_expressions
+        from datasets.scoring import default_expressions
+
+        split = options["split"]
+        file = options["expressions_file"] or default_expressions(Path(options["ytvos_path"]) / split / "Annotations")
+        return read_expressions(Path(file), split)
+    raise KeyError(options["dataset_file"])
 
 
 if __name__ == "__main__":

@@ -5,35 +5,47 @@
     python -m scripts.eval_jf --gt <mevis>/valid_u --pred <output>/Annotations
     python -m scripts.eval_jf --gt <masks> --pred <masks> --task semi-supervised --json scores.json
 
-Tasks: ``expressions`` (Ref-YouTube-VOS: one folder per video and expression), ``mevis`` (the same, and an expression
-names any number of instances), ``ref-davis`` (a folder per annotation: four rows, and their mean, with matched and with
-fixed identities) and the two protocols of DAVIS-2017 alone, ``semi-supervised`` (fixed identities) and
-``unsupervised`` (matched proposals). The table shows 0–100, the JSON file 0…1.
+Tasks: ``expressions`` (Ref-YouTube-VOS: one folder per video and expression), ``mevis`` (the same, but an expression
+refers to any number of instances), ``ref-davis`` (one folder per annotation; prints the four annotations and their
+mean, with matched and with fixed identities) and the two protocols of DAVIS-2017, ``semi-supervised`` (fixed
+identities) and ``unsupervised`` (matched proposals). The tables show 0–100, the JSON file 0…1.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.reading import require_folder
+
+from datasets.expressions import NEGATIVE, read_expressions
+from datasets.predictions import ANNOTATIONS, LAYOUTS
+from datasets.scoring import (
+    MASK_FILE,
+    SEMI_SUPERVISED,
+    TASKS,
+    UNSUPERVISED,
+    default_expressions,
+    mean_over_objects,
+    read_sequences,
+    score_davis,
+    score_expressions,
+    score_ref_davis,
+    score_unions,
+)
 from util.errors import Parser, UserError, run_cli
 from util.files import write_json
-from util.jf_davis import SEMI_SUPERVISED, UNSUPERVISED, mean_over_objects, read_sequences, score_davis
-from util.jf_expressions import default_expressions, described_videos, score_expressions
-from util.jf_ref_davis import TASKS, score_ref_davis
-from util.jf_unions import MASK_FILE, score_unions
-from util.mask_files import require_folder
-from util.mask_layouts import ANNOTATIONS, LAYOUTS
-from util.negatives import NEGATIVE
 from util.parallel import available_cores
 
 EXPRESSIONS, MEVIS, REF_DAVIS = "expressions", "mevis", "ref-davis"
+DAVIS_COLUMNS = ["J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay"]
+DAVIS_KEYS = ["J&F", "JM", "JR", "JD", "FM", "FR", "FD"]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
+    """Parse the command line (``argv`` without the program's name; None: that of the process)."""
     parser = Parser(prog="python -m scripts.eval_jf", description="Score a folder of masks with J and F.")
     parser.add_argument(
         "--gt", type=Path, required=True, help="masks <video>/<frame>.png, value = object id; MeViS: a split's folder"
@@ -43,7 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         required=True,
         help="<video>/<exp_id>/<frame>.png of 0 and 255 (expressions, mevis), anno_<a>/<video>/<frame>.png (ref-davis) "
-        "or <video>/<frame>.png, value = id (DAVIS); an output folder of inference stands for the Annotations in it",
+        "or <video>/<frame>.png, value = id (DAVIS); or an output folder of inference, whose Annotations are used",
     )
     parser.add_argument(
         "--task",
@@ -61,19 +73,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--sequences",
         type=Path,
-        help="DAVIS tasks: file of sequence names, one a line (default: all; ref-davis: those with expressions)",
+        help="DAVIS tasks: file of sequence names, one per line (default: all; ref-davis: those with expressions)",
     )
-    parser.add_argument("--version", choices=["v1", "v2"], help="of MeViS (default: v2 where a sentence names nothing)")
+    parser.add_argument(
+        "--version", choices=["v1", "v2"], help="of MeViS (default: v2 if an expression refers to nothing, else v1)"
+    )
     parser.add_argument("--json", type=Path, help="write all scores to this file")
-    parser.add_argument("--workers", type=int, default=available_cores(), help="processes (default: the cores)")
+    parser.add_argument("--workers", type=int, default=available_cores(), help="processes (default: number of cores)")
     return parser.parse_args(argv)
 
 
 def guess_task(gt: Path, pred: Path) -> str:
-    """The task that the folders look like.
+    """Guess the task from the layout of the folders.
 
     Raises:
-        UserError: ``pred`` is missing or holds no mask at either depth.
+        UserError: ``pred`` is missing or contains no mask at either depth.
     """
     require_folder(pred, "the predictions, one folder per video")
     if (gt / MASK_FILE).is_file():
@@ -88,10 +102,10 @@ def guess_task(gt: Path, pred: Path) -> str:
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Refuse what cannot work, before any work.
+    """Check the options before any work.
 
     Raises:
-        UserError: an option of another task, a bad number or output path.
+        UserError: an option belongs to another task, or a number or an output path is invalid.
     """
     if args.workers < 1:
         raise UserError(f"--workers must be at least 1, not {args.workers}")
@@ -107,7 +121,7 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score, print the tables, write the JSON file."""
+    """Score, print the tables and write the JSON file."""
     args = parse_args(argv)
     if (args.gt / ANNOTATIONS).is_dir() and not (args.gt / MASK_FILE).is_file():  # a split's folder
         args.gt /= ANNOTATIONS
@@ -119,123 +133,101 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.task = guess_task(args.gt, args.pred)
         print(f"task: {args.task} (guessed from the folders; --task chooses another)")
     check_args(args)
-    scores, show = SCORES[args.task](args)
-    show(scores)
+    scores = score(args)
+    {EXPRESSIONS: print_expressions, MEVIS: print_mevis, REF_DAVIS: print_ref_davis}.get(args.task, print_davis)(scores)
     if args.json is not None:
         write_json(args.json, scores)
         print(f"all scores: {args.json}")
 
 
-Scored = tuple[dict[str, Any], Callable[[dict[str, Any]], None]]  # the scores, and what prints them
+def score(args: argparse.Namespace) -> dict[str, Any]:
+    """Compute the scores of ``args.task``; see ``datasets.scoring``."""
+    if args.task == EXPRESSIONS:
+        return score_expressions(args.gt, args.pred, args.expressions, args.workers)
+    if args.task == MEVIS:
+        # Imported here because it imports PyTorch, which every process of the other tasks would load.
+        from datasets.mevis import AUTO_VERSION, read_truth
 
-
-def _score_expressions(args: argparse.Namespace) -> Scored:
-    return score_expressions(args.gt, args.pred, args.expressions, args.workers), print_expressions
-
-
-def _score_mevis(args: argparse.Namespace) -> Scored:
-    # Imported here: the other tasks need no PyTorch, and each of their processes would load it.
-    from datasets.mevis import AUTO_VERSION, read_truth
-
-    videos, version = read_truth(args.gt, args.version or AUTO_VERSION)
-    return score_unions(videos, args.pred, version, args.workers), print_mevis
-
-
-def _score_ref_davis(args: argparse.Namespace) -> Scored:
-    listed = default_expressions(args.gt)
-    sequences = _sequences(args) or (described_videos(listed) if listed.is_file() else None)
-    return score_ref_davis(args.gt, args.pred, sequences, args.workers), print_ref_davis
-
-
-def _score_davis(args: argparse.Namespace) -> Scored:
-    return score_davis(args.gt, args.pred, args.task, _sequences(args), args.workers), print_davis
-
-
-SCORES: dict[str, Callable[[argparse.Namespace], Scored]] = {
-    EXPRESSIONS: _score_expressions,
-    MEVIS: _score_mevis,
-    REF_DAVIS: _score_ref_davis,
-    SEMI_SUPERVISED: _score_davis,
-    UNSUPERVISED: _score_davis,
-}
-
-
-def _sequences(args: argparse.Namespace) -> list[str] | None:
-    return None if args.sequences is None else read_sequences(args.sequences)
+        videos, version = read_truth(args.gt, args.version or AUTO_VERSION)
+        return score_unions(videos, args.pred, version, args.workers)
+    sequences = None if args.sequences is None else read_sequences(args.sequences)
+    if args.task == REF_DAVIS:
+        listed = default_expressions(args.gt)
+        if sequences is None and listed.is_file():
+            sequences = [name for name, video in read_expressions(listed, "valid").items() if video.expressions]
+        return score_ref_davis(args.gt, args.pred, sequences, args.workers)
+    return score_davis(args.gt, args.pred, args.task, sequences, args.workers)
 
 
 def print_expressions(scores: dict[str, Any]) -> None:
-    """Tables per kind and per video, the mean over expressions that name an object last; the negatives' accuracy."""
+    """Print tables per kind and per video, with the mean over expressions, and the accuracy on negatives."""
     for note in scores["notes"]:
         print(f"note: {note}")
     negatives = sum(row["obj_id"] is None for row in scores["per_expression"].values())
-    total = {**scores["global"], "expressions": len(scores["per_expression"]) - negatives}
-    mean = f"mean without {NEGATIVE}" if negatives else "mean"
-    for name, groups in (("kind", scores["per_kind"]), ("video", scores["per_video"])):
-        if groups:
-            print_table(
-                [name, "expressions", "J&F", "J", "F"],
-                [
-                    [label, str(row["expressions"]), *(percent(row[key]) for key in ("JF", "J", "F"))]
-                    for label, row in [*groups.items(), (mean, total)]
-                ],
-            )
+    mean = {**scores["global"], "expressions": len(scores["per_expression"]) - negatives}
+    label = f"mean without {NEGATIVE}" if negatives else "mean"
+    print_groups("kind", scores["per_kind"], label, mean)
+    print_groups("video", scores["per_video"], label, mean)
     if negatives:
-        share = percent(total["negative_accuracy"])
+        share = percent(mean["negative_accuracy"])
         print(f"\nnegatives with no mask in any frame: {share} % of {negatives}")
 
 
 def print_mevis(scores: dict[str, Any]) -> None:
-    """Tables per kind of sentence and per video, the mean over all expressions last; the accuracy without target."""
-    parts = {"with target": scores.get("with_target"), "without target": scores.get("without_target")}
-    total = {**scores["global"], "expressions": len(scores["per_expression"])}
+    """Print tables per video and with and without target, with the mean over all expressions."""
+    mean = {**scores["global"], "expressions": len(scores["per_expression"])}
+    parts = {key.replace("_", " "): scores[key] for key in ("with_target", "without_target") if key in scores}
     print(f"MeViS {scores['version']}")
-    for name, groups in (("video", scores["per_video"]), ("sentences", parts)):
-        rows = [(label, row) for label, row in [*groups.items(), ("mean", total)] if row]
-        print_table(
-            [name, "expressions", "J&F", "J", "F"],
-            [[label, str(row["expressions"]), *(percent(row[key]) for key in ("JF", "J", "F"))] for label, row in rows],
-        )
-    if parts["without target"]:
-        print(f"\nwithout target and without any mask: {percent(parts['without target']['accuracy'])} %")
+    print_groups("video", scores["per_video"], "mean", mean)
+    print_groups("sentences", parts, "mean", mean)
+    if "without_target" in scores:
+        print(f"\nwithout target and without any mask: {percent(scores['without_target']['accuracy'])} %")
 
 
 def print_ref_davis(scores: dict[str, Any]) -> None:
-    """A table for matched and one for fixed identities: a row per annotation, their mean last."""
+    """Print a table for matched and one for fixed identities, with a row per annotation and their mean."""
     for name, task in TASKS.items():
         rows = {f"annotation {number}": row for number, row in enumerate(scores[name]["annotations"])}
-        print_davis_table(f"{name} ({task})", {**rows, "mean": scores[name]["mean"]})
+        print_table([f"{name} ({task})", *DAVIS_COLUMNS], davis_rows({**rows, "mean": scores[name]["mean"]}))
 
 
 def print_davis(scores: dict[str, Any]) -> None:
-    """A table per sequence (means over its objects), the mean over all objects last."""
-    rows = {}
-    for name, frames in scores["per_frame"].items():
-        rows[name] = mean_over_objects([scores["per_object"][f"{name}_{k}"] for k in range(1, len(frames["J"]) + 1)])
-    objects = {name: len(frames["J"]) for name, frames in scores["per_frame"].items()}
-    print_davis_table("video", {**rows, "mean": scores["global"]}, {**objects, "mean": len(scores["per_object"])})
-
-
-def print_davis_table(title: str, rows: dict[str, dict[str, float]], objects: dict[str, int] | None = None) -> None:
-    """One row of DAVIS's numbers per label, the mean last; with the number of objects where it is given."""
-    keys = ["J&F", "JM", "JR", "JD", "FM", "FR", "FD"]
-    titles = ["J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay"]
+    """Print a table with a row per sequence (means over its objects) and the mean over all objects."""
+    counts = {name: len(frames["J"]) for name, frames in scores["per_frame"].items()}
+    rows = {
+        name: mean_over_objects([scores["per_object"][f"{name}_{k}"] for k in range(1, count + 1)])
+        for name, count in counts.items()
+    }
+    objects = [*counts.values(), len(scores["per_object"])]
+    cells = davis_rows({**rows, "mean": scores["global"]})
     print_table(
-        [title, *(["objects"] if objects else []), *titles],
-        [
-            [label, *([str(objects[label])] if objects else []), *(percent(row[key]) for key in keys)]
-            for label, row in rows.items()
-        ],
+        ["video", "objects", *DAVIS_COLUMNS],
+        [[label, str(count), *row] for (label, *row), count in zip(cells, objects, strict=True)],
     )
 
 
+def davis_rows(rows: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """Return table rows of the scores that DAVIS reports."""
+    return [[label, *(percent(row[key]) for key in DAVIS_KEYS)] for label, row in rows.items()]
+
+
+def print_groups(title: str, groups: Mapping[str, Mapping[str, Any]], label: str, mean: Mapping[str, Any]) -> None:
+    """Print J&F, J and F of groups of expressions; the last row is the mean. Nothing is printed without groups."""
+    if groups:
+        rows = [*groups.items(), (label, mean)]
+        print_table(
+            [title, "expressions", "J&F", "J", "F"],
+            [[name, str(row["expressions"]), *(percent(row[key]) for key in ("JF", "J", "F"))] for name, row in rows],
+        )
+
+
 def percent(value: float) -> str:
-    """A score 0…1 as 0–100 with one decimal."""
+    """Format a score 0…1 as 0–100 with one decimal."""
     return f"{100 * value:.1f}"
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Aligned columns, the first to the left; a rule above the last row, which is the mean."""
+    """Print aligned columns, the first to the left, with a rule above the last row."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = "  ".join("-" * width for width in widths)
 

@@ -16,7 +16,6 @@ from typing import Any
 from scripts.steps import ROOT, clear, near, run
 from util.errors import Parser, UserError, run_cli
 from util.files import sole_run, write_json
-from util.negatives import NEGATIVE
 
 TOY = ROOT / "toy"
 
@@ -133,7 +132,7 @@ def show(output: Path, results: dict[str, Any]) -> None:
     print(f"  carried checkpoint        {results['start_jf']:5.1f}")
     print(f"  after {results['steps']:3d} more steps      {results['val_jf']:5.1f}")
     for kind, value in results["kinds"].items():
-        name = "no mask where none is named" if kind == NEGATIVE else kind
+        name = "no mask where none is named" if kind == "negative" else kind
         print(f"    {name:<23} {value:5.1f}")
     print(f"  swapped sentences         {results['swapped_jf']:5.1f}")
     print(f"  largest object            {results['baseline_jf']:5.1f}")

@@ -41,6 +41,7 @@ from torch import Tensor
 from datasets.clip import pad_clips
 from datasets.expressions import read_expressions
 from datasets.files import Video, load_clip
+from datasets.predictions import mask_path, read_binary_mask, read_index_mask
 from datasets.registry import load_config
 from models import Segmenter, build_model
 from models.checkpoints import load_weights, open_checkpoint
@@ -50,8 +51,6 @@ from scripts.toy_lab_claims import VARIANTS
 from scripts.toy_lab_runs import Lab
 from util.config import Config, load_config
 from util.drawing import Picture, contact_sheet, draw_overlay, read_picture, text_bar
-from util.mask_files import read_binary_mask, read_index_mask
-from util.submission import mask_path
 
 STACKS = {"base": "pre-trained", "random_stack": "random"}
 """Variants whose features are shown, and how their stacks are called."""

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from datasets.predictions import file_sha256, read_index_mask
 from datasets.registry import load_config
+from datasets.scoring import score_expressions
 from datasets.toy import make_toy
 from datasets.toy_scene import KINDS as ALL_KINDS
 from scripts.baselines import run_swap
@@ -26,9 +28,6 @@ from scripts.toy_lab_claims import Variant
 from util.config import config_dict
 from util.errors import RunError, UserError
 from util.files import read_json, write_json
-from util.inference_record import file_sha256
-from util.jf_expressions import score_expressions
-from util.mask_files import read_index_mask
 
 CONFIG = ROOT / "configs" / "vdit_toy.yaml"
 FRAMES = 1

@@ -22,12 +22,12 @@ import inference_davis
 import inference_ytvos
 import main as main_script
 from datasets.refcoco import SPLITS as REFCOCO_SETS
+from datasets.scoring import video_metrics
 from scripts import check_data, eval_jf, make_toy_data, prepare_data
 from tests.conftest import ROOT
 from tests.true_formats import write_toy_a2d, write_toy_davis, write_toy_jhmdb, write_toy_mevis, write_toy_refcoco
 from util.errors import Parser, RunError, UserError, run_cli
 from util.files import read_json, write_json
-from util.video_scores import video_metrics
 
 TOLERANCE = 1e-9  # between the scores of main.py --eval and of scripts.eval_jf
 

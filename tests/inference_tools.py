@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import inference_ytvos
 from datasets.files import Video
+from datasets.predictions import InferenceRecord
 from datasets.registry import DATASETS
 from engine import segment_videos
 from models.inference import MULTIPLE, InferenceOptions
 from models.segmenter import best_query
 from util.config import Config
-from util.inference_record import InferenceRecord
 
 HEIGHT, WIDTH, FRAMES = 50, 90, 3
 SENTENCES = {"0": "the left half", "1": "the right half"}

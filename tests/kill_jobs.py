@@ -28,6 +28,7 @@ import inference_ytvos
 import main
 from datasets import list_videos
 from datasets.davis import convert_davis
+from datasets.predictions import InferenceRecord
 from datasets.refcoco import REFERENCES
 from datasets.toy import make_toy
 from demo import DemoResult, run_demo
@@ -62,7 +63,6 @@ from tests.true_formats import write_toy_davis, write_toy_refcoco
 from util.checkpoint import FORMAT, NEWEST, Keeper, save_weights, write_pickle
 from util.config import Config, config_dict
 from util.files import write_json
-from util.inference_record import InferenceRecord
 from util.run_log import write_results
 from util.video import open_media
 

@@ -16,7 +16,7 @@ from datasets.transforms import TrainTransform
 from tests.a2d_tools import HEIGHT, LEVEL, WIDTH, config, h5_file, mask_of, plain, write_set
 from tests.true_formats import write_instances, write_toy_a2d
 from util.errors import UserError
-from util.evaluation import QueryPredictions
+from util.metrics import QueryPredictions
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from datasets import build_dataset, build_evaluator
 from tests.a2d_tools import config, h5_file, list_file, mask_of, plain, write_set
 from tests.true_formats import coco_truth, write_instances, write_toy_a2d
 from util.errors import UserError
-from util.evaluation import QueryPredictions
+from util.metrics import QueryPredictions
 
 
 @pytest.fixture(scope="module")

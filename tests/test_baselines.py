@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.expressions import Expression, VideoEntry
+from datasets.expressions import NEGATIVE, Expression, VideoEntry
+from datasets.scoring import score_expressions
 from datasets.toy import make_toy
 from scripts.baselines import largest_object, main, swap_sentences
 from util.errors import run_cli
-from util.jf_expressions import score_expressions
 
 FRAMES = ["00000", "00005"]
 
 
-def write_expressions(path: Path, videos: dict[str, dict[str, dict[str, str]]]) -> Path:
+def write_expressions(path: Path, videos: dict[str, dict[str, dict[str, Any]]]) -> Path:
     content = {"videos": {name: {"frames": FRAMES, "expressions": entries} for name, entries in videos.items()}}
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
@@ -127,7 +128,7 @@ def test_largest_bad_input(ground_truth: tuple[Path, Path], tmp_path: Path, caps
     def error(gt: Path, expressions: Path) -> str:
         return fails_with(capsys, "largest", "--gt", gt, "--expressions", expressions, "--output_dir", tmp_path / "o")
 
-    assert "nowhere is not a folder" in error(tmp_path / "nowhere", expressions)
+    assert "nowhere is missing" in error(tmp_path / "nowhere", expressions)
     assert "nothing.json is missing" in error(gt, tmp_path / "nothing.json")
     foreign = write_expressions(tmp_path / "foreign.json", {"lake": {"0": {"exp": "a duck"}}})
     assert "none of the 1 videos" in error(gt, foreign)
@@ -137,28 +138,26 @@ def test_largest_bad_input(ground_truth: tuple[Path, Path], tmp_path: Path, caps
     assert "park/00005.png is missing" in error(gt, expressions)
 
 
-def video_of(*expressions: tuple[str, int | None]) -> VideoEntry:
-    return VideoEntry(FRAMES, {str(number): Expression(*each) for number, each in enumerate(expressions)})
-
-
-def swapped(video: VideoEntry, kinds: str | None = None) -> dict[str, str]:
-    return swap_sentences(video, {str(i): kinds[i] if kinds else None for i in range(len(video.expressions))})
+def video_of(*expressions: tuple[str, int | None], kinds: str = "") -> VideoEntry:
+    """A video whose expressions have these captions and objects, and kinds of one letter."""
+    listed = [Expression(*each, kind=kind) for each, kind in zip_longest(expressions, kinds)]
+    return VideoEntry(FRAMES, {str(number): expression for number, expression in enumerate(listed)})
 
 
 def test_swap_takes_the_next_sentence_of_another_object() -> None:
     video = video_of(("a dog", 1), ("the dog", 1), ("a cat", 2), ("a bird", 3))
-    assert swapped(video) == {"0": "a cat", "1": "a cat", "2": "a bird", "3": "a dog"}
+    assert swap_sentences(video) == {"0": "a cat", "1": "a cat", "2": "a bird", "3": "a dog"}
 
 
 def test_swap_prefers_the_kind() -> None:
-    video = video_of(("red", 1), ("left", 1), ("blue", 2), ("right", 2))
-    assert swapped(video, "cmcm") == {"0": "blue", "1": "right", "2": "red", "3": "left"}
+    video = video_of(("red", 1), ("left", 1), ("blue", 2), ("right", 2), kinds="cmcm")
+    assert swap_sentences(video) == {"0": "blue", "1": "right", "2": "red", "3": "left"}
 
 
 def test_swap_never_gives_the_same_sentence_or_object() -> None:
-    assert swapped(video_of(("a man", 1), ("a man", 2), ("a boy", 2))) == {"0": "a boy", "2": "a man"}
-    assert swapped(video_of(("a man", 1), ("the man", 1))) == {}
-    assert swapped(video_of(("a man", 1), ("a boy", None))) == {}
+    assert swap_sentences(video_of(("a man", 1), ("a man", 2), ("a boy", 2))) == {"0": "a boy", "2": "a man"}
+    assert swap_sentences(video_of(("a man", 1), ("the man", 1))) == {}
+    assert swap_sentences(video_of(("a man", 1), ("a boy", None))) == {}
 
 
 def test_swap_writes_a_file_to_score_against(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -230,3 +229,34 @@ def test_swap_bad_input(
 def test_swap_does_not_overwrite_its_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source = write_expressions(tmp_path / "in.json", {"v": {"0": {"exp": "a dog", "obj_id": "1"}}})
     assert "name another file" in fails_with(capsys, "swap", "--expressions", source, "--output", source)
+
+
+def test_swap_leaves_out_negatives(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    nothing = {"exp": "the blue circle", "obj_id": None, "kind": NEGATIVE}
+    source = write_expressions(
+        tmp_path / "in.json",
+        {
+            "cat": {
+                "0": {"exp": "the red square", "obj_id": "1", "kind": "colour"},
+                **{"1": nothing, "2": nothing},
+                "4": {"exp": "the green star", "obj_id": 2, "kind": "colour"},
+                "5": {"exp": "the thing"},
+            },
+            "dog": {"0": nothing},
+        },
+    )
+    main(["swap", "--expressions", str(source), "--output", str(tmp_path / "out.json")])
+    out = capsys.readouterr().out
+    assert "2 sentences swapped" in out and "left out: 3 negatives" in out
+    assert "left out: 1 expressions without obj_id" in out and "no sentence about another object" not in out
+    assert read_sentences(tmp_path / "out.json") == {"cat": {"0": "the green star", "4": "the red square"}}
+
+
+def test_largest_answers_negatives(tmp_path: Path) -> None:
+    root, out = tmp_path / "toy", tmp_path / "out"
+    make_toy(root, num_train=0, num_valid=2, num_test=1, frames=4, negatives=2)
+    gt, expressions = root / "valid" / "Annotations", root / "meta_expressions" / "valid" / "meta_expressions.json"
+    main(["largest", "--gt", str(gt), "--expressions", str(expressions), "--output_dir", str(out)])
+    scores = score_expressions(gt, out / "Annotations")
+    assert scores["per_kind"][NEGATIVE] == {"J": 0, "F": 0, "JF": 0, "expressions": 4}
+    assert scores["global"]["negative_accuracy"] == 0 and 0 < scores["global"]["JF"] < 1

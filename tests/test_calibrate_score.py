@@ -45,7 +45,7 @@ def test_what_is_printed(tmp_path: Path) -> None:
     done = run_command(calibrate_score.main, write_run(tmp_path), "--keep", 0.8)
     assert done.returncode == 0, done.stderr
     assert (
-        "5 sentences that name something, 2 that name nothing; " in done.stdout
+        "5 sentences that refer to something, 2 that refer to nothing; " in done.stdout
         and "in 90 % of all pairs" in done.stdout
     )
     assert "           0.60             80.0 %                100.0 %   <- take this one\n" in done.stdout
@@ -91,4 +91,4 @@ def test_mistakes(tmp_path: Path) -> None:
     record["expressions"]["v"] = {"0": {"score": 0.5}}
     write_json(run / "inference.json", record)
     done = run_command(calibrate_score.main, run)
-    assert done.returncode == 2 and "no score of a sentence that names nothing" in done.stderr
+    assert done.returncode == 2 and "no score of a sentence that refers to nothing" in done.stderr

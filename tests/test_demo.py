@@ -16,13 +16,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import demo
+from datasets.predictions import read_binary_mask
 from demo import DemoResult, Progress, new_folder, read_command, run_demo, slug
 from models import inference as windows
 from models.inference import FrameResult
 from tests.commands import run_command
 from tests.media_tools import loudness, picture, write_film
 from util.errors import SIGNALS, RunError, UserError, orderly_end
-from util.mask_files import read_binary_mask
 from util.video import WHOLE, Excerpt, open_media, open_video
 
 SENTENCES = ["the left half", "La señora «ß» 世界 / ../x"]

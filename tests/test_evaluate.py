@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from util.benchmarks import DATASETS, MIXTURES, scored_parts
 
 from datasets.clip import ClipBatch, Sample, collate, make_target
+from datasets.evaluators import QueryPredictions
 from datasets.registry import resolve
 from engine import ItemScoring, build_record
 from models.segmenter import all_queries
 from util.config import Config, config_dict
 from util.distributed import balanced_share, gather_objects
 from util.errors import UserError
-from util.evaluation import QueryPredictions
 from util.run_log import project_version, write_results
 
 CPU = torch.device("cpu")

@@ -36,6 +36,8 @@ import main
 from datasets import build_dataset, list_videos
 from datasets.expressions import read_expressions
 from datasets.files import decode_segmentation, read_frame
+from datasets.predictions import MOST_BYTES, InferenceRecord, check_submission, read_index_mask
+from datasets.predictions import write_mask as write_binary_mask
 from datasets.registry import load_config
 from datasets.toy import make_toy
 from demo import main as demo_main
@@ -59,12 +61,8 @@ from util.drawing import write_picture
 from util.errors import RunError, UserError, run_cli
 from util.files import read_json, sole_run, write_json
 from util.hub import checkpoint_path
-from util.inference_record import InferenceRecord
-from util.mask_files import read_index_mask
-from util.mask_pngs import write_mask as write_binary_mask
 from util.metrics import expression_scores
 from util.plain_pickle import read_plain_pickle
-from util.submission import MOST_BYTES, check_submission
 from util.video import open_media, read_video_frames
 
 LIMIT = 300  # MB of memory that reading a small file may take

@@ -33,6 +33,14 @@ from datasets.expressions import read_expressions
 from datasets.files import decode_segmentation, read_coco_masks, read_frame
 from datasets.jhmdb import count_puppet_masks, read_puppet_mask
 from datasets.mevis import InstanceMasks, list_split
+from datasets.predictions import (
+    check_submission,
+    frame_size,
+    index_fault,
+    mask_fault,
+    read_binary_mask,
+    read_index_mask,
+)
 from datasets.refcoco import convert_refcoco, draw_mask, instances_name, read_items
 from datasets.registry import load_config
 from demo import read_command
@@ -42,11 +50,8 @@ from util.checkpoint import read_checkpoint
 from util.config import Config, config_dict
 from util.errors import UserError
 from util.files import read_json
-from util.mask_files import read_binary_mask, read_index_mask
-from util.mask_pngs import index_fault, mask_fault
 from util.options import read_yaml
 from util.plain_pickle import read_plain_pickle
-from util.submission import check_submission, frame_size
 from util.video import open_media, parse_time, read_video_frames
 
 few = settings(

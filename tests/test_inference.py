@@ -18,12 +18,12 @@ from torch import Tensor
 
 from datasets import list_videos
 from datasets.files import Video
+from datasets.predictions import InferenceRecord
 from engine import build_mask_identity
 from tests.inference_tools import FRAMES, HEIGHT, SENTENCES, WIDTH, StubModel, finish, run_inference, tree, write_halves
 from util.config import Config
 from util.device import resolve_device
 from util.errors import RunError, UserError
-from util.inference_record import InferenceRecord
 
 EVAL_SIZE = 36  # frames of 36×64: the height needs padding to 48
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from datasets.transforms import EvalTransform
 from tests.true_formats import write_puppet_masks, write_toy_jhmdb
 from util.config import Config
 from util.errors import UserError
-from util.evaluation import QueryPredictions
+from util.metrics import QueryPredictions
 
 HEIGHT, WIDTH, FRAMES = 48, 80, 9
 LEVEL = 25  # of grey, between two frames

@@ -20,11 +20,8 @@ FORBIDDEN = {
     "scripts.benchmark": HEAVY | {"cv2", "numpy"},
     "datasets": HEAVY | {"cv2"},
     "util.parallel": HEAVY,  # workers import it and the module of their work
-    "util.jf_davis": HEAVY,
-    "util.jf_expressions": HEAVY,
-    "util.jf_ref_davis": HEAVY,
-    "util.jf_unions": HEAVY,
-    "util.submission": HEAVY,
+    "datasets.scoring": HEAVY,
+    "datasets.predictions": HEAVY,
     "scripts.eval_jf": HEAVY,
     "scripts.baselines": HEAVY,
     "scripts.make_toy_data": HEAVY,

@@ -12,11 +12,11 @@ import pytest
 
 import inference_ytvos
 import main
+from datasets.scoring import video_metrics
 from scripts import eval_jf
 from tests.forks import Forks
 from tests.true_formats import write_toy_a2d, write_toy_davis, write_toy_mevis
 from util.errors import run_cli
-from util.video_scores import video_metrics
 
 SIZES = {"frames": 4, "height": 48, "width": 64}
 

@@ -12,10 +12,12 @@ from util.metrics import (
     Shape,
     boundary,
     boundary_radius,
+    box_iou,
     expression_scores,
     fixed_scores,
     index_shapes,
     matched_scores,
+    overlap_metrics,
     shape_scores,
     statistics,
 )
@@ -215,3 +217,25 @@ def test_matched_scores_undo_swapped_ids() -> None:
     assert ids == [3, 1, 4, 2]
     assert (j == 1).all()
     assert (f == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ([0, 0, 4, 4], [0, 0, 4, 4], 1),
+        ([0, 0, 4, 4], [2, 0, 6, 4], 8 / 24),
+        ([0, 0, 4, 4], [1, 1, 3, 3], 4 / 16),
+        ([0, 0, 4, 4], [4, 0, 8, 4], 0),  # they touch
+        ([0, 0, 1, 1], [3, 3, 4, 4], 0),  # apart on both axes
+        ([2, 2, 2, 2], [2, 2, 2, 2], 0),
+        ([3, 3, 1, 1], [0, 0, 4, 4], 0),  # upside down
+    ],
+)
+def test_boxes(one: list[float], other: list[float], expected: float) -> None:
+    assert box_iou(np.array(one), np.array(other)) == expected == box_iou(np.array(other), np.array(one))
+
+
+def test_overlap_of_many_pixels() -> None:
+    """Sums of pixels exceed 32 bits in a set of ten thousand images."""
+    metrics = overlap_metrics([300_000] * 20_000, [400_000] * 20_000)
+    assert metrics["oIoU"] == metrics["mIoU"] == 75 and metrics["P@0.7"] == 100 and metrics["P@0.8"] == 0

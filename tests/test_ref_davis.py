@@ -13,12 +13,10 @@ from PIL import Image
 
 import inference_davis
 import main
+from datasets.predictions import write_index_mask
+from datasets.scoring import score_davis, score_ref_davis, video_counts, video_metrics
 from scripts import eval_jf, prepare_data
 from util.errors import UserError
-from util.jf_davis import score_davis
-from util.jf_ref_davis import score_ref_davis
-from util.mask_pngs import write_index_mask
-from util.video_scores import video_counts, video_metrics
 
 HEIGHT, WIDTH, FRAMES = 60, 80, 4
 BOXES = {1: (slice(10, 30), slice(10, 30)), 2: (slice(10, 30), slice(50, 70)), 3: (slice(40, 55), slice(30, 50))}

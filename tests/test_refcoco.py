@@ -17,12 +17,12 @@ from torchvision.ops import box_convert
 
 from datasets import build_dataset, build_evaluator
 from datasets.clip import denormalise
+from datasets.evaluators import RefcocoEvaluator
 from datasets.refcoco import PackedItems, read_items
 from datasets.registry import load_config, resolve
 from util.config import Config
 from util.errors import UserError
-from util.evaluation import QueryPredictions
-from util.refcoco_metrics import RefcocoEvaluator
+from util.metrics import QueryPredictions
 
 HEIGHT, WIDTH = 48, 80
 NAMES = ("COCO_train2014_000000000009.jpg", "COCO_train2014_000000000025.jpg")

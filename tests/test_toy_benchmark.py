@@ -9,11 +9,11 @@ import pytest
 
 import inference_ytvos
 import main
+from datasets.scoring import score_expressions
 from datasets.toy import make_toy
 from models.diffusion.tiny import make_tiny_stack
 from scripts.pretrain_toy_stack import SIZES
 from tests.commands import run_command
-from util.jf_expressions import score_expressions
 
 MOST_MEGABYTES, MOST_OF_HCD = 12, 4
 

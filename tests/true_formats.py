@@ -20,16 +20,16 @@ from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
 from datasets.davis import ANNOTATIONS, MISSPELT
+from datasets.evaluators import encode_masks
+from datasets.predictions import write_index_mask
 from datasets.refcoco import IMAGES, INSTANCES, REFERENCES, SPLITS
+from datasets.scoring import MASK_FILE
 from datasets.toy import ToyParameters, ToyVideo, make_video
 from datasets.toy_render import render_frames, write_frame
 from datasets.toy_scene import KINDS, SHAPES
-from util.a2d_metrics import encode_masks
 from util.drawing import write_video
 from util.errors import UserError
 from util.files import atomic_path, write_json
-from util.jf_unions import MASK_FILE
-from util.mask_pngs import write_index_mask
 
 IMAGE_KINDS = ("colour", "shape", "size", "relation")  # kinds of sentences; an image shows no motion
 EVERYTHING = "all shapes"  # the sentence of MeViS that refers to all objects of a video

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import struct
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from util.errors import UserError
+
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""The errors that Pillow raises for broken or hostile image files, depending on the damaged part."""
 
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}(\.\w+)?")
 """The temporary names of ``atomic_path``."""
@@ -88,6 +96,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def is_unfinished(path: Path) -> bool:
     """Whether a file has a temporary name, because the process that wrote it was killed."""
     return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:

@@ -1,18 +1,14 @@
-"""J and F, exactly as the official DAVIS-2017 evaluation computes them, at a fraction of its cost.
+"""Arithmetic of the metrics: J and F of masks, and IoU of masks and boxes.
 
-J (region similarity) is the intersection over union of two masks, 1 if both are empty.
-F (contour accuracy) is the harmonic mean of precision and recall of boundary pixels that lie
-within a tolerance of the other mask's boundary; 1 if both boundaries are empty, 0 if one is.
-The tolerance is ``ceil(0.008 · image diagonal)`` pixels, 8 at 854×480, and Euclidean.
+J (region similarity) is the IoU of two masks, 1 if both are empty. F (contour accuracy) is the harmonic mean of the
+precision and recall of boundary pixels that lie within a tolerance of the other mask's boundary; it is 1 if both
+boundaries are empty and 0 if only one is. The tolerance is ``ceil(0.008 * image diagonal)`` pixels (8 at 854x480),
+measured as Euclidean distance. The values equal those of the official DAVIS-2017 evaluation.
 
-Why it is fast and still exact: a mask is kept as the bytes of a window around it (``Shape``), so
-that every count and the dilation, by far the dearest step, touch only that window. A dilated
-boundary is computed at most once per mask, however many other masks it is compared with.
+Masks are cropped to a window (``Shape``), so that counting and dilation, the slowest step, touch only that window. The
+boundary of a mask is dilated at most once, however many masks it is compared with.
 
-Two protocols over a sequence: ``fixed_scores`` (object k against prediction k, the
-semi-supervised task) and ``matched_scores`` (proposals matched to objects by the Hungarian
-method, the unsupervised task). ``expression_scores`` serves masks that are in memory anyway.
-Folders of PNG files are read and scored by ``util.jf_davis`` and ``util.jf_expressions``.
+``datasets.scoring`` computes J and F over folders of PNG files, ``datasets.evaluators`` the scores of single frames.
 """
 
 from __future__ import annotations
@@ -20,36 +16,41 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 MAX_PROPOSALS = 20
 VOID = 255
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of P@K
 _TOLERANCE = 0.008  # of the image diagonal
 _RECALL_THRESHOLD = 0.5
 _DECAY_BINS = 4
 _BLOCK = np.ones((2, 2), np.uint8)
 
 
+# J and F of one frame
+
+
 def boundary_radius(height: int, width: int) -> int:
-    """The tolerance of F in pixels for images of this size."""
+    """Return the tolerance of F in pixels for an image size."""
     return int(np.ceil(_TOLERANCE * np.linalg.norm((height, width))))
 
 
 @lru_cache
 def _disk(radius: int) -> np.ndarray:
-    """uint8 ``[2r+1, 2r+1]``, 1 where x² + y² ≤ r²."""
+    """Return uint8 ``[2r+1, 2r+1]``, 1 where x² + y² ≤ r²."""
     axis = np.arange(-radius, radius + 1)
     return (axis[:, None] ** 2 + axis**2 <= radius**2).astype(np.uint8)
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """Boundary pixels of a whole image's mask.
+    """Find the boundary pixels of a mask.
 
-    A pixel is boundary if it differs from its east, south or south-east neighbour; the last row
-    looks east only, the last column south only, the corner is never boundary.
+    A pixel is on the boundary if it differs from its east, south or south-east neighbour. The last row compares with
+    the east only, the last column with the south only, and the last corner is never on the boundary.
 
     Args:
         mask: bool or uint8 (0 and one other value) ``[H, W]``.
@@ -57,8 +58,7 @@ def boundary(mask: np.ndarray) -> np.ndarray:
     Returns:
         uint8 ``[H, W]``, non-zero on the boundary.
     """
-    # The largest less the smallest value of the 2×2 block that starts at the pixel. Repeating the
-    # border makes the neighbours outside equal to those inside, which is just the edge rule.
+    # Maximum minus minimum of the 2x2 block that starts at the pixel. A replicated border implements the edge rule.
     return cv2.morphologyEx(
         mask.view(np.uint8), cv2.MORPH_GRADIENT, _BLOCK, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE
     )
@@ -66,16 +66,15 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """One mask of one frame, cropped to a window that also holds everything F needs of it.
+    """A mask of one frame, cropped to the window that J and F need.
 
-    The window reaches ``radius + 1`` pixels beyond the mask's bounding box, clipped to the image.
-    Boundary and dilated boundary are therefore complete, and because the window's last row and
-    column are either background or the image's own, the edge rule of ``boundary`` holds in it.
+    The window reaches ``radius + 1`` pixels beyond the bounding box of the mask, clipped to the image. It contains the
+    dilated boundary. Its last row and column are background or the image's own, so the edge rule of ``boundary`` holds.
 
     Attributes:
         top, left: position of the window in the image.
         mask: bool ``[h, w]``, the window.
-        radius: tolerance of F, from the size of the whole image.
+        radius: tolerance of F in pixels, from the size of the whole image.
     """
 
     top: int
@@ -85,7 +84,7 @@ class Shape:
 
     @classmethod
     def of(cls, mask: np.ndarray) -> Shape:
-        """The shape of a mask, bool ``[H, W]``, of a whole image."""
+        """Crop a mask, bool ``[H, W]``, of a whole image."""
         radius = boundary_radius(*mask.shape)
         rows, columns = _window(cv2.boundingRect(mask.view(np.uint8)), radius)
         return cls(rows.start, columns.start, mask[rows, columns], radius)
@@ -112,7 +111,7 @@ class Shape:
 
 
 def _window(box: Sequence[int], radius: int) -> tuple[slice, slice]:
-    """Rows and columns of the window around a bounding box (x, y, width, height)."""
+    """Return the rows and columns of the window around a bounding box (x, y, width, height)."""
     x, y, width, height = box
     margin = radius + 1
     return slice(max(y - margin, 0), y + height + margin), slice(max(x - margin, 0), x + width + margin)
@@ -123,9 +122,9 @@ def _count(pixels: np.ndarray) -> int:
 
 
 def index_shapes(index: np.ndarray, count: int) -> list[Shape]:
-    """The shapes of objects 1…``count`` of a mask of object ids, uint8 ``[H, W]``."""
+    """Return the shapes of objects 1…``count`` of a mask of object ids, uint8 ``[H, W]``."""
     radius = boundary_radius(*index.shape)
-    # Objects are looked for inside the box of all of them, and not above the highest id.
+    # Searching only the bounding box of all objects, and only ids that occur, saves most of the time.
     x, y, width, height = cv2.boundingRect(index)
     inner = index[y : y + height, x : x + width]
     highest = min(count, int(inner.max(initial=0)))
@@ -139,78 +138,57 @@ def index_shapes(index: np.ndarray, count: int) -> list[Shape]:
 
 
 def shape_scores(gt: Shape, pred: Shape) -> tuple[float, float]:
-    """J and F, each 0…1, of a prediction against the ground truth in one frame of the same image size."""
+    """Compute J and F, each 0…1, of a prediction against the ground truth in one frame of the same image size."""
     top, left = max(gt.top, pred.top), max(gt.left, pred.left)
     bottom = min(gt.top + gt.mask.shape[0], pred.top + pred.mask.shape[0])
     right = min(gt.left + gt.mask.shape[1], pred.left + pred.mask.shape[1])
-    apart = bottom <= top or right <= left or not gt.area or not pred.area
+    disjoint = bottom <= top or right <= left or not gt.area or not pred.area
 
     def overlap(gt_pixels: np.ndarray, pred_pixels: np.ndarray) -> int:
         in_gt = gt_pixels[top - gt.top : bottom - gt.top, left - gt.left : right - gt.left]
         in_pred = pred_pixels[top - pred.top : bottom - pred.top, left - pred.left : right - pred.left]
         return cv2.countNonZero(cv2.bitwise_and(in_gt.view(np.uint8), in_pred.view(np.uint8)))
 
-    intersection = 0 if apart else overlap(gt.mask, pred.mask)
+    intersection = 0 if disjoint else overlap(gt.mask, pred.mask)
     union = gt.area + pred.area - intersection
     j = intersection / union if union else 1.0
     if not gt.length or not pred.length:
         return j, float(gt.length == pred.length)
-    if apart:
+    if disjoint:
         return j, 0.0
     precision = overlap(gt.reach, pred.boundary) / pred.length
     recall = overlap(gt.boundary, pred.reach) / gt.length
     return j, 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
+# J and F of a sequence
+
+
 def expression_scores(gt_masks: np.ndarray, pred: np.ndarray) -> tuple[float, float]:
-    """J and F of one expression: the means over all its frames.
+    """Compute J and F of one expression, the means over its frames.
 
     Args:
-        gt_masks: bool ``[T, H, W]``, the mask of the referred object in every frame (empty where
-            it is not visible).
+        gt_masks: bool ``[T, H, W]``, the ground truth (empty where the object is not visible).
         pred: bool ``[T, H, W]``, the predicted masks.
 
     Returns:
         (J, F), each 0…1.
 
     Raises:
-        ValueError: the shapes differ, are not ``[T, H, W]`` or hold no frame.
+        ValueError: the shapes differ, are not ``[T, H, W]`` or contain no frame.
     """
     if gt_masks.shape != pred.shape or gt_masks.ndim != 3 or not len(gt_masks):
         raise ValueError(f"expected two arrays [T, H, W] of one shape, got {gt_masks.shape} and {pred.shape}")
     pairs = zip(gt_masks.astype(bool, copy=False), pred.astype(bool, copy=False), strict=True)
-    j, f = np.mean([shape_scores(Shape.of(truth), Shape.of(guess)) for truth, guess in pairs], axis=0)
+    j, f = np.mean([shape_scores(Shape.of(gt), Shape.of(mask)) for gt, mask in pairs], axis=0)
     return float(j), float(f)
 
 
-class Statistics(NamedTuple):
-    """What DAVIS reports of one object's J or F over the frames."""
-
-    mean: float
-    recall: float
-    decay: float
-
-
-def statistics(values: np.ndarray) -> Statistics:
-    """Mean, recall and decay of one object's scores over the frames.
-
-    Recall is the share of frames strictly above 0.5; decay is the mean of the first quarter less
-    the mean of the last, where neighbouring quarters share their limiting frame.
-
-    Args:
-        values: ``[T]``, T ≥ 1, any length (the official code breaks from 256 frames on).
-    """
-    limits = np.round(np.linspace(1, len(values), _DECAY_BINS + 1) + 1e-10).astype(int) - 1
-    first, last = values[: limits[1] + 1], values[limits[-2] :]
-    return Statistics(
-        float(np.mean(values)), float(np.mean(values > _RECALL_THRESHOLD)), float(np.mean(first) - np.mean(last))
-    )
-
-
 def fixed_scores(frames: Iterable[tuple[np.ndarray, np.ndarray]], objects: int) -> tuple[np.ndarray, np.ndarray]:
-    """J and F with fixed identities: object k of the ground truth against id k of the prediction.
+    """Compute J and F with fixed identities: object k of the ground truth against id k of the prediction.
 
-    An id that is absent from the prediction is an empty mask; 255 is background.
+    This is the semi-supervised task of DAVIS. An id that is absent from the prediction is an empty mask; 255 is
+    background.
 
     Args:
         frames: (ground truth, prediction) per frame, masks of object ids, uint8 ``[H, W]``.
@@ -227,36 +205,35 @@ def fixed_scores(frames: Iterable[tuple[np.ndarray, np.ndarray]], objects: int) 
 def matched_scores(
     frames: Iterable[tuple[np.ndarray, np.ndarray]], objects: int
 ) -> tuple[np.ndarray, np.ndarray, list[int | None]]:
-    """J and F after matching proposals to objects over the whole sequence.
+    """Compute J and F after matching proposals to objects over the whole sequence.
 
-    Every object gets one proposal, so that the sum of (mean J + mean F) / 2 is greatest. Void
-    pixels of the ground truth (255) are removed from both masks before anything.
+    This is the unsupervised task of DAVIS. The Hungarian method gives every object one proposal, maximising the sum of
+    (mean J + mean F) / 2. Void pixels of the ground truth (255) are first removed from both masks.
 
     Args:
-        frames: (ground truth, prediction) per frame, masks of object and proposal ids, uint8
-            ``[H, W]``; proposals 1…20.
+        frames: (ground truth, prediction) per frame, masks of object and proposal ids, uint8 ``[H, W]``; proposals
+            1…20.
         objects: number of objects, ids 1…objects.
 
     Returns:
-        J and F, float64 ``[objects, T]``, and per object the id of its proposal (None where there
-        are fewer proposals than objects and the object got an empty mask).
+        J and F, float64 ``[objects, T]``, and the proposal id of each object (None if there are fewer proposals than
+        objects and the object was matched to an empty mask).
     """
-    # Imported here: it costs more time than scoring a short video, and only this task needs it.
-    from scipy.optimize import linear_sum_assignment
+    from scipy.optimize import linear_sum_assignment  # importing SciPy takes longer than scoring a short video
 
     rows = max(MAX_PROPOSALS, objects)
     proposals = 0
     table = []  # [T][rows][objects] of (J, F)
     for gt, pred in frames:
         proposals = max(proposals, int(pred.max()))
-        assert proposals <= MAX_PROPOSALS, "the reader of the files checks the number of proposals"
+        assert proposals <= MAX_PROPOSALS, "datasets.scoring checks the number of proposals"
         void = gt == VOID
         if void.any():
             gt, pred = np.where(void, 0, gt), np.where(void, 0, pred)
-        truths, guesses = index_shapes(gt, objects), index_shapes(pred, rows)
-        table.append([[shape_scores(truth, guess) for truth in truths] for guess in guesses])
-    # Ids between the used ones are empty proposals that may be matched; those above are not,
-    # but for as many as give every object one. Both as in the official code.
+        gt_shapes, pred_shapes = index_shapes(gt, objects), index_shapes(pred, rows)
+        table.append([[shape_scores(gt_shape, pred_shape) for gt_shape in gt_shapes] for pred_shape in pred_shapes])
+    # As in the official code, an unused id below the highest one is an empty proposal that can be matched. Ids above
+    # it are only added where there are fewer proposals than objects.
     scores = np.ascontiguousarray(np.array(table)[:, : max(proposals, objects)].transpose(3, 1, 2, 0))
     quality = scores.mean(axis=3).sum(axis=0) / 2  # [proposals, objects]
     chosen, matched = linear_sum_assignment(quality, maximize=True)
@@ -264,3 +241,77 @@ def matched_scores(
     j, f = scores[:, by_object, np.arange(objects)]  # each [objects, T]
     ids = [int(row) + 1 if row < proposals else None for row in by_object]
     return j, f, ids
+
+
+class Statistics(NamedTuple):
+    """The statistics that DAVIS reports of one object's J or F over the frames."""
+
+    mean: float
+    recall: float
+    decay: float
+
+
+def statistics(values: np.ndarray) -> Statistics:
+    """Compute mean, recall and decay of one object's scores over the frames.
+
+    Recall is the share of frames strictly above 0.5. Decay is the mean of the first quarter minus the mean of the last,
+    where neighbouring quarters share a frame.
+
+    Args:
+        values: ``[T]``, T ≥ 1.
+    """
+    # The official code stores these indices in 8 bits and is therefore wrong from 256 frames on.
+    limits = np.round(np.linspace(1, len(values), _DECAY_BINS + 1) + 1e-10).astype(int) - 1
+    first, last = values[: limits[1] + 1], values[limits[-2] :]
+    return Statistics(
+        float(np.mean(values)), float(np.mean(values > _RECALL_THRESHOLD)), float(np.mean(first) - np.mean(last))
+    )
+
+
+# Single frames
+
+
+@dataclass(frozen=True)
+class QueryPredictions:
+    """Predictions of a model for one item, which is a frame or image with one expression.
+
+    Attributes:
+        item: id of the item, for example ``v_<video>_f_<frame>_i_<instance>``.
+        scores: float32 ``[Q]``, 0…1, how likely each query is the referred object.
+        masks: bool ``[Q, H, W]`` at the frame's original size.
+        boxes: float32 ``[Q, 4]``, xyxy pixels at the frame's original size.
+    """
+
+    item: str
+    scores: NDArray[np.float32]
+    masks: NDArray[np.bool_]
+    boxes: NDArray[np.float32]
+
+
+def overlap_metrics(intersections: Sequence[int], unions: Sequence[int]) -> dict[str, float]:
+    """Compute P@K, oIoU and mIoU over items with one ground-truth and one predicted mask each.
+
+    ``P@K`` is the share of items whose IoU is strictly above K, ``oIoU`` the sum of all intersections divided by the
+    sum of all unions, ``mIoU`` the mean IoU. Two empty masks have an IoU of 1 and add nothing to ``oIoU``.
+
+    Args:
+        intersections, unions: pixels of each item.
+
+    Returns:
+        ``P@0.5`` … ``P@0.9``, ``oIoU``, ``mIoU``, 0…100.
+    """
+    intersection, union = np.array(intersections, np.int64), np.array(unions, np.int64)
+    iou = np.where(union == 0, 1.0, intersection / np.maximum(union, 1))
+    overall = intersection.sum() / union.sum() if union.any() else 1.0
+    precision = {f"P@{threshold}": 100 * float((iou > threshold).mean()) for threshold in THRESHOLDS}
+    return {**precision, "oIoU": 100 * float(overall), "mIoU": 100 * float(iou.mean())}
+
+
+def box_iou(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """Compute the IoU, 0…1, of two boxes ``[4]``, xyxy; 0 if neither has an area."""
+    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+    intersection = float(np.prod(sides.clip(0)))
+    areas = (float(np.prod((box[2:] - box[:2]).clip(0))) for box in (one, other))
+    union = sum(areas) - intersection
+    return intersection / union if union > 0 else 0.0

@@ -30,8 +30,7 @@ from av.video.stream import VideoStream
 from PIL import Image, ImageOps, ImageSequence
 
 from util.errors import UserError
-from util.files import atomic_path
-from util.mask_files import BROKEN_IMAGE
+from util.files import BROKEN_IMAGE, atomic_path
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 DEFAULT_FPS = Fraction(24)

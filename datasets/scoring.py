@@ -1,0 +1,526 @@
+"""J and F over folders of masks, for every benchmark of whole videos.
+
+- ``score_expressions``: Ref-YouTube-VOS, one folder of masks per expression, which refers to one object or to none.
+- ``score_unions``: MeViS, the same, but an expression refers to any number of instances.
+- ``score_davis``: the two tasks of DAVIS-2017. ``score_ref_davis``: both tasks for the four annotations of Ref-DAVIS17.
+
+``video_metrics`` and ``video_counts`` turn any of their results into the entries of ``results.json``. J and F of one
+frame are computed in ``util.metrics``. Videos are scored in parallel processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from datasets.expressions import VideoEntry, read_expressions
+from datasets.predictions import LAYOUTS, read_binary_mask, read_index_mask, require_masks
+from datasets.reading import require_folder
+from util.errors import UserError
+from util.metrics import MAX_PROPOSALS, VOID, Shape, fixed_scores, matched_scores, shape_scores, statistics
+from util.parallel import map_videos
+
+if TYPE_CHECKING:
+    from datasets.mevis import ScoredVideo
+
+MASK_FILE = "mask_dict.json"  # in the folder of a split of MeViS
+
+DavisTask = Literal["semi-supervised", "unsupervised"]
+SEMI_SUPERVISED: DavisTask = "semi-supervised"
+UNSUPERVISED: DavisTask = "unsupervised"
+TASKS = {"matched": UNSUPERVISED, "fixed": SEMI_SUPERVISED}  # of Ref-DAVIS17
+
+_GT_PALETTE = "the ground truth, <video>/<frame>.png, palette PNGs whose value is the object id"
+_PRED_EXPRESSIONS = "the predictions, <video>/<exp_id>/<frame>.png"
+
+
+# Ref-YouTube-VOS
+
+
+def default_expressions(gt: Path) -> Path:
+    """Return the expressions file of Ref-YouTube-VOS that belongs to the folder ``<root>/<split>/Annotations``."""
+    split = gt.absolute().parent
+    name = split.name if split.name in ("train", "valid", "test") else "valid"
+    return split.parent / "meta_expressions" / name / "meta_expressions.json"
+
+
+def require_ground_truth(gt: Path, expressions: Path) -> None:
+    """Check that ground truth can be scored against; arguments as for ``score_expressions``.
+
+    Raises:
+        UserError: masks or object ids are missing.
+    """
+    require_folder(gt, _GT_PALETTE)
+    _choose_videos(expressions, gt)
+
+
+def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, workers: int = 1) -> dict[str, Any]:
+    """Compute J and F of every expression over all frames of its video, and their means over expressions.
+
+    A negative (an expression that refers to nothing) scores 1 in a frame where its mask is empty, else 0. It counts
+    only in the means of its kind. Videos of the expressions file without a folder in ``gt`` are left out, because the
+    file of the challenge also lists the test videos.
+
+    Args:
+        gt: folder of ``<video>/<frame>.png``, palette PNGs whose value is the object id.
+        pred: folder of ``<video>/<exp_id>/<frame>.png``, 8-bit PNGs of 0 and 255.
+        expressions: ``meta_expressions.json`` whose expressions have an ``obj_id`` (null for the kind ``negative``) and
+            optionally a ``kind``; None: ``default_expressions(gt)``.
+        workers: number of processes.
+
+    Returns:
+        Ready for JSON, all scores 0…1, ``JF`` is the mean of J and F:
+
+        - ``per_expression``: ``<video>/<exp_id>`` → ``J F JF obj_id`` (and ``kind``)
+        - ``per_video``, ``per_kind``: name → ``J F JF expressions``, means and the number of expressions; a video with
+          negatives only has no row
+        - ``global``: ``J F JF``, means over all expressions except negatives; with negatives also
+          ``negative_accuracy``, the share of them whose masks are all empty
+        - ``notes``: sentences that explain the scores, for example about videos left out
+
+    Raises:
+        UserError: a folder or file is missing, an image is broken or has a wrong size, an expression has no ``obj_id``,
+            a prediction has other values than 0 and 255, or there are only negatives.
+    """
+    require_folder(gt, _GT_PALETTE)
+    require_folder(pred, _PRED_EXPRESSIONS)
+    videos, notes = _choose_videos(expressions or default_expressions(gt), gt)
+    require_masks(
+        folder / f"{frame}.png"
+        for name, video in videos.items()
+        for frame in video.frames
+        for folder in (gt / name, *(pred / name / exp_id for exp_id in video.expressions))
+    )
+    results = map_videos(partial(_score_video, gt=gt, pred=pred), list(videos.items()), workers)
+
+    per_expression: dict[str, dict[str, Any]] = {}
+    per_video = {}
+    invisible = []
+    for (name, video), (scores, visible) in zip(videos.items(), results, strict=True):
+        for (exp_id, expression), (j, f) in zip(video.expressions.items(), scores, strict=True):
+            kind = {} if expression.kind is None else {"kind": expression.kind}
+            per_expression[f"{name}/{exp_id}"] = {**_row(j, f), "obj_id": expression.obj_id, **kind}
+            if expression.obj_id not in visible:
+                invisible.append(f"{name}/{exp_id}")
+        if rows := _with_object(per_expression[f"{name}/{exp_id}"] for exp_id in video.expressions):
+            per_video[name] = _counted_mean_scores(rows)
+    if invisible:
+        notes.append(
+            f"the objects of {len(invisible)} expressions (first {invisible[0]}) are in no frame of {gt}; "
+            "is their obj_id right?"
+        )
+    means = _mean_scores(_with_object(per_expression.values()))
+    if negatives := [row for row in per_expression.values() if row["obj_id"] is None]:
+        means["negative_accuracy"] = float(np.mean([row["JF"] == 1 for row in negatives]))
+    kinds = sorted({row["kind"] for row in per_expression.values() if "kind" in row})
+    return {
+        "task": "expressions",
+        "notes": notes,
+        "global": means,
+        "per_kind": {
+            kind: _counted_mean_scores([row for row in per_expression.values() if row.get("kind") == kind])
+            for kind in kinds
+        },
+        "per_video": per_video,
+        "per_expression": per_expression,
+    }
+
+
+def _choose_videos(path: Path, gt: Path) -> tuple[dict[str, VideoEntry], list[str]]:
+    """Return the videos to score, sorted by name, and notes about those left out."""
+    needed = "name a file whose expressions have the obj_id of their object with --expressions_file"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {needed}")
+    listed = read_expressions(path, "valid")
+    present = {folder.name for folder in gt.iterdir() if folder.is_dir() and not folder.name.startswith(".")}
+    videos = {name: listed[name] for name in sorted(listed) if name in present}
+    if not videos:
+        raise UserError(
+            f"none of the {len(listed)} videos of {path} has a folder in {gt}; "
+            "give the folder of masks that belongs to these expressions"
+        )
+    objects = 0
+    for name, video in videos.items():
+        if not video.expressions:
+            raise UserError(f"{path}: video {name!r} has no expressions, so there is nothing to score; remove it")
+        for exp_id, expression in video.expressions.items():
+            if expression.obj_id is None and not expression.negative:
+                raise UserError(f"{path}: expression {exp_id!r} of video {name!r} has no 'obj_id'; {needed}")
+            objects += not expression.negative
+    if not objects:
+        raise UserError(f"{path}: no expression refers to an object, so there is no J and F; {needed}")
+    notes = []
+    if len(videos) < len(listed):
+        absent = len(listed) - len(videos)
+        notes.append(f"{absent} of the {len(listed)} videos of {path} have no folder in {gt} and are left out")
+    if len(videos) < len(present):
+        notes.append(f"{len(present) - len(videos)} folders of {gt} are not in {path} and are left out")
+    return videos, notes
+
+
+def _score_video(item: tuple[str, VideoEntry], gt: Path, pred: Path) -> tuple[np.ndarray, set[int | None]]:
+    """Return the scores ``[expressions, 2]`` of a video and the visible objects, None (nothing) among them."""
+    name, video = item
+    targets = {exp_id: expression.obj_id for exp_id, expression in video.expressions.items()}
+    visible: set[int | None] = {None}
+
+    def masks() -> Iterator[dict[int | None, np.ndarray]]:
+        for frame in video.frames:
+            index = read_index_mask(gt / name / f"{frame}.png")
+            found = {
+                target: np.zeros(index.shape, bool) if target is None else index == target
+                for target in set(targets.values())
+            }
+            visible.update(target for target, mask in found.items() if target not in visible and mask.any())
+            yield found
+
+    return _score_masks(pred / name, video.frames, targets, masks()), visible
+
+
+def _score_masks(
+    pred: Path, frames: Sequence[str], targets: Mapping[str, Any], ground_truth: Iterable[Mapping[Any, np.ndarray]]
+) -> np.ndarray:
+    """Score the expressions of one video.
+
+    Args:
+        pred: folder of ``<exp_id>/<frame>.png``.
+        frames: frame names.
+        targets: expression id → key of its target in ``ground_truth``; None marks a negative of Ref-YouTube-VOS.
+        ground_truth: for each frame, target → mask, bool ``[H, W]``.
+
+    Returns:
+        J and F, float64 ``[expressions, 2]``.
+    """
+    scores = []  # [T][expressions] of (J, F)
+    for frame, masks in zip(frames, ground_truth, strict=True):
+        shapes = {target: Shape.of(mask) for target, mask in masks.items()}
+        row = []
+        for exp_id, target in targets.items():
+            guess = Shape.of(read_binary_mask(pred / exp_id / f"{frame}.png", masks[target].shape))
+            # A full-frame mask has no boundary, so the F of a negative would be 1.
+            row.append(shape_scores(shapes[target], guess) if target is not None else (not guess.area,) * 2)
+        scores.append(row)
+    return np.mean(scores, axis=0)
+
+
+def _row(j: float, f: float) -> dict[str, Any]:
+    return {"J": float(j), "F": float(f), "JF": float(j + f) / 2}
+
+
+def _with_object(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["obj_id"] is not None]
+
+
+def _mean_scores(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+    return _row(*np.mean([(row["J"], row["F"]) for row in rows], axis=0))
+
+
+def _counted_mean_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {**_mean_scores(rows), "expressions": len(rows)}
+
+
+# MeViS
+
+
+def score_unions(videos: Sequence[ScoredVideo], pred: Path, version: str, workers: int = 1) -> dict[str, Any]:
+    """Compute J and F of every expression over all frames of its video, and their means over expressions.
+
+    In a frame where ground truth and prediction are both empty, J and F are 1. Expressions that refer to nothing count
+    like others; their ground truth is empty in every frame.
+
+    Args:
+        videos: the videos with their ground truth.
+        pred: folder of ``<video>/<exp_id>/<frame>.png``, 8-bit PNGs of 0 and 255.
+        version: of the dataset; the same video and expression id can be a different sentence in another version.
+        workers: number of processes.
+
+    Returns:
+        Ready for JSON, all scores 0…1, ``JF`` is the mean of J and F:
+
+        - ``per_expression``: ``<version>/<video>/<exp_id>`` → ``J F JF`` and ``target``, whether it refers to anything
+        - ``per_video``: name → ``J F JF expressions``, means and the number of expressions
+        - ``global``: ``J F JF``, means over all expressions
+        - ``with_target``, ``without_target`` (if there are such expressions): ``J F JF expressions``; without target
+          also ``accuracy``, the share of them whose masks are all empty
+
+    Raises:
+        UserError: a folder or file is missing, an image is broken or has a wrong size, or a prediction has other values
+            than 0 and 255.
+    """
+    require_folder(pred, _PRED_EXPRESSIONS)
+    if not videos:
+        raise UserError("there is no expression to score; the dataset's list of expressions is empty")
+    require_masks(
+        pred / video.name / exp_id / f"{frame}.png"
+        for video in videos
+        for exp_id in video.targets
+        for frame in video.frames
+    )
+    results = map_videos(partial(_score_union_video, pred=pred), videos, workers)
+    by_video = {
+        video.name: {
+            exp_id: {**_row(j, f), "target": bool(target)}
+            for (exp_id, target), (j, f) in zip(video.targets.items(), result, strict=True)
+        }
+        for video, result in zip(videos, results, strict=True)
+    }
+    rows = [row for result in by_video.values() for row in result.values()]
+    scores: dict[str, Any] = {
+        "task": "mevis",
+        "version": version,
+        "notes": [],
+        "global": _mean_scores(rows),
+        "per_video": {name: _counted_mean_scores(list(result.values())) for name, result in by_video.items()},
+        "per_expression": {
+            f"{version}/{name}/{exp_id}": row for name, result in by_video.items() for exp_id, row in result.items()
+        },
+    }
+    if with_target := [row for row in rows if row["target"]]:
+        scores["with_target"] = _counted_mean_scores(with_target)
+    if without := [row for row in rows if not row["target"]]:
+        accuracy = float(np.mean([row["J"] == 1 for row in without]))
+        scores["without_target"] = {**_counted_mean_scores(without), "accuracy": accuracy}
+    return scores
+
+
+def _score_union_video(video: ScoredVideo, pred: Path) -> np.ndarray:
+    """Return the scores ``[expressions, 2]`` of a video."""
+    size = video.size
+    if size is None:  # no instance is ever visible
+        height, width = read_binary_mask(pred / video.name / next(iter(video.targets)) / f"{video.frames[0]}.png").shape
+        size = (height, width)
+    masks = (video.truths(number, size) for number in range(len(video.frames)))
+    return _score_masks(pred / video.name, video.frames, video.targets, masks)
+
+
+# DAVIS and Ref-DAVIS17
+
+
+def score_davis(
+    gt: Path, pred: Path, task: DavisTask, sequences: Sequence[str] | None = None, workers: int = 1
+) -> dict[str, Any]:
+    """Compute J and F as the official DAVIS-2017 evaluation does.
+
+    Semi-supervised: identities are fixed, the first and the last frame are left out, 255 in the ground truth is
+    background. Unsupervised: all frames, 255 is void, up to 20 proposals per sequence are matched to the objects. The
+    objects are ids 1…max of the first ground-truth frame; one without a prediction scores against an empty mask.
+
+    Args:
+        gt: folder of ``<sequence>/<frame>.png``, palette PNGs whose value is the object id.
+        pred: folder of the same layout; the value is the id of the object or proposal.
+        task: the protocol.
+        sequences: names of the sequences to score; None: every folder in ``gt``.
+        workers: number of processes.
+
+    Returns:
+        Ready for JSON, all scores 0…1 (decay −1…1), objects named by ground-truth id:
+
+        - ``per_object``: ``<sequence>_<id>`` → ``JM JR JD FM FR FD`` (mean, recall, decay)
+        - ``per_frame``: sequence → ``J``, ``F``, lists ``[objects][frames]`` in the order of ids
+        - ``global``: the means of ``per_object`` over all objects, and ``J&F``
+        - ``assignment`` (unsupervised): sequence → the id of the matched proposal per object, or null
+
+    Raises:
+        UserError: a folder or file is missing, an image is broken, has a wrong size or too high an id.
+    """
+    (scores,) = _score_runs(gt, [_Run(pred, task)], sequences, workers)
+    return scores
+
+
+def score_ref_davis(gt: Path, pred: Path, sequences: Sequence[str] | None = None, workers: int = 1) -> dict[str, Any]:
+    """Compute J and F of Ref-DAVIS17 for each of the four annotations, and their mean.
+
+    ``matched``, the benchmark's own score, follows the unsupervised task of DAVIS-2017. Matching hides swapped objects,
+    so ``fixed`` adds the semi-supervised task. In both, the objects are those of a sequence's first frame. The
+    prediction for an object that appears later is a proposal like any other in ``matched`` and is ignored in ``fixed``.
+
+    Args:
+        gt: folder of ``<sequence>/<frame>.png``, palette PNGs whose value is the object id.
+        pred: folder of ``anno_<a>/<sequence>/<frame>.png`` of the same kind, a = 0…3.
+        sequences: names of the sequences to score; None: every folder in ``gt``.
+        workers: number of processes.
+
+    Returns:
+        Ready for JSON, all scores 0…1 (decay −1…1), for ``matched`` and ``fixed`` each:
+
+        - ``mean``: the means of the rows of ``annotations``
+        - ``annotations``: four rows of ``J&F JM JR JD FM FR FD``, over all objects
+        - ``details``: the result of ``score_davis`` for each annotation
+
+    Raises:
+        UserError: a folder or file is missing, an image is broken, has a wrong size or too high an id.
+    """
+    require_folder(pred, "the predictions, anno_<a>/<sequence>/<frame>.png")
+    roots = LAYOUTS["davis"].roots
+    runs = [_Run(pred / root, task, strict=False) for task in TASKS.values() for root in roots]
+    scores = _score_runs(gt, runs, sequences, workers)
+    report: dict[str, Any] = {"task": "ref-davis"}
+    for i, name in enumerate(TASKS):
+        details = scores[i * len(roots) : (i + 1) * len(roots)]
+        rows = [detail["global"] for detail in details]
+        mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        report[name] = {"mean": mean, "annotations": rows, "details": details}
+    return report
+
+
+def read_sequences(path: Path) -> list[str]:
+    """Read names of sequences, one per line, as in ``ImageSets/2017/val.txt`` of DAVIS.
+
+    Raises:
+        UserError: the file is missing, unreadable or empty.
+    """
+    try:
+        names = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; it must hold the names of sequences, one a line") from error
+    if not names:
+        raise UserError(f"{path} is empty; it must hold the names of sequences, one a line")
+    return list(dict.fromkeys(names))
+
+
+def mean_over_objects(objects: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the means of ``JM JR JD FM FR FD`` over objects, and ``J&F``, the mean of the mean J and F."""
+    means = {key: float(np.mean([row[key] for row in objects])) for key in objects[0]}
+    return {"J&F": (means["JM"] + means["FM"]) / 2, **means}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A folder of predictions and the task by which it is scored."""
+
+    pred: Path
+    task: DavisTask
+    strict: bool = True  # with fixed identities, refuse ids that no object has; otherwise ignore them
+
+    def scored(self, files: list[str]) -> list[str]:
+        """Return the frames that count, of all frames of a sequence."""
+        return files[1:-1] if self.task == SEMI_SUPERVISED else files
+
+
+class _Job(NamedTuple):
+    run: _Run
+    name: str  # of the sequence
+    files: list[str]  # all frames
+
+
+_Result = tuple[np.ndarray, np.ndarray, list[int | None]]  # J and F [objects, T], and the matched proposals
+
+
+def _score_runs(gt: Path, runs: Sequence[_Run], sequences: Sequence[str] | None, workers: int) -> list[dict[str, Any]]:
+    """Score several folders of predictions for the same sequences, with one pool of processes."""
+    require_folder(gt, "the ground truth, <sequence>/<frame>.png")
+    for run in runs:
+        require_folder(run.pred, "the predictions, <sequence>/<frame>.png")
+    names = sequences or sorted(path.name for path in gt.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise UserError(f"{gt} holds no folder; it must hold <sequence>/<frame>.png, the ground truth")
+    jobs = [_Job(run, name, _frames(gt / name, run)) for run in runs for name in names]
+    require_masks(job.run.pred / job.name / file for job in jobs for file in job.run.scored(job.files))
+    results = map_videos(partial(_score_sequence, gt=gt), jobs, workers)
+    return [
+        _report(run.task, dict(zip(names, results[i * len(names) : (i + 1) * len(names)], strict=True)))
+        for i, run in enumerate(runs)
+    ]
+
+
+def _frames(folder: Path, run: _Run) -> list[str]:
+    """Return the file names of a sequence's ground truth, in order."""
+    require_folder(folder, "the ground truth of the sequence, <frame>.png")
+    names = sorted(path.name for path in folder.glob("*.png") if not path.name.startswith("."))
+    if not run.scored(names):
+        least = 3 if run.task == SEMI_SUPERVISED else 1
+        raise UserError(f"{folder} holds {len(names)} PNG files; the {run.task} task needs at least {least}")
+    return names
+
+
+def _score_sequence(job: _Job, gt: Path) -> _Result:
+    run, name, files = job
+    first = read_index_mask(gt / name / files[0])
+    objects = int(np.where(first == VOID, 0, first).max())
+    if not objects:
+        raise UserError(f"{gt / name / files[0]} shows no object; the first frame determines the objects of a sequence")
+    highest, rule = MAX_PROPOSALS, f"the task allows {MAX_PROPOSALS} proposals"
+    if run.task == SEMI_SUPERVISED:
+        highest, rule = objects if run.strict else VOID, f"the sequence has {objects} objects"
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for file in run.scored(files):
+            ground_truth = read_index_mask(gt / name / file)
+            path = run.pred / name / file
+            prediction = read_index_mask(path, ground_truth.shape)
+            if prediction.max() > highest:
+                raise UserError(f"{path} holds the id {prediction.max()}, but {rule}; write ids 1…{highest} only")
+            yield ground_truth, prediction
+
+    return matched_scores(pairs(), objects) if run.task == UNSUPERVISED else (*fixed_scores(pairs(), objects), [])
+
+
+def _report(task: DavisTask, results: dict[str, _Result]) -> dict[str, Any]:
+    """Build the result of ``score_davis``."""
+    per_object = {
+        f"{name}_{number}": {
+            f"{letter}{key}": value
+            for letter, values in (("J", j), ("F", f))
+            for key, value in zip("MRD", statistics(values), strict=True)
+        }
+        for name, (all_j, all_f, _) in results.items()
+        for number, (j, f) in enumerate(zip(all_j, all_f, strict=True), start=1)
+    }
+    scores: dict[str, Any] = {
+        "task": task,
+        "global": mean_over_objects(list(per_object.values())),
+        "per_object": per_object,
+        "per_frame": {name: {"J": j.tolist(), "F": f.tolist()} for name, (j, f, _) in results.items()},
+    }
+    if task == UNSUPERVISED:
+        scores["assignment"] = {name: proposals for name, (_, _, proposals) in results.items()}
+    return scores
+
+
+# results.json
+
+_KEYS = {"J&F": "JF", "J": "J", "F": "F"}
+_DAVIS_KEYS = {"J&F": "J&F", "J": "JM", "F": "FM", "J_recall": "JR", "F_recall": "FR", "J_decay": "JD", "F_decay": "FD"}
+
+
+def video_metrics(scores: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics, 0…100 (decay −100…100), of a set of videos.
+
+    ``J&F``, ``J`` and ``F`` are the benchmark's own. Ref-YouTube-VOS adds ``negative_accuracy`` and
+    ``kind.<kind>.J&F``…; MeViS ``with_target.J&F``…, ``without_target.J&F``… and ``no_target_accuracy``; Ref-DAVIS17
+    ``matched.J&F``…, ``fixed.J&F``… and the same of each annotation, ``matched.anno_0.J&F``….
+
+    Args:
+        scores: result of ``score_expressions``, ``score_unions`` or ``score_ref_davis``.
+    """
+    if scores["task"] == "ref-davis":
+        mean = scores["matched"]["mean"]
+        metrics = {name: mean[_DAVIS_KEYS[name]] for name in _KEYS}
+        for task in TASKS:
+            rows = {task: scores[task]["mean"]}
+            rows |= {f"{task}.anno_{number}": row for number, row in enumerate(scores[task]["annotations"])}
+            metrics |= {f"{label}.{name}": row[key] for label, row in rows.items() for name, key in _DAVIS_KEYS.items()}
+    else:
+        rows = {"": scores["global"]}
+        rows |= {f"{part}.": scores[part] for part in ("with_target", "without_target") if part in scores}
+        rows |= {f"kind.{kind}.": row for kind, row in scores.get("per_kind", {}).items()}
+        metrics = {f"{prefix}{name}": row[key] for prefix, row in rows.items() for name, key in _KEYS.items()}
+        if "negative_accuracy" in scores["global"]:
+            metrics["negative_accuracy"] = scores["global"]["negative_accuracy"]
+        if "without_target" in scores:
+            metrics["no_target_accuracy"] = scores["without_target"]["accuracy"]
+    return {name: 100 * value for name, value in metrics.items()}
+
+
+def video_counts(scores: dict[str, Any]) -> dict[str, int]:
+    """Return the number of videos, and of expressions or (Ref-DAVIS17) objects; arguments as for ``video_metrics``."""
+    if scores["task"] == "ref-davis":
+        detail = scores["matched"]["details"][0]
+        return {"videos": len(detail["per_frame"]), "objects": len(detail["per_object"]), "annotations": 4}
+    names = [name.rpartition("/")[0] for name in scores["per_expression"]]
+    return {"videos": len(set(names)), "expressions": len(names)}
