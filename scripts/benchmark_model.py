@@ -19,8 +19,14 @@ from transformers import AutoTokenizer, CLIPTokenizer
 from models import Segmenter, build_model
 from models.diffusion.encoder import VideoEncoder
 from models.diffusion.stack import FrozenStack, empty_stack
-from models.diffusion.tiny_tokenizers import write_clip_tokenizer, write_roberta_tokenizer
-from models.diffusion.tiny_weights import BRANCH_ENDS, BRANCH_GAIN, TEMPORAL_ENDS, TEMPORAL_GAIN
+from models.diffusion.tiny import (
+    BRANCH_ENDS,
+    BRANCH_GAIN,
+    TEMPORAL_ENDS,
+    TEMPORAL_GAIN,
+    write_clip_tokenizer,
+    write_roberta_tokenizer,
+)
 from util.config import Config
 from util.errors import UserError
 
@@ -46,7 +52,7 @@ class RandomWeights:
 
         Args:
             module: on the meta device.
-            part: a key of ``models.diffusion.tiny_weights.BRANCH_GAIN``.
+            part: a key of ``models.diffusion.tiny.BRANCH_GAIN``.
             dtype: of the weights.
         """
         for prefix, owner in module.named_modules():
@@ -58,7 +64,7 @@ class RandomWeights:
                 owner.register_buffer(name, _buffer(name, value).to(self.numbers.device), persistent=False)
 
     def weight(self, part: str, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """A weight such that a deep network keeps its values in range; see ``models.diffusion.tiny_weights``."""
+        """A weight such that a deep network keeps its values in range; see ``models.diffusion.tiny``."""
         value = torch.empty(shape, dtype=dtype, device=self.numbers.device)
         start = zlib.crc32(f"{part}/{name}".encode()) % NUMBERS
         scale, shift = _scale(part, name, shape)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from datasets.toy import make_toy
-from datasets.toy_scene import KINDS
+from datasets.toy.scene import KINDS
 from util.command_line import Parser
 from util.errors import run_cli
 

@@ -39,8 +39,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.toy import ToyParameters, ToyVideo, make_video
-from datasets.toy_render import full_areas, render_frames
-from datasets.toy_scene import KINDS
+from datasets.toy.scene import KINDS, full_areas, render_frames
 from models.pretrained import Pretrained, load_pretrained
 from util.io import atomic_path
 from util.metrics import expression_scores

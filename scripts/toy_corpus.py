@@ -10,9 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets.toy import ToyParameters, make_video
-from datasets.toy_captions import describe_object, describe_scene
-from datasets.toy_render import render_frames
-from datasets.toy_scene import KINDS, free_scene
+from datasets.toy.scene import KINDS, free_scene, render_frames
+from datasets.toy.sentences import describe_object, describe_scene
 from util.distributed import is_main
 
 SEED = 1  # not the benchmark's: its videos stay unseen

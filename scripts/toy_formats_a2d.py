@@ -17,8 +17,7 @@ from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
 from datasets.toy import ToyParameters, ToyVideo, make_video
-from datasets.toy_render import render_frames
-from datasets.toy_scene import KINDS
+from datasets.toy.scene import KINDS, render_frames
 from scripts.toy_formats import empty_folder, write_lines
 from util.a2d_metrics import encode_masks
 from util.io import atomic_path, write_json
@@ -50,7 +49,7 @@ def write_toy_a2d(
         frames: of a video, at least 4.
         height, width: in pixels, even.
         seed: of the videos.
-        kinds: of sentences (``datasets.toy_scene.KINDS``).
+        kinds: of sentences (``datasets.toy.scene.KINDS``).
 
     Returns:
         ``root``.
@@ -114,7 +113,7 @@ def write_toy_jhmdb(
         frames: of a video, at least 4.
         height, width: in pixels.
         seed: of the videos.
-        kinds: of sentences (``datasets.toy_scene.KINDS``).
+        kinds: of sentences (``datasets.toy.scene.KINDS``).
 
     Returns:
         ``root``.

@@ -19,8 +19,7 @@ from pycocotools import mask as coco
 from datasets.refcoco_files import IMAGES, SPLITS
 from datasets.refcoco_prepare import INSTANCES, REFERENCES
 from datasets.toy import ToyParameters, ToyVideo, make_video
-from datasets.toy_render import render_frames, write_frame
-from datasets.toy_scene import SHAPES
+from datasets.toy.scene import SHAPES, render_frames, write_frame
 from scripts.toy_formats import empty_folder
 from util.io import atomic_path, write_json
 

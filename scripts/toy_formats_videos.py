@@ -14,8 +14,7 @@ import numpy as np
 
 from datasets.davis import ANNOTATIONS, MISSPELT
 from datasets.toy import ToyParameters, ToyVideo, make_video
-from datasets.toy_render import render_frames, write_frame
-from datasets.toy_scene import KINDS
+from datasets.toy.scene import KINDS, render_frames, write_frame
 from scripts.toy_formats import empty_folder, write_lines
 from scripts.toy_formats_coco import compressed
 from util.io import write_json
@@ -44,7 +43,7 @@ def write_toy_davis(
         frames: of a video, at least 4.
         height, width: in pixels.
         seed: of the videos.
-        kinds: of sentences (``datasets.toy_scene.KINDS``).
+        kinds: of sentences (``datasets.toy.scene.KINDS``).
 
     Returns:
         ``root``.
@@ -100,7 +99,7 @@ def write_toy_mevis(
         frames: of a video, at least 4.
         height, width: in pixels.
         seed: of the videos.
-        kinds: of sentences (``datasets.toy_scene.KINDS``).
+        kinds: of sentences (``datasets.toy.scene.KINDS``).
         no_target: sentences of each video that name nothing, as in version 2; 0 makes version 1.
 
     Returns:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from datasets.toy import make_toy
-from datasets.toy_scene import KINDS as ALL_KINDS
+from datasets.toy.scene import KINDS as ALL_KINDS
 from scripts.baselines import run_swap
 from scripts.make_tiny_stack import read_sentences
 from scripts.steps import ROOT, near

@@ -36,8 +36,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.toy import ToyParameters, make_video
-from datasets.toy_render import render_frames
-from datasets.toy_scene import COLOURS, KINDS, MOTIONS, SHAPES, ToyObject
+from datasets.toy.scene import COLOURS, KINDS, MOTIONS, SHAPES, ToyObject, render_frames
 from models.diffusion.stack import FrozenStack, load_stack
 
 NAMES = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS}

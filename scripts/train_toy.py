@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets.toy_scene import KINDS
+from datasets.toy.scene import KINDS
 from scripts.steps import run
 from util.command_line import Parser
 from util.errors import UserError, run_cli

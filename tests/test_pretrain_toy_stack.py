@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from datasets.toy import ToyParameters, make_video
-from datasets.toy_captions import describe_scene
-from datasets.toy_scene import COLOURS, KINDS, SHAPES
+from datasets.toy.scene import COLOURS, KINDS, SHAPES
+from datasets.toy.sentences import describe_scene
 from models.diffusion.stack import load_stack
 from scripts.fit import fit
 from scripts.pretrain_toy_stack import pretrain

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets.toy import ToyParameters
-from datasets.toy_render import full_areas
-from datasets.toy_scene import KINDS
+from datasets.toy.scene import KINDS, full_areas
 from scripts import readme_animation
 from scripts.readme_animation import GAP, HEIGHT, WIDTH, grid, readable_videos
 from tests.commands import run_command

@@ -24,8 +24,7 @@ from transformers import (
     RobertaTokenizerFast,
 )
 
-from models.diffusion.tiny import PARTS, STAMP, make_tiny_stack
-from models.diffusion.tiny_tokenizers import built_in_words
+from models.diffusion.tiny import PARTS, STAMP, built_in_words, make_tiny_stack
 
 SENTENCES = ["the small red square moving left", "a large blue circle below the green triangle"]
 ODD_TEXTS = [

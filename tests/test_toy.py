@@ -14,8 +14,7 @@ from PIL import Image
 
 from datasets import toy
 from datasets.toy import ToyParameters, make_toy, make_video
-from datasets.toy_render import full_areas, render_frames, render_masks
-from datasets.toy_scene import KINDS, SHAPES, SUBPIXELS, Scene, ToyObject
+from datasets.toy.scene import KINDS, SHAPES, SUBPIXELS, Scene, ToyObject, full_areas, render_frames, render_masks
 from scripts.make_toy_data import main
 from util.errors import UserError, run_cli
 
