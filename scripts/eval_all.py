@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.steps import ROOT, clear, near, run
+from scripts.quickstart import ROOT, clear, near, run
 from util.command_line import Parser
 from util.errors import RunError, UserError, run_cli
 from util.inference_record import file_sha256

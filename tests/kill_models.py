@@ -11,7 +11,7 @@ import torch
 
 from models.diffusion import tiny
 from scripts import convert_checkpoint, make_release, pretrain_toy_stack, push_to_hub
-from scripts.toy_corpus import Corpus
+from scripts.train_toy import Corpus
 from util.checkpoint import save_weights, write_pickle
 
 TINY = {"channels": (32, 32, 32, 32), "layers_per_block": 1, "image_size": 32, "image_patch": 16, "max_tokens": 400}

@@ -8,14 +8,14 @@ import subprocess
 from pathlib import Path
 
 import torch
+from scripts.draw_model import BEGIN, END
 
 from datasets.davis import convert_davis
 from datasets.toy import make_toy
 from scripts.baselines import run_largest
-from scripts.draw_model import BEGIN, END
-from scripts.pretrain_toy_stack import PARTS
 from scripts.toy_formats_coco import write_toy_refcoco
 from scripts.toy_formats_videos import write_toy_davis
+from scripts.train_toy import PARTS
 from tests.inference_tools import write_halves
 from tests.kill_tools import SPEED
 from tests.media_tools import write_film

@@ -35,7 +35,7 @@ def linked(page: Path, out: Path) -> Path:
 
 
 def step(title: str, *command: str | int | Path) -> None:
-    """In the place of ``scripts.steps.run``: writes the scores that the command would."""
+    """In the place of ``scripts.quickstart.run``: writes the scores that the command would."""
     words = [str(word) for word in command]
     flags = dict(itertools.pairwise(words))
     if "--eval" in words:

@@ -108,7 +108,7 @@ PROGRAMS = {
 
 
 def _in_process(title: str, program: str, *words: object) -> None:
-    """In place of ``scripts.steps.run``: as many processes take minutes to import PyTorch."""
+    """In place of ``scripts.quickstart.run``: as many processes take minutes to import PyTorch."""
     done = run_command(PROGRAMS[program], *words)
     assert done.returncode == 0, done.stderr
     print(title, done.stdout)

@@ -14,8 +14,7 @@ from datasets.toy import ToyParameters, make_video
 from datasets.toy.scene import COLOURS, KINDS, SHAPES
 from datasets.toy.sentences import describe_scene
 from models.diffusion.stack import load_stack
-from scripts.fit import fit
-from scripts.pretrain_toy_stack import pretrain
+from scripts.train_toy import fit, pretrain
 from util.errors import RunError, UserError
 
 
@@ -52,7 +51,7 @@ def _regression(folder: Path, steps: int, stop_at: int | None = None) -> dict[st
 
 
 def test_fit_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.fit.SAVE_SECONDS", 0)
+    monkeypatch.setattr("scripts.train_toy.SAVE_SECONDS", 0)
     whole = _regression(tmp_path / "whole", 300)
     with pytest.raises(KeyboardInterrupt):
         _regression(tmp_path / "parts", 300, stop_at=120)

@@ -11,7 +11,7 @@ import inference_ytvos
 import main
 from datasets.toy import make_toy
 from models.diffusion.tiny import make_tiny_stack
-from scripts.pretrain_toy_stack import SIZES
+from scripts.train_toy import SIZES
 from tests.commands import run_command
 from util.jf_expressions import score_expressions
 

@@ -10,25 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripts.toy_lab_pictures import component_colours, heat, relative_change
 
-from scripts.toy_lab import check_args, choose_variants, parse_args
-from scripts.toy_lab_claims import (
+from scripts.toy_lab import (
     CLAIMS,
     FAILS,
     HOLDS,
     UNKNOWN,
     VARIANTS,
     Claim,
+    Lab,
     Scores,
     answer,
+    check_args,
+    choose_variants,
+    parse_args,
     pooled_deviation,
     render,
     report,
     spread,
     verdict,
 )
-from scripts.toy_lab_pictures import component_colours, heat, relative_change
-from scripts.toy_lab_runs import Lab
 from util.errors import UserError
 
 RANDOM = VARIANTS[1]

@@ -16,9 +16,20 @@ import inference_ytvos
 import main
 from models.diffusion.tiny import make_tiny_stack
 from scripts import toy_lab, toy_lab_pictures, toy_lab_runs
-from scripts.toy_lab import Results, gather, run_all
-from scripts.toy_lab_claims import UNKNOWN, VARIANTS, Scores
-from scripts.toy_lab_runs import Lab, Stopped, _call, find_score, stack_sizes, write_clips
+from scripts.toy_lab import (
+    UNKNOWN,
+    VARIANTS,
+    Lab,
+    Results,
+    Scores,
+    Stopped,
+    _call,
+    find_score,
+    gather,
+    run_all,
+    stack_sizes,
+    write_clips,
+)
 from tests.commands import run_command
 from util.errors import RunError, UserError
 from util.io import write_json

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import toy_probes
+from scripts import toy_lab as toy_probes
 from tests.commands import run_command
 
 
