@@ -25,7 +25,6 @@ from util.command_line import Parser
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 # Shell scripts that hand their arguments to a Python script after the set-up.
 THIN = {f"scripts/{name}.sh": f"scripts.{name}" for name in ("quickstart", "eval_all", "toy_lab", "train_toy")}
-THIN["scripts/real_video.sh"] = "scripts.real_video"
 OPTIONS_IN_TEXT = ("scripts/setup.sh", "scripts/test.sh")
 OTHER_PROGRAMS = {"source", "pip", "tensorboard", "hf", "git", "pre-commit", ".venv/bin/pip", "sha256sum", "tar"}
 

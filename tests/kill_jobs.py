@@ -30,18 +30,13 @@ from util.errors import USER_ERROR_STATUS, UserError
 JOBS = {
     "tests.kill_data": ("toy", "davis", "refcoco", "eval_all_sets", "largest", "swap", "scores"),
     "tests.kill_masks": ("inference", "inference_davis_masks", "evaluation", "validation", "demo", "page"),
-    "tests.kill_models": ("checkpoints", "convert", "hub", "stack", "pretraining", "pretrained_stack", "release"),
+    "tests.kill_models": ("checkpoints", "convert", "hub", "stack", "pretraining", "pretrained_stack"),
     "tests.kill_reports": (
-        "curves",
-        "model_picture",
         "animation",
-        "overfitting",
         "operator",
-        "levers",
         "speed",
         "toy_lab",
         "quickstart",
-        "real_video",
     ),
 }
 """Module → its functions, each called with the folder of ``tests.kill_source`` and the folder that it writes."""

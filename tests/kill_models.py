@@ -1,4 +1,4 @@
-"""What ``tests.kill_jobs`` kills: checkpoints, what they are converted to and passed on as, frozen stacks, releases."""
+"""What ``tests.kill_jobs`` kills: checkpoints, what they are converted to and passed on as, frozen stacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 
 from models.diffusion import tiny
-from scripts import convert_checkpoint, make_release, pretrain_toy_stack, push_to_hub
+from scripts import convert_checkpoint, push_to_hub, train_toy
 from scripts.train_toy import Corpus
 from util.checkpoint import save_weights, write_pickle
 
@@ -53,20 +53,15 @@ def pretraining(source: Path, out: Path) -> None:
     """The toy stack from the beginning, with a step of a part; a VAE is written as its UNet, too, which takes less."""
     with (
         patch.object(tiny, "_unet", tiny._vae),
-        patch.object(pretrain_toy_stack, "make_corpus", lambda *of, **sizes: Corpus(torch.zeros(0), [["a red disc"]])),
-        patch.object(pretrain_toy_stack, "PARTS", {TRAINED: pretrain_toy_stack.PARTS[TRAINED]}),
-        patch.object(pretrain_toy_stack, "SIZES", {**pretrain_toy_stack.SIZES, **TINY}),
+        patch.object(train_toy, "make_corpus", lambda *of, **sizes: Corpus(torch.zeros(0), [["a red disc"]])),
+        patch.object(train_toy, "PARTS", {TRAINED: train_toy.PARTS[TRAINED]}),
+        patch.object(train_toy, "SIZES", {**train_toy.SIZES, **TINY}),
     ):
-        pretrain_toy_stack.pretrain(out / "stack", out / "work", videos=2, share=1e-6)
+        train_toy.pretrain(out / "stack", out / "work", videos=2, share=1e-6)
 
 
 def pretrained_stack(source: Path, out: Path) -> None:
     """The copy of a toy stack whose parts are all trained; a killed process of the same number has begun one, too."""
     (out / f".stack.{os.getpid()}").mkdir(parents=True, exist_ok=True)
-    with patch.object(pretrain_toy_stack, "make_corpus", lambda *of, **sizes: Corpus(torch.zeros(0), [])):
-        pretrain_toy_stack.pretrain(out / "stack", source / "pretrained", videos=1, share=1)
-
-
-def release(source: Path, out: Path) -> None:
-    """A release and its check sum."""
-    make_release.make_release(source / "repository", out)
+    with patch.object(train_toy, "make_corpus", lambda *of, **sizes: Corpus(torch.zeros(0), [])):
+        train_toy.pretrain(out / "stack", source / "pretrained", videos=1, share=1)

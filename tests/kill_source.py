@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import torch
-from scripts.draw_model import BEGIN, END
 
 from datasets.davis import convert_davis
 from datasets.toy import make_toy
@@ -17,7 +13,6 @@ from scripts.toy_formats_coco import write_toy_refcoco
 from scripts.toy_formats_videos import write_toy_davis
 from scripts.train_toy import PARTS
 from tests.inference_tools import write_halves
-from tests.kill_tools import SPEED
 from tests.media_tools import write_film
 from tests.test_demo_run import SENTENCES, segment
 from util.checkpoint import FORMAT, save_weights, write_pickle
@@ -49,21 +44,3 @@ def write_source(source: Path, base: Path) -> None:
     save_weights(stack / "unet" / "weights.safetensors", content)
     write_json(stack / "tiny_stack.json", {"parameters": {}})
     write_json(source / "pretrained" / "done.json", list(PARTS))
-
-    lines = [json.dumps({"step": step, "loss": 1 / step, "lr": 1e-3}) for step in range(1, 40)]
-    (source / "run").mkdir()
-    (source / "run" / "log.jsonl").write_text("\n".join(lines) + "\n")
-    (source / "models.md").write_text(f"# Models\n\n{BEGIN}{END}\n")
-    (source / "speed.md").write_text(f"# Speed\n\n<!-- {SPEED.name} -->\n<!-- end of {SPEED.name} -->\n")
-    if shutil.which("git"):
-        _write_repository(source / "repository")
-
-
-def _write_repository(folder: Path) -> None:
-    """A commit of a project that can be released."""
-    folder.mkdir()
-    (folder / "pyproject.toml").write_text('[project]\nname = "small"\nversion = "0.1.0"\n')
-    (folder / "code.py").write_text("".join(f"x = {number}\n" for number in range(300)))
-    author = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
-    for words in (("init", "--quiet"), ("add", "."), (*author, "commit", "--quiet", "--message", "all of it")):
-        subprocess.run(["git", *words], cwd=folder, check=True)

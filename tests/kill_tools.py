@@ -25,15 +25,6 @@ def call(main: Callable[[], int | None], *words: object) -> None:
         assert not main()
 
 
-def linked(page: Path, out: Path) -> Path:
-    """A page to change below ``out``: a link, as a file would have to be written first, until it is replaced."""
-    out.mkdir(parents=True, exist_ok=True)
-    target = out / page.name
-    if not target.exists():
-        target.symlink_to(page)
-    return target
-
-
 def step(title: str, *command: str | int | Path) -> None:
     """In the place of ``scripts.quickstart.run``: writes the scores that the command would."""
     words = [str(word) for word in command]

@@ -22,7 +22,7 @@ import inference_ytvos
 import main
 from models import pretrained, video_folder
 from models.ops import compiling, libraries
-from scripts import eval_all, make_toy_data, overfit, quickstart
+from scripts import eval_all, make_toy_data, quickstart
 from tests.commands import ROOT, run_command
 from util import locking
 from util.demo_results import new_folder
@@ -35,7 +35,6 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "training": (main.main, "--device", "cpu"),
     "evaluation": (main.main, "--device", "cpu", "--eval", "--resume", "a.pth"),
     "inference": (inference_ytvos.main, "--device", "cpu", "--resume", "a.pth"),
-    "overfit": (overfit.main, "--device", "cpu"),
     "toy data": (make_toy_data.main,),
     "quickstart": (quickstart.main,),
     "every benchmark": (eval_all.main, "--toy"),

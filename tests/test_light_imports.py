@@ -17,7 +17,6 @@ HEAVY = PYTORCH | FILE_READERS | PICTURES
 FORBIDDEN = {
     "util.config": HEAVY | {"cv2", "numpy"},
     "scripts.quickstart": HEAVY | {"cv2", "numpy"},
-    "scripts.benchmark": HEAVY | {"cv2", "numpy"},
     "datasets": HEAVY | {"cv2"},
     "scripts.web_demo": HEAVY | {"cv2", "gradio", "fastapi"},
     "util.parallel": HEAVY,  # workers import it and the module of their work
@@ -29,10 +28,8 @@ FORBIDDEN = {
     "scripts.eval_jf": HEAVY,
     "scripts.baselines": HEAVY,
     "scripts.make_toy_data": HEAVY,
-    "scripts.train_toy": HEAVY,
     "scripts.launch_rank": HEAVY,  # and with it scripts.launch
     "util.visualisation": HEAVY - {"av"},  # writes movies
-    "scripts.plot_run": HEAVY - {"av"},
     "demo": HEAVY - {"av"},  # a video that cannot be read is told before the model is loaded
     "scripts.prepare_data": HEAVY - {"av", "pycocotools"},  # draws RefCOCO's polygons
 }

@@ -24,7 +24,9 @@ from transformers import (
     RobertaTokenizerFast,
 )
 
+from models.diffusion import tiny
 from models.diffusion.tiny import PARTS, STAMP, built_in_words, make_tiny_stack
+from util.errors import UserError
 
 SENTENCES = ["the small red square moving left", "a large blue circle below the green triangle"]
 ODD_TEXTS = [
@@ -278,11 +280,60 @@ def test_new_words_are_learnt(tmp_path: Path) -> None:
     assert tokenizer.tokenize("vermilion dodecahedron") == ["vermilion</w>", "dodecahedron</w>"]
 
 
-def test_command_writes_the_same_stack_in_another_process(tiny_stack: Path, tmp_path: Path, root: Path) -> None:
-    command = [sys.executable, "-m", "scripts.make_tiny_stack", "--output_dir", str(tmp_path / "stack")]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert str(tmp_path / "stack") in result.stdout
+def test_the_same_stack_in_another_process(tiny_stack: Path, tmp_path: Path, root: Path) -> None:
+    code = f"from models.diffusion.tiny import make_tiny_stack; make_tiny_stack({str(tmp_path / 'stack')!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
     assert {path.name for path in (tmp_path / "stack").iterdir()} == {*PARTS, STAMP}
     for name in [*WEIGHTS, *TOKENIZER_FILES]:
         assert (tmp_path / "stack" / name).read_bytes() == (tiny_stack / name).read_bytes(), name
+
+
+# ------------------------------------------------------------------ folders
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    return make_tiny_stack(tmp_path / "stack", **QUICK)
+
+
+def test_same_stack_is_kept(stack: Path) -> None:
+    (stack / "unet" / "notes.txt").write_text("mine")
+    assert make_tiny_stack(stack, **QUICK) == stack
+    assert (stack / "unet" / "notes.txt").exists(), "it was written again"
+
+
+def test_other_parameters_need_force(stack: Path) -> None:
+    before = (stack / WEIGHTS[0]).read_bytes()
+    for change in ({"seed": 1}, {"sentences": SENTENCES}, {"head_dim": 32}):
+        with pytest.raises(UserError, match="another seed, sizes or sentences"):
+            make_tiny_stack(stack, **{**QUICK, **change})
+    assert (stack / WEIGHTS[0]).read_bytes() == before
+    make_tiny_stack(stack, seed=1, force=True, **QUICK)
+    assert (stack / WEIGHTS[0]).read_bytes() != before
+    assert [path.name for path in stack.parent.iterdir()] == ["stack"], "something was left beside it"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_foreign_folder_is_never_replaced(tmp_path: Path, force: bool) -> None:
+    (tmp_path / "mine" / "unet").mkdir(parents=True)
+    (tmp_path / "file").write_text("years")
+    for name in ("mine", "file"):
+        with pytest.raises(UserError, match="is not a tiny stack"):
+            make_tiny_stack(tmp_path / name, force=force, **QUICK)
+    with pytest.raises(UserError, match="cannot write"):
+        make_tiny_stack(tmp_path / "file" / "below", force=force, **QUICK)
+    assert (tmp_path / "mine" / "unet").is_dir() and (tmp_path / "file").read_text() == "years"
+
+
+def test_an_empty_folder_is_used(tmp_path: Path) -> None:
+    assert (make_tiny_stack(tmp_path, **QUICK) / STAMP).is_file()
+
+
+def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tiny, "randomise", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        make_tiny_stack(tmp_path / "stack", **QUICK)
+    assert list(tmp_path.iterdir()) == []
