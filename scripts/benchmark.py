@@ -52,7 +52,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
         epilog="Any option of main.py is accepted too, such as --config or --compile.",
         allow_abbrev=False,
     )
-    add, whole, several = parser.add_argument, {"type": int}, {"type": int, "nargs": "+", "default": ()}
+    add: Any = parser.add_argument
+    whole, several = {"type": int}, {"type": int, "nargs": "+", "default": ()}
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--frames", **whole, default=2, help="frames of the video, at least 2 (default: 2)")
     add("--sentences", **whole, default=4, help="sentences about the video (default: 4)")
@@ -121,6 +122,7 @@ from util.io import write_json
 from util.mask_layouts import LAYOUTS
 from util.mask_pngs import write_mask
 from util.padding import pad_clips
+from util.parallel import available_cores
 from util.precision import PRECISIONS, autocast
 from util.results import library_versions
 
@@ -156,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.sweep_frames or args.sweep_sentences:
         found["sweep"] = run_part(SWEEP, args, cfg, args.dtype[0])[0]
     for count in args.processes:  # they share the cores
-        threads = max(1, (os.cpu_count() or 1) // count)
+        threads = max(1, available_cores() // count)
         rates = [run["rate"] for run in run_part(FAST, args, cfg, args.dtype[0], count, threads)]
         found.setdefault("processes", []).append({"processes": count, "threads": threads, "rate": sum(rates)})
     result = summarise(found)
@@ -507,7 +509,7 @@ def machine(device: torch.device) -> Result:
     return {
         "device": device_name(device),
         "cpu": cpu,
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "bf16_instructions": sorted(flags & {"avx512_bf16", "amx_bf16"}),
         "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
@@ -520,7 +522,8 @@ def machine(device: torch.device) -> Result:
 def random_model(cfg: Config, stack: Path, device: torch.device, dtype: torch.dtype) -> Segmenter:
     """The project's model: frozen parts in ``dtype``, trained parts as initialised."""
     frozen = _empty_stack(stack)
-    for part, module in {**_shared_parts(frozen), "unet": frozen.unet, "vae": frozen.vae}.items():
+    parts: dict[str, nn.Module] = {**_shared_parts(frozen), "unet": frozen.unet, "vae": frozen.vae}
+    for part, module in parts.items():
         _fill(module, part, device, dtype)
     torch.manual_seed(0)
     return build_model(cfg, frozen).to(device)
@@ -747,7 +750,8 @@ def clip_image(image: Tensor, size: int) -> Tensor:
     left, top = ((side - size) // 2 for side in target)
     picture = Image.fromarray(levels).resize(target, Image.Resampling.BICUBIC)
     values = np.asarray(picture.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
-    return torch.from_numpy((values - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)).permute(2, 0, 1)
+    values = (values - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
+    return torch.from_numpy(values).permute(2, 0, 1)
 
 
 # What the measurements say.

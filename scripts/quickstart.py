@@ -52,13 +52,7 @@ def quickstart(model: str, output: Path, train_videos: int, valid_videos: int, s
     data, bundled = output / "data", TOY / f"{model}.safetensors"
     if not bundled.is_file() or not (TOY / "stack").is_dir():
         raise UserError(f"{near(bundled)} or {near(TOY / 'stack')} is missing; bash scripts/train_toy.sh makes them")
-    for name in ("train", "start", "valid", "swapped", "largest"):
-        try:
-            shutil.rmtree(output / name)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise UserError(f"cannot remove {output / name} of an earlier run: {error}") from error
+    clear(output, "train", "start", "valid", "swapped", "largest")
     masks, sentences = data / "valid" / "Annotations", data / "meta_expressions" / "valid" / "meta_expressions.json"
     run(
         "Toy data: moving shapes, and sentences that refer to one of them",
@@ -157,6 +151,20 @@ def run(title: str, *command: str | int | Path) -> None:
     if status:
         print(f"error: the step '{title}' failed, its message is above", file=sys.stderr)
         raise StepFailed(status)
+
+
+def clear(folder: Path, *names: str) -> None:
+    """Remove what an earlier run left in these subfolders.
+
+    Raises:
+        UserError: something cannot be removed.
+    """
+    for target in (folder / name for name in names):
+        try:
+            if target.is_dir():
+                shutil.rmtree(target)
+        except OSError as error:
+            raise UserError(f"cannot remove {target} of an earlier run: {error}; choose another folder") from error
 
 
 def near(path: Path) -> Path:

@@ -18,6 +18,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -124,8 +125,9 @@ from tqdm import tqdm
 from datasets.toy import ToyParameters, make_toy, make_video
 from datasets.toy.scene import COLOURS, KINDS, MOTIONS, SHAPES, ToyObject, render_frames
 from models.diffusion.stack import FrozenStack, load_stack
-from models.diffusion.tiny import STAMP, TinySizes, make_tiny_stack
+from models.diffusion.tiny import make_tiny_stack
 from scripts.quickstart import near
+from scripts.train_toy import SIZES
 from util.config import config_dict, load_config
 from util.io import atomic_path, read_json, write_json
 from util.locking import sole_run
@@ -133,6 +135,7 @@ from util.locking import sole_run
 FRAMES = 1  # per clip, in training and validation: a single frame bypasses the UNet's temporal layers
 STILL_KINDS = tuple(kind for kind in KINDS if kind != "motion")  # of sentences that a single frame answers
 BATCH, RATE, WARMUP, SAVE_EVERY = 32, 1e-3, 100, 100
+POLL_SECONDS = 0.2
 KEYS = ("jf", "swapped_jf", "seconds")
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
 """Variant → ``KEYS`` → one value per seed. ``swapped_jf`` is J&F with the sentences of other objects."""
@@ -243,9 +246,9 @@ def run_all(lab: Lab, variants: Sequence[Variant], seeds: Sequence[int], process
         print(f"{len(results)} of {len(jobs)} runs are finished already")
     if waiting:
         prepare(lab, [seed for variant, seed in waiting if variant.random_stack])
-    running: list[subprocess.Popen] = []
+    stop = threading.Event()
     with ThreadPoolExecutor(processes) as pool:
-        futures = {pool.submit(run_variant, lab, *job, running): job for job in waiting}
+        futures = {pool.submit(run_variant, lab, *job, stop): job for job in waiting}
         try:
             for future in as_completed(futures):
                 variant, seed = futures[future]
@@ -256,8 +259,7 @@ def run_all(lab: Lab, variants: Sequence[Variant], seeds: Sequence[int], process
                     flush=True,
                 )
         except BaseException:
-            for process in running:
-                process.terminate()
+            stop.set()
             pool.shutdown(cancel_futures=True)
             raise
     return results
@@ -284,30 +286,19 @@ def find_score(lab: Lab, variant: Variant, seed: int) -> dict[str, Any] | None:
 
 
 def prepare(lab: Lab, random_seeds: Sequence[int]) -> None:
-    """Write the data, the sentences of the validation, and a random stack for each of these seeds.
-
-    Raises:
-        UserError: the stack was not made by this project.
-    """
+    """Write the data, the sentences of the validation, and a random stack for each of these seeds."""
     data = lab.output / "data"
     make_toy(data, num_train=lab.train_videos, num_valid=lab.valid_videos, num_test=0, kinds=STILL_KINDS)
     expressions = data / "meta_expressions"
     write_clips(expressions / "valid" / "meta_expressions.json", data / "valid" / "Annotations", lab.output)
     swap = ("-m", "scripts.baselines", "swap", "--expressions", lab.output / "valid.json")
-    call([*swap, "--output", lab.output / "swapped.json"], lab.output / "log.txt", [])
+    call([*swap, "--output", lab.output / "swapped.json"], lab.output / "log.txt", threading.Event())
     if not random_seeds:
         return
-    holds = "the sizes of a toy stack that bash scripts/train_toy.sh made"
-    try:
-        parameters = read_json(lab.stack / STAMP, holds)["parameters"]
-        sizes = {field.name: parameters[field.name] for field in fields(TinySizes)}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{lab.stack / STAMP} does not hold {holds}; name such a stack with --stack") from error
-    sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
     videos = read_json(expressions / "train" / "meta_expressions.json", "the expressions")["videos"].values()
     known = [entry["exp"] for video in videos for entry in video["expressions"].values()]
     for seed in random_seeds:
-        make_tiny_stack(lab.random_stack(seed), known, seed, **sizes)
+        make_tiny_stack(lab.random_stack(seed), known, seed, **SIZES)
 
 
 def write_clips(expressions: Path, masks: Path, output: Path) -> None:
@@ -315,23 +306,22 @@ def write_clips(expressions: Path, masks: Path, output: Path) -> None:
     content = read_json(expressions, "the validation's expressions")
     videos = {}
     for name, video in content["videos"].items():
-        first = max(0, (len(video["frames"]) - FRAMES) // 2)
-        frames = video["frames"][first : first + FRAMES]
-        seen = set(np.unique([np.asarray(Image.open(masks / name / f"{frame}.png")) for frame in frames]).tolist())
+        frame = video["frames"][(len(video["frames"]) - 1) // 2]
+        seen = np.unique(np.asarray(Image.open(masks / name / f"{frame}.png"))).tolist()
         kept = {key: entry for key, entry in video["expressions"].items() if int(entry["obj_id"]) in seen}
         if kept:
-            videos[name] = {**video, "frames": frames, "expressions": kept}
+            videos[name] = {**video, "frames": [frame], "expressions": kept}
     write_json(output / "valid.json", {**content, "videos": videos})
 
 
-def run_variant(lab: Lab, variant: Variant, seed: int, running: list[subprocess.Popen]) -> dict[str, Any]:
+def run_variant(lab: Lab, variant: Variant, seed: int, stop: threading.Event) -> dict[str, Any]:
     """Train, segment and score, and resume what an earlier start left unfinished.
 
     Args:
         lab: prepared.
         variant: what is trained.
         seed: of its weights, batches and noise.
-        running: gets the processes of the run.
+        stop: ends the run when it is set.
 
     Returns:
         the content of ``score.json``: ``jf`` and ``swapped_jf`` (0–100), ``kinds`` (``jf`` by kind of sentence) and
@@ -346,15 +336,15 @@ def run_variant(lab: Lab, variant: Variant, seed: int, running: list[subprocess.
     checkpoint, log = folder / "train" / "checkpoint.pth", folder / "log.txt"
     resume = ["--resume", checkpoint]
     begin = resume if checkpoint.is_file() else []
-    call(["main.py", *lab.training(variant, seed), "--output_dir", folder / "train", *begin], log, running)
+    call(["main.py", *lab.training(variant, seed), "--output_dir", folder / "train", *begin], log, stop)
     scores = {}
     for name in ("valid", "swapped"):
         sentences, output = lab.output / f"{name}.json", folder / name
         infer = ["inference_ytvos.py", *options, *resume, "--expressions_file", sentences, "--output_dir", output]
-        call(infer, log, running)
+        call(infer, log, stop)
         gt = lab.output / "data" / "valid" / "Annotations"
         score = ["-m", "scripts.eval_jf", "--task", "expressions", "--gt", gt, "--pred", output / "Annotations"]
-        call([*score, "--expressions", sentences, "--json", output / "scores.json"], log, running)
+        call([*score, "--expressions", sentences, "--json", output / "scores.json"], log, stop)
         scores[name] = json.loads((output / "scores.json").read_text(encoding="utf-8"))
     result = {
         "jf": 100 * scores["valid"]["global"]["JF"],
@@ -366,19 +356,23 @@ def run_variant(lab: Lab, variant: Variant, seed: int, running: list[subprocess.
     return result
 
 
-def call(words: Sequence[object], log: Path, running: list[subprocess.Popen]) -> None:
+def call(words: Sequence[object], log: Path, stop: threading.Event) -> None:
     """Run a command of the project with one thread, and append its output to ``log``.
 
     Raises:
-        RunError: it failed; the message has its last line.
+        RunError: it failed, and the message has its last line; or ``stop`` was set.
     """
     command = [sys.executable, *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("ab") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        running.append(process)
-        status = process.wait()
-    if status:
+    with (
+        log.open("ab") as output,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT) as process,
+    ):
+        while process.poll() is None:
+            if stop.wait(POLL_SECONDS):
+                process.terminate()
+                raise RunError("the lab was stopped")
+    if process.returncode:
         printed = log.read_text(encoding="utf-8", errors="replace").splitlines()
         last = next((line for line in reversed(printed) if line.strip()), "nothing").removeprefix("error: ")
         raise RunError(f"{words[0]} failed: {last}; its output is in {near(log)}")

@@ -317,7 +317,7 @@ def fit(
         optimizer.step()
         if not torch.isfinite(value):
             raise RunError(f"the loss of {name} is not finite at step {step + 1}; its last state is in {path}")
-        bar.set_postfix(loss=f"{float(value):.4f}", refresh=False)
+        bar.set_postfix(loss=f"{value.item():.4f}", refresh=False)
         if is_main() and (time.monotonic() - saved > SAVE_SECONDS or step + 1 == steps):
             with atomic_path(path) as temporary:
                 state = {"modules": holder.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,7 +53,7 @@ def speed(source: Path, out: Path) -> None:
 def toy_lab(source: Path, out: Path) -> None:
     """A toy lab: data, records, scores and the report."""
 
-    def command(words: list[object], log: Path, running: list[object]) -> None:
+    def command(words: list[object], log: Path, stop: threading.Event) -> None:
         flags = dict(itertools.pairwise(map(str, words)))
         if "swap" in words:
             baselines.run_swap(Path(flags["--expressions"]), Path(flags["--output"]))
