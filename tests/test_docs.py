@@ -20,7 +20,7 @@ from util.errors import UserError
 RUN_PAGES = ("data", "training", "evaluation", "checkpoints", "library", "demo")  # in the order in which they build on
 MADE_UP = "forest"  # the dataset that docs/development.md adds
 # Options of other programs.
-FOREIGN_FLAGS = {"--logdir", "--local-dir", "--shm-size", f"--{MADE_UP}_path"}
+FOREIGN_FLAGS = {"--logdir", "--prefix", "--local-dir", "--shm-size", f"--{MADE_UP}_path"}
 ROOMS = ("configs", "scripts", "models", "datasets", "util", "tests", "toy", "docs")
 
 
