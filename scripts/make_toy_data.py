@@ -1,4 +1,4 @@
-"""Make the toy benchmark: generated videos of moving shapes with sentences, laid out like Ref-YouTube-VOS."""
+"""Make the toy benchmark: generated videos of moving shapes with sentences, in the layout of Ref-YouTube-VOS."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import argparse
 from collections.abc import Sequence
 
 from datasets.toy import make_toy
-from datasets.toy_scene import KINDS
+from datasets.toy.scene import KINDS
 from util.errors import Parser, run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the set that the command line describes and report what it holds."""
+    """Write the set that the command line describes and print its counts."""
     parser = Parser(
         prog="python -m scripts.make_toy_data",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--output_dir", required=True, help="folder of the data set; it is made if it is missing")
+    parser.add_argument("--output_dir", required=True, help="folder of the data set")
     parser.add_argument("--train_videos", type=int, default=400)
     parser.add_argument("--valid_videos", type=int, default=40)
     parser.add_argument("--test_videos", type=int, default=4, help="without masks; the valid file lists them too")
@@ -26,25 +26,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=96, help="pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of sentences")
-    parser.add_argument("--negatives", type=int, default=0, help="sentences per video that name nothing in it")
+    parser.add_argument("--negatives", type=int, default=0, help="sentences per video that refer to nothing in it")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--force", action="store_true", help="replace a toy set of other parameters, or a damaged one")
-    args = parser.parse_args(argv)
-    summary = make_toy(
-        args.output_dir,
-        num_train=args.train_videos,
-        num_valid=args.valid_videos,
-        num_test=args.test_videos,
-        frames=args.num_frames,
-        height=args.height,
-        width=args.width,
-        seed=args.seed,
-        kinds=args.kinds,
-        negatives=args.negatives,
-        workers=args.workers,
-        force=args.force,
-    )
-    print(f"toy data {'written to' if summary.created else 'already complete in'} {args.output_dir}")
+    options = vars(parser.parse_args(argv))
+    root, frames = options.pop("output_dir"), options.pop("num_frames")
+    counts = {f"num_{split}": options.pop(f"{split}_videos") for split in ("train", "valid", "test")}
+    summary = make_toy(root, frames=frames, **counts, **options)
+    print(f"toy data {'written to' if summary.created else 'already complete in'} {root}")
     for split, count in summary.videos.items():
         kinds = ", ".join(f"{kind} {number}" for kind, number in summary.kinds[split].items())
         print(f"  {split}: {count} videos, {summary.expressions[split]} expressions ({kinds})")

@@ -1,18 +1,18 @@
-"""How much GPU memory a training step takes: counted without a GPU, at full size, or measured where one is at hand.
+"""Estimate the GPU memory of a training step at full size without a GPU, or measure it on one.
 
 python -m scripts.memory_estimate --config configs/vdit_ytvos.yaml [--size 512 640] [--precision bf16 ...]
 
-The step really runs, forward and backward. Without a GPU its tensors are PyTorch's fake ones, which have a type and a
-size and no content, and the bytes of those that live are counted. Types are those of autocast on CUDA, and attention is
-taken to be fused, as it is there. What no count of tensors sees is left out: about half a GB of CUDA itself, the
-workspaces of convolutions, and what the allocator cannot use.
+Without a GPU the step runs on PyTorch's fake tensors, which have a type and a size but no content, and the bytes of the
+live ones are counted. Types are those of autocast on CUDA, and attention is assumed to be fused, as it is there. The
+count does not include CUDA itself (about half a GB), workspaces of convolutions and fragmentation of the allocator.
 """
 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,21 +28,65 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 
 import torch
 import torch.nn.functional as F
-from models.placing import prepare_training
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BatchEncoding
 
 from engine import training_step
-from models import Segmenter, build_criterion, build_model
+from models import Segmenter, build_criterion, build_model, prepare_training
 from models.diffusion.stack import empty_stack
 from scripts.count_parameters import FULL_SIZE, stack_of
-from scripts.live_memory import LiveMemory
 
 GIB = 2**30
-WORDS = 20  # of a sentence; its memory hardly matters
+WORDS = 20  # tokens of a sentence; their memory hardly matters
 ADAM = 8  # bytes of its state per parameter
 STACK_PARTS = ("unet", "vae", "text_encoder", "image_encoder")
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of live tensors while it is active. Views share their memory.
+
+    Works with real tensors and with fake ones (``FakeTensorMode``, entered before).
+
+    Args:
+        inputs: count from the beginning.
+        uncounted: never count.
+
+    Attributes:
+        now, peak: live bytes, and their maximum.
+        largest: bytes of the largest tensor.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], uncounted: Sequence[Tensor] = ()) -> None:
+        super().__init__()
+        self.uncounted = {tensor.untyped_storage()._cdata for tensor in uncounted}
+        self.alive: dict[int, int] = {}
+        self.now = self.peak = self.largest = 0
+        for tensor in inputs:
+            self._add(tensor)
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for item in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(item, Tensor):
+                self._add(item)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.alive or key in self.uncounted:
+            return
+        self.alive[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        weakref.finalize(storage, self._remove, key)
+        self.peak = max(self.peak, self.now)
+        self.largest = max(self.largest, storage.nbytes())
+
+    def _remove(self, key: int) -> None:
+        self.now -= self.alive.pop(key)
 
 
 @dataclass
@@ -50,14 +94,13 @@ class Estimate:
     """Bytes of a training step."""
 
     parts: dict[str, int] = field(default_factory=dict)
-    """Weights by part, AdamW's state, and what is alive when the forward pass ends."""
+    """Weights by part, AdamW's state, and the activations that live at the end of the forward pass."""
     peak: int = 0
-    """The most at any time."""
     measured: bool = False
 
 
 class Words:
-    """In the place of a tokenizer: so many tokens for every sentence."""
+    """Replaces a tokenizer: a fixed number of tokens for every sentence."""
 
     def __init__(self, length: int) -> None:
         self.model_max_length = length
@@ -68,36 +111,36 @@ class Words:
 
 
 class FusedAttention(torch.autograd.Function):
-    """Attention's shapes, and what a fused kernel keeps: its inputs, its output and one number per query."""
+    """Attention with the memory of a fused kernel, which keeps inputs, output and one number per query."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Shapes as ``scaled_dot_product_attention`` has them."""
+        """Return an output of the right shape."""
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the inputs' shapes."""
+        """Return gradients of the right shapes."""
         return tuple(torch.empty_like(value) for value in ctx.saved_tensors[:3])  # type: ignore[return-value]
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """In the place of ``scaled_dot_product_attention``, which autocast narrows."""
+    """Replaces ``scaled_dot_product_attention``, whose inputs autocast narrows."""
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
     return FusedAttention.apply(query, key, value)
 
 
 def widening(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A normalisation as autocast has it on CUDA: float32."""
+    """A normalisation in float32, as autocast does it on CUDA."""
     return lambda x, *args, **kwargs: norm(x.float() if torch.is_autocast_enabled("cpu") else x, *args, **kwargs)
 
 
 @contextmanager
 def without_gpu() -> Iterator[None]:
-    """Fake tensors, and the types that autocast gives them on CUDA."""
+    """Use fake tensors, with the types that autocast gives them on CUDA."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", fused_attention))
         for name in ("layer_norm", "group_norm"):
@@ -110,9 +153,9 @@ def estimate(cfg: Config, size: tuple[int, int], measure: bool = False, folder: 
     """The memory of a training step.
 
     Args:
-        cfg: the options; ``pretrained`` and the like are not read.
+        cfg: the options; paths are not read.
         size: (H, W) of the padded frames.
-        measure: on this machine's GPU, with random weights.
+        measure: run on this machine's GPU with random weights.
         folder: configuration files of the frozen parts.
     """
     device = torch.device("cuda" if measure else "cpu")
@@ -124,7 +167,7 @@ def estimate(cfg: Config, size: tuple[int, int], measure: bool = False, folder: 
     with torch.device("meta"):
         model = build_model(cfg, stack)
     with patch.object(model, "to", lambda where: model):
-        scaler = prepare_training(model, cfg, device)
+        scaler = prepare_training(model, cfg.precision, device, cfg.compile)
     if measure:
         return _measured(cfg, model, size, device, scaler)
     with without_gpu():
@@ -160,7 +203,7 @@ def _measured(cfg: Config, model: Segmenter, size: tuple[int, int], device: torc
 
 
 def materialise(model: Segmenter, device: torch.device) -> int:
-    """Give a model of the meta device tensors without content on ``device``; how many parameters are trained."""
+    """Move a model from the meta device to ``device``, uninitialised. Returns the number of trained parameters."""
     made: dict[int, Any] = {}
     for module in model.modules():
         for name, old in module.named_parameters(recurse=False):
@@ -186,7 +229,7 @@ def weight_bytes(model: Segmenter) -> dict[str, int]:
 def random_step(
     cfg: Config, model: nn.Module, size: tuple[int, int], device: torch.device, scaler: Any, optimizer_class: Any
 ) -> Any:
-    """A training step on random clips, to be called."""
+    """A function that runs a training step on blank clips."""
     optimizer = optimizer_class([p for p in model.parameters() if p.requires_grad], lr=cfg.lr)
     criterion = build_criterion(cfg)
     clips, frames, (height, width) = cfg.batch_size, cfg.num_frames, size
@@ -207,7 +250,7 @@ def random_step(
 
 
 def _watch(model: Segmenter, memory: LiveMemory, parts: dict[str, int]) -> list[Any]:
-    """Note what is alive after the UNet and after the whole forward pass, beside what was there before."""
+    """Record the memory that the forward pass keeps for the backward pass, of the UNet and of the rest."""
     marks = {"start": memory.now}
 
     def enter(*args: Any) -> None:
@@ -225,7 +268,7 @@ def _watch(model: Segmenter, memory: LiveMemory, parts: dict[str, int]) -> list[
 
 
 def main() -> None:
-    """Print a table of one configuration."""
+    """Print the estimate of one configuration."""
     parser = Parser(description="Estimate the GPU memory of a training step.", add_help=False)
     parser.add_argument("--size", type=int, nargs=2, default=(512, 640), help="height and width of the padded frames")
     parser.add_argument("--measure", action="store_true", help="measure on this machine's GPU")

@@ -1,80 +1,74 @@
-"""The whole path once, from the toy weights that the project carries (called by ``scripts/quickstart.sh``).
+"""The whole path in minutes: toy data, training, inference, scores and pictures (called by ``scripts/quickstart.sh``).
 
-Toy data → scores of the carried checkpoint → further training, stopped and resumed → inference → scores →
-pictures. The scores of swapped sentences and of the largest object stand beside those of the sentences, because a
-model that ignores its sentence, or only finds what is large, would have the same.
+It starts from the bundled toy weights: score them, train on, stop, resume, segment, score and draw. The scores of
+swapped sentences and of the largest object are shown for comparison, because a model that ignores its sentence, or only
+finds large objects, would score the same on them.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
+import shutil
+import subprocess
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.steps import ROOT, clear, near, run
 from util.errors import Parser, UserError, run_cli
 from util.files import sole_run, write_json
 
+ROOT = Path(__file__).resolve().parents[1]
 TOY = ROOT / "toy"
+FULL = {"train_videos": 400, "valid_videos": 40, "steps": 200}
+SHORT = {"train_videos": 60, "valid_videos": 5, "steps": 20}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How much of it is done."""
-
-    train_videos: int
-    valid_videos: int
-    steps: int
-
-
-FULL = Plan(train_videos=400, valid_videos=40, steps=200)
-SHORT = Plan(train_videos=60, valid_videos=5, steps=20)
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run all steps and print the scores."""
     parser = Parser(description="Make toy data, train on, resume, infer, score and draw.")
     parser.add_argument("--model", choices=("vdit", "hcd"), default="vdit")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--short", action="store_true", help="a few videos and steps: shows that it runs, not more")
-    args = parser.parse_args()
+    parser.add_argument("--short", action="store_true", help="a few videos and steps, to see that everything runs")
+    args: argparse.Namespace = parser.parse_args(argv)
     with sole_run(args.output_dir):
-        quickstart(args.model, args.output_dir.absolute(), SHORT if args.short else FULL)
+        quickstart(args.model, args.output_dir.absolute(), **(SHORT if args.short else FULL))
 
 
-def quickstart(model: str, output: Path, plan: Plan) -> None:
-    """Run all steps into ``output``; what an earlier run trained and wrote there is replaced.
+def quickstart(model: str, output: Path, train_videos: int, valid_videos: int, steps: int) -> None:
+    """Run all steps into ``output`` and replace what an earlier run wrote there.
 
     Raises:
-        UserError: the carried weights are missing, or something cannot be written.
+        UserError: the bundled weights are missing, or an earlier run cannot be removed.
         StepFailed: a step failed.
     """
     started = time.monotonic()
-    data, carried = output / "data", TOY / f"{model}.safetensors"
-    if not carried.is_file() or not (TOY / "stack").is_dir():
-        raise UserError(f"{near(carried)} or {near(TOY / 'stack')} is missing; bash scripts/train_toy.sh makes them")
+    data, bundled = output / "data", TOY / f"{model}.safetensors"
+    if not bundled.is_file() or not (TOY / "stack").is_dir():
+        raise UserError(f"{near(bundled)} or {near(TOY / 'stack')} is missing; bash scripts/train_toy.sh makes them")
     clear(output, "train", "start", "valid", "swapped", "largest")
-    truth, sentences = data / "valid" / "Annotations", data / "meta_expressions" / "valid" / "meta_expressions.json"
+    masks, sentences = data / "valid" / "Annotations", data / "meta_expressions" / "valid" / "meta_expressions.json"
     run(
-        "Toy data: moving shapes, and sentences that name one of them",
+        "Toy data: moving shapes, and sentences that refer to one of them",
         *("-m", "scripts.make_toy_data", "--output_dir", data, "--force", "--negatives", 1),
-        *("--train_videos", plan.train_videos, "--valid_videos", plan.valid_videos),
+        *("--train_videos", train_videos, "--valid_videos", valid_videos),
     )
 
     options = ("--config", f"configs/{model}_toy.yaml", "--pretrained", TOY / "stack", "--ytvos_path", data)
     checkpoint = output / "train" / "checkpoint.pth"
     infer = ("inference_ytvos.py", *options)
-    run("Inference with the carried checkpoint", *infer, "--resume", carried, "--output_dir", output / "start")
-    scores = {"start": score("Scores of the carried checkpoint", truth, output / "start", sentences)}
+    run("Inference with the bundled checkpoint", *infer, "--resume", bundled, "--output_dir", output / "start")
+    scores = {"start": score("Scores of the bundled checkpoint", masks, output / "start", sentences)}
 
     train = ("main.py", *options, "--output_dir", output / "train")
-    begin = ("--pretrained_weights", carried, "--keep_class_heads")
-    run("Training on from it, first half", *train, *begin, "--max_steps", plan.steps // 2)
-    run("Training, resumed from its checkpoint", *train, "--max_steps", plan.steps, "--resume", checkpoint)
+    begin = ("--pretrained_weights", bundled, "--keep_class_heads")
+    run("Further training, first half", *train, *begin, "--max_steps", steps // 2)
+    run("Training, resumed from its checkpoint", *train, "--max_steps", steps, "--resume", checkpoint)
 
-    trained = ("inference_ytvos.py", *options, "--resume", checkpoint)
+    trained = (*infer, "--resume", checkpoint)
     run("Inference on the validation videos", *trained, "--output_dir", output / "valid", "--visualize")
     swapped = output / "swapped" / "meta_expressions.json"
     run(
@@ -84,13 +78,13 @@ def quickstart(model: str, output: Path, plan: Plan) -> None:
     run("Inference with swapped sentences", *trained, "--output_dir", output / "swapped", "--expressions_file", swapped)
     run(
         "A baseline that ignores sentences: the largest object",
-        *("-m", "scripts.baselines", "largest", "--gt", truth, "--expressions", sentences),
+        *("-m", "scripts.baselines", "largest", "--gt", masks, "--expressions", sentences),
         *("--output_dir", output / "largest"),
     )
 
     titles = {"valid": "Scores", "swapped": "Scores of swapped sentences", "largest": "Scores of the largest object"}
     for name, title in titles.items():
-        scores[name] = score(title, truth, output / name, swapped if name == "swapped" else sentences)
+        scores[name] = score(title, masks, output / name, swapped if name == "swapped" else sentences)
     results = {
         "model": model,
         "start_jf": scores["start"]["jf"],
@@ -98,38 +92,31 @@ def quickstart(model: str, output: Path, plan: Plan) -> None:
         "swapped_jf": scores["swapped"]["jf"],
         "baseline_jf": scores["largest"]["jf"],
         "kinds": scores["valid"]["kinds"],
-        "steps": plan.steps,
+        "steps": steps,
         "seconds": round(time.monotonic() - started, 1),
     }
     write_json(output / "results.json", results)
     show(output, results)
 
 
-def score(title: str, truth: Path, predicted: Path, sentences: Path) -> dict[str, Any]:
-    """J&F of a folder of predictions, 0–100: ``jf`` over all sentences that name an object, and ``kinds``."""
+def score(title: str, masks: Path, predicted: Path, sentences: Path) -> dict[str, Any]:
+    """J&F of a folder of predictions, 0–100: ``jf`` over all sentences that refer to an object, and ``kinds``."""
     report = predicted / "scores.json"
     run(
         title,
-        *("-m", "scripts.eval_jf", "--gt", truth, "--pred", predicted / "Annotations", "--task", "expressions"),
+        *("-m", "scripts.eval_jf", "--gt", masks, "--pred", predicted / "Annotations", "--task", "expressions"),
         *("--expressions", sentences, "--json", report),
     )
-    scores = json.loads(report.read_text())
+    scores = json.loads(report.read_text(encoding="utf-8"))
     kinds = {kind: round(100 * row["JF"], 2) for kind, row in scores["per_kind"].items()}
     return {"jf": round(100 * scores["global"]["JF"], 2), "kinds": kinds}
 
 
 def show(output: Path, results: dict[str, Any]) -> None:
-    """Print the scores and what was drawn.
-
-    Raises:
-        UserError: the pictures are not where they should be.
-    """
+    """Print the scores and the names of the pictures."""
     movies = sorted((output / "valid" / "visualize").glob("*.mp4"))
-    sheet = output / "valid" / "visualize" / "contact_sheet.png"
-    if not movies or not sheet.is_file():
-        raise UserError(f"inference wrote no pictures to {sheet.parent}")
     print(f"\nJ&F on the validation videos, {results['seconds']:.0f} s in all")
-    print(f"  carried checkpoint        {results['start_jf']:5.1f}")
+    print(f"  bundled checkpoint        {results['start_jf']:5.1f}")
     print(f"  after {results['steps']:3d} more steps      {results['val_jf']:5.1f}")
     for kind, value in results["kinds"].items():
         name = "no mask where none is named" if kind == "negative" else kind
@@ -137,7 +124,49 @@ def show(output: Path, results: dict[str, Any]) -> None:
     print(f"  swapped sentences         {results['swapped_jf']:5.1f}")
     print(f"  largest object            {results['baseline_jf']:5.1f}")
     print(f"results: {near(output / 'results.json')}")
-    print(f"pictures: {near(sheet)}, {near(movies[0])} and {len(movies) - 1} more")
+    sheet = near(output / "valid" / "visualize" / "contact_sheet.png")
+    print(f"pictures: {sheet}, {near(movies[0])} and {len(movies) - 1} more")
+
+
+class StepFailed(SystemExit):
+    """A command of a sequence failed; the process ends with its status."""
+
+
+def run(title: str, *command: str | int | Path) -> None:
+    """Print a title and a command, and run the command with this Python from the project's root.
+
+    Args:
+        title: the purpose of the step.
+        command: the arguments after ``python``.
+
+    Raises:
+        StepFailed: the command failed and has printed its own message.
+    """
+    words = [str(near(word) if isinstance(word, Path) else word) for word in command]
+    print(f"\n=== {title}\n$ python {shlex.join(words)}", flush=True)
+    status = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+    if status:
+        print(f"error: the step '{title}' failed, its message is above", file=sys.stderr)
+        raise StepFailed(status)
+
+
+def clear(folder: Path, *names: str) -> None:
+    """Remove what an earlier run left in these subfolders.
+
+    Raises:
+        UserError: something cannot be removed.
+    """
+    for target in (folder / name for name in names):
+        try:
+            if target.is_dir():
+                shutil.rmtree(target)
+        except OSError as error:
+            raise UserError(f"cannot remove {target} of an earlier run: {error}; choose another folder") from error
+
+
+def near(path: Path) -> Path:
+    """The path for display: relative to the project's root if it is inside."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# The whole path once, in minutes on two CPU cores: set-up, toy data, training, inference, scores, pictures.
+# The whole path in minutes on two CPU cores: set-up, toy data, training, inference, scores, pictures.
 # Arguments go to scripts/quickstart.py (--output_dir, --short); QUICKSTART_SHORT=1 is --short.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh
-case "${QUICKSTART_SHORT:-0}" in
-0) ;;
-*) set -- --short "$@" ;;
-esac
+if [ "${QUICKSTART_SHORT:-0}" != 0 ]; then
+    set -- --short "$@"
+fi
 exec .venv/bin/python -m scripts.quickstart "$@"

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.toy import ToyParameters, make_video
-from datasets.toy_render import render_frames
-from datasets.toy_scene import KINDS
+from datasets.toy.scene import KINDS, render_frames
 from demo import segment_to_folder
 from models.pretrained import Pretrained
 from scripts.web_sessions import SESSIONS, Workspace

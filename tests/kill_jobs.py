@@ -54,7 +54,7 @@ from scripts import (
 from scripts import (
     toy_lab as lab_script,
 )
-from scripts.toy_corpus import Corpus
+from scripts.train_toy import Corpus
 from tests.conftest import ROOT
 from tests.inference_tools import StubModel, finish, run_inference, write_halves
 from tests.media_tools import write_film
@@ -79,7 +79,7 @@ def call(main: Callable[[], int | None], *words: object) -> None:
 
 
 def step(title: str, *command: str | int | Path) -> None:
-    """Replaces ``scripts.steps.run``: writes the scores that the command would write."""
+    """Replaces ``scripts.quickstart.run``: writes the scores that the command would write."""
     words = [str(word) for word in command]
     flags = dict(itertools.pairwise(words))
     if "--eval" in words:

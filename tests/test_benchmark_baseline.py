@@ -1,4 +1,4 @@
-"""scripts.benchmark_baseline computes the same function as the project's model: outputs, losses and gradients."""
+"""The baseline of scripts.benchmark agrees with the model: outputs, losses and gradients."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from engine import training_step
 from models import Segmenter, build_criterion
 from models.diffusion.conditioning import CLIP_STD, CLIPPixels
 from models.segmenter import SegmenterOutput
-from scripts.benchmark_baseline import Baseline, clip_image
-from scripts.benchmark_meter import StageMeter
-from scripts.benchmark_model import random_model, random_stock
+from scripts.benchmark import Baseline, StageMeter, clip_image, random_model, random_stock
 from tests.tiny_models import model_config, random_clips, square_targets
 
 CPU = torch.device("cpu")

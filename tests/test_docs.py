@@ -248,7 +248,7 @@ RUN_PAGES = (
 )  # later pages use earlier results
 MADE_UP = "forest"  # the dataset that docs/development.md adds
 # Options of other programs.
-FOREIGN_FLAGS = {"--logdir", "--local-dir", "--shm-size", f"--{MADE_UP}_path"}
+FOREIGN_FLAGS = {"--logdir", "--prefix", "--local-dir", "--shm-size", f"--{MADE_UP}_path"}
 ROOMS = ("configs", "scripts", "models", "datasets", "util", "tests", "toy", "docs")
 
 

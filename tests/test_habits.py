@@ -15,11 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.make_release import main, make_release
-from tests.commands import run_command
 from tests.conftest import ROOT
 from util.config import Config
-from util.errors import UserError
 
 NEEDED = (
     *("scripts/setup.sh", "requirements.txt", "requirements-dev.txt", "constraints.txt", "pyproject.toml", "README.md"),
@@ -34,17 +31,14 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (ROOT / ".git").exists() or not shutil.which("git"):
         pytest.skip("this is no git checkout, so no release can be made of it")
     folder = tmp_path_factory.mktemp("release")
-    archive = make_release(ROOT, folder)
-    done = subprocess.run(["sha256sum", "--check", f"{archive.name}.sha256"], cwd=folder, capture_output=True)
-    assert done.returncode == 0
-    with tarfile.open(archive) as tar:
+    words = ["git", "archive", "--prefix=release/", "--output", str(folder / "release.tar.gz"), "HEAD"]
+    subprocess.run(words, cwd=ROOT, check=True)
+    with tarfile.open(folder / "release.tar.gz") as tar:
         tar.extractall(folder, filter="data")
-    return folder / archive.name.removesuffix(".tar.gz")
+    return folder / "release"
 
 
 def test_a_release_has_what_its_set_up_needs(release: Path) -> None:
-    version = tomllib.loads((release / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-    assert release.name == f"t2v-rvos-{version}" and re.fullmatch(r"\d+\.\d+\.\d+", version)
     assert [name for name in NEEDED if not (release / name).is_file()] == []
     assert not list(release.rglob("*.so")) and not (release / ".venv").exists() and not (release / "runs").exists()
     refused = subprocess.run([release / "scripts/setup.sh", "--nothing"], capture_output=True, text=True)
@@ -57,14 +51,6 @@ def test_a_release_runs(release: Path, tmp_path: Path) -> None:
     small = ["--train_videos", "1", "--valid_videos", "1", "--num_frames", "4"]
     done = subprocess.run([*words, *small], cwd=release, capture_output=True, text=True)
     assert done.returncode == 0 and "toy data written" in done.stdout, done.stderr
-
-
-def test_release_mistakes_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="git show failed in"):
-        make_release(tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    run = run_command(main, "--commit", "absent", "--output_dir", tmp_path)
-    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
 
 
 def test_the_version_stands_in_one_place() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.mask_heads import MASK_CHANNELS, DynamicMaskHead, QueryDotHead, sum_memories
-from scripts.live_memory import LiveMemory
+from scripts.memory_estimate import LiveMemory
 
 N, C, H, W = 2, 256, 48, 80  # two frames of 384×640
 QUERIES = 5

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from scripts import memory_estimate
-from scripts.live_memory import LiveMemory
-from scripts.memory_estimate import Estimate, estimate
+from scripts.memory_estimate import Estimate, LiveMemory, estimate
 from tests.commands import run_command
 from tests.tiny_models import model_config
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from safetensors.torch import load_file, save_file
+from scripts.make_tiny_stack import main, read_sentences
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -28,9 +29,7 @@ from transformers import (
 
 from models.diffusion import tiny
 from models.diffusion.stack import load_stack
-from models.diffusion.tiny import PARTS, STAMP, make_tiny_stack
-from models.diffusion.tiny_tokenizers import built_in_words
-from scripts.make_tiny_stack import main, read_sentences
+from models.diffusion.tiny import PARTS, STAMP, built_in_words, make_tiny_stack
 from util.errors import UserError, run_cli
 
 

@@ -12,7 +12,7 @@ import main
 from datasets.scoring import score_expressions
 from datasets.toy import make_toy
 from models.diffusion.tiny import make_tiny_stack
-from scripts.pretrain_toy_stack import SIZES
+from scripts.train_toy import SIZES
 from tests.commands import run_command
 
 MOST_MEGABYTES, MOST_OF_HCD = 12, 4

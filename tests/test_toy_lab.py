@@ -1,41 +1,57 @@
-"""The toy lab: its statistics and verdicts, its variants, what it says of mistakes, its pictures."""
+"""The toy lab: its statistics and verdicts, its variants, which runs are done and kept, its probes."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
+import re
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from scripts.toy_lab import check_args, choose_variants, parse_args
-from scripts.toy_lab_claims import (
+import inference_ytvos
+import main
+from models.diffusion.tiny import make_tiny_stack
+from scripts import baselines, eval_jf, toy_lab
+from scripts.toy_lab import (
     CLAIMS,
     FAILS,
     HOLDS,
     UNKNOWN,
     VARIANTS,
     Claim,
-    Scores,
-    answer,
+    Lab,
+    Results,
+    Variant,
+    call,
+    find_score,
+    parse_args,
     pooled_deviation,
     render,
     report,
-    spread,
+    run_all,
     verdict,
+    write_clips,
 )
-from scripts.toy_lab_pictures import component_colours, heat, relative_change
-from scripts.toy_lab_runs import Lab
-from util.errors import UserError
+from tests.commands import run_command
+from util.errors import RunError, UserError
+from util.files import write_json
 
-RANDOM = VARIANTS[1]
+BASE, RANDOM, GAUSSIAN = VARIANTS[:3]
+SIZES = {"channels": (32, 32, 32, 32), "layers_per_block": 1, "image_size": 32, "image_patch": 16, "max_tokens": 400}
 
 
-def scores(*jf: float) -> Scores:
-    return Scores(jf, tuple(value / 2 for value in jf), tuple(10.0 for _ in jf))
+def scores(*jf: float) -> dict[str, list[float]]:
+    return {"jf": list(jf), "swapped_jf": [value / 2 for value in jf], "seconds": [10.0 for _ in jf]}
+
+
+# ---------------------------------------------------------------- statistics
 
 
 def test_the_deviation_is_pooled_over_groups() -> None:
@@ -64,49 +80,51 @@ def test_verdicts(difference: float, error: float | None, expected: str) -> None
 
 def test_answers_and_their_report() -> None:
     own = {"base": scores(40, 42, 44), "random_stack": scores(30, 32, 34), "no_noise": scores(41, 42, 43)}
-    answers = answer(own)
-    assert [(given.claim.better, given.claim.worse) for given in answers] == [
+    numbers = json.loads(json.dumps(report(own)))
+    answers = numbers["claims"]
+    assert [(given["better"], given["worse"]) for given in answers] == [
         ("base", "random_stack"),
         ("base", "no_noise"),
         ("no_noise", "base"),
     ]
     # pooled: √((2·4 + 2·4 + 2·1) / 6) = √3, and its error for two means of three is √3 · √(2/3) = √2
-    assert [given.error for given in answers] == [pytest.approx(math.sqrt(2))] * 3
-    assert [given.difference for given in answers] == [pytest.approx(10), pytest.approx(0), pytest.approx(0)]
-    assert [given.verdict for given in answers] == [HOLDS, UNKNOWN, UNKNOWN]
-
-    numbers = json.loads(json.dumps(report(own, answers)))
+    assert [given["standard_error"] for given in answers] == [pytest.approx(math.sqrt(2))] * 3
+    assert [given["difference"] for given in answers] == [pytest.approx(10), pytest.approx(0), pytest.approx(0)]
+    assert [given["verdict"] for given in answers] == [HOLDS, UNKNOWN, UNKNOWN]
     assert numbers["variants"]["base"] == {
         **{"jf": [40, 42, 44], "jf_mean": 42, "jf_deviation": 2},
         **{"swapped_jf": [20, 21, 22], "swapped_jf_mean": 21, "seconds": [10, 10, 10]},
     }
     assert numbers["pooled_deviation"] == pytest.approx(math.sqrt(3)) and numbers["degrees_of_freedom"] == 6
-    assert numbers["claims"][0]["verdict"] == HOLDS and numbers["claims"][0]["standard_error"] == answers[0].error
 
     text = render(own, answers)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert [rows[2][0], *rows[2][2:]] == ["base", "42.0 ± 2.0", "21.0 ± 1.0", "3", "10"]
     assert rows[7][2:] == ["base − random_stack", "+10.00", "1.41", "**holds**"]
-    assert len({len(line) for line in text.splitlines()[:5]}) == 1, "columns are aligned"
     assert f"- **Holds here:** {CLAIMS[0].text}." in text
     assert "- **Does not hold here:** none." in text
-    assert f"- **Cannot be told here:** {CLAIMS[2].text}; {CLAIMS[3].text}." in text
+    assert f"- **Undecided here:** {CLAIMS[2].text}; {CLAIMS[3].text}." in text
 
 
-def test_the_opposite_of_a_claim_is_said_plainly() -> None:
+def test_the_opposite_of_a_claim() -> None:
     claim = Claim("Gaussian noise helps", "nobody", "gaussian_noise", "base")
     own = {"base": scores(40, 42, 44), "gaussian_noise": scores(20, 22, 24)}
-    assert [given.verdict for given in answer(own, [claim])] == [FAILS]
-    assert "- **Does not hold here:** Gaussian noise helps." in render(own, answer(own, [claim]))
+    answers = report(own, [claim])["claims"]
+    assert [given["verdict"] for given in answers] == [FAILS]
+    assert "- **Does not hold here:** Gaussian noise helps." in render(own, answers)
 
 
 def test_one_seed_has_no_spread() -> None:
     own = {"base": scores(40), "random_stack": scores(10)}
-    (given,) = answer(own)
-    assert (given.error, given.verdict) == (None, UNKNOWN)
+    numbers = report(own)
+    (given,) = numbers["claims"]
+    assert (given["standard_error"], given["verdict"]) == (None, UNKNOWN)
     text = render(own, [given])
-    assert "One seed has no spread" in text and "±" not in text and spread([40.04]) == "40.0"
-    assert report(own, [given])["variants"]["base"]["jf_deviation"] is None
+    assert "One seed has no spread" in text and "±" not in text
+    assert numbers["variants"]["base"]["jf_deviation"] is None
+
+
+# ------------------------------------------------------------- command line
 
 
 def test_claims_are_about_variants_and_variants_are_options(tmp_path: Path) -> None:
@@ -134,37 +152,156 @@ def test_claims_are_about_variants_and_variants_are_options(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--only base gausian_noise", "no variant 'gausian_noise', which --only names; did you mean gaussian_noise?"),
-        ("--only xyz", "known are base, random_stack, gaussian_noise"),
+        ("--only base gausian_noise", "--only: invalid choice: 'gausian_noise'.*gaussian_noise"),
         ("--steps 0", "--steps must be at least 1, not 0"),
         ("--seeds 1 1", r"--seeds must be different whole numbers of at least 0, not \[1, 1\]"),
         ("--stack absent", "absent is missing; bash scripts/train_toy.sh --stack-only makes"),
+        ("--probes 1", "--probes must be at least 5, not 1"),
     ],
 )
 def test_mistakes_on_the_command_line(words: str, message: str) -> None:
-    def check(args: argparse.Namespace) -> None:
-        choose_variants(args.only)
-        check_args(args)
-
     with pytest.raises(UserError, match=message):
-        check(parse_args(words.split()))
+        parse_args(words.split())
 
 
-def test_variants_keep_the_labs_order() -> None:
-    assert [variant.name for variant in choose_variants(["no_noise", "base"])] == ["base", "no_noise"]
+# --------------------------------------------------------------------- runs
 
 
-def test_pictures_of_features() -> None:
-    own = torch.zeros(2, 4, 6, 8)
-    own[:, 0] = torch.arange(8.0)  # the first component runs from left to right
-    own[:, 1] = 0.1 * torch.arange(6.0)[:, None]
-    colours = component_colours(own)
-    assert colours.shape == (2, 6, 8, 3) and colours.dtype == np.uint8
-    assert (np.diff(colours[..., 0].astype(int), axis=2) >= 0).all()
-    assert colours[:, :, 0, 0].max() == 0 and colours[:, :, -1, 0].min() == 255
+def finish(lab: Lab, variant: Variant, seed: int, jf: float) -> None:
+    write_json(lab.folder(variant, seed) / "run.json", lab.parameters(variant, seed))
+    write_json(lab.folder(variant, seed) / "score.json", {"jf": jf, "swapped_jf": 1.0, "seconds": 2.0})
 
-    own, other = torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
-    other[0, :, 0, 0] = 2
-    assert relative_change(own, other).tolist() == [[[1.0, 0.0], [0.0, 0.0]]]
-    warm = heat(relative_change(own, other), greatest=1.0).astype(int)
-    assert warm.shape == (1, 2, 2, 3) and warm[0, 0, 0].sum() > 500 and warm[0, 1, 1].sum() < 50
+
+def test_a_finished_run_is_kept_unless_its_parameters_differ(tmp_path: Path) -> None:
+    (tmp_path / "stack").mkdir()
+    (tmp_path / "stack" / "weights").write_text("a")
+    lab = Lab(tmp_path / "stack", tmp_path / "out", steps=10)
+    assert find_score(lab, BASE, 0) is None
+    finish(lab, BASE, 0, 50.0)
+    assert find_score(lab, BASE, 0) == {"jf": 50.0, "swapped_jf": 1.0, "seconds": 2.0}
+    (lab.folder(BASE, 0) / "score.json").unlink()
+    assert find_score(lab, BASE, 0) is None, "a run that was stopped"
+    with pytest.raises(UserError, match=r"base/seed_0 holds a run with steps 10, and this one has 11; remove"):
+        find_score(Lab(lab.stack, lab.output, steps=11), BASE, 0)
+    with pytest.raises(UserError, match="valid_videos 100, and this one has 7"):
+        find_score(Lab(lab.stack, lab.output, steps=10, valid_videos=7), BASE, 0)
+    (tmp_path / "stack" / "weights").write_text("b")
+    with pytest.raises(UserError, match="holds a run with stack '"):
+        find_score(Lab(lab.stack, lab.output, steps=10), BASE, 0)
+
+
+def test_only_unfinished_runs_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, done = Lab(tmp_path / "stack", tmp_path / "out"), []
+    prepared: list[list[int]] = []
+
+    def run(lab: Lab, variant: Variant, seed: int, stop: threading.Event) -> dict[str, float]:
+        done.append((variant.name, seed))
+        return {"jf": 10.0 + seed, "swapped_jf": 1.0, "seconds": 3.0}
+
+    monkeypatch.setattr(toy_lab, "run_variant", run)
+    monkeypatch.setattr(toy_lab, "prepare", lambda lab, seeds: prepared.append(seeds))
+    finish(lab, BASE, 1, 77.0)
+    results: Results = run_all(lab, [BASE, RANDOM], [0, 1], processes=1)
+    assert done == [("base", 0), ("random_stack", 0), ("random_stack", 1)] and prepared == [[0, 1]]
+    found = {key: score["jf"] for key, score in results.items()}
+    assert found == {("base", 0): 10, ("base", 1): 77, ("random_stack", 0): 10, ("random_stack", 1): 11}
+
+
+def test_a_failed_run_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def run(lab: Lab, variant: Variant, seed: int, stop: threading.Event) -> dict[str, float]:
+        ran.append(variant.name)
+        if variant is BASE:
+            raise RunError("main.py failed: diverged")
+        call(["-c", "import time; time.sleep(600)"], tmp_path / "log.txt", stop)
+        raise AssertionError("it was not stopped")
+
+    monkeypatch.setattr(toy_lab, "run_variant", run)
+    monkeypatch.setattr(toy_lab, "prepare", lambda lab, seeds: None)
+    with pytest.raises(RunError, match="diverged"):
+        run_all(Lab(tmp_path / "stack", tmp_path / "out"), [BASE, RANDOM], [0, 1, 2], processes=2)
+
+
+def test_a_command_that_fails(tmp_path: Path) -> None:
+    log, stop = tmp_path / "log.txt", threading.Event()
+    with pytest.raises(RunError, match=r"-c failed: the disk is full; its output is in .*log\.txt$"):
+        call(["-c", "print('x'); raise SystemExit('error: the disk is full')"], log, stop)
+    call(["-c", "import os; print(os.environ['OMP_NUM_THREADS'])"], log, stop)
+    assert log.read_text().split()[-1] == "1" and log.read_text().startswith("x")
+
+
+def test_validation_clips_are_middle_frames_with_what_they_show(tmp_path: Path) -> None:
+    frames = ["00000", "00005", "00010"]
+    for frame, ids in zip(frames, ([1, 2], [0, 2], [1, 2]), strict=True):
+        (tmp_path / "v").mkdir(exist_ok=True)
+        Image.fromarray(np.array([ids], dtype=np.uint8)).save(tmp_path / "v" / f"{frame}.png")
+    expressions = {"0": {"exp": "a", "obj_id": "1"}, "1": {"exp": "b", "obj_id": "2"}}
+    write_json(tmp_path / "all.json", {"videos": {"v": {"frames": frames, "expressions": expressions}}})
+    write_clips(tmp_path / "all.json", tmp_path, tmp_path)
+    written = json.loads((tmp_path / "valid.json").read_text())
+    assert written == {"videos": {"v": {"frames": ["00005"], "expressions": {"1": expressions["1"]}}}}
+
+
+@pytest.mark.slow
+def test_the_lab_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = make_tiny_stack(tmp_path / "stack", seed=5, **SIZES)
+    mains: dict[str, Any] = {"main.py": main.main, "inference_ytvos.py": inference_ytvos.main}
+    mains |= {"scripts.baselines": baselines.main, "scripts.eval_jf": eval_jf.main}
+    calls: list[str] = []
+
+    def in_process(words: Sequence[object], log: Path, stop: threading.Event) -> None:
+        """The first training in a process of its own, as in the lab; the other commands here."""
+        name, *rest = words[1:] if words[0] == "-m" else words
+        calls.append(str(name))
+        if calls.count("main.py") == 1 and name == "main.py":
+            call(words, log, stop)
+        else:
+            done = run_command(mains[str(name)], *rest)
+            assert done.returncode == 0, done.stderr
+
+    monkeypatch.setattr(toy_lab, "call", in_process)
+    monkeypatch.setattr(toy_lab, "SIZES", SIZES)
+    monkeypatch.setattr(toy_lab.signal, "signal", lambda *arguments: None)  # Ctrl-C is pytest's
+    output, more = tmp_path / "lab", ("--only", "base", "random_stack", "--train_videos", 4, "--valid_videos", 2)
+    options = ("--stack", stack, "--output_dir", output, "--seeds", 0, "--processes", 1, *more)
+    result = run_command(toy_lab.main, *options, "--steps", 2)
+    assert result.returncode == 0, result.stdout[-1500:] + result.stderr[-1500:]
+    assert calls == ["scripts.baselines", *["main.py", *["inference_ytvos.py", "scripts.eval_jf"] * 2] * 2]
+    assert "trained parameters" in (output / "base" / "seed_0" / "log.txt").read_text()
+    numbers = json.loads((output / "lab.json").read_text())
+    assert numbers["variants"].keys() == {"base", "random_stack"} and numbers["settings"]["steps"] == 2
+    assert [claim["verdict"] for claim in numbers["claims"]] == [UNKNOWN]
+    assert (output / "lab.md").read_text() in result.stdout
+    steps = [json.loads(line)["step"] for line in (output / "base/seed_0/train/log.jsonl").read_text().splitlines()]
+    assert steps == [2]
+    assert re.search(r"\[2/2\] .*J&F \d+\.\d", result.stdout)
+
+    monkeypatch.setattr(toy_lab, "call", lambda *arguments: pytest.fail("everything is done already"))
+    lab = Lab(stack, output, steps=2, train_videos=4, valid_videos=2)
+    assert run_all(lab, [BASE, RANDOM], [0], 1).keys() == {("base", 0), ("random_stack", 0)}
+    other = run_command(toy_lab.main, *options, "--steps", 3)
+    assert other.returncode == 2 and "holds a run with steps 2, and this one has 3" in other.stderr
+    assert other.stderr.count("\n") == 1
+
+
+# ------------------------------------------------------------------- probes
+
+
+def test_a_probe_reads_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that show the colour of each pixel's object, and nothing else."""
+    monkeypatch.setattr(toy_lab, "PROBE_STEPS", 40)
+    names = torch.stack([toy_lab.probe_video(index)[1] for index in range(12)])[:, :2]
+    colours = torch.nn.functional.one_hot(names[:, :, 1] + 1).movedim(-1, 2).float()
+    shares = toy_lab.probe(colours[..., ::4, ::4], names, trained=10)
+    assert shares["colour"] > 0.9
+    assert shares["motion"] < 0.8 and shares["shape"] < 0.6
+
+
+def test_the_table_of_the_probes(tiny_stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy_lab, "PROBE_STEPS", 1)
+    done = run_command(toy_lab.main, "--stack", tiny_stack, "--probes", 5)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["read", "from", "colour", "shape", "motion"]
+    assert [line[:7] for line in lines[1:]] == ["pixels,", "latents", "latents", "the UNe", "chance "]

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from datasets.toy import STAMP, ToyVideo, make_toy, make_video
-from datasets.toy_negatives import near_misses
-from datasets.toy_scene import KINDS, SUBPIXELS
-from datasets.toy_sentences import Description, Facts
+from datasets.toy.scene import KINDS, SUBPIXELS
+from datasets.toy.sentences import Description, Facts, near_misses
 from scripts.make_toy_data import main
 from tests.test_toy import PARAMETERS, digest, expressions_of, read, scene_of, shape_at
 from tests.test_toy_videos import named, understand

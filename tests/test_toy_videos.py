@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from datasets.toy import ToyVideo, make_video
-from datasets.toy_render import full_areas
-from datasets.toy_scene import COLOURS, KINDS, SHAPES, SUBPIXELS, Scene, ToyObject
-from datasets.toy_sentences import Description, Facts, phrase
+from datasets.toy.scene import COLOURS, KINDS, SHAPES, SUBPIXELS, Scene, ToyObject, full_areas
+from datasets.toy.sentences import Description, Facts, phrase
 from tests.test_toy import PARAMETERS, scene_of, shape_at
 
 

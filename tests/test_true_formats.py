@@ -11,7 +11,7 @@ from datasets import build_dataset, list_videos
 from datasets.davis import convert_davis
 from datasets.mevis import read_truth
 from datasets.toy import ToyParameters, make_video
-from datasets.toy_scene import KINDS
+from datasets.toy.scene import KINDS
 from tests.true_formats import EVERYTHING, write_toy_davis, write_toy_mevis
 from util.config import Config
 from util.errors import UserError

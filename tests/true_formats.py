@@ -25,8 +25,7 @@ from datasets.predictions import write_index_mask
 from datasets.refcoco import IMAGES, INSTANCES, REFERENCES, SPLITS
 from datasets.scoring import MASK_FILE
 from datasets.toy import ToyParameters, ToyVideo, make_video
-from datasets.toy_render import render_frames, write_frame
-from datasets.toy_scene import KINDS, SHAPES
+from datasets.toy.scene import KINDS, SHAPES, render_frames, write_frame
 from util.drawing import write_video
 from util.errors import UserError
 from util.files import atomic_path, write_json

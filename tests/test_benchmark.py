@@ -1,8 +1,11 @@
-"""scripts.benchmark: what is said of both paths is what was measured."""
+"""scripts.benchmark: both paths compute the same, and what is reported is what was measured."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +13,31 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.registry import load_config
-from scripts import benchmark, benchmark_report, benchmark_runs
-from scripts.benchmark import main, make_plan, parse_args
-from scripts.benchmark_meter import StageMeter, device_peaks, peak_memory
-from scripts.benchmark_model import random_model
-from scripts.benchmark_plan import SHARED, STAGES, Plan
-from scripts.benchmark_summary import agreement, summarise
+from scripts import benchmark
+from scripts.benchmark import (
+    SHARED,
+    STAGES,
+    StageMeter,
+    agreement,
+    benchmark_config,
+    device_peaks,
+    main,
+    measure,
+    parse_args,
+    peak_memory,
+    random_model,
+    report,
+    summarise,
+)
 from tests.commands import run_command
 from tests.tiny_models import tiny_flags
-from util.config import Config
+from util.config import Config, config_dict, load_config
 from util.errors import RunError, UserError
 
 CPU = torch.device("cpu")
 SENTENCES = 3
 SMALL = ["--frames", 2, "--sentences", SENTENCES, "--height", 64, "--width", 96, "--matrix", 64, "--device", "cpu"]
+Plan = tuple[Namespace, Config]
 
 
 def small_flags(stack: Path, *flags: object) -> list[str]:
@@ -32,29 +45,27 @@ def small_flags(stack: Path, *flags: object) -> list[str]:
     return [str(word) for word in (*SMALL, "--stack", stack, *tiny_flags(), *flags)]
 
 
+def small_plan(words: list[str]) -> Plan:
+    args, rest = parse_args(words)
+    return args, benchmark_config(args, load_config(["--device", args.device, *rest], ""))
+
+
 @pytest.fixture(scope="module")
 def plan(tiny_stack: Path) -> Plan:
     return small_plan(small_flags(tiny_stack, "--train-size", 64, 96, "--train-frames", 2))
 
 
-def small_plan(words: list[str]) -> Plan:
-    args, rest = parse_args(words)
-    plan = make_plan(args, load_config(["--device", args.device, *rest], ""))
-    return Plan(**json.loads(json.dumps(plan.__dict__)))  # as the processes get it
-
-
 @pytest.fixture(scope="module")
 def found(plan: Plan) -> dict[str, Any]:
-    runs = [benchmark_runs.fast(plan, dtype) for dtype in ("bf16", "fp32")]
-    runs.append(benchmark_runs.baseline(plan, "fp32"))
-    for run in runs:
-        run["logits"] = run.pop("arrays")["logits"]
+    runs = [measure("fast", *plan, dtype) for dtype in ("bf16", "fp32")]
+    args, cfg = plan
+    settings = {**{name: getattr(args, name) for name in ("frames", "sentences", "height", "width")}}
     return {
         "command": "python -m scripts.benchmark",
-        "settings": plan.__dict__,
+        "settings": {**settings, "config": config_dict(cfg)},
         "versions": {"torch": "2"},
-        "fast": runs[:2],
-        "baseline": runs[2],
+        "fast": runs,
+        "baseline": measure("baseline", *plan, "fp32"),
         "sweep": {"rows": [{"frames": 2, "sentences": 4, "seconds": 2.0, "peak_memory": 1}]},
         "processes": [{"processes": 2, "threads": 1, "rate": 3.0}],
     }
@@ -111,31 +122,22 @@ def test_an_answer_that_differs_is_seen() -> None:
     assert agreement({**run, "queries": [0, 0]}, other)["greatest_difference"] is None
 
 
-def test_page_and_chart(result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, page, chart = tmp_path / "speed.json", tmp_path / "page.md", tmp_path / "speed.png"
-    file.write_text(json.dumps(result))
-    page.write_text("before\n<!-- speed.json -->\nold\n<!-- end of speed.json -->\nafter\n")
-    for _ in range(2):
-        benchmark_report.main([str(file), "--page", str(page), "--chart", str(chart)])
-    text = page.read_text()
-    assert text.startswith("before\n<!-- speed.json -->\n- vdit, 2 frames of 64×96") and text.endswith("\nafter\n")
-    assert "old" not in text and text.count("| UNet |") == 2
-    assert text.count("![Seconds of every stage](speed.png)\n<!-- end") == 1
-    assert f"**{result['speedup']:.2f}× the baseline's throughput**" in text
-    assert chart.read_bytes().startswith(b"\x89PNG")
-    printed = capsys.readouterr().out
-    assert "**" not in printed and "2 × 1 (processes × threads): 3 frames × sentences per second together" in printed
-    assert "frames 2, sentences 4: 2.00 s, 1 s a frame, 0.25 s a frame and sentence" in printed
+def test_report(result: dict[str, Any]) -> None:
+    text = "\n".join(report(result))
+    assert text.startswith("vdit, 2 frames of 64×96, 3 sentences")
+    assert f"{result['speedup']:.2f}× the baseline's throughput" in text
+    assert "2 processes × 1 threads: 3 per second together" in text
+    assert "frames 2, sentences 4: 2.00 s, 0.25 s per frame and sentence" in text
 
 
 def test_a_result_without_a_baseline(found: dict[str, Any]) -> None:
     alone = summarise({name: value for name, value in found.items() if name != "baseline"})
     assert "speedup" not in alone
-    assert "baseline" not in benchmark_report.text_report(alone)
+    assert "baseline" not in "\n".join(report(alone))
 
 
 def test_training_is_measured(plan: Plan) -> None:
-    fast, slow = benchmark_runs.train_fast(plan, "fp32"), benchmark_runs.train_baseline(plan, "fp32")
+    fast, slow = measure("train fast", *plan, "fp32"), measure("train baseline", *plan, "fp32")
     for run in (fast, slow):
         assert run["rate"] == pytest.approx(1 / run["seconds"])
         assert np.isfinite(run["loss"])
@@ -143,8 +145,8 @@ def test_training_is_measured(plan: Plan) -> None:
 
 
 def test_sweep(plan: Plan) -> None:
-    wide = Plan(**{**plan.__dict__, "sweep_frames": (3,), "sweep_sentences": (1,)})
-    rows = benchmark_runs.sweep(wide, "bf16")["rows"]
+    args = Namespace(**{**vars(plan[0]), "sweep_frames": (3,), "sweep_sentences": (1,)})
+    rows = measure("sweep", args, plan[1], "bf16")["rows"]
     assert [(row["frames"], row["sentences"]) for row in rows] == [(3, SENTENCES), (2, 1)]
     assert all(row["seconds"] > 0 for row in rows)
 
@@ -158,7 +160,7 @@ def test_meter() -> None:
         torch.ones(3, 4) @ torch.ones(4, 5)
     assert meter.operations["product"] == 2 * 3 * 4 * 5  # counted no longer
     meter.active = False
-    assert meter.timed("other", abs)(-1) == 1
+    assert meter.stage("other")(abs)(-1) == 1
     assert set(meter.seconds) == {"product"}
     assert set(device_peaks(CPU, 32, 0.01)) == {"fp32", "bf16", "copy"}
     assert peak_memory(CPU) > 2**26
@@ -169,15 +171,15 @@ def test_meter() -> None:
 
 @pytest.mark.slow
 def test_as_a_user_types_it(tiny_stack: Path, tmp_path: Path) -> None:
-    file, chart = tmp_path / "speed.json", tmp_path / "speed.png"
-    words = small_flags(tiny_stack, "--dtype", "fp32", "--json", file, "--chart", chart)
-    run = run_command(main, *words)
+    file = tmp_path / "speed.json"
+    run = run_command(main, *small_flags(tiny_stack, "--dtype", "fp32", "--processes", 2, "--json", file))
     assert run.returncode == 0, run.stderr
     result = json.loads(file.read_text())
     assert result["speedup"] > 0 and result["peak_memory_ratio"] > 0 and set(STAGES) < set(result["stages"])
     assert result["command"].startswith("python -m scripts.benchmark --frames 2")
     assert result["fast"][0]["agreement"]["greatest_difference"] < 1e-3
-    assert "the baseline's throughput" in run.stdout and chart.is_file()
+    assert result["processes"][0]["rate"] > 0
+    assert "the baseline's throughput" in run.stdout
 
 
 def test_mistakes(tiny_stack: Path, tmp_path: Path) -> None:
@@ -196,20 +198,12 @@ def test_mistakes(tiny_stack: Path, tmp_path: Path) -> None:
         random_model(Config(), tmp_path, CPU, torch.float32)
 
 
-def test_a_process_that_fails_ends_the_run(plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    program = tmp_path / "python"
-    program.write_text("#!/bin/sh\nkill -9 $$\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(benchmark.sys, "executable", str(program))
-    with pytest.raises(RunError, match="measures fast bf16 was killed, most likely for want of memory"):
-        benchmark.run_part(plan, "fast", "bf16")
+def kill_this_process(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_files_that_are_no_results(tmp_path: Path) -> None:
-    file, page = tmp_path / "speed.json", tmp_path / "page.md"
-    file.write_text("{}")
-    with pytest.raises(UserError, match=r"speed.json is no result of scripts.benchmark"):
-        benchmark_report.main([str(file)])
-    page.write_text("no place for it")
-    with pytest.raises(UserError, match=r"lacks the lines <!-- speed\.json -->"):
-        benchmark_report.update_page(page, "speed.json", "text")
+def test_a_process_that_is_killed_ends_the_run(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "measure", kill_this_process)
+    args, cfg = plan
+    with pytest.raises(RunError, match="measures fast bf16 was killed, most likely for lack of memory"):
+        benchmark.run_part("fast", args, cfg, "bf16")

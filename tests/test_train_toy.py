@@ -1,4 +1,4 @@
-"""Pre-training of the toy stack: captions are true, a stopped run goes on exactly, the result loads as a stack."""
+"""Pre-training of the toy stack: captions are correct, a stopped run resumes exactly, the result loads as a stack."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from datasets.toy import ToyParameters, make_video
-from datasets.toy_captions import describe_scene
-from datasets.toy_scene import COLOURS, KINDS, SHAPES
+from datasets.toy.scene import COLOURS, KINDS, SHAPES
+from datasets.toy.sentences import describe_scene
 from models.diffusion.stack import load_stack
-from scripts.fit import fit
-from scripts.pretrain_toy_stack import pretrain
+from scripts import train_toy
+from scripts.train_toy import fit, pretrain
 from util.errors import RunError, UserError
 
 
@@ -34,6 +34,11 @@ def test_a_caption_names_every_object_and_nothing_else() -> None:
         assert describe_scene(random.Random(index), scene) == caption
 
 
+@pytest.fixture(autouse=True)
+def _rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(train_toy.RATES, "line", 0.05)
+
+
 def _regression(folder: Path, steps: int, stop_at: int | None = None) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
@@ -47,12 +52,12 @@ def _regression(folder: Path, steps: int, stop_at: int | None = None) -> dict[st
         x = torch.randn(8, 3, generator=generator)
         return (model(x)[:, 0] - x.sum(1)).square().mean()
 
-    fit("line", [model], loss, steps, 0.05, folder)
+    fit("line", [model], loss, steps, folder)
     return model.state_dict()
 
 
 def test_fit_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.fit.SAVE_SECONDS", 0)
+    monkeypatch.setattr(train_toy, "SAVE_SECONDS", 0)
     whole = _regression(tmp_path / "whole", 300)
     with pytest.raises(KeyboardInterrupt):
         _regression(tmp_path / "parts", 300, stop_at=120)
@@ -64,17 +69,17 @@ def test_fit_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_fit_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(RunError, match="not finite at step 1"):
-        fit("broken", [model], lambda generator, step: model.weight.sum() * float("nan"), 5, 0.1, tmp_path)
+        fit("line", [model], lambda generator, step: model.weight.sum() * float("nan"), 5, tmp_path)
 
 
 def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("keep me")
-    with pytest.raises(UserError, match="no toy stack"):
+    with pytest.raises(UserError, match="is no toy stack"):
         pretrain(tmp_path / "letters", tmp_path / "work", videos=1, share=0.001)
     assert (tmp_path / "letters" / "a.txt").read_text() == "keep me"
-    with pytest.raises(UserError, match="--videos"):
-        pretrain(tmp_path / "stack", tmp_path / "work", videos=0, share=1)
+    with pytest.raises(UserError, match="--share must be above 0"):
+        train_toy.main(["--share", "0"])
 
 
 @pytest.mark.slow

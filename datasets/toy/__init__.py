@@ -1,8 +1,8 @@
-"""The toy benchmark: a generated folder in the layout of Ref-YouTube-VOS.
+"""The toy benchmark: a generated data set in the layout of Ref-YouTube-VOS.
 
-Videos of 2 to 5 moving, overlapping shapes; sentences that name one of them by colour, shape, size, motion or
-relation, and, if wanted, some that name nothing. Beyond the layout, each expression of train and valid carries its
-``kind``, valid has masks and ``obj_id``, and the objects in ``meta.json`` carry their looks.
+Videos show 2 to 5 moving, overlapping shapes. Sentences refer to one of them by colour, shape, size, motion or
+relation; negatives, which are optional, refer to none. In addition to the layout, expressions of train and valid have a
+``kind``, valid has masks and ``obj_id``, and ``meta.json`` describes the objects.
 """
 
 from __future__ import annotations
@@ -21,24 +21,31 @@ from PIL import Image
 
 from datasets.expressions import NEGATIVE
 from datasets.predictions import object_palette
-from datasets.toy_negatives import choose_negatives
-from datasets.toy_render import full_areas, render_frames, render_masks, write_frame
-from datasets.toy_scene import KINDS, MAX_OBJECTS, Scene, sample_scene
-from datasets.toy_sentences import Facts, Sentence, choose_sentences
+from datasets.toy.scene import (
+    KINDS,
+    MAX_OBJECTS,
+    Scene,
+    full_areas,
+    render_frames,
+    render_masks,
+    sample_scene,
+    write_frame,
+)
+from datasets.toy.sentences import Facts, Sentence, choose_negatives, choose_sentences
 from util.errors import UserError
 from util.files import atomic_path, read_json, sole_run, write_json
 from util.parallel import map_videos
 
-GENERATOR_VERSION = 2  # raise it whenever the same parameters give other files
+GENERATOR_VERSION = 2  # raise it when the same parameters produce different files
 STAMP = "toy_set.json"
 SPLITS = ("train", "valid", "test")
-# What a set consists of, and all that is ever removed. The stamp goes last: without it nothing would be.
+# The files of a set, which are all that is ever removed. The stamp goes last, because nothing is removed without it.
 OWN_ENTRIES = (*SPLITS, "meta_expressions", STAMP)
 
 MAX_TRIES = 2000
-MAX_NEGATIVES = 6  # of a video, which has at most as many other sentences
-# An object counts as visible in a frame from this many pixels and this share of its area, and must be visible in at
-# least this share of the frames.
+MAX_NEGATIVES = 6  # per video
+# An object is visible in a frame with at least this many pixels and this share of its area, and must be visible in this
+# share of the frames.
 VISIBLE_PIXELS, VISIBLE_AREA, VISIBLE_FRAMES = 12, 0.35, 0.75
 
 FRAME_STEP = 5  # frames are numbered as in Ref-YouTube-VOS: 00000, 00005, …
@@ -55,7 +62,7 @@ class ToyVideo:
 
 @dataclass
 class ToySummary:
-    """What a set holds. ``created`` is False if it was there already; ``size`` is that of its files, in bytes."""
+    """Counts of a set. ``created`` is False if the set existed already; ``size`` is in bytes."""
 
     created: bool
     size: int = 0
@@ -66,7 +73,7 @@ class ToySummary:
 
 @dataclass(frozen=True)
 class ToyParameters:
-    """What decides a set's content."""
+    """The parameters that determine the content of a set."""
 
     num_train: int
     num_valid: int
@@ -99,7 +106,7 @@ class ToyParameters:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the stamp says of a set. Without negatives it is that of the sets made before there were any."""
+        """The parameters in the stamp. Sets from before negatives existed lack ``negatives``."""
         values = {"generator_version": GENERATOR_VERSION, **asdict(self), "kinds": list(self.kinds)}
         return values if self.negatives else {key: value for key, value in values.items() if key != "negatives"}
 
@@ -121,15 +128,15 @@ def make_toy(
 ) -> ToySummary:
     """Write the toy benchmark below ``root``.
 
-    A video depends on the seed, its split, its number and the parameters of a video only: a larger set begins with
-    the smaller one. A set of the same parameters that is complete is left alone; one that was cut off is made again.
+    A video depends only on the seed, its split, its index and the parameters of a video, so a larger set begins with
+    the smaller one. A finished set with the same parameters is kept; an unfinished one is made again.
 
     Args:
         frames: per video; height, width: in pixels.
-        kinds: kinds of sentences to make, some of KINDS; None for all.
-        negatives: sentences per video that name nothing in it, after the others, which do not depend on them.
-        workers: processes; 1 works in this one.
-        force: replace a toy set of other parameters, and one whose files are not as large as they were written.
+        kinds: kinds of sentences, some of KINDS; None for all.
+        negatives: sentences per video that refer to nothing in it. The other sentences do not depend on them.
+        workers: number of processes; 1 uses the calling one.
+        force: replace a toy set with other parameters, and one whose files have another total size than when written.
 
     Raises:
         UserError: a parameter is out of range, or ``root`` holds another set or other files.
@@ -146,13 +153,13 @@ def make_toy(
 
 
 def _write_set(root: Path, parameters: ToyParameters, workers: int) -> ToySummary:
-    """Write everything. Only the stamp that is written last says that the set is complete."""
+    """Write everything, the complete stamp last."""
     write_json(root / STAMP, {"parameters": parameters.identity})
     summary = ToySummary(created=True)
     jobs = [(split, index) for split, count in parameters.counts.items() for index in range(count)]
     results = dict(zip(jobs, map_videos(partial(_write_video, root, parameters), jobs, workers), strict=True))
     documents = {split: _write_meta(root, split, parameters, results, summary) for split in SPLITS}
-    # As in the real challenge, the valid file lists the test videos too, and test sentences come without answers.
+    # As in the real challenge, the valid file also lists the test videos, and test sentences have no answers.
     test = {name: _without_answers(video) for name, video in documents["test"].items()}
     for split, videos in {**documents, "valid": documents["valid"] | test, "test": test}.items():
         write_json(root / "meta_expressions" / split / "meta_expressions.json", {"videos": videos})
@@ -163,7 +170,7 @@ def _write_set(root: Path, parameters: ToyParameters, workers: int) -> ToySummar
 
 
 def make_video(parameters: ToyParameters, split: str, index: int) -> ToyVideo:
-    """Make one video in memory. Scenes are drawn until one satisfies all demands on visibility and sentences."""
+    """Make one video in memory: draw scenes until all objects are visible and the sentences exist."""
     rng = random.Random(f"{parameters.seed}/{split}/{index}")
     kinds = parameters.kinds
     focus = kinds[index % len(kinds)]
@@ -182,7 +189,7 @@ def make_video(parameters: ToyParameters, split: str, index: int) -> ToyVideo:
 
 
 def _all_visible(scene: Scene, masks: np.ndarray) -> bool:
-    """Is every object visible in most frames?"""
+    """Whether every object is visible in most frames."""
     pixels = np.stack([np.bincount(mask.ravel(), minlength=MAX_OBJECTS + 1) for mask in masks])
     return all(
         (pixels[:, obj_id] >= max(VISIBLE_PIXELS, VISIBLE_AREA * area)).mean() >= VISIBLE_FRAMES
@@ -191,24 +198,23 @@ def _all_visible(scene: Scene, masks: np.ndarray) -> bool:
 
 
 def _examine(root: Path, parameters: ToyParameters, force: bool) -> ToySummary | None:
-    """Return the summary of a finished set that can stay; otherwise clear what may be replaced and return None."""
+    """The summary of a finished set that is kept; otherwise remove what may be replaced and return None."""
     if root.exists() and not root.is_dir():
         raise UserError(f"{root} is a file; choose a folder for the toy data")
     if not root.is_dir() or all(path.name.startswith(f".{Path(STAMP).stem}.") for path in root.iterdir()):
-        return None  # nothing, but for the stamp that a killed process did not finish
+        return None  # empty, except for the unfinished stamp of a killed process
     if not (root / STAMP).is_file():
         raise UserError(f"{root} is not empty and holds no toy data ({STAMP} is missing); choose another folder")
     stamp = read_json(root / STAMP, "the parameters of the toy data")
     if not isinstance(stamp, dict) or stamp.get("parameters") != parameters.identity:
         if not force:
             raise UserError(
-                f"{root} holds toy data of other parameters or an older generator (see {STAMP}); choose another "
-                "folder, or replace it with --force"
+                f"{root} holds toy data with other parameters or of an older generator (see {STAMP}); choose "
+                "another folder, or replace it with --force"
             )
     elif (
         "content" in stamp
-        and _complete(root, parameters)
-        and not (force and stamp["content"].get("size") != _size(root))  # without force it may be edited on purpose
+        and not (force and stamp["content"].get("size") != _size(root))  # without --force it may be edited on purpose
     ):
         return ToySummary(created=False, **stamp["content"])
     for entry in OWN_ENTRIES:
@@ -217,30 +223,14 @@ def _examine(root: Path, parameters: ToyParameters, force: bool) -> ToySummary |
     return None
 
 
-def _complete(root: Path, parameters: ToyParameters) -> bool:
-    """Are all the files there? (Each is written whole or not at all.)"""
-    metas = [root / "meta_expressions" / split / "meta_expressions.json" for split in SPLITS]
-    metas += [root / split / "meta.json" for split in ("train", "valid")]
-    if not all(path.is_file() for path in metas):
-        return False
-    for split, count in parameters.counts.items():
-        folders = ("JPEGImages",) if split == "test" else ("JPEGImages", "Annotations")
-        for index in range(count):
-            for folder in folders:
-                path = root / split / folder / _video_name(split, index)
-                if not path.is_dir() or sum(1 for _ in path.glob("[0-9]*")) != parameters.frames:
-                    return False
-    return True
-
-
 def _size(root: Path) -> int:
-    """Bytes of a set's files, but for the stamp."""
+    """Total size of a set's files in bytes, without the stamp."""
     files = (file for entry in OWN_ENTRIES if entry != STAMP for file in (root / entry).rglob("*"))
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _write_video(root: Path, parameters: ToyParameters, job: tuple[str, int]) -> tuple[dict, dict]:
-    """Write a video's images; return its entries for the expressions file and for ``meta.json``."""
+    """Write the images of a video; return its entries for the expressions file and ``meta.json``."""
     split, index = job
     video, name = make_video(parameters, split, index), _video_name(split, index)
     names = [f"{FRAME_STEP * number:05d}" for number in range(parameters.frames)]
@@ -261,7 +251,7 @@ def _write_meta(
     results: dict[tuple[str, int], tuple[dict, dict]],
     summary: ToySummary,
 ) -> dict[str, Any]:
-    """Write a split's ``meta.json`` and count what it holds; return its part of the expressions file."""
+    """Write ``meta.json`` of a split and count its content; return its part of the expressions file."""
     named = {_video_name(split, index): results[split, index] for index in range(parameters.counts[split])}
     if split != "test":
         write_json(
@@ -277,7 +267,7 @@ def _write_meta(
 
 
 def describe_video(video: ToyVideo, frame_names: list[str]) -> tuple[dict, dict]:
-    """A video's entry in the expressions file, and its objects' in ``meta.json``."""
+    """The entries of a video in the expressions file and of its objects in ``meta.json``."""
     expressions = {
         str(number): {
             "exp": sentence.text,

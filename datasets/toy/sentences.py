@@ -1,21 +1,23 @@
-"""Sentences of the toy benchmark, and the judge that knows what each of them names.
+"""Sentences of the toy benchmark: referring expressions, captions of whole scenes, and negatives.
 
-A sentence is phrased from a `Description`. `Facts` measures a finished scene and judges, for every object,
-whether a description is true of it, false, or doubtful. A description is used only if it is true of exactly
-one object and plainly false of all others, so no sentence is ambiguous. Its kind is the word group that decides:
-without that group the description fits at least one more object.
+A sentence is phrased from a ``Description``. ``Facts`` measures a finished scene and judges, for every object, whether
+a description is true, false or ambiguous. A description becomes an expression only if it is true of exactly one object
+and clearly false of all others. Its kind is the word group that decides: without that group the description fits at
+least one more object. A negative is clearly false of every object.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import cycle, islice, product
+from typing import Any
 
 import numpy as np
+from util.negatives import NEGATIVE
 
-from datasets.toy_scene import KINDS, SUBPIXELS, Scene, ToyObject
+from datasets.toy.scene import COLOURS, KINDS, MOTIONS, SHAPES, SIZES, SUBPIXELS, Scene, ToyObject
 
 # Shares of the shorter side: radii below / above are small / large.
 SMALL_BELOW, LARGE_ABOVE = 0.165, 0.210
@@ -46,11 +48,20 @@ RELATION_PHRASES = {
     "above": ("above", "that is above"),
     "below": ("below", "that is below"),
 }
+SAID = 0.75  # probability that a caption mentions an attribute
+TRIES = 20  # attempts per negative
+WORDS: dict[str, Collection[Any]] = {
+    "size": SIZES,
+    "colour": COLOURS,
+    "shape": SHAPES,
+    "motion": MOTIONS,
+    "relation": RELATIONS,
+}
 
 
 @dataclass(frozen=True)
 class Description:
-    """What is said of an object; None = nothing is said. ``reference`` completes ``relation``."""
+    """What a sentence says about an object; None: nothing. ``reference`` completes ``relation``."""
 
     size: str | None = None
     colour: str | None = None
@@ -68,7 +79,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Sentence:
-    """An expression of the data set and what it was made from. ``obj_id`` is None if it names nothing."""
+    """An expression and the description it was made from. ``obj_id`` is None if it refers to no object."""
 
     text: str
     kind: str
@@ -77,7 +88,7 @@ class Sentence:
 
 
 class Facts:
-    """Measurements of a finished scene, and judgement of descriptions on them. Objects are given by index."""
+    """Measures a finished scene and judges descriptions of its objects, which are given by index."""
 
     def __init__(self, scene: Scene) -> None:
         self.objects = scene.objects
@@ -91,7 +102,7 @@ class Facts:
         }
 
     def judge(self, index: int, description: Description) -> bool | None:
-        """Is the description true of the object? None: one could argue."""
+        """Whether the description is true of the object; None: ambiguous."""
         obj = self.objects[index]
         verdicts: list[bool | None] = []
         for said, seen in (
@@ -111,7 +122,7 @@ class Facts:
         return None if None in verdicts else True
 
     def named(self, description: Description) -> int | None:
-        """The one object that the description names; None if there is none, or any doubt."""
+        """The only object that the description fits; None if there is none or the description is ambiguous."""
         verdicts = [self.judge(index, description) for index in range(len(self.objects))]
         return verdicts.index(True) if verdicts.count(True) == 1 and None not in verdicts else None
 
@@ -120,7 +131,7 @@ class Facts:
         return [index for index in range(len(self.objects)) if self.judge(index, description)]
 
     def denies(self, description: Description) -> bool:
-        """Is the description plainly false of every object?"""
+        """Whether the description is clearly false of every object."""
         return all(self.judge(index, description) is False for index in range(len(self.objects)))
 
 
@@ -146,7 +157,7 @@ def _motion(obj: ToyObject, frame: np.ndarray) -> str | None:
 
 
 def _relation(relation: str, obj: ToyObject, other: ToyObject, margin: float) -> bool | None:
-    """Does it hold in every frame (True), in none (False), or is it neither?"""
+    """Whether the relation holds in every frame (True) or in none (False); None: neither."""
     axis, sign = RELATIONS[relation]
     offset = obj.centres - other.centres
     apart, across = sign * offset[:, axis], np.abs(offset[:, 1 - axis])
@@ -156,7 +167,7 @@ def _relation(relation: str, obj: ToyObject, other: ToyObject, margin: float) ->
 
 
 def descriptions(facts: Facts, target: int, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, Description]]:
-    """Every (kind, description) that names the object with this index, and it alone."""
+    """Every (kind, description) that refers to this object and to no other."""
     obj = facts.objects[target]
     for size, colour, shape in product((facts.sizes[target], None), (obj.colour, None), (obj.shape, None)):
         head = Description(size=size, colour=colour, shape=shape)
@@ -184,7 +195,7 @@ def _complete(facts: Facts, target: int, head: Description, kind: str) -> Iterat
 
 
 def _decides(facts: Facts, kind: str, description: Description) -> bool:
-    """Do the words of this kind make the difference? For colour and shape: this word alone."""
+    """Whether the words of this kind are needed. Colour and shape must also suffice on their own."""
     if len(facts.fitting(description.without(kind))) < 2:
         return False
     if kind in ("colour", "shape"):
@@ -193,10 +204,10 @@ def _decides(facts: Facts, kind: str, description: Description) -> bool:
 
 
 def phrase(rng: random.Random, description: Description, comparative: bool = False) -> str:
-    """Put a description into words. Equal random states make equal choices, whatever is described.
+    """Put a description into words. Equal random states make equal choices for any description.
 
     Args:
-        comparative: say "the smaller …", for a description that tells one of two.
+        comparative: say "the smaller …", for a description that picks one of two objects.
     """
     article = rng.choice(("the", "the", "the", "a"))
     noun = rng.choice(NOUNS)
@@ -230,7 +241,7 @@ def _pick(choices: Sequence[str], share: float) -> str:
 
 
 def pick_description(rng: random.Random, options: Sequence[Description]) -> Description:
-    """Draw one; heads with a noun that says something are the more natural ones."""
+    """Draw one; descriptions with a shape are drawn more often, because they sound more natural."""
     return rng.choices(options, [3 if option.shape else 1 for option in options])[0]
 
 
@@ -266,3 +277,112 @@ def choose_sentences(
             times_named[target] += 1
             chosen.append(Sentence(text, kind, facts.objects[target].obj_id, description))
     return chosen if len({sentence.obj_id for sentence in chosen}) > 1 else []
+
+
+def describe_scene(rng: random.Random, scene: Scene) -> str:
+    """Name the objects of a scene in random order, each by its shape and some of colour, size and motion.
+
+    Returns:
+        such as "a small red circle moving left, a green star and a large square staying still".
+    """
+    facts = Facts(scene)
+    parts = []
+    for i in rng.sample(range(len(scene.objects)), len(scene.objects)):
+        obj, size, motion = scene.objects[i], facts.sizes[i], facts.motions[i]
+        words = [obj.shape]
+        if rng.random() < SAID:
+            words.insert(0, obj.colour)
+        if size is not None and rng.random() < SAID:
+            words.insert(0, rng.choice(SIZE_WORDS[size]))
+        if motion is not None and rng.random() < SAID:
+            words.append(rng.choice(MOTION_PHRASES[motion]))
+        article = "an" if words[0][0] in "aeiou" else "a"
+        parts.append(" ".join((article, *words)))
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def describe_object(rng: random.Random, scene: Scene) -> str:
+    """Describe one object like a referring expression, which may fit other objects too.
+
+    Returns:
+        such as "the small circle to the left of the green star".
+    """
+    facts = Facts(scene)
+    index = rng.randrange(len(scene.objects))
+    obj = scene.objects[index]
+    said = Description(
+        size=facts.sizes[index] if rng.random() < SAID / 2 else None,
+        colour=obj.colour if rng.random() < SAID else None,
+        shape=obj.shape if rng.random() < SAID else None,
+    )
+    if facts.motions[index] is not None and rng.random() < SAID / 2:
+        return phrase(rng, replace(said, motion=facts.motions[index]))
+    beside = [
+        (relation, other)
+        for relation in RELATIONS
+        for other in range(len(scene.objects))
+        if other != index and facts.relations[relation, index, other]
+    ]
+    if beside and rng.random() < SAID:
+        relation, other = rng.choice(beside)
+        reference = Description(colour=scene.objects[other].colour, shape=scene.objects[other].shape)
+        return phrase(rng, replace(said, relation=relation, reference=reference))
+    if said == Description():
+        said = Description(colour=obj.colour, shape=obj.shape)
+    return phrase(rng, said)
+
+
+def choose_negatives(
+    rng: random.Random, facts: Facts, kinds: Sequence[str], count: int, others: Sequence[Sentence]
+) -> list[Sentence]:
+    """Sentences that refer to nothing in a scene: expressions with one word changed.
+
+    They are phrased like the expressions of ``kinds``, so that the wording does not give them away.
+
+    Args:
+        kinds: kinds of the expressions that they are made from, in turn.
+        others: the video's other sentences, whose texts are not used again.
+
+    Returns:
+        at most ``count`` sentences with different texts.
+    """
+    sources: dict[str, list[Description]] = {}
+    for target in range(len(facts.objects)):
+        for kind, description in descriptions(facts, target, kinds):
+            sources.setdefault(kind, []).append(description)
+    taken = {sentence.text for sentence in others}
+    chosen: dict[str, Sentence] = {}
+    for kind in islice(cycle(rng.sample(sorted(sources), len(sources))), TRIES * count):
+        misses = near_misses(facts, pick_description(rng, sources[kind]))
+        if len(chosen) == count or not misses:
+            continue
+        description = rng.choice(misses)
+        # "The smaller circle" is ambiguous where there is one circle.
+        nothing_alike = kind == "size" and not facts.fitting(description.without("size"))
+        text = phrase(rng, description, comparative=nothing_alike and rng.random() < 0.5)
+        if text not in taken:
+            chosen.setdefault(text, Sentence(text, NEGATIVE, None, description))
+    return list(chosen.values())
+
+
+def near_misses(facts: Facts, description: Description) -> list[Description]:
+    """The description with one word changed so that it is clearly false of every object.
+
+    The new word fits something in the scene ("the red circle" beside a red square and a blue circle). If no such change
+    is false of every object, the new word may be any.
+    """
+    shown: dict[str, Collection[str | None]] = {
+        "size": facts.sizes,
+        "colour": [obj.colour for obj in facts.objects],
+        "shape": [obj.shape for obj in facts.objects],
+        "motion": facts.motions,
+        "relation": RELATIONS,
+    }
+    false = [
+        (word in shown[group], changed)
+        for group, words in WORDS.items()
+        if getattr(description, group) is not None
+        for word in words
+        if facts.denies(changed := replace(description, **{group: word}))
+    ]
+    return [changed for near, changed in false if near] or [changed for _, changed in false]
