@@ -259,7 +259,7 @@ def build_page(
         with _one_sentence():
             if result is None or not (result.folder / OVERLAY).exists():
                 raise UserError("this result was removed because it was not used for a while; run it again")
-            for file in result.folder.iterdir():
+            for file in result.folder.parent.rglob("*"):
                 os.utime(file)  # it is in use: Gradio removes files by their age
             i = min(max(1, int(number)), result.frames) - 1
             # Start halfway after the previous frame, so that rounding of times does not matter.
@@ -278,7 +278,7 @@ def build_page(
         return STOPPED
 
     age = max(1, round(60 * options.keep_minutes))  # seconds
-    beside: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    beside: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     with gr.Blocks(title="Objects by sentences", analytics_enabled=False, delete_cache=(min(60, age), age)) as page:
         gr.Markdown(
             f"# Find objects by sentences\n{TITLES[cfg.model]} · {Path(cfg.resume).name}\n\nLimits: "
@@ -326,12 +326,12 @@ def build_page(
                 scores = gr.Dataframe(headers=["", "Sentence", "Score", "Result"], wrap=True, elem_id="scores")
                 plot = gr.LinePlot(x="frame", y="score", color="sentence", y_lim=[0, 1], height=200)
                 downloads = gr.File(label="Downloads", interactive=False, elem_id="downloads")
-        upload.change(inspect, upload, video, queue=False, api_visibility="private")
+        upload.change(inspect, upload, video, concurrency_limit=2, **beside)
         asked = [upload, text, start, end, stride, level, least, shown]
         found = [shown, status, results, overlay, frame, picture, sheet, scores, plot, downloads]
         event = find.click(run, asked, found, show_progress_on=status, api_visibility="private")
-        stop.click(stop_run, None, status, cancels=event, **beside)
-        frame.input(look, [frame, shown], picture, trigger_mode="always_last", **beside)
+        stop.click(stop_run, None, status, cancels=event, queue=False, **beside)
+        frame.input(look, [frame, shown], picture, trigger_mode="always_last", concurrency_limit=2, **beside)
         page.unload(leave)
     return page.queue(max_size=options.queue, default_concurrency_limit=1)
 
@@ -401,8 +401,8 @@ def check_length(frames: int, rate: Fraction, options: PageOptions) -> None:
 
 
 def zip_masks(result: DemoResult) -> Path:
-    """Pack masks, ``masks.json`` and contact sheet into ``masks.zip`` in the result's folder, and return its path."""
-    target = result.folder / "masks.zip"
+    """Pack masks, ``masks.json`` and contact sheet into ``masks.zip`` beside the result's folder; return its path."""
+    target = result.folder.with_name("masks.zip")
     with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:  # PNGs do not get smaller
         for path in sorted((result.folder / MASKS).rglob("*.png")):
             archive.write(path, path.relative_to(result.folder))

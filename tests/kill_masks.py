@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,7 +14,7 @@ import inference_ytvos
 import main
 from datasets import list_videos
 from inference_ytvos import finish, run_inference
-from scripts import web_server, web_video
+from scripts.web_demo import write_example, zip_masks
 from tests.inference_tools import StubModel
 from tests.kill_tools import call
 from tests.test_demo_run import SENTENCES, segment
@@ -79,9 +78,8 @@ def demo(source: Path, out: Path) -> None:
 
 def page(source: Path, out: Path) -> None:
     """The page's example, and a result's masks to download."""
-    with patch.object(web_server, "EXAMPLE", replace(web_server.EXAMPLE, frames=4, height=64, width=96)):
-        web_server.write_example(out)
+    write_example(out)
     result = out / "result"
     if not result.exists():
         result.symlink_to(source / "demo")
-    web_video.zip_masks(DemoResult(result, [], torch.zeros(0).numpy(), [], 1.0))
+    zip_masks(DemoResult(result, [], torch.zeros(0).numpy(), [], 1.0))

@@ -22,13 +22,15 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="the test drives th
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*future.no_silent_downcasting"),  # Gradio's use of pandas
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
     pytest.mark.skipif(not (BROWSER and DRIVER), reason="Chromium or its driver is absent (chromium, chromium-driver)"),
 ]
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,1000"),
 )
-PATIENCE = 25  # seconds that anything on the page may take
+PATIENCE = 120  # seconds that anything on the page may take
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,10 @@ from util.media_frames import Excerpt
 from util.media_reader import open_media
 
 pytest.importorskip("gradio", reason="the page needs Gradio: bash scripts/setup.sh --web")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*future.no_silent_downcasting"),  # Gradio's use of pandas
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+]
 CFG = Config(resume=str(web_demo.TOY))
 OUTPUTS = ("result", "status", "results", "overlay", "frame", "picture", "sheet", "scores", "plot", "downloads")
 
