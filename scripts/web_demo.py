@@ -78,7 +78,7 @@ class StopRun(Exception):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until a signal ends it (``argv`` without the program's name; None: the process's own)."""
-    options, given = split_flags(PageOptions, read_flags(every_option(PageOptions), argv, DESCRIPTION))
+    options, given = read_command(argv)
     if find_spec("gradio") is None:
         raise UserError("the page needs Gradio, which is not installed; run: bash scripts/setup.sh --web")
     options = dataclasses.replace(options, port=free_port(options.host, options.port))
@@ -96,6 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         with serve(pretrained.cfg, segment, options) as address:
             print(f"serving {address} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
+
+
+def read_command(argv: Sequence[str] | None = None) -> tuple[PageOptions, dict[str, Any]]:
+    """Return the page's options and the set options of ``Config``; raise ``UserError`` if a flag is unknown or wrong."""
+    return split_flags(PageOptions, read_flags(every_option(PageOptions), argv, DESCRIPTION))
 
 
 def free_port(host: str, port: int) -> int:

@@ -19,7 +19,6 @@ FORBIDDEN = {
     "scripts.quickstart": HEAVY | {"cv2", "numpy"},
     "scripts.benchmark": HEAVY | {"cv2", "numpy"},
     "datasets": HEAVY | {"cv2"},
-    "scripts.web_demo": HEAVY | {"cv2", "gradio", "fastapi"},
     "util.parallel": HEAVY,  # workers import it and the module of their work
     "util.jf_davis": HEAVY,
     "util.jf_expressions": HEAVY,
@@ -33,6 +32,7 @@ FORBIDDEN = {
     "scripts.launch_rank": HEAVY,  # and with it scripts.launch
     "util.visualisation": HEAVY - {"av"},  # writes movies
     "scripts.plot_run": HEAVY - {"av"},
+    "scripts.web_demo": (HEAVY - {"av"}) | {"gradio", "fastapi"},
     "demo": HEAVY - {"av"},  # a video that cannot be read is told before the model is loaded
     "scripts.prepare_data": HEAVY - {"av", "pycocotools"},  # draws RefCOCO's polygons
 }
