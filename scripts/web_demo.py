@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_command(argv: Sequence[str] | None = None) -> tuple[PageOptions, dict[str, Any]]:
-    """Return the page's options and the set options of ``Config``; raise ``UserError`` if a flag is unknown or wrong."""
+    """Return the page's options and those of ``Config`` that are set; raise ``UserError`` if a flag is wrong."""
     return split_flags(PageOptions, read_flags(every_option(PageOptions), argv, DESCRIPTION))
 
 
