@@ -1,102 +1,439 @@
-"""A page in the browser: drop a video, type sentences, look at the objects, download their masks.
+"""Serve a web page that segments uploaded videos: upload a video, type sentences, download the masks.
 
 python -m scripts.web_demo [--resume runs/vdit/checkpoint.pth] [--port 7860]
 
-It serves this machine alone (127.0.0.1) unless ``--host`` says otherwise; ``docs/web_demo.md`` says more. Without
-``--resume`` it shows the carried toy weights.
+The page serves this machine only (127.0.0.1) unless ``--host`` says otherwise; see ``docs/web_demo.md``. Without
+``--resume`` it uses the bundled toy weights.
 """
 
-from __future__ import annotations
+# Not `from __future__ import annotations`: Gradio recognises `gr.Request` by the annotation itself, and Gradio is
+# imported inside functions because that takes seconds.
 
 import dataclasses
+import os
+import re
+import shutil
 import socket
 import sys
-from collections.abc import Sequence
+import tempfile
+import threading
+import traceback
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from fractions import Fraction
 from functools import partial
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from demo import every_option, split_flags
-from util.errors import UserError, orderly_end, run_cli
-from util.options import option, read_flags
+from util.demo_options import every_option, split_flags
+from util.demo_results import MASKS_FILE
+from util.demo_run import MASKS, OVERLAY, SHEET, DemoResult, Progress
+from util.ending import orderly_end
+from util.media_frames import WHOLE, Excerpt, Media, parse_time
+from util.media_reader import open_media
+from util.object_overlays import colour_of
 
-DESCRIPTION = "Serve a page on which a video is dropped and sentences are typed, and masks come out."
+from util.config import Config
+from util.errors import RunError, UserError, run_cli
+from util.files import atomic_path
+from util.options import option, read_flags
+from util.preprocessing import normalise_sentence
+
+DESCRIPTION = "Serve a web page that segments the objects that sentences name in uploaded videos."
 TOY = Path(__file__).resolve().parents[1] / "toy" / "vdit.safetensors"
+TITLES = {"vdit": "VD-IT", "hcd": "HCD"}
 LOOPBACK = "127.0.0.1"
+PREFIX = "rvos-page-"  # of the temporary folder that holds uploads and results
+SENTENCE_LETTERS = 300  # of a sentence, at most
+STAGES = {"segment": "Segmenting", "draw": "Drawing the overlay"}
+STOPPED = "Stopped. Nothing of this run is kept."
+UNKNOWN = "something went wrong on the server; the terminal where the page was started shows what"
 
 _page = partial(option, "page")
 
 
 @dataclasses.dataclass(frozen=True)
 class PageOptions:
-    """What the page is asked to be, beside ``Config``."""
+    """Options of the page, in addition to those of ``Config``."""
 
-    host: str = _page(LOOPBACK, "address to serve; 0.0.0.0 lets everyone in who reaches this machine")
-    port: int = _page(7860, "port to serve; 0 takes a free one", minimum=0, maximum=65535)
-    max_megabytes: float = _page(200.0, "largest file", above=0)
+    host: str = _page(LOOPBACK, "address to serve; 0.0.0.0 admits everyone who can reach this machine")
+    port: int = _page(7860, "port to serve; 0 picks a free one", minimum=0, maximum=65535)
+    max_megabytes: float = _page(200.0, "largest upload", above=0)
     max_seconds: float = _page(60.0, "longest part of a video that is segmented at once", above=0)
-    max_frames: int = _page(900, "frames that are segmented at once", minimum=1)
+    max_frames: int = _page(900, "most frames that are segmented at once", minimum=1)
     max_side: int = _page(4096, "longer side of a video, in pixels", minimum=1)
-    max_sentences: int = _page(8, "sentences at once", minimum=1)
-    queue: int = _page(8, "visitors who may wait while another one's video is segmented", minimum=1)
-    keep_minutes: float = _page(30.0, "after so long without a sign of a visitor, the visitor's files go", above=0)
+    max_sentences: int = _page(8, "most sentences at once", minimum=1)
+    queue: int = _page(8, "visitors who may wait while another video is segmented", minimum=1)
+    keep_minutes: float = _page(30.0, "remove uploads and results that were not used for so long", above=0)
     window: int = _page(36, "frames that the model sees together", minimum=1)
     overlap: int | str = _page("auto", "frames that two windows share (see demo.py)", minimum=0, auto=True)
+
+
+class StopRun(Exception):
+    """The visitor stopped the run or left, or the program ends."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until a signal ends it (``argv`` without the program's name; None: the process's own)."""
     options, given = read_command(argv)
-    require_gradio()
-    from models.pretrained import open_pretrained
-    from scripts.web_server import page_app, serve
-    from scripts.web_sessions import Workspace
+    if find_spec("gradio") is None:
+        raise UserError("the page needs Gradio, which is not installed; run: bash scripts/setup.sh --web")
+    options = dataclasses.replace(options, port=free_port(options.host, options.port))
+    from models.video_folder import segment_to_folder
 
-    with orderly_end(), listen(options.host, options.port) as server, Workspace(60 * options.keep_minutes) as workspace:
+    from models.pretrained import open_pretrained
+
+    with orderly_end():
         pretrained = open_pretrained(given.pop("resume", "") or str(TOY), "--resume", {"device": "auto", **given})
         for note in pretrained.notes:
             print(f"note: {note}")
         if options.host not in (LOOPBACK, "localhost", "::1"):
-            print(f"note: everyone who reaches {options.host} can use this page", file=sys.stderr)
-        is_toy = pretrained.checkpoint.resolve() == TOY
-        serve(server, page_app(pretrained, workspace, options, is_toy))
+            print(f"note: everyone who can reach {options.host} can use this page", file=sys.stderr)
+        overlap = None if options.overlap == "auto" else int(options.overlap)
+        segment = partial(segment_to_folder, pretrained, window=options.window, overlap=overlap, show=False)
+        with serve(pretrained.cfg, segment, options) as address:
+            print(f"serving {address} (Ctrl-C ends it)", flush=True)
+            threading.Event().wait()
 
 
 def read_command(argv: Sequence[str] | None = None) -> tuple[PageOptions, dict[str, Any]]:
-    """The page's options, and those of ``Config`` that are set.
-
-    Raises:
-        UserError: a flag is unknown or wrong.
-    """
+    """Return the page's options and those of ``Config`` that are set; raise ``UserError`` if a flag is wrong."""
     return split_flags(PageOptions, read_flags(every_option(PageOptions), argv, DESCRIPTION))
 
 
-def require_gradio() -> None:
-    """Refuse to go on without Gradio.
+def free_port(host: str, port: int) -> int:
+    """Return the port, or a free one instead of 0, if it can be served.
 
     Raises:
-        UserError: it is not installed.
-    """
-    if find_spec("gradio") is None:
-        raise UserError("the page needs Gradio, which is not installed; run: bash scripts/setup.sh --web")
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket at an address.
-
-    Raises:
-        UserError: the address is none of this machine, or the port is taken or reserved.
+        UserError: the address does not belong to this machine, or the port is in use or reserved.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server = socket.socket(family, kind, protocol)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(address)
+        with socket.socket(family, kind, protocol) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(address)
+            return server.getsockname()[1]
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot serve {host}:{port} ({reason}); choose another --port or --host") from error
-    return server
+
+
+@contextmanager
+def serve(cfg: Config, segment: Callable[..., DemoResult], options: PageOptions) -> Iterator[str]:
+    """Serve the page while the block runs, and yield its address. Uploads and results are removed afterwards.
+
+    Args:
+        cfg: of the model.
+        segment: ``models.video_folder.segment_to_folder`` with its model.
+        options: of the page.
+
+    Raises:
+        UserError: the port was taken in the meantime.
+    """
+    running: dict[str, threading.Event] = {}
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
+        # At its start, Gradio sends requests to its own server, which must not go through a proxy.
+        unproxied = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        os.environ["no_proxy"] = ",".join(filter(None, (unproxied, options.host, "localhost")))
+        page = build_page(cfg, segment, options, Path(folder), running)
+        try:
+            _, address, _ = page.launch(
+                server_name=f"[{options.host}]" if ":" in options.host else options.host,
+                server_port=options.port,
+                max_file_size=int(options.max_megabytes * 2**20),
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                ssr_mode=False,
+                mcp_server=False,
+                enable_monitoring=False,
+                run_history=False,
+                footer_links=[],
+            )
+        except OSError as error:
+            raise UserError(f"port {options.port} is in use; choose another --port") from error
+        try:
+            yield address
+        finally:
+            for stop in list(running.values()):
+                stop.set()
+            page.close(verbose=False)
+
+
+def build_page(
+    cfg: Config,
+    segment: Callable[..., DemoResult],
+    options: PageOptions,
+    folder: Path,
+    running: dict[str, threading.Event],
+) -> Any:
+    """Lay out the page and connect its parts.
+
+    Args:
+        cfg, segment, options: as those of ``serve``.
+        folder: for the example, uploads and results.
+        running: is filled with an event for each visitor whose video is being segmented; setting it stops the run.
+
+    Returns:
+        The ``gr.Blocks``.
+    """
+    cache = folder / "cache"  # the only folder whose files are served
+    os.environ["GRADIO_TEMP_DIR"] = str(cache)
+    import gradio as gr
+    import pandas as pd
+
+    def inspect(path: str | None) -> Any:
+        """Show the first frame of an upload."""
+        if path is None:
+            return gr.Image(None, visible=False)
+        with _one_sentence():
+            media = open_upload(Path(path), options)
+            with closing(media.frames()) as frames:
+                length = "picture" if media.still else f"{float((media.count or 0) / media.rate):.1f} s"
+                label = f"{media.size[1]} × {media.size[0]} · {length}"
+                return gr.Image(next(frames).image, label=label, visible=True)
+
+    def run(
+        path: str | None,
+        text: str,
+        start: str,
+        end: str,
+        stride: float,
+        threshold: float,
+        score_threshold: float,
+        earlier: DemoResult | None,
+        request: gr.Request,
+        progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
+    ) -> dict[Any, Any]:
+        """Segment the visitor's video and show the result."""
+        stop = running[str(request.session_hash)] = threading.Event()
+
+        def report(now: Progress) -> None:
+            if stop.is_set():
+                raise StopRun
+            check_length(now.done, media.rate, options)
+            total = max(now.done, now.total or 0)
+            progress((now.done, total), f"{STAGES[now.stage]}, {now.rate:.1f} frames/s", unit="frames")
+
+        own = cache / uuid.uuid4().hex
+        with _one_sentence():
+            try:
+                if path is None:
+                    raise UserError("there is no video yet; upload one first")
+                sentences, excerpt = read_sentences(text, options), read_excerpt(start, end, stride)
+                own.mkdir(parents=True)
+                video = own / Path(path).name
+                os.link(path, video)  # Gradio may remove its own copy before the run ends
+                media = open_upload(video, options, excerpt)
+                check_length(media.count or 0, media.rate, options)
+                limits = {"threshold": threshold, "score_threshold": score_threshold}
+                result = segment(media, sentences, own / "result", report=report, **limits)
+                masks = zip_masks(result)
+            except BaseException:
+                shutil.rmtree(own, ignore_errors=True)
+                raise
+            finally:
+                running.pop(str(request.session_hash), None)
+        video.unlink()
+        (result.folder / MASKS_FILE).unlink()
+        for old in (result.folder / MASKS, *([earlier.folder.parent] if earlier else [])):
+            shutil.rmtree(old, ignore_errors=True)
+        count = result.frames
+        notes = [f"{count} frame{'s'[: count > 1]}, {count / result.seconds:.1f} per second", *media.notes]
+        names = [f"{i}  {sentence.text[:40]}" for i, sentence in enumerate(result.sentences, start=1)]
+        rows = [(t + 1, name, result.scores[t, i]) for i, name in enumerate(names) for t in range(count)]
+        colours = {name: "#{:02x}{:02x}{:02x}".format(*colour_of(i)) for i, name in enumerate(names)}
+        lost = f"not found: below the threshold of {score_threshold:g}, so all its masks are empty"
+        return {
+            shown: result,
+            status: without_folders(". ".join(notes)) + ".",
+            results: gr.Column(visible=True),
+            overlay: str(result.folder / OVERLAY),
+            frame: gr.Slider(value=1, maximum=max(2, count), visible=count > 1),
+            picture: look(1, result),
+            sheet: str(result.folder / SHEET),
+            scores: [[s.number, s.text, f"{s.score:.2f}", "found" if s.found else lost] for s in result.sentences],
+            plot: gr.LinePlot(pd.DataFrame(rows, columns=["frame", "sentence", "score"]), color_map=colours),
+            downloads: [str(file) for file in (masks, result.folder / OVERLAY, result.folder / SHEET)],
+        }
+
+    def look(number: float, result: DemoResult | None) -> Any:
+        """Show one frame of the result, numbered from 1."""
+        with _one_sentence():
+            if result is None or not (result.folder / OVERLAY).exists():
+                raise UserError("this result was removed because it was not used for a while; run it again")
+            for file in result.folder.parent.rglob("*"):
+                os.utime(file)  # it is in use: Gradio removes files by their age
+            i = min(max(1, int(number)), result.frames) - 1
+            # Start halfway after the previous frame, so that rounding of times does not matter.
+            begin = (result.times[i] + result.times[i - 1]) / 2 if i else Fraction(0)
+            image = next(open_media(result.folder / OVERLAY, Excerpt(begin)).frames()).image
+            return gr.Image(image, label=f"Frame {i + 1} · score " + ", ".join(f"{s:.2f}" for s in result.scores[i]))
+
+    def leave(request: gr.Request) -> None:
+        """Stop the run of a visitor."""
+        if stop := running.get(str(request.session_hash)):
+            stop.set()
+
+    def stop_run(request: gr.Request) -> str:
+        """Stop the run of a visitor who asked for it."""
+        leave(request)
+        return STOPPED
+
+    age = max(1, round(60 * options.keep_minutes))  # seconds
+    beside: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    with gr.Blocks(title="Objects by sentences", analytics_enabled=False, delete_cache=(min(60, age), age)) as page:
+        gr.Markdown(
+            f"# Find objects by sentences\n{TITLES[cfg.model]} · {Path(cfg.resume).name}\n\nLimits: "
+            f"{options.max_seconds:g} s, {options.max_frames} frames, {options.max_megabytes:g} MB and "
+            f"{options.max_sentences} sentences at a time. Files are removed after {options.keep_minutes:g} minutes."
+        )
+        shown = gr.State(None)
+        with gr.Row():
+            with gr.Column(scale=4, min_width=320):
+                upload = gr.File(label="Video, GIF or picture", height=160, elem_id="upload")
+                video = gr.Image(visible=False, interactive=False, height=160, buttons=[], elem_id="video")
+                text = gr.Textbox(
+                    "",
+                    label="Objects to find: one sentence per line",
+                    placeholder="the dog chasing the ball\nthe ball",
+                    lines=3,
+                    max_lines=options.max_sentences,
+                    elem_id="sentences",
+                )
+                if Path(cfg.resume).resolve() == TOY:
+                    gr.Markdown("The bundled toy weights know moving coloured shapes only.")
+                    example = write_example(folder)
+                    gr.Button("Use the example", size="sm", elem_id="example").click(
+                        lambda: example, None, [upload, text], **beside
+                    )
+                with gr.Accordion("Options", open=False, elem_id="options"):
+                    with gr.Row():
+                        start = gr.Textbox("", label="From", placeholder="0 or 1:02", min_width=90)
+                        end = gr.Textbox("", label="To", placeholder="the end", min_width=90, elem_id="end")
+                        stride = gr.Number(1, label="Stride", precision=0, minimum=1, min_width=90)
+                    level = gr.Slider(0, 1, cfg.threshold, step=0.01, label="Mask threshold")
+                    least = gr.Slider(0, 1, cfg.score_threshold, step=0.01, label="Score threshold", elem_id="least")
+                with gr.Row():
+                    find = gr.Button("Find", variant="primary", elem_id="find")
+                    stop = gr.Button("Stop", variant="stop", elem_id="stop")
+                status = gr.Textbox(label="Progress", lines=3, interactive=False, elem_id="status")
+            with gr.Column(scale=7, min_width=420, visible=False, elem_id="results") as results:
+                with gr.Tab("Video"):
+                    overlay = gr.Video(show_label=False, buttons=[], elem_id="overlay")
+                with gr.Tab("Frame by frame"):
+                    frame = gr.Slider(1, 2, 1, step=1, label="Frame", elem_id="frame")
+                    picture = gr.Image(interactive=False, format="jpeg", elem_id="picture")
+                with gr.Tab("Contact sheet"):
+                    sheet = gr.Image(show_label=False, interactive=False, elem_id="sheet")
+                scores = gr.Dataframe(headers=["", "Sentence", "Score", "Result"], wrap=True, elem_id="scores")
+                plot = gr.LinePlot(x="frame", y="score", color="sentence", y_lim=[0, 1], height=200)
+                downloads = gr.File(label="Downloads", interactive=False, elem_id="downloads")
+        upload.change(inspect, upload, video, concurrency_limit=2, **beside)
+        asked = [upload, text, start, end, stride, level, least, shown]
+        found = [shown, status, results, overlay, frame, picture, sheet, scores, plot, downloads]
+        event = find.click(run, asked, found, show_progress_on=status, api_visibility="private")
+        stop.click(stop_run, None, status, cancels=event, queue=False, **beside)
+        frame.input(look, [frame, shown], picture, trigger_mode="always_last", concurrency_limit=2, **beside)
+        page.unload(leave)
+    return page.queue(max_size=options.queue, default_concurrency_limit=1)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn every error into a ``gr.Error`` of one sentence that names no folder of the server."""
+    import gradio as gr
+
+    try:
+        yield
+        return
+    except StopRun:
+        message = STOPPED
+    except (UserError, RunError) as error:
+        message = without_folders(str(error))
+    except Exception:  # a bug: the terminal gets the traceback, the visitor does not
+        traceback.print_exc()
+        message = UNKNOWN
+    raise gr.Error(escape(message), duration=None, print_exception=False)
+
+
+def without_folders(message: str) -> str:
+    """Shorten the path of every upload or result in a message to its file name."""
+    return re.sub(re.escape(os.environ["GRADIO_TEMP_DIR"]) + r"/\S*/", "", message)
+
+
+def read_sentences(text: str, options: PageOptions) -> list[str]:
+    """Return the typed sentences, one per non-empty line; raise ``UserError`` if there are none or too many."""
+    sentences = [" ".join(line.split()) for line in text.splitlines() if normalise_sentence(line)]
+    if not sentences:
+        raise UserError("there is no sentence yet; describe the objects, one per line")
+    if len(sentences) > options.max_sentences:
+        raise UserError(f"these are {len(sentences)} sentences, and this page takes {options.max_sentences}")
+    for number, sentence in enumerate(sentences, start=1):
+        if len(sentence) > SENTENCE_LETTERS:
+            raise UserError(f"sentence {number} has {len(sentence)} letters; shorten it to {SENTENCE_LETTERS}")
+    return sentences
+
+
+def read_excerpt(start: str, end: str, stride: float) -> Excerpt:
+    """Return the part of a video that a visitor chose; raise ``UserError`` if a time cannot be read."""
+    first = parse_time(start, "From") if start.strip() else Fraction(0)
+    last = parse_time(end, "To") if end.strip() else None
+    if last is not None and last <= first:
+        raise UserError("To must be later than From")
+    return Excerpt(first, last, max(1, int(stride or 1)))
+
+
+def open_upload(path: Path, options: PageOptions, excerpt: Excerpt = WHOLE) -> Media:
+    """Open an uploaded video; raise ``UserError`` if it cannot be read or its frames are too large."""
+    media = open_media(path, excerpt)
+    height, width = media.size
+    if max(media.size) > options.max_side:
+        raise UserError(f"{path} is {width}×{height}, and this page takes {options.max_side} pixels per side")
+    return media
+
+
+def check_length(frames: int, rate: Fraction, options: PageOptions) -> None:
+    """Raise ``UserError`` if a video is too long; headers can be wrong, so a run also checks the frames it has read."""
+    if frames > options.max_frames or frames / rate > options.max_seconds + 0.5:
+        raise UserError(
+            f"this part has {float(frames / rate):.0f} s and {frames} frames or more, and this page takes "
+            f"{options.max_seconds:g} s and {options.max_frames} frames; choose a shorter part with From and To under "
+            "Options, or a larger stride"
+        )
+
+
+def zip_masks(result: DemoResult) -> Path:
+    """Pack masks, ``masks.json`` and contact sheet into ``masks.zip`` beside the result's folder; return its path."""
+    target = result.folder.with_name("masks.zip")
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:  # PNGs do not get smaller
+        for path in sorted((result.folder / MASKS).rglob("*.png")):
+            archive.write(path, path.relative_to(result.folder))
+        archive.write(result.folder / MASKS_FILE, MASKS_FILE, zipfile.ZIP_DEFLATED)
+        archive.write(result.folder / SHEET, SHEET)
+    return target
+
+
+def write_example(folder: Path) -> tuple[str, str]:
+    """Write a toy video; return its path and the sentences that name its objects, one per line."""
+    from datasets.toy_render import render_frames
+    from datasets.toy_scene import KINDS
+    from util.media_writer import open_video
+
+    from datasets.toy import ToyParameters, make_video
+
+    rate = 8  # frames per second
+    toy = make_video(ToyParameters(0, 1, 0, frames=24, height=320, width=480, seed=0, kinds=KINDS), "valid", 0)
+    named = {sentence.obj_id: sentence.text for sentence in reversed(toy.sentences) if sentence.obj_id is not None}
+    path = folder / "moving shapes.mp4"
+    with open_video(path, Fraction(rate)) as movie:
+        for number, image in enumerate(render_frames(toy.scene)):
+            movie.write(image, Fraction(number, rate), Fraction(1, rate))
+    return str(path), "\n".join(named[number] for number in sorted(named))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from itertools import cycle, islice, product
 from typing import Any
 
 import numpy as np
-from util.negatives import NEGATIVE
+from datasets.expressions import NEGATIVE
 
 from datasets.toy.scene import COLOURS, KINDS, MOTIONS, SHAPES, SIZES, SUBPIXELS, Scene, ToyObject
 

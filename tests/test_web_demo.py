@@ -1,0 +1,425 @@
+"""The web page over HTTP, as a browser uses it, with a stub in place of the model; and its command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import urllib.request
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from util.demo_run import DemoResult, run_demo
+from util.media_frames import Excerpt
+from util.media_reader import open_media
+
+from scripts import web_demo
+from scripts.web_demo import PageOptions, check_length, open_upload, read_sentences
+from tests.commands import run_command
+from tests.media_tools import colour_number, write_film
+from tests.test_demo_run import FOLDERS, SENTENCES, segment
+from util.config import Config
+from util.errors import UserError
+
+pytest.importorskip("gradio", reason="the page needs Gradio: bash scripts/setup.sh --web")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*future.no_silent_downcasting"),  # Gradio's use of pandas
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+]
+CFG = Config(resume=str(web_demo.TOY))
+OUTPUTS = ("result", "status", "results", "overlay", "frame", "picture", "sheet", "scores", "plot", "downloads")
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files; environment variables that the page sets are restored."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    for name in ("GRADIO_TEMP_DIR", "no_proxy"):
+        monkeypatch.setenv(name, "")
+    return folder
+
+
+def stub(media: Any, sentences: list[str], folder: Path, **options: Any) -> DemoResult:
+    return run_demo(media, sentences, segment, folder, show=False, **options)
+
+
+@contextlib.contextmanager
+def serve(segment: Callable[..., DemoResult] = stub, **options: Any) -> Iterator[str]:
+    port = web_demo.free_port(web_demo.LOOPBACK, 0)
+    with web_demo.serve(CFG, segment, PageOptions(port=port, **options)) as address:
+        yield address
+
+
+@pytest.fixture
+def address(temporary: Path) -> Iterator[str]:
+    """A page whose folder is empty afterwards."""
+    with serve(max_sentences=3, max_megabytes=1.0) as address:
+        yield address
+    assert not any(temporary.iterdir())
+
+
+class Visitor:
+    """A browser tab: uploads files, presses buttons and receives what changes."""
+
+    def __init__(self, address: str) -> None:
+        import httpx
+
+        self.session = uuid.uuid4().hex
+        self.http = httpx.Client(base_url=address, timeout=60)
+        functions = self.http.get("config").json()["dependencies"]
+        self.functions = {function["api_name"]: function["id"] for function in functions}
+
+    def upload(self, path: Path) -> dict[str, Any]:
+        answer = self.http.post("gradio_api/upload", files=[("files", (path.name, path.read_bytes()))])
+        answer.raise_for_status()
+        return {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
+
+    def press(self, name: str, *values: Any) -> str:
+        """Start a function, and return the name of this event."""
+        body = {"fn_index": self.functions[name], "data": values, "session_hash": self.session}
+        answer = self.http.post("gradio_api/queue/join", json=body)
+        answer.raise_for_status()
+        return answer.json()["event_id"]
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """What the page says until all events have ended."""
+        with self.http.stream("GET", "gradio_api/queue/data", params={"session_hash": self.session}) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data:"):
+                    message = json.loads(line.removeprefix("data:"))
+                    if message["msg"] == "close_stream":
+                        return
+                    yield message
+
+    def result(self, name: str, *values: Any) -> dict[str, Any]:
+        """Call a function, and return the last message's output: "data" or "error"."""
+        self.press(name, *values)
+        return list(self.messages())[-1]["output"]
+
+    def find(self, file: Any, text: str = "\n".join(SENTENCES), **options: Any) -> dict[str, Any]:
+        """Press the button Find: the values of ``OUTPUTS``, or "error"."""
+        output = self.result("run", *find_values(file, text, **options))
+        return dict(zip(OUTPUTS, output["data"], strict=True)) if "data" in output else output
+
+    def get(self, file: dict[str, Any]) -> bytes:
+        answer = self.http.get(file["url"])
+        answer.raise_for_status()
+        return answer.content
+
+
+def find_values(file: Any, text: str, start="", end="", stride=1, threshold=0.5, score_threshold=0.0) -> list[Any]:
+    return [file, text, start, end, stride, threshold, score_threshold, None]
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something that another thread does."""
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_upload_find_look_download(address: str, tmp_path: Path):
+    visitor = Visitor(address)
+    times = [0, 900, 9000, 18000, 200000, 300000]
+    file = visitor.upload(write_film(tmp_path / "my film.mp4", times=times))
+    preview = visitor.result("inspect", file)["data"][0]
+    assert preview["visible"] and preview["label"].startswith("64 × 48 · ")
+    found = visitor.find(file, score_threshold=0.5)
+    assert found["status"].startswith("6 frames, ") and found["results"]["visible"] and found["frame"]["maximum"] == 6
+    lost = "not found: below the threshold of 0.5, so all its masks are empty"
+    assert found["scores"]["data"] == [[1, SENTENCES[0], "0.90", "found"], [2, SENTENCES[1], "0.20", lost]]
+    assert len(found["plot"]["value"]["data"]) == 6 * 2
+
+    files = {download["orig_name"]: download for download in found["downloads"]}
+    assert set(files) == {"masks.zip", "overlay.mp4", "contact_sheet.png"}
+    (tmp_path / "masks.zip").write_bytes(visitor.get(files["masks.zip"]))
+    with zipfile.ZipFile(tmp_path / "masks.zip") as archive:
+        assert archive.testzip() is None
+        masks = {f"masks/{folder}/{i:05d}.png" for folder in FOLDERS for i in range(6)}
+        assert set(archive.namelist()) == masks | {"masks.json", "contact_sheet.png"}
+    (tmp_path / "overlay.mp4").write_bytes(visitor.get(found["overlay"]))
+    assert open_media(tmp_path / "overlay.mp4").size == (48, 64)
+
+    for number in range(1, 7):
+        shown = visitor.result("look", number, None)["data"][0]
+        assert shown["label"] == f"Frame {number} · score 0.90, 0.20"
+        with av.open(address + shown["value"]["url"].removeprefix(address)) as picture:
+            image = next(picture.decode(video=0)).to_ndarray(format="rgb24")
+        inside = image[36:42, 20:28].astype(float).mean((0, 1))  # of the left half, which is tinted
+        bare = np.clip((inside - 0.18 * np.array([255, 45, 150])) / 0.82, 0, 255)
+        assert colour_number(np.full((2, 2, 3), bare)) == number - 1
+
+
+def test_an_excerpt(address: str, tmp_path: Path):
+    visitor = Visitor(address)
+    file = visitor.upload(write_film(tmp_path / "a.mp4", frames=20))
+    assert visitor.find(file, start="0.5", end="0:01.3", stride=2)["status"].startswith("4 frames, ")
+
+
+def test_progress(address: str, tmp_path: Path):
+    visitor = Visitor(address)
+    visitor.press("run", *find_values(visitor.upload(write_film(tmp_path / "a.mp4")), "\n".join(SENTENCES)))
+    news = [message["progress_data"][0] for message in visitor.messages() if message["msg"] == "progress"]
+    assert news and all(1 <= step["index"] <= step["length"] == 6 for step in news)
+    assert all(step["unit"] == "frames" and step["desc"].endswith(" frames/s") for step in news)
+
+
+def test_visitors_do_not_see_each_others_results(address: str, tmp_path: Path):
+    """They upload the same file; one result each, and a new one replaces the visitor's own earlier one only."""
+    film = write_film(tmp_path / "a.mp4")
+    first, second = Visitor(address), Visitor(address)
+    one, two = first.find(first.upload(film)), second.find(second.upload(film))
+    assert one["overlay"]["path"] != two["overlay"]["path"]
+    again = second.find(second.upload(film), text="another\nand one more")
+    assert again["scores"]["data"][0][1] == "another"
+    assert not Path(two["overlay"]["path"]).exists(), "one result at a time"
+    assert first.get(one["overlay"]) and second.get(again["overlay"])
+    assert "removed" in Visitor(address).result("look", 1, None)["error"], "a third visitor has no result"
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "no sentence": ({"text": " \n"}, "there is no sentence yet"),
+    "time": ({"start": "soon"}, "From must be a time in seconds"),
+    "backwards": ({"start": "0.5", "end": "0.2"}, "To must be later than From"),
+    "late": ({"start": "9"}, "a.mp4 has no frame"),
+    "many": ({"text": "a\nb\nc\nd"}, "these are 4 sentences, and this page takes 3"),
+}
+
+
+def test_mistakes_are_one_sentence_without_a_path(address: str, temporary: Path, tmp_path: Path):
+    visitor = Visitor(address)
+    assert "there is no video yet" in visitor.find(None)["error"]
+    file = visitor.upload(write_film(tmp_path / "a.mp4"))
+    for options, sentence in MISTAKES.values():
+        error = visitor.find(file, **options)["error"]
+        assert sentence in error and str(temporary) not in error and "\n" not in error
+    assert {path.suffix for path in temporary.rglob("*") if path.stat().st_size} <= {"", ".mp4", ".webp"}
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world\n" * 99, bytes(range(256)) * 40])
+def test_an_upload_that_is_no_video(address: str, temporary: Path, tmp_path: Path, content: bytes):
+    (tmp_path / "notes.mp4").write_bytes(content)
+    visitor = Visitor(address)
+    file = visitor.upload(tmp_path / "notes.mp4")
+    for error in (visitor.result("inspect", file)["error"], visitor.find(file)["error"]):
+        assert "notes.mp4" in error and str(temporary) not in error and file["path"].split("/")[-2] not in error
+
+
+def test_an_upload_that_is_too_large(address: str, tmp_path: Path):
+    import httpx
+
+    (tmp_path / "large.mp4").write_bytes(bytes(2_000_000))
+    with pytest.raises(httpx.HTTPStatusError, match="413"):
+        Visitor(address).upload(tmp_path / "large.mp4")
+
+
+def test_other_files_of_the_server_stay_there(address: str, tmp_path: Path):
+    (tmp_path / "secret.txt").write_text("secret")
+    visitor = Visitor(address)
+    foreign = {"path": str(tmp_path / "secret.txt"), "meta": {"_type": "gradio.FileData"}}
+    assert visitor.result("inspect", foreign) == {"error": None}
+    assert visitor.find(foreign) == {"error": None}
+    assert "there is no sentence" not in str(visitor.find(None, text=foreign).get("error"))
+    for path in (tmp_path / "secret.txt", Path(web_demo.__file__)):
+        assert visitor.http.get(f"gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_messages_are_escaped(address: str, tmp_path: Path):
+    visitor = Visitor(address)
+    (tmp_path / "<img src=x>&.mp4").write_bytes(b"no video" * 99)
+    error = visitor.find(visitor.upload(tmp_path / "<img src=x>&.mp4"))["error"]
+    assert "<" not in error and ".mp4" in error
+
+
+def test_headers_are_not_believed(temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file with more frames than its header says."""
+
+    def open_lying(path: Path, excerpt: Excerpt) -> Any:
+        media = open_media(path, excerpt)
+        media.count = 1
+        return media
+
+    monkeypatch.setattr(web_demo, "open_media", open_lying)
+    with serve(max_frames=4) as address:
+        visitor = Visitor(address)
+        assert "5 frames or more" in visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))["error"]
+        assert not list(temporary.rglob("*.png")), "nothing of the run is left"
+
+
+class Slow:
+    """A segmenter that, from the third frame on, waits until the test lets it go on or stops it."""
+
+    def __init__(self) -> None:
+        self.started, self.goes_on, self.stopped = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self, media: Any, sentences: list[str], folder: Path, report: Any, **options: Any) -> DemoResult:
+        def wait(progress: Any) -> None:
+            try:
+                while progress.done >= 3 and not self.goes_on.wait(0.01):
+                    self.started.set()
+                    report(progress)
+                report(progress)
+            except web_demo.StopRun:
+                self.stopped.set()
+                raise
+
+        return stub(media, sentences, folder, report=wait, **options)
+
+
+@pytest.mark.parametrize("how", ["stop_run", "leave"])
+def test_a_run_ends_with_its_visitor(temporary: Path, tmp_path: Path, how: str):
+    slow = Slow()
+    with serve(slow) as address:
+        visitor = Visitor(address)
+        visitor.press("run", *find_values(visitor.upload(write_film(tmp_path / "a.mp4", frames=60)), "a\nb"))
+        assert slow.started.wait(60)
+        if how == "stop_run":
+            visitor.press(how)
+            outputs = [m["output"] for m in visitor.messages() if m["msg"] == "process_completed"]
+            assert {web_demo.STOPPED} == {output.get("error", output.get("data", [None])[0]) for output in outputs}
+        else:
+            heartbeat = f"gradio_api/heartbeat/{visitor.session}"
+            with visitor.http.stream("GET", heartbeat) as stream:
+                next(stream.iter_lines())
+        assert slow.stopped.wait(60)
+        until(lambda: not list(temporary.rglob("*.png")))
+        slow.goes_on.set()
+        other = Visitor(address)
+        assert "60 frames" in other.find(other.upload(tmp_path / "a.mp4"))["status"], "the page goes on"
+    assert not any(temporary.iterdir())
+
+
+def test_a_waiting_visitor_knows_the_place_and_can_cancel(temporary: Path, tmp_path: Path):
+    slow = Slow()
+    with serve(slow) as address:
+        first, second = Visitor(address), Visitor(address)
+        first.press("run", *find_values(first.upload(write_film(tmp_path / "a.mp4")), "a\nb"))
+        assert slow.started.wait(60)
+        event = second.press("run", *find_values(second.upload(tmp_path / "a.mp4"), "a\nb"))
+        messages = second.messages()
+        assert next(messages)["rank"] == 0
+        body = {"session_hash": second.session, "fn_index": second.functions["run"], "event_id": event}
+        second.http.post("gradio_api/cancel", json=body).raise_for_status()
+        assert list(messages)[-1]["msg"] == "process_completed"
+        slow.goes_on.set()
+        assert list(first.messages())[-1]["success"]
+        assert len(list(temporary.rglob("overlay.mp4"))) == 1, "the second one did not run"
+
+
+def test_a_run_ends_with_the_program(temporary: Path, tmp_path: Path):
+    slow = Slow()
+    with serve(slow) as address:
+        visitor = Visitor(address)
+        visitor.press("run", *find_values(visitor.upload(write_film(tmp_path / "a.mp4")), "a\nb"))
+        assert slow.started.wait(60)
+    assert slow.stopped.wait(60)
+    until(lambda: not any(temporary.iterdir()))
+
+
+def test_files_are_removed_when_nobody_uses_them(temporary: Path, tmp_path: Path):
+    with serve(keep_minutes=1 / 60) as address:
+        visitor = Visitor(address)
+        file = visitor.upload(write_film(tmp_path / "a.mp4"))
+        visitor.result("inspect", file)
+        visitor.find(file)
+        until(
+            lambda: not [path for path in (*temporary.glob("*/cache/*/*"), *temporary.rglob("*.zip")) if path.is_file()]
+        )
+        assert "was removed" in visitor.result("look", 1, None)["error"]
+
+
+def test_a_bug_does_not_leave_the_visitor_waiting(temporary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with serve(lambda *args, **options: {}["no such key"]) as address:
+        visitor = Visitor(address)
+        assert visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))["error"] == web_demo.UNKNOWN
+    assert "KeyError" in capsys.readouterr().err
+
+
+def test_sentences():
+    assert read_sentences("  The dog,  running \n\n the ball\n", PageOptions()) == ["The dog, running", "the ball"]
+    with pytest.raises(UserError, match="sentence 2 has 301 letters; shorten it to 300"):
+        read_sentences("a\n" + "b" * 301, PageOptions())
+
+
+def test_size_and_length_limits(tmp_path: Path):
+    video = open_upload(write_film(tmp_path / "a.mp4", frames=60), PageOptions())  # 6 s
+    with pytest.raises(UserError, match=r"a\.mp4 is 64×48, and this page takes 60 pixels per side"):
+        open_upload(video.path, PageOptions(max_side=60))
+    assert video.count == 60
+    with pytest.raises(UserError, match=r"6 s and 60 frames or more, and this page takes 5 s and 900 frames; choose"):
+        check_length(60, video.rate, PageOptions(max_seconds=5))
+    with pytest.raises(UserError, match=r"6 s and 60 frames or more, and this page takes 60 s and 50 frames; choose"):
+        check_length(60, video.rate, PageOptions(max_frames=50))
+    part = open_upload(video.path, PageOptions(), Excerpt(Fraction(2), stride=2))
+    assert part.count is not None
+    check_length(part.count, part.rate, PageOptions(max_seconds=4, max_frames=20))
+
+
+def test_it_serves_this_machine_only():
+    assert PageOptions().host == "127.0.0.1"
+    port = web_demo.free_port("127.0.0.1", 0)
+    assert web_demo.free_port("127.0.0.1", port) == port > 0
+    with pytest.raises(UserError, match="cannot serve no such host"):
+        web_demo.free_port("no such host", 1)
+
+
+def test_a_port_that_is_in_use(address: str):
+    port = address.rstrip("/").rpartition(":")[2]
+    done = run_command(partial(web_demo.main, ["--port", port]))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"cannot serve 127.0.0.1:{port} (" in done.stderr and "choose another --port or --host" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--resume", "no.pth"], "no.pth does not exist"),
+        (["--hots", "0.0.0.0"], "unknown flag --hots; did you mean --host?"),
+        (["--port", "70000"], "--port must be a whole number of at least 0 and of at most 65535"),
+        (["--max_frames", "0"], "--max_frames must be a whole number of at least 1"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(temporary: Path, words: list[str], sentence: str):
+    done = run_command(web_demo.main, "--port", 0, *words)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and sentence in done.stderr
+    assert not list(temporary.glob(f"{web_demo.PREFIX}*"))
+
+
+def test_without_gradio(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(web_demo, "find_spec", lambda name: None)
+    done = run_command(web_demo.main)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the page needs Gradio, which is not installed; run: bash scripts/setup.sh --web\n"
+
+
+@pytest.mark.slow
+def test_from_start_to_sigterm(temporary: Path):
+    port, answers = web_demo.free_port(web_demo.LOOPBACK, 0), []
+
+    def visit() -> None:
+        until(lambda: "serving" in getattr(sys.stdout, "getvalue", str)())
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as page:
+            answers.append((page.status, page.read().decode()))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=visit, daemon=True).start()
+    done = run_command(partial(web_demo.main, ["--port", str(port), "--device", "cpu"]))
+    assert done.returncode == 143 and f"serving http://127.0.0.1:{port}/ (Ctrl-C" in done.stdout, done.stderr
+    ((status, page),) = answers
+    assert status == 200 and "Objects by sentences" in page and '"analytics_enabled":false' in page.replace(" ", "")
+    assert not any(temporary.iterdir())
