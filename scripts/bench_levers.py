@@ -46,7 +46,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.diffusion.attention import blocked_attention, fused_is_fast
-from scripts.bench_msda import best_time
+from scripts.bench_operator import best_time
 from scripts.benchmark_meter import machine
 from util.io import write_json
 from util.results import library_versions

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from models import Segmenter
 from models.diffusion.encoder import VideoEncoder
-from scripts.bench_msda import best_time
+from scripts.bench_operator import best_time
 from util.device import device_name
 
 GIB = 2**30

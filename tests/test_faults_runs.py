@@ -21,7 +21,6 @@ import demo
 import inference_ytvos
 import main
 from models import pretrained, video_folder
-from models.ops import compiling, libraries
 from scripts import eval_all, make_toy_data, overfit, quickstart
 from tests.commands import ROOT, run_command
 from util import locking
@@ -153,26 +152,6 @@ def test_a_jump_of_the_clock_asks_for_no_checkpoint(tmp_path: Path, monkeypatch:
     for now in (0.0, 1e12):
         monkeypatch.setattr(time, "time", lambda now=now: now)
         assert not keeper.due()
-
-
-def test_a_build_that_failed_in_the_future_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock was set back after it."""
-    builds = []
-
-    def build(*_: Any) -> Path:
-        builds.append(1)
-        raise libraries.BuildError("it could not be compiled", log="fatal error")
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(libraries, "_folders", lambda: [libraries.cache_folder()])
-    monkeypatch.setattr(compiling, "find_compiler", lambda: "g++")
-    monkeypatch.setattr(compiling, "build", build)
-    for number in (1, 2):
-        with pytest.raises(libraries.BuildError, match="it could not be compiled"):
-            libraries._build_once("cpu")
-        assert len(builds) == number
-        (log,) = tmp_path.rglob("*.log")
-        os.utime(log, (4e9, 4e9))
 
 
 def test_nothing_is_decided_by_the_clock_on_the_wall(root: Path) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.ops.backends import forced_backend
-from models.ops.functional import multi_scale_deformable_attention
+from models.ops.functional import forced_backend, multi_scale_deformable_attention
 from util.precision import in_float32
 
 

@@ -1,6 +1,6 @@
 """Time and memory of multi-scale deformable attention: each implementation against plain PyTorch, in one run.
 
-    python -m scripts.bench_msda [--device cpu] [--frames 5 36] [--json FILE]
+    python -m scripts.bench_operator [--device cpu] [--frames 5 36] [--json FILE]
 
 The shapes are those of the published models on 360 × 640 frames: an encoder layer (every position of four levels is a
 query) and a decoder layer (5 queries per frame), 8 heads of width 32, 4 points. Plain PyTorch is ``plain.forward``
@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 
 from models.ops import multi_scale_deformable_attention, plain
-from models.ops.backends import DEVICES, backend_for
+from models.ops.functional import DEVICES, backend_for
 from util.device import device_name, resolve_device
 from util.io import write_json
 
