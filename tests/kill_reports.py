@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from scripts import (
     baselines,
     bench_levers,
-    bench_msda,
+    bench_operator,
     benchmark,
     benchmark_report,
     draw_model,
@@ -89,10 +89,10 @@ def overfitting(source: Path, out: Path) -> None:
 
 def operator(source: Path, out: Path) -> None:
     """The operator's times."""
-    rows = [bench_msda.Row("encoder", 5, "cpp", 1.0, 2.0, None)]
-    with patch.object(bench_msda, "measure", lambda *of: rows):
+    rows = [bench_operator.Row("encoder", 5, "cpp", 1.0, 2.0, None)]
+    with patch.object(bench_operator, "measure", lambda *of: rows):
         words = ("--device", "cpu", "--frames", 5, "--layers", "encoder")
-        call(bench_msda.main, *words, "--json", out / "operator.json")
+        call(bench_operator.main, *words, "--json", out / "operator.json")
 
 
 def levers(source: Path, out: Path) -> None:
