@@ -6,7 +6,8 @@ The page serves this machine only (127.0.0.1) unless ``--host`` says otherwise; 
 ``--resume`` it uses the bundled toy weights.
 """
 
-# Not `from __future__ import annotations`: Gradio recognises `gr.Request` by the annotation itself, and Gradio is
+# Not `from __future__ import annotations
+from models.pretrained import Pretrained`: Gradio recognises `gr.Request` by the annotation itself, and Gradio is
 # imported inside functions because that takes seconds.
 
 import dataclasses
@@ -37,7 +38,6 @@ from util.media_frames import WHOLE, Excerpt, Media, parse_time
 from util.media_reader import open_media
 from util.object_overlays import colour_of
 
-from util.config import Config
 from util.errors import RunError, UserError, run_cli
 from util.files import atomic_path
 from util.options import option, read_flags
@@ -83,8 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if find_spec("gradio") is None:
         raise UserError("the page needs Gradio, which is not installed; run: bash scripts/setup.sh --web")
     options = dataclasses.replace(options, port=free_port(options.host, options.port))
-    from models.video_folder import segment_to_folder
-
+    from demo import segment_to_folder
     from models.pretrained import open_pretrained
 
     with orderly_end():
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"note: everyone who can reach {options.host} can use this page", file=sys.stderr)
         overlap = None if options.overlap == "auto" else int(options.overlap)
         segment = partial(segment_to_folder, pretrained, window=options.window, overlap=overlap, show=False)
-        with serve(pretrained.cfg, segment, options) as address:
+        with serve(pretrained, segment, options) as address:
             print(f"serving {address} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
 
@@ -123,12 +122,12 @@ def free_port(host: str, port: int) -> int:
 
 
 @contextmanager
-def serve(cfg: Config, segment: Callable[..., DemoResult], options: PageOptions) -> Iterator[str]:
+def serve(pretrained: Pretrained, segment: Callable[..., DemoResult], options: PageOptions) -> Iterator[str]:
     """Serve the page while the block runs, and yield its address. Uploads and results are removed afterwards.
 
     Args:
-        cfg: of the model.
-        segment: ``models.video_folder.segment_to_folder`` with its model.
+        pretrained: the model.
+        segment: ``demo.segment_to_folder`` with its model.
         options: of the page.
 
     Raises:
@@ -139,7 +138,7 @@ def serve(cfg: Config, segment: Callable[..., DemoResult], options: PageOptions)
         # At its start, Gradio sends requests to its own server, which must not go through a proxy.
         unproxied = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
         os.environ["no_proxy"] = ",".join(filter(None, (unproxied, options.host, "localhost")))
-        page = build_page(cfg, segment, options, Path(folder), running)
+        page = build_page(pretrained, segment, options, Path(folder), running)
         try:
             _, address, _ = page.launch(
                 server_name=f"[{options.host}]" if ":" in options.host else options.host,
@@ -165,7 +164,7 @@ def serve(cfg: Config, segment: Callable[..., DemoResult], options: PageOptions)
 
 
 def build_page(
-    cfg: Config,
+    pretrained: Pretrained,
     segment: Callable[..., DemoResult],
     options: PageOptions,
     folder: Path,
@@ -174,7 +173,7 @@ def build_page(
     """Lay out the page and connect its parts.
 
     Args:
-        cfg, segment, options: as those of ``serve``.
+        pretrained, segment, options: as those of ``serve``.
         folder: for the example, uploads and results.
         running: is filled with an event for each visitor whose video is being segmented; setting it stops the run.
 
@@ -288,7 +287,7 @@ def build_page(
     beside: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     with gr.Blocks(title="Objects by sentences", analytics_enabled=False, delete_cache=(min(60, age), age)) as page:
         gr.Markdown(
-            f"# Find objects by sentences\n{TITLES[cfg.model]} · {Path(cfg.resume).name}\n\nLimits: "
+            f"# Find objects by sentences\n{TITLES[pretrained.name]} · {pretrained.checkpoint.name}\n\nLimits: "
             f"{options.max_seconds:g} s, {options.max_frames} frames, {options.max_megabytes:g} MB and "
             f"{options.max_sentences} sentences at a time. Files are removed after {options.keep_minutes:g} minutes."
         )
@@ -305,7 +304,7 @@ def build_page(
                     max_lines=options.max_sentences,
                     elem_id="sentences",
                 )
-                if Path(cfg.resume).resolve() == TOY:
+                if pretrained.checkpoint.resolve() == TOY:
                     gr.Markdown("The bundled toy weights know moving coloured shapes only.")
                     example = write_example(folder)
                     gr.Button("Use the example", size="sm", elem_id="example").click(
@@ -316,8 +315,8 @@ def build_page(
                         start = gr.Textbox("", label="From", placeholder="0 or 1:02", min_width=90)
                         end = gr.Textbox("", label="To", placeholder="the end", min_width=90, elem_id="end")
                         stride = gr.Number(1, label="Stride", precision=0, minimum=1, min_width=90)
-                    level = gr.Slider(0, 1, cfg.threshold, step=0.01, label="Mask threshold")
-                    least = gr.Slider(0, 1, cfg.score_threshold, step=0.01, label="Score threshold", elem_id="least")
+                    level = gr.Slider(0, 1, pretrained.options.threshold, step=0.01, label="Mask threshold")
+                    least = gr.Slider(0, 1, pretrained.options.score_threshold, step=0.01, label="Score threshold", elem_id="least")
                 with gr.Row():
                     find = gr.Button("Find", variant="primary", elem_id="find")
                     stop = gr.Button("Stop", variant="stop", elem_id="stop")

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from datasets.registry import DATASETS, MIXTURES, scored_parts
 from tests.all_evaluations import CHECKS, EVALUATIONS, INFERENCES, TRAININGS, Inference, compare, main
 from tests.commands import run_command
-from util.benchmarks import EVAL_SPLITS, MIXTURES, VIDEO_SETS, scored_parts
 from util.errors import RunError
 
 
 def test_every_dataset_is_evaluated_and_every_recipe_trained() -> None:
     parts = {part for evaluation in EVALUATIONS.values() for part in scored_parts(evaluation.dataset_file)}
-    assert parts == set(EVAL_SPLITS)
+    assert parts == set(DATASETS)
     assert set(TRAININGS) >= {*MIXTURES, "ytvos", "a2d", "mevis"}
     assert {evaluation.weights for evaluation in EVALUATIONS.values()} == set(TRAININGS)
-    assert {inference.part for inference in INFERENCES} == set(VIDEO_SETS)
+    assert {inference.part for inference in INFERENCES} == {name for name, row in DATASETS.items() if row.masks}
 
 
 def test_scores_that_differ_are_an_error(tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from util.benchmarks import DATASETS, MIXTURES, scored_parts
 
 from datasets.clip import ClipBatch, Sample, collate, make_target
 from datasets.evaluators import QueryPredictions
-from datasets.registry import resolve
+from datasets.registry import DATASETS, MIXTURES, resolve, scored_parts
 from engine import ItemScoring, build_record
 from models.segmenter import all_queries
 from util.config import Config, config_dict

@@ -1,10 +1,11 @@
-"""The CUDA kernels where no GPU is: they compile, link and load; and their sources run on the CPU, thread by thread.
+"""The CUDA kernels without a GPU: they compile, link and load, and their sources run on the CPU, thread by thread.
 
-Where there is a GPU, the other tests of the operator run the kernels there.
+On a machine with a GPU, ``test_operator.py`` runs the kernels there.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,75 +13,73 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import cpp_extension
 
-from models.ops import compiling, libraries, plain
-from tests.operator_tools import FOUR_LEVELS, case, needs
+from models.ops import build, plain
+from tests.test_operator import FOUR_LEVELS, case, needs_tools
 
 
 @pytest.mark.slow
-def test_it_compiles_links_and_loads(tmp_path: Path) -> None:
-    """For sm_90; nothing is left undefined, and PyTorch sees its operators."""
-    needs(compiling.find_compiler)
-    needs(compiling.find_nvcc)
-    name = compiling.library_name("cuda", ["9.0"])
-    found = [folder / name for folder in libraries._folders() if (folder / name).is_file()]
-    library = found[0] if found else compiling.build("cuda", tmp_path, ["9.0"])
+def test_it_compiles_links_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For sm_90, with nothing left undefined; PyTorch sees its operators."""
+    needs_tools("cuda")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    if build._find("cuda") is None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code = (
-        "import sys, torch\ntorch.ops.load_library(sys.argv[1])\n"
+        "import torch\nfrom models.ops import build\nprint(build.load('cuda'))\n"
         "print(torch.ops.t2v_rvos_cuda.forward.default._schema)\n"
         "print(torch._C._dispatch_has_kernel_for_dispatch_key('t2v_rvos_cuda::backward', 'CUDA'))"
     )
-    run = subprocess.run([sys.executable, "-c", code, str(library)], capture_output=True, text=True, timeout=600)
-    assert run.stdout.splitlines() == [
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert run.stdout.splitlines()[1:] == [
         "t2v_rvos_cuda::forward(Tensor value, int[] shapes, Tensor locations, Tensor weights) -> Tensor",
         "True",
     ], run.stderr
+    assert run.stdout.splitlines()[0].endswith("-sm90.so")
 
 
-def test_a_library_is_taken_for_the_gpus_it_has_code_for() -> None:
-    name = compiling.library_name("cuda", ["9.0", "8.0+PTX"])
-    assert name.endswith("-ptx80-sm90.so")
-    runs = {cap: compiling.runs_on(name, cap) for cap in [(7, 5), (8, 0), (8, 6), (9, 0), (12, 0)]}
+def test_a_library_is_used_on_the_gpus_it_has_code_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def name(architectures: str) -> str:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", architectures)
+        return build.recipe("cuda")["name"]
+
+    both = name("9.0;8.0+PTX")
+    assert both.endswith("-ptx80-sm90")
+    runs = {cap: build.runs_on(both, cap) for cap in [(7, 5), (8, 0), (8, 6), (9, 0), (12, 0)]}
     assert runs == {(7, 5): False, (8, 0): True, (8, 6): True, (9, 0): True, (12, 0): True}
-    assert not compiling.runs_on(compiling.library_name("cuda", ["9.0"]), (12, 0))
-    assert not compiling.runs_on(compiling.library_name("cuda", ["8.6"]), (8, 0))
+    assert not build.runs_on(name("9.0"), (12, 0))
+    assert not build.runs_on(name("8.6"), (8, 0))
+    with pytest.raises(build.BuildError, match="TORCH_CUDA_ARCH_LIST has the entry 'Fast'"):
+        name("Fast")
 
 
-def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
-    assert compiling.cuda_architectures() == ("8.0", "9.0+PTX")
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
-    with pytest.raises(compiling.BuildError, match="TORCH_CUDA_ARCH_LIST names 'Hopper'"):
-        compiling.cuda_architectures()
-
-
-@pytest.mark.parametrize(
-    ("said", "sentence"),
-    [
-        ("release 11.8, V11.8.89", "is of CUDA 11.8, and PyTorch of CUDA 13.0; install the CUDA 13 toolkit"),
-        ("nothing", "is broken, and PyTorch of CUDA 13.0"),
-    ],
-)
-def test_another_cuda(said: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("output", ["release 11.8, V11.8.89", "nothing"])
+def test_nvcc_of_another_cuda(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_tools("cpu")
     nvcc = tmp_path / "bin/nvcc"
     nvcc.parent.mkdir()
-    nvcc.write_text(f"#!/bin/sh\necho '{said}'\n")
+    nvcc.write_text(f"#!/bin/sh\necho '{output}'\n")
     nvcc.chmod(0o755)
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include/cuda_runtime_api.h").touch()
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    with pytest.raises(compiling.BuildError, match=re.escape(sentence)):
-        compiling.find_nvcc()
+    with pytest.raises(build.BuildError, match=re.escape(f"no {nvcc} of CUDA 13; install the CUDA 13 toolkit")):
+        build.check_tools("cuda")
     monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(compiling.BuildError, match="built without CUDA"):
-        compiling.find_nvcc()
+    with pytest.raises(build.BuildError, match="built without CUDA"):
+        build.check_tools("cuda")
 
 
 @pytest.fixture(scope="module")
 def on_cpu(root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The CUDA sources compiled for the CPU with ``cuda_on_cpu.h``; the namespace of their operators."""
-    compiler = needs(compiling.find_compiler)
+    needs_tools("cpu")
+    compiler = os.environ.get("CXX", "c++")
     folder = tmp_path_factory.mktemp("on_cpu")
-    texts = {name: (compiling.SOURCES / name).read_text(encoding="utf-8") for name in compiling.FILES["cuda"]}
+    texts = {path.name: path.read_text(encoding="utf-8") for path in build.SOURCES.iterdir()}
+    del texts["msda_cpu.cpp"]
     texts["msda_cuda.h"] = texts["msda_cuda.h"].replace("<cuda_runtime_api.h>", '"cuda_on_cpu.h"')
     texts["msda_kernels.cuh"] = re.sub(r".*extern __shared__.*\n", "", texts["msda_kernels.cuh"])
     kernels = texts.pop("msda_cuda.cu").replace("cuda_bf16.h", "c10/util/BFloat16.h")
@@ -89,7 +88,7 @@ def on_cpu(root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     kernels = launch.sub(r"on_cpu::launch(\2, [=] { \1(\3); });", kernels)
     types = "using __half = c10::Half;\nusing __nv_bfloat16 = c10::BFloat16;\n"
     texts["kernels.cpp"] = kernels.replace("namespace msda {", f"{types}namespace msda {{", 1)
-    binding = re.sub(r".*(include <c10/cuda|CUDAGuard).*\n", "", texts["msda_cuda.cpp"])
+    binding = re.sub(r".*(include <c10/cuda|CUDAGuard).*\n", "", texts["msda_cuda_binding.cpp"])
     for old, new in {
         "C10_CUDA_CHECK(": "TORCH_CHECK(0 == ",
         "c10::cuda::getCurrentCUDAStream()": "nullptr",
@@ -98,13 +97,13 @@ def on_cpu(root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     }.items():
         assert old in binding
         binding = binding.replace(old, new)
-    texts["msda_cuda.cpp"] = binding
+    texts["msda_cuda_binding.cpp"] = binding
     texts["cuda_on_cpu.h"] = (root / "tests/cuda_on_cpu.h").read_text(encoding="utf-8")
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    headers, libraries_folder = compiling._torch_folders()
-    command = [compiler, "-O1", "-std=c++20", "-fPIC", "-shared", *headers, "kernels.cpp", "msda_cuda.cpp"]
-    command += ["-o", "on_cpu.so", f"-L{libraries_folder}", "-ltorch_cpu", "-lc10"]
+    headers = [part for folder in cpp_extension.include_paths() for part in ("-isystem", folder)]
+    command = [compiler, "-O1", "-std=c++20", "-fPIC", "-shared", *headers, "kernels.cpp", "msda_cuda_binding.cpp"]
+    command += ["-o", "on_cpu.so", f"-L{cpp_extension.library_paths()[0]}", "-ltorch_cpu", "-lc10"]
     built = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     torch.ops.load_library(folder / "on_cpu.so")

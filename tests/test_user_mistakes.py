@@ -22,7 +22,6 @@ from models.checkpoints import open_checkpoint
 from models.diffusion import stack
 from models.inference import build_for_inference
 from scripts import baselines, check_data, convert_checkpoint, eval_jf, make_toy_data
-from scripts.check_data import check
 from tests.commands import run_command
 from tests.conftest import ROOT
 from tests.jf_tools import write_ytvos

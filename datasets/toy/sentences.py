@@ -15,8 +15,8 @@ from itertools import cycle, islice, product
 from typing import Any
 
 import numpy as np
-from datasets.expressions import NEGATIVE
 
+from datasets.expressions import NEGATIVE
 from datasets.toy.scene import COLOURS, KINDS, MOTIONS, SHAPES, SIZES, SUBPIXELS, Scene, ToyObject
 
 # Shares of the shorter side: radii below / above are small / large.

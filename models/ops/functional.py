@@ -1,20 +1,31 @@
-"""The sampling operator of Deformable DETR (Zhu et al., ICLR 2021, section 4.1), as one operator of PyTorch.
+"""The sampling operator of Deformable DETR (Zhu et al., ICLR 2021, section 4.1) as a PyTorch operator.
 
-``torch.ops.t2v_rvos.ms_deform_attn`` has a backward operator, shapes for tracing, and the implementations of
-``backends.py``. It keeps its inputs for the backward pass and nothing else.
+``torch.ops.t2v_rvos.ms_deform_attn`` has a backward operator and shapes for tracing, and saves only its inputs for the
+backward pass. It runs on one of three backends, chosen at the first use on each device and reported in one line:
+``cuda`` and ``cpp`` are compiled kernels (``build.py``), ``torch`` is plain PyTorch (``plain.py``), which replaces a
+kernel that cannot be compiled. ``MSDA_BACKEND`` forces one of the three.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.ops.backends import Gradients, backend_for
+from models.ops import build, plain
+from util.distributed import is_main
+from util.errors import UserError
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+KERNELS: dict[str, build.Kind] = {"cpp": "cpu", "cuda": "cuda"}
+"""Compiled backend → the type of device that it runs on."""
+
+Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 def multi_scale_deformable_attention(
@@ -22,17 +33,16 @@ def multi_scale_deformable_attention(
 ) -> Tensor:
     """Sum over levels and points of weighted, bilinearly sampled values.
 
-    A location (x, y) of 0…1 spans a level from edge to edge; what lies outside counts as zero. Sums are float32 for
-    values of half precision, and locations and weights are read as float32 too (float64 with float64 values).
+    A location (x, y) in 0…1 spans a level from edge to edge; values outside a level count as zero. Locations, weights
+    and sums are float32, or float64 with float64 values.
 
-    On the CPU, results and gradients are the same in every run, with any number of threads. On CUDA the result is;
-    the values' gradient adds up in no fixed order, unless ``torch.use_deterministic_algorithms(True)`` asks for a
-    slower kernel.
+    On the CPU, result and gradients are reproducible with any number of threads. On CUDA the result is; the gradient
+    of the values adds up in no fixed order unless ``torch.use_deterministic_algorithms(True)`` selects a slower kernel.
 
     Args:
         value: ``[N, S, M, D]``: S = Σ h·w positions of all levels, M heads of width D; float64, float32, float16 or
             bfloat16.
-        shapes: (h, w) of each of the L levels, as Python integers, so that nothing waits for a device.
+        shapes: (h, w) of each of the L levels, as Python integers, so that the host never waits for the device.
         locations: ``[N, Q, M, L, P, 2]``, x then y.
         weights: ``[N, Q, M, L, P]``.
 
@@ -40,8 +50,8 @@ def multi_scale_deformable_attention(
         ``[N, Q, M·D]``, of the value's type.
 
     Raises:
-        ValueError: shapes, types or devices do not fit together.
-        UserError: ``MSDA_BACKEND`` names a backend that is not to be had.
+        ValueError: shapes, types or devices do not match.
+        UserError: the backend that ``MSDA_BACKEND`` names is not available.
     """
     _check(value, shapes, locations, weights)
     wide = torch.float64 if value.dtype == torch.float64 else torch.float32
@@ -56,27 +66,72 @@ def _check(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, 
             "[N, Q, M, L, P, 2]"
         )
     batch, positions, heads, _ = value.shape
-    if locations.shape[3] != len(shapes) or positions != sum(h * w for h, w in shapes):
-        raise ValueError(
-            f"{positions} values of {locations.shape[3]} levels do not fit the level shapes {list(shapes)}"
-        )
+    levels = locations.shape[3]
+    if levels != len(shapes) or positions != sum(h * w for h, w in shapes):
+        raise ValueError(f"{positions} values of {levels} levels do not fit the level shapes {list(shapes)}")
     if weights.shape != locations.shape[:-1] or locations.shape[0] != batch or locations.shape[2] != heads:
         raise ValueError(
             f"locations {tuple(locations.shape)} and weights {tuple(weights.shape)} do not match the value "
             f"{tuple(value.shape)}"
         )
     types = (value.dtype, locations.dtype, weights.dtype)
-    doubles = sum(dtype == torch.float64 for dtype in types)
-    if doubles not in (0, 3) or any(dtype not in FLOATS for dtype in types):
+    if types.count(torch.float64) not in (0, 3) or any(dtype not in FLOATS for dtype in types):
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in types)
-        raise ValueError(
-            f"value, locations and weights are of types {names}; they should be float32 or half, or all float64"
-        )
-    if not value.device == locations.device == weights.device:
-        raise ValueError(
-            f"value, locations and weights are on {value.device}, {locations.device} and {weights.device}; "
-            "they should be on one device"
-        )
+        raise ValueError(f"value, locations and weights have types {names}; use float32 or half, or all float64")
+    devices = (value.device, locations.device, weights.device)
+    if len(set(devices)) > 1:
+        raise ValueError("value, locations and weights are on {}, {} and {}; put them on one device".format(*devices))
+
+
+def forced_backend() -> str:
+    """The backend that ``MSDA_BACKEND`` names, or an empty string.
+
+    Raises:
+        UserError: there is no backend of this name.
+    """
+    name = os.environ.get("MSDA_BACKEND", "")
+    if name not in ("", "torch", *KERNELS):
+        raise UserError(f"MSDA_BACKEND={name} is unknown; choose cuda, cpp or torch, or unset it")
+    return name
+
+
+def backend_for(value: Tensor) -> str:
+    """The backend that runs for a value: ``cuda``, ``cpp`` or ``torch``. A kernel is compiled here if necessary.
+
+    Raises:
+        UserError: the forced backend cannot be compiled or does not take this value.
+    """
+    forced = forced_backend()
+    backend = _choose(value.device.type, forced)
+    if backend == "cuda" and value.shape[-1] % 8:
+        if forced:
+            raise UserError(f"MSDA_BACKEND=cuda needs heads whose width is a multiple of 8, not {value.shape[-1]}")
+        return "torch"
+    return backend
+
+
+@cache
+def _choose(device: str, forced: str) -> str:
+    name = forced or next((name for name, kind in KERNELS.items() if kind == device), "torch")
+    if name == "torch":
+        _report(device, "torch")
+        return name
+    if KERNELS[name] != device:
+        raise UserError(f"MSDA_BACKEND={name} runs on {KERNELS[name]}, but the tensors are on {device}; unset it")
+    try:
+        library = build.load(KERNELS[name])
+    except build.BuildError as error:
+        if forced:
+            raise UserError(f"MSDA_BACKEND={name} is not available: {error}") from error
+        _report(device, f"torch, many times slower than {name}: {error}")
+        return "torch"
+    _report(device, f"{name} ({library})")
+    return name
+
+
+def _report(device: str, choice: str) -> None:
+    if is_main():
+        print(f"multi-scale deformable attention on {device}: {choice}", file=sys.stderr, flush=True)
 
 
 @torch.library.custom_op(
@@ -87,7 +142,14 @@ def _check(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, 
 def _forward(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     if value.numel() == 0 or weights.numel() == 0:
         return _forward_shape(value, shapes, locations, weights).zero_()
-    return backend_for(value).forward(value, shapes, locations, weights)
+    backend = backend_for(value)
+    if backend == "cuda":
+        return torch.ops.t2v_rvos_cuda.forward(value, shapes, locations, weights)
+    wide = value.to(weights.dtype)
+    if backend == "cpp":
+        return torch.ops.t2v_rvos_cpp.forward(wide, shapes, locations, weights).to(value.dtype)
+    with torch.autocast(value.device.type, enabled=False):
+        return plain.forward(wide, _pairs(shapes), locations, weights).to(value.dtype).contiguous()
 
 
 @torch.library.custom_op(
@@ -99,7 +161,21 @@ def _backward(grad: Tensor, value: Tensor, shapes: Sequence[int], locations: Ten
     if value.numel() == 0 or weights.numel() == 0:
         of_value, of_locations, of_weights = _backward_shapes(grad, value, shapes, locations, weights)
         return of_value.zero_(), of_locations.zero_(), of_weights.zero_()
-    return backend_for(value).backward(grad, value, shapes, locations, weights)
+    backend = backend_for(value)
+    if backend == "cuda":
+        ordered = torch.are_deterministic_algorithms_enabled()
+        return torch.ops.t2v_rvos_cuda.backward(grad, value, shapes, locations, weights, ordered)
+    grad, wide = grad.to(weights.dtype), value.to(weights.dtype)
+    if backend == "cpp":
+        of_value, *others = torch.ops.t2v_rvos_cpp.backward(grad, wide, shapes, locations, weights)
+    else:
+        with torch.autocast(value.device.type, enabled=False):
+            of_value, *others = plain.backward(grad, wide, _pairs(shapes), locations, weights)
+    return of_value.to(value.dtype).contiguous(), others[0].contiguous(), others[1].contiguous()
+
+
+def _pairs(shapes: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(shapes[::2], shapes[1::2], strict=True))
 
 
 @_forward.register_fake
@@ -114,7 +190,7 @@ def _backward_shapes(
     return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Sequence[int], Tensor, Tensor], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor, Sequence[int], Tensor, Tensor], output: Tensor) -> None:
     value, ctx.shapes, locations, weights = inputs
     ctx.save_for_backward(value, locations, weights)
 
@@ -127,4 +203,4 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor
     return of_value, None, of_locations, of_weights
 
 
-_forward.register_autograd(_differentiate, setup_context=_keep)
+_forward.register_autograd(_differentiate, setup_context=_save)

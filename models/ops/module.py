@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.ops.backends import forced_backend
-from models.ops.functional import multi_scale_deformable_attention
+from models.ops.functional import forced_backend, multi_scale_deformable_attention
 from models.precision import in_float32
 
 
@@ -18,19 +17,19 @@ class MSDeformAttn(nn.Module):
 
     Args:
         dim: width of queries and values.
-        num_levels: feature levels sampled.
+        num_levels: number of feature levels.
         num_heads: must divide ``dim``.
         num_points: sampling points per head and level.
 
     Raises:
-        UserError: ``MSDA_BACKEND`` names no backend.
+        UserError: ``MSDA_BACKEND`` is not a known backend.
     """
 
     def __init__(self, dim: int, num_levels: int, num_heads: int, num_points: int) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"the number of heads ({num_heads}) must divide the width ({dim})")
-        forced_backend()  # a misspelt one is told before anything large is loaded
+        forced_backend()  # reports a misspelt MSDA_BACKEND before anything large is loaded
         self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
         self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
@@ -40,7 +39,7 @@ class MSDeformAttn(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Offsets start as a star: head m looks along direction 2π·m/M, point p at p + 1 pixels."""
+        """Initialise offsets as a star: head m samples in direction 2π·m/M, point p at a distance of p + 1 pixels."""
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         star = torch.stack([angles.cos(), angles.sin()], dim=-1)
         star = star / star.abs().amax(dim=-1, keepdim=True)
@@ -68,7 +67,7 @@ class MSDeformAttn(nn.Module):
             query: ``[N, Q, C]``.
             references: ``[N, Q, L, 2]`` points (x, y), or ``[N, Q, L, 4]`` boxes (cx, cy, w, h), in 0…1 of
                 the padded frame.
-            values: ``[N, S, C]``, all levels one after the other.
+            values: ``[N, S, C]``, all levels concatenated.
             shapes: (h, w) of each level.
             padding: ``[N, S]``, True where a value is padding.
 
@@ -82,15 +81,15 @@ class MSDeformAttn(nn.Module):
         value = value.unflatten(-1, (self.num_heads, -1))
         return self.output_proj(multi_scale_deformable_attention(value, shapes, locations, weights))
 
-    @in_float32  # a place in the frame takes more digits than half precision has
+    @in_float32  # half precision is too coarse for positions in a frame
     def _samples(self, query: Tensor, references: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Where each query samples, ``[N, Q, M, L, P, 2]``, and with which weights, ``[N, Q, M, L, P]``."""
+        """Sampling locations ``[N, Q, M, L, P, 2]`` and weights ``[N, Q, M, L, P]`` of each query."""
         grid = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).unflatten(-1, (*grid, 2))
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1).unflatten(-1, grid[1:])
         centres = references[:, :, None, :, None, :2]
         if references.shape[-1] == 2:
-            # Filled on the device: a tensor made from a list would be copied there, and the host would wait.
+            # Filled on the device: the host would wait for the copy of a tensor made from a list.
             extent = torch.stack([offsets.new_full((), side) for h, w in shapes for side in (w, h)]).view(-1, 2)
             locations = centres + offsets / extent[:, None]
         elif references.shape[-1] == 4:

@@ -1,53 +1,55 @@
-"""Builds the operator's kernels ahead of time: ``pip install ./models/ops``, or beside the sources with
+"""Compiles the operator's kernels beside the sources, so that nothing is compiled at their first use.
 
     python models/ops/setup.py build_ext --inplace
 
-Without it they are built at first use. The compiling is ``compiling.py``'s: pip runs this file where PyTorch is not to
-be seen, so that runs in an interpreter of its own, which sees what the user has installed.
+It builds the CPU kernel, and the CUDA kernel where nvcc is installed. ``TORCH_CUDA_ARCH_LIST`` selects the GPUs to
+build for; by default the GPUs of this machine or, where there is none, all from Turing to Hopper.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import tomllib
-from pathlib import Path
+import tempfile
 
+import build  # this folder's build.py: importing models.ops would import the whole model
+import torch
 from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-HERE = Path(__file__).resolve().parent
-PACKAGE = "t2v_rvos_kernels"
-PROJECT = HERE.parents[1] / "pyproject.toml"  # pip builds in place, so it is there
+TURING_TO_HOPPER = "7.5;8.0;8.6;9.0+PTX"
 
 
-class BuildKernels(build_ext):
-    """Hands over to ``compiling.py``; the libraries have no Python part."""
-
-    def run(self) -> None:
-        """Build into this folder (``--inplace``, editable) or into the package of the wheel."""
-        in_place = self.inplace or self.editable_mode
-        self.folder = HERE if in_place else Path(self.build_lib, PACKAGE).resolve()
-        command = [sys.executable, "-I", str(HERE / "compiling.py"), str(self.folder)]
-        status = subprocess.run(command, cwd=HERE, check=False).returncode
-        if status:
-            sys.exit(status)
-
-    def get_outputs(self) -> list[str]:
-        """The libraries that were built."""
-        return [str(path) for path in sorted(self.folder.glob("msda_*.so"))]
+def extension(kind: build.Kind) -> Extension:
+    """A kernel as setuptools takes it."""
+    recipe = build.recipe(kind)
+    return (CUDAExtension if kind == "cuda" else CppExtension)(
+        recipe["name"],
+        recipe["sources"],
+        extra_compile_args={"cxx": recipe["extra_cflags"], "nvcc": recipe["extra_cuda_cflags"]},
+        extra_link_args=recipe["extra_ldflags"],
+    )
 
 
 if __name__ == "__main__":
-    os.chdir(HERE)
-    setup(
-        name="t2v-rvos-kernels",
-        version=tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["version"],
-        description="Compiled kernels of multi-scale deformable attention for t2v-rvos",
-        license="Apache-2.0",
-        python_requires=">=3.11",
-        packages=[],
-        ext_modules=[Extension(f"{PACKAGE}.msda", [])],
-        cmdclass={"build_ext": BuildKernels},
-    )
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", TURING_TO_HOPPER)
+    try:
+        build.check_tools("cpu")
+        extensions = [extension("cpu")]
+        try:
+            build.check_tools("cuda")
+        except build.BuildError as error:
+            print(f"the CUDA kernel is left out: {error}", flush=True)
+        else:
+            extensions.append(extension("cuda"))
+    except build.BuildError as error:
+        sys.exit(f"error: {error}")
+    os.chdir(build.PREBUILT)
+    with tempfile.TemporaryDirectory() as scratch:
+        setup(
+            name="t2v-rvos-kernels",
+            ext_modules=extensions,
+            cmdclass={"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)},
+            options={"build": {"build_base": scratch}},
+        )

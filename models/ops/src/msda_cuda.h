@@ -1,4 +1,4 @@
-// What the CUDA kernels (msda_cuda.cu, compiled without PyTorch's headers) offer to their binding (msda_cuda.cpp).
+// The interface between the CUDA kernels (msda_cuda.cu, without PyTorch's headers) and msda_cuda_binding.cpp.
 
 #pragma once
 
