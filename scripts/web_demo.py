@@ -6,8 +6,7 @@ The page serves this machine only (127.0.0.1) unless ``--host`` says otherwise; 
 ``--resume`` it uses the bundled toy weights.
 """
 
-# Not `from __future__ import annotations
-from models.pretrained import Pretrained`: Gradio recognises `gr.Request` by the annotation itself, and Gradio is
+# Not `from __future__ import annotations`: Gradio recognises `gr.Request` by the annotation itself, and Gradio is
 # imported inside functions because that takes seconds.
 
 import dataclasses
@@ -122,7 +121,7 @@ def free_port(host: str, port: int) -> int:
 
 
 @contextmanager
-def serve(pretrained: Pretrained, segment: Callable[..., DemoResult], options: PageOptions) -> Iterator[str]:
+def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOptions) -> Iterator[str]:
     """Serve the page while the block runs, and yield its address. Uploads and results are removed afterwards.
 
     Args:
@@ -164,7 +163,7 @@ def serve(pretrained: Pretrained, segment: Callable[..., DemoResult], options: P
 
 
 def build_page(
-    pretrained: Pretrained,
+    pretrained: Any,
     segment: Callable[..., DemoResult],
     options: PageOptions,
     folder: Path,
@@ -316,7 +315,9 @@ def build_page(
                         end = gr.Textbox("", label="To", placeholder="the end", min_width=90, elem_id="end")
                         stride = gr.Number(1, label="Stride", precision=0, minimum=1, min_width=90)
                     level = gr.Slider(0, 1, pretrained.options.threshold, step=0.01, label="Mask threshold")
-                    least = gr.Slider(0, 1, pretrained.options.score_threshold, step=0.01, label="Score threshold", elem_id="least")
+                    least = gr.Slider(
+                        0, 1, pretrained.options.score_threshold, step=0.01, label="Score threshold", elem_id="least"
+                    )
                 with gr.Row():
                     find = gr.Button("Find", variant="primary", elem_id="find")
                     stop = gr.Button("Stop", variant="stop", elem_id="stop")
