@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from datasets.expressions import VideoEntry, read_expressions
+from datasets.files import require_folder
 from datasets.predictions import LAYOUTS, read_binary_mask, read_index_mask, require_masks
-from datasets.reading import require_folder
 from util.errors import UserError
 from util.metrics import MAX_PROPOSALS, VOID, Shape, fixed_scores, matched_scores, shape_scores, statistics
 from util.parallel import map_videos

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from datasets.reading import require_folder
 
 from datasets.expressions import VideoEntry, read_expressions
+from datasets.files import require_folder
 from datasets.predictions import mask_path, read_index_mask, write_mask
 from util.errors import Parser, UserError, run_cli
 from util.files import read_json, write_json

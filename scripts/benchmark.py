@@ -93,7 +93,6 @@ import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
-from datasets.video import Video, load_clip
 from diffusers import AutoencoderKL, UNet3DConditionModel
 from PIL import Image
 from torch import Tensor, nn
@@ -103,6 +102,7 @@ from torchvision.io import write_jpeg
 from transformers import AutoTokenizer, CLIPTokenizer
 
 import engine
+from datasets.files import Video, load_clip
 from datasets.predictions import InferenceRecord, write_mask
 from models import Segmenter, build_model, inference, prepare_inference, prepare_training
 from models.deformable_transformer import DecoderOutput

@@ -114,7 +114,7 @@ def read_videos(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     # Imported here so that --help does not load the readers.
     if options["dataset_file"] == "mevis":
-        from datasets.mevis_files import list_split
+        from datasets.mevis import list_split
 
         return list_split(Path(options["mevis_path"]), options["split"])
     if options["dataset_file"] == "ytvos":

@@ -18,9 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.reading import require_folder
-
 from datasets.expressions import NEGATIVE, read_expressions
+from datasets.files import require_folder
 from datasets.predictions import ANNOTATIONS, LAYOUTS
 from datasets.scoring import (
     MASK_FILE,

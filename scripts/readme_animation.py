@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from util.object_overlays import ObjectPainter
 
 from datasets.toy import ToyParameters, make_video
 from datasets.toy.scene import KINDS, full_areas, render_frames
+from util.drawing import ObjectPainter
 from util.errors import Parser, run_cli
 from util.files import atomic_path
 from util.metrics import expression_scores

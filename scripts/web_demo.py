@@ -29,18 +29,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from util.demo_options import every_option, split_flags
-from util.demo_results import MASKS_FILE
-from util.demo_run import MASKS, OVERLAY, SHEET, DemoResult, Progress
-from util.ending import orderly_end
-from util.media_frames import WHOLE, Excerpt, Media, parse_time
-from util.media_reader import open_media
-from util.object_overlays import colour_of
-
-from util.errors import RunError, UserError, run_cli
+from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, DemoResult, Progress, every_option, split_flags
+from util.drawing import colour_of
+from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import atomic_path
 from util.options import option, read_flags
 from util.preprocessing import normalise_sentence
+from util.video import WHOLE, Excerpt, Media, open_media, parse_time
 
 DESCRIPTION = "Serve a web page that segments the objects that sentences name in uploaded videos."
 TOY = Path(__file__).resolve().parents[1] / "toy" / "vdit.safetensors"
@@ -420,11 +415,9 @@ def zip_masks(result: DemoResult) -> Path:
 
 def write_example(folder: Path) -> tuple[str, str]:
     """Write a toy video; return its path and the sentences that name its objects, one per line."""
-    from datasets.toy_render import render_frames
-    from datasets.toy_scene import KINDS
-    from util.media_writer import open_video
-
     from datasets.toy import ToyParameters, make_video
+    from datasets.toy.scene import KINDS, render_frames
+    from util.video import open_video
 
     rate = 8  # frames per second
     toy = make_video(ToyParameters(0, 1, 0, frames=24, height=320, width=480, seed=0, kinds=KINDS), "valid", 0)

@@ -11,9 +11,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from scripts.toy_formats_a2d import write_puppet_masks, write_toy_a2d, write_toy_jhmdb
-from scripts.toy_formats_coco import write_toy_refcoco
-from scripts.toy_formats_videos import write_toy_davis, write_toy_mevis
 
 from datasets import build_dataset, build_scorer, davis, list_videos
 from datasets.checks import check, run_job, spread
@@ -21,6 +18,14 @@ from datasets.refcoco import SPLITS, convert_refcoco
 from datasets.registry import DATASETS
 from datasets.toy import make_toy
 from scripts.check_data import main
+from tests.true_formats import (
+    write_puppet_masks,
+    write_toy_a2d,
+    write_toy_davis,
+    write_toy_jhmdb,
+    write_toy_mevis,
+    write_toy_refcoco,
+)
 from util.config import Config
 from util.errors import UserError, run_cli
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scripts.toy_formats_coco import write_toy_refcoco
 
 from datasets import build_dataset
 from datasets.clip import ClipDataset, ClipLoader, EpochBatches, Sample, collate, make_target
@@ -17,6 +16,7 @@ from datasets.joint import JointClips
 from datasets.refcoco import SPLITS, convert_refcoco
 from datasets.registry import load_config
 from datasets.toy import make_toy
+from tests.true_formats import write_toy_refcoco
 from util.config import Config
 from util.errors import UserError
 

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets.video import Video
 from PIL import Image
 from torch import Tensor
 
 import inference_davis
 import inference_ytvos
 from datasets import list_videos
+from datasets.files import Video
 from datasets.predictions import (
     CLIP_FRAMES,
     LAYOUTS,

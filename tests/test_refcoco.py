@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts.toy_formats_coco import uncompressed
 from torch import Tensor
 from torchvision.ops import box_convert
 
@@ -20,6 +19,7 @@ from datasets.clip import denormalise
 from datasets.evaluators import RefcocoEvaluator
 from datasets.refcoco import PackedItems, read_items
 from datasets.registry import load_config, resolve
+from tests.true_formats import uncompressed
 from util.config import Config
 from util.errors import UserError
 from util.metrics import QueryPredictions

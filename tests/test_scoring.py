@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scripts.toy_formats_coco import compressed
 
 from datasets.expressions import NEGATIVE
 from datasets.mevis import read_truth
@@ -18,6 +17,7 @@ from datasets.predictions import mask_path, write_index_mask, write_mask
 from datasets.scoring import score_expressions, score_unions, video_counts, video_metrics
 from scripts import eval_jf
 from tests.jf_tools import BOX_HEIGHT, BOX_WIDTH, LEFT, RIGHT, boxes
+from tests.true_formats import compressed
 from util.errors import UserError, run_cli
 
 # --- Ref-YouTube-VOS: empty masks, a late object, equal sentences, a missing prediction

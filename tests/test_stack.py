@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from safetensors.torch import load_file, save_file
-from scripts.make_tiny_stack import main, read_sentences
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -29,7 +27,7 @@ from transformers import (
 
 from models.diffusion import tiny
 from models.diffusion.stack import load_stack
-from models.diffusion.tiny import PARTS, STAMP, built_in_words, make_tiny_stack
+from models.diffusion.tiny import STAMP, built_in_words, make_tiny_stack
 from util.errors import UserError, run_cli
 
 
@@ -338,16 +336,6 @@ def test_new_words_are_learnt(tmp_path: Path) -> None:
     assert tokenizer.tokenize("vermilion dodecahedron") == ["vermilion</w>", "dodecahedron</w>"]
 
 
-def test_command_writes_the_same_stack_in_another_process(tiny_stack: Path, tmp_path: Path, root: Path) -> None:
-    command = [sys.executable, "-m", "scripts.make_tiny_stack", "--output_dir", str(tmp_path / "stack")]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert str(tmp_path / "stack") in result.stdout
-    assert {path.name for path in (tmp_path / "stack").iterdir()} == {*PARTS, STAMP}
-    for name in [*WEIGHTS, *TOKENIZER_FILES]:
-        assert (tmp_path / "stack" / name).read_bytes() == (tiny_stack / name).read_bytes(), name
-
-
 # ------------------------------------------------------------------ folders
 
 
@@ -421,16 +409,6 @@ def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
 
 
 # ---------------------------------------------------------------- sentences
-
-
-def test_sentence_files(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("a red dog\n\na blue cat\n", encoding="utf-8")
-    (tmp_path / "b.json").write_text('["a red dog", "猫"]', encoding="utf-8")
-    expressions = {"videos": {"v": {"frames": ["0"], "expressions": {"0": {"exp": "a red dog", "obj_id": "1"}}}}}
-    (tmp_path / "c.json").write_text(json.dumps(expressions), encoding="utf-8")
-    assert read_sentences(tmp_path / "a.txt") == ["a red dog", "", "a blue cat"]
-    assert read_sentences(tmp_path / "b.json") == ["a red dog", "猫"]
-    assert read_sentences(tmp_path / "c.json") == ["a red dog"]
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from util.parameters import parameter_lines
-from util.validation import Validation
 
+from engine import Validation, parameter_lines
 from tests.survival_jobs import Batch, Line, batches, train_line
 from util.checkpoint import NEWEST, numbered
 from util.errors import REQUEUE_STATUS, RunError, Stopped

@@ -35,8 +35,7 @@ PATIENCE = 120  # seconds that anything on the page may take
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the page with the bundled toy weights."""
-    from models.video_folder import segment_to_folder
-
+    from demo import segment_to_folder
     from models.pretrained import open_pretrained
 
     with pytest.MonkeyPatch.context() as patch:

@@ -21,17 +21,16 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from util.demo_run import DemoResult, run_demo
-from util.media_frames import Excerpt
-from util.media_reader import open_media
 
+from demo import DemoResult, run_demo
 from scripts import web_demo
 from scripts.web_demo import PageOptions, check_length, open_upload, read_sentences
 from tests.commands import run_command
 from tests.media_tools import colour_number, write_film
-from tests.test_demo_run import FOLDERS, SENTENCES, segment
+from tests.test_demo import FOLDERS, SENTENCES, segment
 from util.config import Config
 from util.errors import UserError
+from util.video import Excerpt, open_media
 
 pytest.importorskip("gradio", reason="the page needs Gradio: bash scripts/setup.sh --web")
 pytestmark = [
