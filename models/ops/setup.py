@@ -14,13 +14,13 @@ import tempfile
 
 import build  # this folder's build.py: importing models.ops would import the whole model
 import torch
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
 TURING_TO_HOPPER = "7.5;8.0;8.6;9.0+PTX"
 
 
-def extension(kind: build.Kind) -> CppExtension:
+def extension(kind: build.Kind) -> Extension:
     """A kernel as setuptools takes it."""
     recipe = build.recipe(kind)
     return (CUDAExtension if kind == "cuda" else CppExtension)(
