@@ -34,7 +34,6 @@ from util.distributed import (
     balanced_share,
     gather_objects,
     is_main,
-    mean_over_processes,
     rank,
     tell,
     wait_for_all,
@@ -172,7 +171,7 @@ def train(run: Run) -> int:
         if faulty:
             guard.raise_fault(meter)
         if logs and not fault:
-            run.log.write(step, {**mean_over_processes(meter.flush(), run.device), "lr": rate}, epoch=epoch)
+            run.log.write(step, {**meter.flush(), "lr": rate}, epoch=epoch)
         if saves or stops or (alone and not fault):
             guard.at(f"saves step {step}")
             run.keeper.save(step, ends or stops)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import VARIANTS, resolved
+from models import FUNCTION, VARIANTS, resolved
 from models.authors import SIZES, authors_names, is_authors, read_authors
 from models.precision import HALVES
 from util.checkpoint import (
@@ -43,8 +43,6 @@ from util.hub import cached_revision, checkpoint_path
 CLASS_HEADS = "class_heads."
 PATHS = ("pretrained", "image_encoder", "text_encoder", "backbone_weights")
 """Options that name frozen parts. A checkpoint may have them beside it."""
-FUNCTION = ("noise", "image_tokens", "unet_text", "stride4", "backbone")
-"""Options that decide what a model computes. The weights do not always show it: two kinds of noise have none."""
 TRAINING_KEYS = {"optimizer", "step", "steps_per_epoch"}
 """Entries that a run needs to resume, beside the weights."""
 

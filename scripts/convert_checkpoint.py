@@ -73,10 +73,9 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 
 import torch
 
-from models import build_model, frozen_sources, resolved
+from models import FUNCTION, build_model, frozen_sources, resolved
 from models.authors import authors_state
 from models.checkpoints import (
-    FUNCTION,
     PARTS,
     Checkpoint,
     check_state,

@@ -104,7 +104,7 @@ def test_the_toy_set_is_scored(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     evaluator = build_evaluator(config(root))
     assert not caplog.records
     (root / COCO_FILE).unlink()
-    assert build_evaluator(config(root)).truth == evaluator.truth
+    assert build_evaluator(config(root)).ground_truth == evaluator.ground_truth
     for item in clips.items:
         mask = clips.read_mask(item).numpy()[None]
         evaluator.update([QueryPredictions(item.id, np.ones(1, np.float32), mask, np.zeros((1, 4), np.float32))])

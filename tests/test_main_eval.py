@@ -120,9 +120,12 @@ BAD = {
     "no truth": (["--dataset_file", "mevis", "--split", "valid"], "valid/mask_dict.json is missing; it should hold"),
     "no masks": (
         ["--ytvos_path", "{tmp}/bare"],
-        "bare/valid/Annotations is not a folder; it must hold the ground truth",
+        "bare/valid/Annotations is missing; it should hold the ground truth",
     ),
-    "no object ids": (["--expressions_file", "{tmp}/plain.json"], "has no valid 'obj_id'; the file must hold"),
+    "no object ids": (
+        ["--expressions_file", "{tmp}/plain.json"],
+        "has no 'obj_id'; name a file whose expressions have",
+    ),
     "unknown split": (["--split", "val"], "unknown split 'val'"),
     "missing data": (["--dataset_file", "davis", "--davis_path", "{tmp}/nowhere"], "nowhere is missing"),
     "missing items": (["--dataset_file", "a2d", "--a2d_path", "{tmp}/nowhere"], "nowhere is missing"),

@@ -111,7 +111,10 @@ def test_the_command(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.
 def test_the_command_scores_the_videos_with_expressions(folders: tuple[Path, Path], tmp_path: Path) -> None:
     path = tmp_path / "meta_expressions" / "valid" / "meta_expressions.json"
     path.parent.mkdir(parents=True)
-    videos = {"b": {"frames": ["00000"], "expressions": {"0": {"exp": "it"}}}, "a": {"frames": [], "expressions": {}}}
+    videos = {
+        "b": {"frames": ["00000"], "expressions": {"0": {"exp": "it"}}},
+        "a": {"frames": ["00000"], "expressions": {}},
+    }
     path.write_text(json.dumps({"videos": videos}))
     shutil.rmtree(folders[1] / "anno_0" / "a")
     report = tmp_path / "scores.json"
@@ -125,7 +128,7 @@ def test_the_command_scores_the_videos_with_expressions(folders: tuple[Path, Pat
 
 def test_a_missing_annotation(folders: tuple[Path, Path]) -> None:
     shutil.rmtree(folders[1] / "anno_2")
-    with pytest.raises(UserError, match="anno_2 is not a folder; it must hold the predictions"):
+    with pytest.raises(UserError, match="anno_2 is missing; it should hold the predictions"):
         score_ref_davis(*folders)
 
 

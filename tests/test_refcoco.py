@@ -196,7 +196,7 @@ def test_truth_is_at_the_original_size(coco_root: Path) -> None:
     assert isinstance(evaluator, RefcocoEvaluator)
     assert evaluator.items == ["refcoco_testA_10", "refcoco_testA_11", "refcoco_testA_12"]
     for item, box in zip(evaluator.items, (BOXES[0], BOXES[0], BOXES[1]), strict=True):
-        truth = evaluator.truth(item)
+        truth = evaluator.ground_truth(item)
         assert (truth.mask == rectangle(box)).all() and truth.box.tolist() == list(box)
 
 

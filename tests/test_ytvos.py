@@ -226,7 +226,7 @@ def test_a_negative_is_a_sentence_for_inference(dataset_root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"obj_id": "1"}, "expression '0' of video 'a' is of the kind 'negative', which names nothing, but has"),
+        ({"obj_id": "1"}, "expression '0' of video 'a' is of the kind 'negative', which refers to nothing, but has"),
         ({"kind": "colour"}, "has no 'obj_id', so its mask is unknown"),
         ({"kind": None}, "has no 'obj_id', so its mask is unknown"),
         ({"kind": ["negative"]}, "has no 'obj_id', so its mask is unknown"),

@@ -1,4 +1,4 @@
-"""torch.distributed, or the same calls in a single process."""
+"""Wrappers of torch.distributed that also work in a single process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from util.errors import UserError
 
 @contextmanager
 def process_group(device: torch.device, patience: timedelta | None = None) -> Iterator[torch.device]:
-    """Join the process group that ``torchrun`` announces, and leave it at the end; a plain run stays alone.
+    """Join the process group of ``torchrun``, and leave it at the end; without torchrun, do nothing.
 
     Args:
         device: the kind of device.
-        patience: how long processes wait for each other; None: PyTorch's minutes.
+        patience: timeout of collectives; None: the default of PyTorch.
 
     Yields:
-        this process's own device of the given kind.
+        the device of this process.
 
     Raises:
         UserError: there are more processes than CUDA devices.
@@ -35,7 +35,9 @@ def process_group(device: torch.device, patience: timedelta | None = None) -> It
     if device.type == "cuda":
         local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= count:
-            raise UserError(f"process {local} of this machine has no GPU of its own: {count} are visible; start fewer")
+            raise UserError(
+                f"process {local} of this machine has no GPU: only {count} are visible; start fewer processes"
+            )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
@@ -51,7 +53,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -61,7 +63,7 @@ def is_main() -> bool:
 
 
 def tell(notes: Iterable[str]) -> None:
-    """Print what the user should know, once."""
+    """Print notes for the user, in the main process only."""
     if is_main():
         for note in notes:
             print(f"note: {note}", flush=True)
@@ -76,27 +78,14 @@ def average_over_processes(value: Tensor) -> Tensor:
     return value / world_size()
 
 
-def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Means over all processes, which call this together with the same names.
-
-    Args:
-        values: of this process.
-        device: of the kind that processes exchange tensors on.
-    """
-    if world_size() == 1:
-        return values
-    means = average_over_processes(torch.tensor(list(values.values()), dtype=torch.float64, device=device))
-    return dict(zip(values, means.tolist(), strict=True))
-
-
 def wait_for_all() -> None:
-    """Go on when every process has come here."""
+    """Wait until every process calls this."""
     if world_size() > 1:
         dist.barrier()
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every process's picklable value, in the order of their numbers, in each process."""
+    """The picklable values of all processes, in the order of their numbers."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -105,7 +94,10 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def balanced_share(costs: Sequence[float], process: int, processes: int) -> list[int]:
-    """Indices of the items that a process works on: the dearest first, each to who has least to do, all in order."""
+    """Indices of the items that a process works on, in order.
+
+    Items are assigned from the most expensive to the cheapest, each to the process with the lowest load so far.
+    """
     loads, owners = [0.0] * processes, {}
     for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
         owners[index] = loads.index(min(loads))

@@ -1,6 +1,6 @@
-"""Checkpoints by path, by folder, or by their place on the Hugging Face hub: ``hf://org/repo[@revision][/file]``.
+"""Checkpoints by path, by folder, or on the Hugging Face hub: ``hf://org/repo[@revision][/file]``.
 
-What comes from the hub is kept in the hub's own cache, and found there without a network.
+Downloads stay in the cache of the hub's library, and are found there without a network.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from util.errors import UserError
 HUB = "hf://"
 USUAL_NAMES = ("checkpoint.pth", "weights.safetensors")
 SUFFIXES = (".pth", ".safetensors")
-SECONDS = 10  # that the hub has to say whether it has a repository
+SECONDS = 10  # timeout of the first request to the hub
 
 
 def without_scheme(source: str) -> str:
-    """A local folder or hub id as the libraries take it: ``hf://org/repo`` is ``org/repo``."""
+    """A local folder or hub id without ``hf://``, as the libraries expect it."""
     return source.removeprefix(HUB)
 
 
 def checkpoint_path(source: str, flag: str) -> Path:
-    """The file of a checkpoint, from the hub if need be.
+    """Find the file of a checkpoint, and download it from the hub if necessary.
 
     Args:
         source: a file, a folder that holds one checkpoint, or ``hf://org/repo[@revision][/file]``.
         flag: the option that names it, for messages.
 
     Raises:
-        UserError: there is no such file, more than one to choose from, or the hub cannot be reached.
+        UserError: there is no such file, there are several, or the hub cannot be reached.
     """
     if source.startswith(HUB):
         return _from_hub(source, flag)
     path = Path(source)
     if source == "auto" and not path.exists():
-        raise UserError(f"{flag} auto is for training alone; name a checkpoint: a file, or a folder that holds one")
+        raise UserError(f"{flag} auto works for training only; name a checkpoint: a file, or a folder that holds one")
     if path.is_dir():
         try:
             names = [file.name for file in path.iterdir() if file.is_file()]
@@ -64,7 +64,7 @@ def checkpoint_path(source: str, flag: str) -> Path:
 
 
 def cached_revision(repo: str, file: str) -> str | None:
-    """The commit of the cached ``file`` of a repository's main branch; None where it is not cached, or no such id."""
+    """The commit of ``file`` in the cache, from the main branch of a repository; None if it is not cached."""
     try:
         path = try_to_load_from_cache(repo, file)
     except HFValidationError:
@@ -76,7 +76,7 @@ def cached_revision(repo: str, file: str) -> str | None:
 
 
 def _choose(names: Sequence[str], where: str, flag: str) -> str:
-    """The one checkpoint among file names: one with a usual name, else the only one."""
+    """Choose the checkpoint among file names: one with a usual name, else the only one."""
     found = sorted(name for name in names if name.endswith(SUFFIXES) and not Path(name).name.startswith((".", BESIDE)))
     for usual in USUAL_NAMES:
         if usual in found:
@@ -94,32 +94,34 @@ def _from_hub(source: str, flag: str) -> Path:
     name, _, file = rest.strip("/").partition("/")
     name, _, revision = name.partition("@")
     if not org or not name:
-        raise UserError(f"{source} names no repository; write hf://org/repo or hf://org/repo/file with {flag}")
+        raise UserError(f"{source} does not name a repository; write hf://org/repo or hf://org/repo/file with {flag}")
     repo = f"{org}/{name}"
-    with _told(source, repo, file, flag):
+    with _explained(source, repo, file, flag):
         file = file or _choose(_list_files(repo, revision or None), source, flag)
         return Path(hf_hub_download(repo, file, revision=revision or None))
 
 
 def only_cached(repo: str, file: str, flag: str) -> bool:
-    """Whether the files of a repository must come from the cache alone, because the hub cannot be reached.
+    """Whether the files of a repository must come from the cache, because the hub cannot be reached.
 
-    It is found out here, at once: the libraries ask again and again for half a minute, file by file.
+    One request decides: the libraries would retry for half a minute, file by file.
 
     Args:
         repo: its id.
-        file: one that it has; the others are believed to be where this one is.
+        file: a file of it; the others are assumed to be in the same place.
         flag: the option that names it, for messages.
 
     Raises:
         UserError: there is no such repository, or neither the hub nor the cache has it.
     """
-    with _told(repo, repo, file, flag):
+    with _explained(repo, repo, file, flag):
         try:
             HfApi().model_info(repo, timeout=SECONDS)
         except (RepositoryNotFoundError, HFValidationError):
             raise
-        except Exception as error:  # no network: the HTTP library, the hub's and the system each have their own kinds
+        except (
+            Exception
+        ) as error:  # no network: the HTTP library, the hub's library and the system raise different kinds
             if cached_revision(repo, file) is None:
                 raise _unreachable(repo, flag) from error
             return True
@@ -127,15 +129,15 @@ def only_cached(repo: str, file: str, flag: str) -> bool:
 
 
 @contextmanager
-def _told(source: str, repo: str, file: str, flag: str) -> Iterator[None]:
-    """What goes wrong with the hub in the block, in one sentence."""
+def _explained(source: str, repo: str, file: str, flag: str) -> Iterator[None]:
+    """Report any failure of the hub in the block in one sentence."""
     try:
         yield
-    except LocalEntryNotFoundError as error:  # before the next: it is one of those, too
+    except LocalEntryNotFoundError as error:  # before its base class below
         raise _unreachable(source, flag) from error
     except GatedRepoError as error:
         raise UserError(
-            f"{source} asks for consent first; give it on its page, and log in with `hf auth login`"
+            f"{source} requires consent; give it on the page of the repository, and log in with `hf auth login`"
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         here = "" if source.startswith(HUB) else "there is no such folder here, and "
@@ -149,12 +151,12 @@ def _told(source: str, repo: str, file: str, flag: str) -> Iterator[None]:
 
 
 def _list_files(repo: str, revision: str | None) -> list[str]:
-    """The names of a repository's files; without a network, of those in the cache."""
+    """The names of the files of a repository; without a network, of those in the cache."""
     try:
         return [file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()]
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
-    except Exception:  # no network: the HTTP library, the hub's and the system each have their own kinds
+    except Exception:  # no network: the HTTP library, the hub's library and the system raise different kinds
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
@@ -163,5 +165,5 @@ def _unreachable(source: str, flag: str) -> UserError:
     here = "" if source.startswith(HUB) else f"there is no folder {source} here, and on the hub: "
     return UserError(
         f"{here}{source} is not in the cache, and the hub cannot be reached; connect to the network once, or give the "
-        f"path of what was downloaded elsewhere with {flag}"
+        f"path of a copy with {flag}"
     )
