@@ -214,22 +214,15 @@ class MevisClips(ExpressionClips):
         seed: int = 0,
         reverse_probability: float = 0.3,
     ) -> None:
-        self._entries = list_split(root, split)
-        self.masks = open_masks(root / split, self._entries)
+        videos = list_split(root, split)
+        self.masks = open_masks(root / split, videos)
         images = root / split / "JPEGImages"
-        require_video_folders(images, self._entries)
-        super().__init__(self._entries, images, transform, num_frames, seed, reverse_probability)
+        require_video_folders(images, videos)
+        super().__init__(videos, images, transform, num_frames, seed, reverse_probability)
 
-    def read_masks(self, video: str, exp_id: str, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """Read the union of an expression's instances; a repeated frame is read once.
-
-        Raises:
-            UserError: run lengths are damaged, or their size is not the frame's.
-        """
-        instances = self._entries[video].expressions[exp_id].instances
-        assert instances is not None, "the constructor has checked it"
-        masks = {i: torch.from_numpy(self.masks.union(instances, i, size)) for i in dict.fromkeys(indices)}
-        return torch.stack([masks[i] for i in indices])
+    def read_mask(self, video: str, exp_id: str, index: int, size: tuple[int, int]) -> Tensor:
+        instances = self.videos[video].expressions[exp_id].instances
+        return torch.from_numpy(self.masks.union(instances, index, size))
 
 
 def build_clips(cfg: Config, split: str) -> MevisClips:

@@ -277,8 +277,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: LARGE.save(root / "train2014" / NAMES[1]),
         f"{NAMES[1]} is of 80×49 pixels, and .* say 80×48",
     ),
-    "no outline": (annotation(segmentation=None), "entry 12 of instances_refcoco_train.json has no 'segmentation'"),
-    "runs too short": (annotation(segmentation={"size": [48, 80], "counts": [7]}), "entry 12 .* do not add up"),
+    "no outline": (annotation(segmentation=None), "entry 12 of instances_refcoco_train.json has no COCO 'segmentation'"),
+    "runs too short": (annotation(segmentation={"size": [48, 80], "counts": [7]}), "entry 12 .* end before the last pixel"),
 }
 
 
