@@ -141,7 +141,7 @@ class AnnotatedFrames(ClipDataset, Generic[ItemT]):
         target["annotated"] = self.num_frames // 2
         return frames, target
 
-    def truth(self, coco_file: Path) -> dict[str, Rle]:
+    def ground_truth(self, coco_file: Path) -> dict[str, Rle]:
         """Return the ground truth: item id → mask at original size, as run lengths.
 
         Args:
@@ -290,7 +290,7 @@ def build_evaluator(cfg: Config) -> A2dEvaluator:
     """Build the evaluator with the ground truth of ``cfg.split``; ``train`` is refused because it is augmented."""
     if cfg.split == "train":
         raise UserError("A2D-Sentences is scored on its test split, not on 'train'; leave --split out")
-    return A2dEvaluator(build_clips(cfg, cfg.split).truth(_coco_file(root_of(cfg), cfg.split)))
+    return A2dEvaluator(build_clips(cfg, cfg.split).ground_truth(_coco_file(root_of(cfg), cfg.split)))
 
 
 def read_items(root: Path, split: str) -> list[A2dItem]:

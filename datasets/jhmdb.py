@@ -104,7 +104,7 @@ def build_clips(cfg: Config, split: str) -> JhmdbClips:
 
 def build_evaluator(cfg: Config) -> A2dEvaluator:
     """Build the evaluator, whose metrics are those of A2D-Sentences."""
-    return A2dEvaluator(build_clips(cfg, cfg.split).truth(root_of(cfg) / COCO_FILE))
+    return A2dEvaluator(build_clips(cfg, cfg.split).ground_truth(root_of(cfg) / COCO_FILE))
 
 
 def read_items(root: Path) -> list[JhmdbItem]:

@@ -105,13 +105,13 @@ def build_scorer(cfg: Config) -> Scorer:
         UserError: masks or object ids are missing.
     """
     root = root_of(cfg)
-    truth = root / cfg.split / "Annotations"
+    ground_truth = root / cfg.split / "Annotations"
     expressions = _expressions_file(cfg, cfg.split) or expressions_path(root, cfg.split)
-    require_ground_truth(truth, expressions)
-    return partial(score_expressions, truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
+    require_ground_truth(ground_truth, expressions)
+    return partial(score_expressions, ground_truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
 
 
-def list_expressions(root: Path, split: str, expressions_file: str) -> Mapping[str, VideoEntry]:
+def list_expressions(root: Path, split: str, expressions_file: str | None) -> Mapping[str, VideoEntry]:
     """Read all expressions of a split, which may include negatives, for ``scripts.calibrate_score``."""
     return read_expressions(Path(expressions_file) if expressions_file else expressions_path(root, split), split)
 

@@ -43,9 +43,9 @@ def test_missed_videos_are_left_out_and_counted(tmp_path: Path, caplog: pytest.L
 
 def test_the_truth_is_the_same_from_cocos_form_and_from_the_masks(toy: Path, caplog: pytest.LogCaptureFixture):
     clips = build_dataset(config(toy), "test")
-    listed = clips.truth(toy / "a2d_sentences_test_annotations_in_coco_format.json")
+    listed = clips.ground_truth(toy / "a2d_sentences_test_annotations_in_coco_format.json")
     assert not caplog.records
-    assert clips.truth(toy / "absent.json") == listed and "absent.json is missing" in caplog.text
+    assert clips.ground_truth(toy / "absent.json") == listed and "absent.json is missing" in caplog.text
 
 
 def test_the_truth_must_fit_the_list(tmp_path: Path):
