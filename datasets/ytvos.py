@@ -38,11 +38,8 @@ class YtvosClips(ExpressionClips):
     Args:
         root: the dataset's folder.
         split: its folder must hold ``Annotations``; its expressions need an ``obj_id`` unless they are negatives.
-        transform: applied to every clip.
-        num_frames: frames per training clip, or None for whole videos.
-        seed: the run's seed.
+        transform, num_frames, seed, reverse_probability: as for ``ExpressionClips``.
         expressions_file: a different expressions file for this split.
-        reverse_probability: share of reversed training clips.
         challenge: whether the file of ``valid`` may also list the test videos; see ``list_split``.
 
     Raises:
@@ -85,7 +82,7 @@ def build_clips(cfg: Config, split: str) -> YtvosClips:
         build_transform(cfg, train),
         cfg.num_frames if train else None,
         cfg.seed,
-        _expressions_file(cfg, split),
+        _replacement(cfg.expressions_file, split == cfg.split),
         cfg.reverse_probability,
         cfg.dataset_file == CHALLENGE,
     )
@@ -94,7 +91,7 @@ def build_clips(cfg: Config, split: str) -> YtvosClips:
 def build_videos(cfg: Config) -> list[Video]:
     """List the videos of ``cfg.split`` with all their frames and sentences."""
     root = root_of(cfg)
-    videos = list_split(root, cfg.split, _expressions_file(cfg, cfg.split), cfg.dataset_file == CHALLENGE)
+    videos = list_split(root, cfg.split, _replacement(cfg.expressions_file, True), cfg.dataset_file == CHALLENGE)
     return make_videos(root / cfg.split / "JPEGImages", videos)
 
 
@@ -106,7 +103,7 @@ def build_scorer(cfg: Config) -> Scorer:
     """
     root = root_of(cfg)
     ground_truth = root / cfg.split / "Annotations"
-    expressions = _expressions_file(cfg, cfg.split) or expressions_path(root, cfg.split)
+    expressions = _replacement(cfg.expressions_file, True) or expressions_path(root, cfg.split)
     require_ground_truth(ground_truth, expressions)
     return partial(score_expressions, ground_truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
 
@@ -187,9 +184,9 @@ def expressions_path(root: Path, split: str) -> Path:
     return root / "meta_expressions" / split / "meta_expressions.json"
 
 
-def _expressions_file(cfg: Config, split: str) -> Path | None:
-    """Return the file of ``--expressions_file``, which replaces that of ``cfg.split`` only."""
-    return Path(cfg.expressions_file) if cfg.expressions_file and split == cfg.split else None
+def _replacement(file: str, applies: bool) -> Path | None:
+    """Return the file of ``--expressions_file``, if there is one and it applies: it replaces that of one split only."""
+    return Path(file) if file and applies else None
 
 
 def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
