@@ -116,10 +116,9 @@ from models.precision import PRECISIONS, autocast
 from models.segmenter import LayerPrediction, SegmenterOutput, Selector, best_query, unpadded_size
 from scripts.memory_estimate import random_step
 from util.device import device_name, resolve_device
-from util.files import write_json
+from util.files import library_versions, write_json
 from util.parallel import available_cores
 from util.preprocessing import pad_clips
-from util.run_log import library_versions
 
 FAST, BASELINE, TRAIN_FAST, TRAIN_BASELINE, SWEEP = "fast", "baseline", "train fast", "train baseline", "sweep"
 READING, POST, WRITING, OTHER = "reading", "post-processing", "PNG writing", "other"
