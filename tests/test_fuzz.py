@@ -29,9 +29,10 @@ from scipy.io import savemat
 
 from datasets import a2d, jhmdb
 from datasets.a2d import read_instance_mask
+from datasets.expressions import read_expressions
 from datasets.files import decode_segmentation, read_coco_masks, read_frame
 from datasets.jhmdb import count_puppet_masks, read_puppet_mask
-from datasets.mevis import InstanceMasks
+from datasets.mevis import InstanceMasks, list_split
 from datasets.predictions import (
     check_submission,
     frame_size,
@@ -127,6 +128,21 @@ documents = st.one_of(
     values(("videos", "frames", "expressions", "exp")),
     st.fixed_dictionaries({"videos": st.dictionaries(texts, st.one_of(leaves, videos), max_size=2)}),
 )
+
+
+@few
+@given(documents)
+def test_expressions(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "mevis" / "valid" / "meta_expressions.json"
+    (path.parent / "JPEGImages").mkdir(parents=True, exist_ok=True)
+    write(path, content)
+    for video in (reads(read_expressions, path, "valid") or {}).values():
+        assert video.frames and all(isinstance(name, str) and name for name in video.frames)
+        for expression in video.expressions.values():
+            assert expression.caption == " ".join(expression.caption.split()).lower() and expression.caption.encode()
+            assert expression.obj_id is None or 1 <= expression.obj_id <= 254
+    for video in (reads(list_split, tmp_path / "mevis", "valid") or {}).values():
+        assert all(isinstance(e.instances, tuple | None) and e.caption for e in video.expressions.values())
 
 
 @few
