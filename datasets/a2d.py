@@ -32,7 +32,6 @@ from datasets.files import (
     and_more,
     decode_segmentation,
     plain_name,
-    read_video_frames,
     require_files,
     require_folder,
 )
@@ -41,6 +40,7 @@ from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
 from util.files import read_json
 from util.text import normalise_sentence
+from util.video import read_video_frames
 
 if TYPE_CHECKING:
     from util.config import Config
@@ -469,7 +469,7 @@ def open_clip(clip: Path, masks: Path, items: Sequence[A2dItem]) -> list[str]:
         frames, indices = read_video_frames(clip, [number - 1 for number in numbers])
     except UserError as error:
         return [str(error)]
-    size, last = (frames.shape[-2], frames.shape[-1]), indices[-1] + 1
+    size, last = frames.shape[1:3], indices[-1] + 1
     faults = [f"video {clip} has {last} frames, and frame {numbers[-1]} is annotated"] if last < numbers[-1] else []
 
     def read(item: A2dItem) -> Tensor:

@@ -24,7 +24,6 @@ FORBIDDEN = {
     "datasets.predictions": HEAVY,
     "scripts.eval_jf": HEAVY,
     "scripts.baselines": HEAVY,
-    "scripts.benchmark": HEAVY,
     "scripts.make_toy_data": HEAVY,
     "scripts.train_toy": HEAVY,
     "scripts.launch": HEAVY,
