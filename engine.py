@@ -651,8 +651,8 @@ def pending_folders(
 ) -> dict[str, list[str]]:
     """The folders of masks of a video that are not complete, with the expressions they are made of.
 
-    Folders that share a batch of sentences with them are made again, so that the masks are bit for bit those of a run
-    that was never stopped.
+    Folders that share a batch of sentences with them are repeated, so that the masks equal those of a run that was
+    never stopped, bit for bit.
     """
     output = record.path.parent
 

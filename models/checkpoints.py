@@ -119,7 +119,7 @@ class Checkpoint:
             raise UserError(f"the options stored in {self.path} are not valid: {error}") from error
 
     def require_options(self, options: Mapping[str, Any], new_run: bool = False) -> None:
-        """Refuse options of other sizes or of another function; the weights might fit all the same.
+        """Refuse options that change sizes or what the model computes, even where the weights would fit.
 
         It needs no model, so the user hears of it before gigabytes of frozen parts are loaded.
 
@@ -194,7 +194,7 @@ def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
 
 
 def open_resumed(resume: str, folder: Path, model: str) -> Checkpoint | None:
-    """Open the checkpoint from which a training run continues; None where it begins anew.
+    """Open the checkpoint from which a training run continues; None for a new run.
 
     Args:
         resume: as ``--resume`` names it: empty, ``auto`` (the newest intact checkpoint in ``folder``, if any) or as
@@ -210,7 +210,7 @@ def open_resumed(resume: str, folder: Path, model: str) -> Checkpoint | None:
         found = newest_intact(folder) if is_main() else None
         path, notes = gather_objects(found)[0]  # one process decides, as files may come and go
         if path is None:
-            tell([*notes, f"{folder} holds no intact checkpoint; the run begins anew"])
+            tell([*notes, f"{folder} holds no intact checkpoint; a new run begins"])
             return None
         resume, notes = str(path), [*notes, f"resuming from {path}"]
     if not resume:

@@ -215,8 +215,8 @@ def build_page(
         own = cache / uuid.uuid4().hex
         with _one_sentence():
             try:
-                if path is None:
-                    raise UserError("there is no video yet; upload one first")
+                if path is None or not Path(path).exists():
+                    raise UserError("there is no video, or it was removed because it was not used; upload one first")
                 sentences, excerpt = read_sentences(text, options), read_excerpt(start, end, stride)
                 own.mkdir(parents=True)
                 video = own / Path(path).name

@@ -219,7 +219,7 @@ def set_instances(change: Callable[[dict[str, Any]], object]) -> Callable[[Path]
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no pickle": (lambda at: (at / "refs(unc).p").unlink(), "refs(unc).p is missing"),
-    "half a pickle": (lambda at: os.truncate(at / "refs(unc).p", 90), "is no whole pickle"),
+    "half a pickle": (lambda at: os.truncate(at / "refs(unc).p", 90), "is not a complete pickle file"),
     "code": (lambda at: (at / "refs(unc).p").write_bytes(pickle.dumps([Code()])), "is refused"),
     "no list": (lambda at: (at / "refs(unc).p").write_bytes(pickle.dumps({})), "should hold a list of dictionaries"),
     "an empty list": (lambda at: (at / "refs(unc).p").write_bytes(pickle.dumps([])), "should hold a list"),

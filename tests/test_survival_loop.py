@@ -43,7 +43,7 @@ def test_a_signal_ends_the_run_after_the_step(tmp_path: Path, name: str, capsys:
         train_line(tmp_path, loader)
     assert (stop.value.code, stop.value.signal, stop.value.step) == (REQUEUE_STATUS, name, 14)
     assert _saved(tmp_path)["step"] == 14 and numbered(tmp_path).keys() == {10, 14}
-    assert capsys.readouterr().err == f"stopped by {name} after step 14; --resume auto goes on from there\n"
+    assert capsys.readouterr().err == f"stopped by {name} after step 14; --resume auto continues from there\n"
     assert signal.getsignal(number) == before
     weights = _saved(tmp_path)["weights"]
     assert all(torch.equal(weights[key], value) for key, value in train_line(tmp_path, steps=14).state_dict().items())

@@ -172,7 +172,7 @@ def test_nothing_found_is_said_plainly(visit: Visit):
 
 def test_mistakes_are_shown_on_the_page(visit: Visit, tmp_path: Path):
     visit.click("#find")
-    visit.until("body", "there is no video yet; upload one first")
+    visit.until("body", "there is no video, or it was removed")
     (tmp_path / "notes.mp4").write_text("hello world\n" * 200)
     visit.upload(tmp_path / "notes.mp4")
     visit.until("body", "cannot read notes.mp4 as a video")

@@ -15,7 +15,7 @@ import tomllib
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -141,7 +141,7 @@ class RunLog:
             self.last_sample = step
             picture = self.sample()
         for writer in self.writers:
-            with _NoRoom(self):
+            with self._surviving():
                 writer.numbers(step, labels, values)
                 if picture is not None:
                     writer.picture(step, "sample", picture)
@@ -152,6 +152,19 @@ class RunLog:
             self.bar.write(sentence)
             sys.stdout.flush()
 
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Keep the run alive if its log cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            if not self.full:
+                self.full = True
+                reason = error.strerror or error
+                self.say(
+                    f"note: the logs in {self.folder} cannot be written ({reason}); the run continues without them"
+                )
+
     def __enter__(self) -> Self:
         return self
 
@@ -161,30 +174,8 @@ class RunLog:
         if self.active:
             self.bar.close()
             for writer in self.writers:
-                with _NoRoom(self):
+                with self._surviving():
                     writer.close()
-
-
-class _NoRoom:
-    """Keeps a run alive whose log cannot be written."""
-
-    def __init__(self, log: RunLog) -> None:
-        self.log = log
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if not isinstance(error, OSError):
-            return False
-        if not self.log.full:
-            self.log.full = True
-            reason = error.strerror or error
-            self.log.say(
-                f"note: the logs in {self.log.folder} cannot be written ({reason}); the run continues without them"
-            )
-        return True
 
 
 def progress_line(step: int, total_steps: int, values: Mapping[str, float], labels: Mapping[str, Any]) -> str:
