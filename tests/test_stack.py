@@ -405,6 +405,3 @@ def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         make_tiny_stack(tmp_path / "stack", **QUICK)
     assert list(tmp_path.iterdir()) == []
-
-
-# ---------------------------------------------------------------- sentences
