@@ -499,7 +499,10 @@ def test_training_without_enough_memory(
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert last.startswith("error: there is not enough memory (CUDA out of memory. Tried to allocate 20.00 GiB")
-    assert "these options need less: --batch_size 1 (with --accumulate for the same updates), --gradient_checkpointing" in last
+    assert (
+        "these options need less: --batch_size 1 (with --accumulate for the same updates), --gradient_checkpointing"
+        in last
+    )
     (session,) = json.loads((tmp_path / "run.json").read_text())["sessions"]
     assert session["state"] == "failed" and "not enough memory" in session["message"]
 
