@@ -501,7 +501,7 @@ def test_a_bad_file_beside_it_is_one_sentence(copied: Path, hcd_cfg: Config, fau
         load(copied, hcd_cfg)
     assert said in str(error.value) and "\n" not in str(error.value)
     if fault == "exchanged":
-        assert "what came with it is damaged or exchanged" in str(error.value)
+        assert "the file is damaged" in str(error.value)
         _, notes = load(copied, dataclasses.replace(hcd_cfg, ignore_frozen_identity=True))
         assert len(notes) == 1 and notes[0].endswith("ignored")
 

@@ -156,7 +156,7 @@ def test_a_picture_that_declares_too_many_pixels(tmp_path: Path, side: int) -> N
     path.write_bytes(png(side, side, zlib.compress(bytes(1 << 20))))
     refused(read_frame, path, says="is broken")
     refused(read_index_mask, path, says="cannot read the mask")
-    refused(open_media, path, says="no picture that can be read")
+    refused(open_media, path, says="cannot read the image")
 
 
 def test_a_submission_from_a_stranger(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_words_that_are_no_text(words: tuple[str, str]) -> None:
     assert done.returncode == 2 and "which is not text in UTF-8" in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "\udcff", "a\0b", "..", "a/b"])
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "..", "a/b"])
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     video = {"frames": ["0"], "expressions": {"0": {"exp": "a dog"}}}
     path = tmp_path / "a.json"
@@ -342,7 +342,7 @@ def test_videos_without_a_frame(tmp_path: Path) -> None:
     refused(open_media, path, says="is empty")
     refused(read_video_frames, path, [0])
     (tmp_path / "frames").mkdir()
-    refused(open_media, tmp_path / "frames", says="without a picture")
+    refused(open_media, tmp_path / "frames", says="without an image")
     write_json(tmp_path / "a.json", {"videos": {"v": {"frames": [], "expressions": {"0": {"exp": "a dog"}}}}})
     refused(read_expressions, tmp_path / "a.json", "valid", says="should have a list of frame names")
 

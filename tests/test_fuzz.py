@@ -28,15 +28,14 @@ from safetensors.torch import save
 from scipy.io import savemat
 
 from datasets import a2d, jhmdb
-from datasets.a2d import read_instance_mask
+from datasets.a2d import read_coco_masks, read_instance_mask
 from datasets.expressions import read_expressions
-from datasets.files import decode_segmentation, read_coco_masks, read_frame
+from datasets.files import decode_segmentation, read_frame
 from datasets.jhmdb import count_puppet_masks, read_puppet_mask
 from datasets.mevis import InstanceMasks, list_split
 from datasets.predictions import (
     check_submission,
     frame_size,
-    index_fault,
     mask_fault,
     read_binary_mask,
     read_index_mask,
@@ -354,7 +353,7 @@ def all_frames(path: Path) -> None:
 
 
 def faults_of(path: Path) -> None:
-    for find in (mask_fault, lambda file, size: index_fault(file, size, 3)):
+    for find in (mask_fault, lambda file, size: mask_fault(file, size, 3)):
         with path.open("rb") as file:
             assert isinstance(find(file, FILE_SIZE), str | None)
 
