@@ -15,8 +15,8 @@ from datasets.checks import Findings
 from datasets.clip import ExpressionClips
 from datasets.evaluators import Scorer
 from datasets.expressions import VideoEntry, make_videos, read_expressions, require_mapping
-from datasets.files import DATA_PAGE, Video, folder_names, read_object_ids, require_folder, require_video_folders
-from datasets.predictions import ANNOTATIONS
+from datasets.files import DATA_PAGE, Video, folder_names, require_folder, require_video_folders
+from datasets.predictions import ANNOTATIONS, read_index_mask
 from datasets.registry import Dataset, Size, root_of
 from datasets.scoring import require_ground_truth, score_expressions
 from datasets.transforms import ClipTransform, EvalTransform, build_transform
@@ -69,21 +69,11 @@ class YtvosClips(ExpressionClips):
         require_video_folders(self.annotations, videos)
         _require_objects(root, split, videos)
         super().__init__(videos, images, transform, num_frames, seed, reverse_probability)
-        self._entries = videos
 
-    def read_masks(self, video: str, exp_id: str, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """Read an object's masks; a repeated frame is read once.
-
-        Raises:
-            UserError: a mask is missing, broken or of a different size.
-        """
-        obj_id, names = self._entries[video].expressions[exp_id].obj_id, self._entries[video].frames
-        assert obj_id is not None, "the constructor has checked it"
-        masks = {
-            i: read_object_ids(self.annotations / video / f"{names[i]}.png", size).eq(obj_id)
-            for i in dict.fromkeys(indices)
-        }
-        return torch.stack([masks[i] for i in indices])
+    def read_mask(self, video: str, exp_id: str, index: int, size: tuple[int, int]) -> Tensor:
+        entry = self.videos[video]
+        ids = read_index_mask(self.annotations / video / f"{entry.frames[index]}.png", size)
+        return torch.from_numpy(ids) == entry.expressions[exp_id].obj_id
 
 
 def build_clips(cfg: Config, split: str) -> YtvosClips:
@@ -115,13 +105,13 @@ def build_scorer(cfg: Config) -> Scorer:
         UserError: masks or object ids are missing.
     """
     root = root_of(cfg)
-    truth = root / cfg.split / "Annotations"
+    ground_truth = root / cfg.split / "Annotations"
     expressions = Path(cfg.expressions_file or expressions_path(root, cfg.split))
-    require_ground_truth(truth, expressions)
-    return partial(score_expressions, truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
+    require_ground_truth(ground_truth, expressions)
+    return partial(score_expressions, ground_truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
 
 
-def list_expressions(root: Path, split: str, expressions_file: str) -> Mapping[str, VideoEntry]:
+def list_expressions(root: Path, split: str, expressions_file: str | None) -> Mapping[str, VideoEntry]:
     """Read all expressions of a split, which may include negatives, for ``scripts.calibrate_score``."""
     return read_expressions(Path(expressions_file or expressions_path(root, split)), split)
 
