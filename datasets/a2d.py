@@ -40,7 +40,7 @@ from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
 from util.files import read_json
-from util.preprocessing import normalise_sentence
+from util.text import normalise_sentence
 
 if TYPE_CHECKING:
     from util.config import Config

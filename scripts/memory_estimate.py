@@ -35,11 +35,11 @@ from transformers import BatchEncoding
 
 from engine import training_step
 from models import Segmenter, build_criterion, build_model, prepare_training
-from models.diffusion.stack import empty_stack
-from scripts.count_parameters import FULL_SIZE, stack_of
+from models.diffusion.stack import FrozenStack
+from scripts.count_parameters import FULL_SIZE, frozen_parts, stack_of
 
 GIB = 2**30
-WORDS = 20  # tokens of a sentence; their memory hardly matters
+SENTENCE_TOKENS = 20  # their memory hardly matters
 ADAM = 8  # bytes of its state per parameter
 STACK_PARTS = ("unet", "vae", "text_encoder", "image_encoder")
 
@@ -99,15 +99,31 @@ class Estimate:
     measured: bool = False
 
 
-class Words:
-    """Replaces a tokenizer: a fixed number of tokens for every sentence."""
+class ByteTokenizer:
+    """Replaces a tokenizer: a fixed number of tokens for every sentence, one for each of its first bytes."""
 
     def __init__(self, length: int) -> None:
         self.model_max_length = length
 
     def __call__(self, captions: list[str], **options: Any) -> BatchEncoding:
-        ids = torch.ones(len(captions), self.model_max_length, dtype=torch.long)
+        rows = [list(text.encode()[: self.model_max_length].ljust(self.model_max_length)) for text in captions]
+        ids = torch.tensor(rows)
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def empty_parts(folder: Path) -> FrozenStack:
+    """The frozen parts on the meta device, with stand-ins for the tokenizers.
+
+    Args:
+        folder: configuration files of the frozen parts.
+
+    Raises:
+        UserError: a configuration file is missing.
+    """
+    stack = frozen_parts(folder)
+    stack.tokenizer = ByteTokenizer(stack.text_encoder.config.max_position_embeddings)
+    stack.sentence_tokenizer = ByteTokenizer(SENTENCE_TOKENS)
+    return stack
 
 
 class FusedAttention(torch.autograd.Function):
@@ -161,9 +177,7 @@ def estimate(cfg: Config, size: tuple[int, int], measure: bool = False, folder: 
     device = torch.device("cuda" if measure else "cpu")
     if cfg.precision == "auto":
         cfg = replace(cfg, precision="bf16")
-    stack = empty_stack(folder)
-    stack.tokenizer = Words(stack.text_encoder.config.max_position_embeddings)
-    stack.sentence_tokenizer = Words(WORDS)
+    stack = empty_parts(folder)
     with torch.device("meta"):
         model = build_model(cfg, stack)
     with patch.object(model, "to", lambda where: model):
