@@ -85,9 +85,9 @@ def build_scorer(cfg: Config) -> Scorer:
         UserError: the ground truth is missing.
     """
     names = [video.name for video in build_videos(cfg) if video.expressions]
-    truth = require_folder(root_of(cfg) / cfg.split / "Annotations", "a folder of palette PNG masks per video")
-    require_video_folders(truth, names)
-    return partial(score_ref_davis, truth, Path(cfg.output_dir), names)
+    ground_truth = require_folder(root_of(cfg) / cfg.split / "Annotations", "a folder of palette PNG masks per video")
+    require_video_folders(ground_truth, names)
+    return partial(score_ref_davis, ground_truth, Path(cfg.output_dir), names)
 
 
 def _require_numbers(videos: Mapping[str, Iterable[str]], root: Path) -> None:

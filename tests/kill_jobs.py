@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from datasets.refcoco import REFERENCES
 from datasets.toy import make_toy
 from demo import DemoResult, run_demo
 from engine import Validation, build_mask_identity
+from models import pretrained
 from models.diffusion import tiny
 from scripts import (
     baselines,
@@ -276,9 +278,12 @@ def animation(source: Path, out: Path) -> None:
         masks = np.ones(frames.shape[:3], bool)
         return SimpleNamespace(sentences=[SimpleNamespace(masks=masks) for _ in sentences])
 
-    stubs = {"load_pretrained": lambda *of: SimpleNamespace(segment=find), "HEIGHT": 64, "WIDTH": 96}
-    with patch.multiple(readme_animation, **stubs):
-        readme_animation.main(["--output", str(out / "animation.webp"), "--videos", "1", "--frames", "4"])
+    small = replace(readme_animation.PARAMETERS, frames=4, height=64, width=96)
+    with (
+        patch.object(pretrained, "load_pretrained", lambda *of: SimpleNamespace(segment=find)),
+        patch.multiple(readme_animation, PARAMETERS=small, VIDEOS=1),
+    ):
+        readme_animation.main(["--output", str(out / "animation.webp")])
 
 
 def operator(source: Path, out: Path) -> None:
@@ -306,7 +311,8 @@ def toy_lab(source: Path, out: Path) -> None:
             gt = Path(flags["--ytvos_path"]) / "valid" / "Annotations"
             baselines.run_largest(gt, Path(flags["--expressions_file"]), Path(flags["--output_dir"]))
         elif words[0] == "-m":
-            importlib.import_module(words[1]).main(words[2:])
+            alone = ("--workers", "1") if words[1] == "scripts.eval_jf" else ()
+            importlib.import_module(words[1]).main([*words[2:], *alone])
 
     words = ("--seeds", 0, "--only", "base", "--train_videos", 1, "--valid_videos", 2, "--processes", 1)
     folders = ("--stack", source / "pretrained" / "stack", "--output_dir", out / "lab")

@@ -256,8 +256,9 @@ RUN_PAGES = (
     "demo",
 )  # later pages use earlier results
 MADE_UP = "forest"  # the dataset that docs/development.md adds
-# Options of other programs.
+# Options of other programs, and of the benchmark at the commit whose measurements docs/performance.md shows.
 FOREIGN_FLAGS = {"--logdir", "--prefix", "--local-dir", "--shm-size", f"--{MADE_UP}_path"}
+FOREIGN_FLAGS |= {"--sweep-frames", "--sweep-sentences"}
 ROOMS = ("configs", "scripts", "models", "datasets", "util", "tests", "toy", "docs")
 
 
