@@ -21,6 +21,7 @@ import matplotlib.backends.backend_agg
 import matplotlib.backends.backend_svg  # noqa: F401  otherwise each forked process imports it
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 import inference_davis
@@ -255,9 +256,9 @@ def stack(source: Path, out: Path) -> None:
 
 
 def pretraining(source: Path, out: Path) -> None:
-    """The toy stack, with one training step of one part. The VAE also stands for the UNet, which takes longer."""
+    """The toy stack, with one training step of one part. A VAE stands for the UNet, which takes longer."""
     with (
-        patch.object(tiny, "_unet", tiny._vae),
+        patch.object(tiny, "UNet3DConditionModel", lambda **options: AutoencoderKL()),
         patch.object(pretrain_toy_stack, "make_corpus", lambda *of, **sizes: Corpus(torch.zeros(0), [["a red disc"]])),
         patch.object(pretrain_toy_stack, "PARTS", {TRAINED: pretrain_toy_stack.PARTS[TRAINED]}),
         patch.object(pretrain_toy_stack, "SIZES", {**pretrain_toy_stack.SIZES, **TINY}),
