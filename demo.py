@@ -29,11 +29,10 @@ from util.config import Config
 from util.device import DEMO, memory_advice
 from util.drawing import ObjectPainter, ObjectSheet, numbered, write_picture
 from util.errors import RunError, UserError, orderly_end, run_cli
-from util.files import atomic_folder, sole_run
+from util.files import atomic_folder, library_versions, project_version, sole_run
 from util.options import home_expanded, option, read_flags, read_yaml, text_of
 from util.parallel import BackgroundTasks, bar_style
-from util.preprocessing import normalise_sentence
-from util.run_log import library_versions, project_version
+from util.text import normalise_sentence
 from util.video import Excerpt, Media, MediaFrame, VideoFile, open_media, open_sound, open_video, parse_time
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; wrong options and videos are reported before that

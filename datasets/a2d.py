@@ -41,7 +41,7 @@ from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
 from util.files import read_json
-from util.preprocessing import normalise_sentence
+from util.text import normalise_sentence
 from util.video import read_video_frames
 
 if TYPE_CHECKING:
@@ -417,7 +417,7 @@ def open_clip(clip: Path, masks: Path, items: Sequence[A2dItem]) -> list[str]:
         frames, indices = read_video_frames(clip, [number - 1 for number in numbers])
     except UserError as error:
         return [str(error)]
-    size, last = (frames.shape[1], frames.shape[2]), indices[-1] + 1
+    size, last = frames.shape[1:3], indices[-1] + 1
     faults = [f"video {clip} has {last} frames, and frame {numbers[-1]} is annotated"] if last < numbers[-1] else []
 
     def read(item: A2dItem) -> Tensor:

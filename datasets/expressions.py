@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from datasets.files import DATA_PAGE, Video, plain_name, require_files
 from util.errors import UserError
 from util.files import read_json
-from util.preprocessing import normalise_sentence
+from util.text import normalise_sentence
 
 
 @dataclass(frozen=True)

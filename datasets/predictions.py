@@ -23,8 +23,7 @@ from PIL import Image
 
 from datasets.files import DATA_PAGE, and_more
 from util.errors import UserError
-from util.files import BROKEN_IMAGE, atomic_path, is_unfinished, read_json, write_json
-from util.run_log import library_versions
+from util.files import BROKEN_IMAGE, atomic_path, is_unfinished, library_versions, read_json, write_json
 
 if TYPE_CHECKING:
     from datasets.files import Video

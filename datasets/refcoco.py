@@ -41,7 +41,7 @@ from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
 from util.files import bring_file, read_json, write_json
 from util.plain_pickle import read_plain_pickle
-from util.preprocessing import normalise_sentence
+from util.text import normalise_sentence
 
 if TYPE_CHECKING:
     from util.config import Config

@@ -39,7 +39,7 @@ class YtvosClips(ExpressionClips):
         root: the dataset's folder.
         split: its folder must hold ``Annotations``; its expressions need an ``obj_id`` unless they are negatives.
         transform, num_frames, seed, reverse_probability: as for ``ExpressionClips``.
-        expressions_file: a different expressions file for this split.
+        expressions_file: a different expressions file for this split; empty: its own.
         challenge: whether the file of ``valid`` may also list the test videos; see ``list_split``.
 
     Raises:
@@ -53,7 +53,7 @@ class YtvosClips(ExpressionClips):
         transform: ClipTransform,
         num_frames: int | None,
         seed: int = 0,
-        expressions_file: Path | None = None,
+        expressions_file: str | Path = "",
         reverse_probability: float = 0.3,
         challenge: bool = True,
     ) -> None:
@@ -82,7 +82,7 @@ def build_clips(cfg: Config, split: str) -> YtvosClips:
         build_transform(cfg, train),
         cfg.num_frames if train else None,
         cfg.seed,
-        _replacement(cfg.expressions_file, split == cfg.split),
+        cfg.expressions_file if split == cfg.split else "",
         cfg.reverse_probability,
         cfg.dataset_file == CHALLENGE,
     )
@@ -91,7 +91,7 @@ def build_clips(cfg: Config, split: str) -> YtvosClips:
 def build_videos(cfg: Config) -> list[Video]:
     """List the videos of ``cfg.split`` with all their frames and sentences."""
     root = root_of(cfg)
-    videos = list_split(root, cfg.split, _replacement(cfg.expressions_file, True), cfg.dataset_file == CHALLENGE)
+    videos = list_split(root, cfg.split, cfg.expressions_file, cfg.dataset_file == CHALLENGE)
     return make_videos(root / cfg.split / "JPEGImages", videos)
 
 
@@ -103,18 +103,18 @@ def build_scorer(cfg: Config) -> Scorer:
     """
     root = root_of(cfg)
     ground_truth = root / cfg.split / "Annotations"
-    expressions = _replacement(cfg.expressions_file, True) or expressions_path(root, cfg.split)
+    expressions = Path(cfg.expressions_file or expressions_path(root, cfg.split))
     require_ground_truth(ground_truth, expressions)
     return partial(score_expressions, ground_truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
 
 
 def list_expressions(root: Path, split: str, expressions_file: str | None) -> Mapping[str, VideoEntry]:
     """Read all expressions of a split, which may include negatives, for ``scripts.calibrate_score``."""
-    return read_expressions(Path(expressions_file) if expressions_file else expressions_path(root, split), split)
+    return read_expressions(Path(expressions_file or expressions_path(root, split)), split)
 
 
 def list_split(
-    root: Path, split: str, expressions_file: Path | None = None, challenge: bool = True
+    root: Path, split: str, expressions_file: str | Path = "", challenge: bool = True
 ) -> dict[str, VideoEntry]:
     """Read the videos, frames and expressions of a split.
 
@@ -127,7 +127,7 @@ def list_split(
     """
     require_folder(root, "the Ref-YouTube-VOS folders meta_expressions, train and valid")
     images = require_folder(root / split / "JPEGImages", f"a folder of JPEG frames per video of the {split} split")
-    videos = read_expressions(expressions_file or expressions_path(root, split), split)
+    videos = read_expressions(Path(expressions_file or expressions_path(root, split)), split)
     if split == "valid" and challenge:
         videos = _without_test_videos(videos, expressions_path(root, "test"), images)
     if not videos:
@@ -182,11 +182,6 @@ def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> N
 def expressions_path(root: Path, split: str) -> Path:
     """Return the path of a split's expressions file."""
     return root / "meta_expressions" / split / "meta_expressions.json"
-
-
-def _replacement(file: str, applies: bool) -> Path | None:
-    """Return the file of ``--expressions_file``, if there is one and it applies: it replaces that of one split only."""
-    return Path(file) if file and applies else None
 
 
 def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:

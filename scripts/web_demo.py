@@ -34,7 +34,7 @@ from util.drawing import colour_of
 from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import atomic_path
 from util.options import option, read_flags
-from util.preprocessing import normalise_sentence
+from util.text import normalise_sentence
 from util.video import WHOLE, Excerpt, Media, open_media, parse_time
 
 DESCRIPTION = "Serve a web page that segments the objects that sentences name in uploaded videos."

@@ -123,6 +123,7 @@ def train_line(
     save_every: int = 0,
     guard: Guard | None = None,
     validation: Validation | None = None,
+    log_every: int = 10,
 ) -> nn.Module:
     """Train a ``Line`` as ``main.run`` trains a model; the trained one."""
     model = Line()
@@ -146,6 +147,7 @@ def train_line(
                 guard=watched,
                 validation=validation,
                 seed=1,
+                log_every=log_every,
                 save_every=save_every,
             )
         )

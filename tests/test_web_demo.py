@@ -16,19 +16,22 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
 import pytest
+import torch
 
 from demo import DemoResult, run_demo
+from models.inference import InferenceOptions
+from models.pretrained import Pretrained
+from models.segmenter import Segmenter
 from scripts import web_demo
 from scripts.web_demo import PageOptions, check_length, open_upload, read_sentences
 from tests.commands import run_command
 from tests.media_tools import colour_number, write_film
 from tests.test_demo import FOLDERS, SENTENCES, segment
-from util.config import Config
 from util.errors import UserError
 from util.video import Excerpt, open_media
 
@@ -37,7 +40,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*future.no_silent_downcasting"),  # Gradio's use of pandas
     pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
 ]
-CFG = Config(resume=str(web_demo.TOY))
+# What the page reads of the model; the stub segments.
+PRETRAINED = Pretrained(
+    model=cast(Segmenter, None),
+    name="vdit",
+    checkpoint=web_demo.TOY,
+    options=InferenceOptions(),
+    device=torch.device("cpu"),
+)
 OUTPUTS = ("result", "status", "results", "overlay", "frame", "picture", "sheet", "scores", "plot", "downloads")
 
 
@@ -59,7 +69,7 @@ def stub(media: Any, sentences: list[str], folder: Path, **options: Any) -> Demo
 @contextlib.contextmanager
 def serve(segment: Callable[..., DemoResult] = stub, **options: Any) -> Iterator[str]:
     port = web_demo.free_port(web_demo.LOOPBACK, 0)
-    with web_demo.serve(CFG, segment, PageOptions(port=port, **options)) as address:
+    with web_demo.serve(PRETRAINED, segment, PageOptions(port=port, **options)) as address:
         yield address
 
 
