@@ -92,9 +92,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/toy_lab"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400, help="steps of every training")
-    parser.add_argument("--processes", type=int, default=2, help="parallel runs with one thread each")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time, each with one thread")
     names = [variant.name for variant in VARIANTS]
-    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME", help="variants")
+    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME", help="variants to run")
     parser.add_argument("--train_videos", type=int, default=1500)
     parser.add_argument("--valid_videos", type=int, default=100)
     parser.add_argument("--probes", type=int, nargs="?", const=PROBE_VIDEOS, metavar="VIDEOS",
