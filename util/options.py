@@ -198,7 +198,7 @@ def read_yaml(cls: type, path: str | Path) -> Options:
     options, where = _read_file(cls, path, f"the config file {path} is missing; the project's own are in configs/")
     chain = [path]
     while BASE in options:
-        named = chain[-1].parent / home_expanded(options.pop(BASE))
+        named = chain[-1].parent / home_expanded(text_of(options.pop(BASE), where))
         if any(_same(named, file) for file in chain):
             raise UserError(f"{where} names {named}, whose base is this file again; remove one of the two")
         missing = f"the config file {named} is missing, which {where} names; the path is relative to {chain[-1].parent}"
