@@ -237,7 +237,7 @@ def test_preview_without_pushing(hub_folder: Path, tiny_checkpoint: Path, tmp_pa
     ("words", "sentence"),
     [
         (("nowhere.pth", "me/x"), "nowhere.pth does not exist"),
-        (("{ok}", "justaname"), "justaname does not name a repository"),
+        (("{ok}", "justaname"), "justaname names no repository"),
         (("{ok}", "me/x", "--results", "{tmp}/none.json"), "none.json"),
         (("{ok}", "me/x", "--results", "{tmp}/list.json"), "has no 'metrics'"),
     ],

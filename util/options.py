@@ -199,12 +199,12 @@ def read_yaml(cls: type, path: str | Path) -> Options:
     chain = [path]
     while BASE in options:
         named = chain[-1].parent / home_expanded(text_of(options.pop(BASE), where))
+        missing = f"the config file {named} is missing, which {where} names; the path is relative to {chain[-1].parent}"
+        below, below_where = _read_file(cls, named, missing)
         if any(_same(named, file) for file in chain):
             raise UserError(f"{where} names {named}, whose base is this file again; remove one of the two")
-        missing = f"the config file {named} is missing, which {where} names; the path is relative to {chain[-1].parent}"
         chain.append(named)
-        below, where = _read_file(cls, named, missing)
-        options = {**below, **options}
+        options, where = {**below, **options}, below_where
     return options
 
 
