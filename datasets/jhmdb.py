@@ -7,7 +7,9 @@ frames; an item whose frame has no mask is left out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -47,6 +49,11 @@ if TYPE_CHECKING:
     from util.config import Config
 
 LIST_FILE = "jhmdb_sentences_samples_metadata.json"
+MAT_HEADER = 128  # bytes
+MAX_MAT_BYTES = 1 << 28  # of an array that is decompressed
+MAT_ARRAY, MAT_COMPRESSED = 14, 15  # types of elements
+MAT_NUMERIC_TYPES = (1, 2, 3, 4, 5, 6, 7, 9, 12, 13)
+MAT_NUMERIC_CLASSES = range(6, 16)  # of arrays, from double to uint64
 COCO_FILE = "jhmdb_sentences_gt_annotations_in_coco_format.json"
 MASK_KEY = "part_mask"
 
@@ -164,10 +171,53 @@ def _read_mat(path: Path, read: Callable[[], Any]) -> Any:
     if not path.is_file():
         raise UserError(f"masks {path} are missing; the sentences name this file (see {DATA_PAGE})")
     try:
+        check_mat_tags(path.read_bytes())
         return read()
     except Exception as error:  # scipy raises many kinds of exceptions for a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"masks {path} are broken ({reason}); fetch or extract this file again") from error
+
+
+def check_mat_tags(content: bytes) -> None:
+    """Check the tags of a MATLAB file of version 5 (-v6 and -v7): scipy crashes the process on a damaged one.
+
+    After a header come elements: a tag (type and size) and the content, padded to 8 bytes. An array is an element whose
+    content is elements: flags, dimensions, name, values. A compressed element holds another element.
+
+    Raises:
+        ValueError: it is a different kind of file, is truncated, or a tag is not valid.
+        zlib.error: it cannot be decompressed.
+    """
+    order = {b"IM": "<", b"MI": ">"}.get(content[MAT_HEADER - 2 : MAT_HEADER])
+    if order is None:
+        raise ValueError("it is not a MATLAB file of version 5")
+    for kind, element in _mat_elements(content[MAT_HEADER:], order):
+        if kind == MAT_COMPRESSED:
+            inflated = zlib.decompressobj().decompress(element, MAX_MAT_BYTES)
+            kind, element = next(_mat_elements(inflated, order, cut=len(inflated) == MAX_MAT_BYTES), (0, b""))
+        if kind != MAT_ARRAY:
+            continue
+        parts = list(_mat_elements(element, order))
+        if len(parts) < 3 or len(parts[0][1]) != 8:
+            raise ValueError("an array lacks its flags, dimensions or name")
+        (flags,) = struct.unpack_from(f"{order}I", parts[0][1])
+        numeric = flags & 0xFF in MAT_NUMERIC_CLASSES
+        if numeric and (len(parts) != 4 or parts[3][0] not in MAT_NUMERIC_TYPES):
+            raise ValueError("the values of an array are not numbers")
+
+
+def _mat_elements(content: bytes, order: str, cut: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Yield type and content of each element; ``cut``: the content may end inside one."""
+    place = 0
+    while place + 8 <= len(content):
+        kind, size = struct.unpack_from(f"{order}II", content, place)
+        start, room = place + 8, len(content) - place - 8
+        if kind >> 16:  # the tag itself holds up to four bytes of content
+            kind, size, start, room = kind & 0xFFFF, kind >> 16, place + 4, 4
+        if size > room and not cut:
+            raise ValueError("it is truncated, or a size in it is wrong")
+        yield kind, content[start : start + size]
+        place = start + size + (0 if kind == MAT_COMPRESSED else -(start + size) % 8)
 
 
 def _inside(root: Path, path: str) -> Path:

@@ -409,13 +409,16 @@ def test_an_h5_file_with_other_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_matlab_files_that_are_cut_off(tmp_path: Path, packed: bool) -> None:
+def test_matlab(tmp_path: Path, packed: bool) -> None:
+    """SciPy alone crashes the process on some of these."""
     savemat(tmp_path / "good.mat", {"part_mask": np.ones((*FILE_SIZE, 3), np.uint8)}, do_compression=packed)
     good = (tmp_path / "good.mat").read_bytes()
-    for length in range(0, len(good) - 8, max(1, len(good) // COPIES)):
-        (tmp_path / "a.mat").write_bytes(good[:length])
+    try_all(tmp_path, ".mat", good, lambda path: read_puppet_mask(path, 2), count_puppet_masks)
+    if not packed:
+        tagged = bytearray(good)
+        tagged[201] = 0x80  # the type of the element of the values
+        (tmp_path / "a.mat").write_bytes(tagged)
         assert reads(read_puppet_mask, tmp_path / "a.mat", 2) is None
-        reads(count_puppet_masks, tmp_path / "a.mat")
 
 
 WEIGHTS = {"a.b": torch.ones(3, 4), "c": torch.ones(5, dtype=torch.float16)}
