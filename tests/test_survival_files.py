@@ -115,7 +115,7 @@ def test_where_there_is_none_a_run_begins_anew(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / NEWEST).write_text("no checkpoint")
     assert open_resumed("auto", tmp_path, "vdit") is None
     skipped, anew = capsys.readouterr().out.splitlines()
-    assert "skipped" in skipped and "the run begins anew" in anew
+    assert "skipped" in skipped and "a new run begins" in anew
     assert open_resumed("", tmp_path, "vdit") is None
 
 

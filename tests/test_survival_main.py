@@ -72,7 +72,7 @@ def test_resume_auto(flags: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = run_command(main.main, *flags, "--resume", "auto", "--max_steps", 2, "--save_every", 1)
     assert first.returncode == 0, first.stderr
-    assert f"{run} holds no intact checkpoint; the run begins anew" in first.stdout
+    assert f"{run} holds no intact checkpoint; a new run begins" in first.stdout
     assert first.stdout.count("parameters, millions") == first.stdout.count("group 0 of AdamW") == 1
     newest = run / "checkpoint_000002.pth"
     newest.write_bytes(newest.read_bytes()[:-100])  # which is checkpoint.pth, too
