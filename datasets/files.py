@@ -275,7 +275,7 @@ def read_coco_masks(path: Path, ids: Sequence[str]) -> dict[str, Rle]:
         logger.warning("%s has masks of %d images that are not evaluated", path, len(annotations) - len(ids))
     masks = {}
     for item in ids:
-        height, width = (images[item].get(side) for side in ("height", "width"))
+        height, width = (images[item].get(side, 0) for side in ("height", "width"))
         segmentation = annotations[item].get("segmentation")
         mask = decode_segmentation(segmentation, height, width, f"{path}: the mask for {item}")
         masks[item] = encode_masks(mask[None])[0]
