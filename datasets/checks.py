@@ -144,7 +144,7 @@ def check(name: str, root: Path, splits: Sequence[str] = (), every: bool = False
     if unknown:
         raise UserError(f"unknown split {unknown[0]!r}; {name} has {', '.join(row.splits)}")
     if not root.is_dir():
-        raise UserError(f"{root} is no folder; name the one that holds {name} as {DATA_PAGE} says")
+        raise UserError(f"{root} is not a folder; name the folder of {name} (see {DATA_PAGE})")
     findings = _run(row, root, splits, every)
     if not findings.files:
         above = root / ".." if root.name in ("", "..") else root.parent

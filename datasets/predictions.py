@@ -100,7 +100,7 @@ def read_index_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarr
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; every frame needs a mask there") from error
     except BROKEN_IMAGE as error:
-        reason = getattr(error, "strerror", None) or "it is broken or no PNG"
+        reason = getattr(error, "strerror", None) or "it is broken or not a PNG"
         raise UserError(f"cannot read the mask {path}: {reason}; write the file again") from error
     if image.mode not in ("P", "L", "1"):
         raise UserError(f"{path} is an image of mode {image.mode}; a mask must be an 8-bit palette or greyscale PNG")

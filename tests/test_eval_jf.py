@@ -233,9 +233,9 @@ def spoil_value(path: Path) -> None:
 
 SPOILS = [
     (Path.unlink, "is missing"),
-    (spoil_truncated, "broken or no PNG"),
-    (spoil_checksum, "broken or no PNG"),
-    (spoil_content, "broken or no PNG"),
+    (spoil_truncated, "broken or not a PNG"),
+    (spoil_checksum, "broken or not a PNG"),
+    (spoil_content, "broken or not a PNG"),
     (spoil_mode, "mode RGB"),
     (spoil_size, "is 33×24 pixels"),
 ]
