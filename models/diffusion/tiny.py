@@ -150,9 +150,10 @@ def make_tiny_stack(
     chosen = TinySizes(**sizes)
     parameters = json.loads(json.dumps({"version": VERSION, "seed": seed, **asdict(chosen)}))
     parameters["sentences"] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / STAMP).is_file() or {path.name for path in folder.iterdir()} - {*PARTS, STAMP}:
-            raise UserError(f"{folder} is not a tiny stack, or holds other files; choose a new or empty folder")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names or folder.is_file():
+        if STAMP not in names or names - {*PARTS, STAMP}:
+            raise UserError(f"{folder} holds something other than a tiny stack; choose a new or empty folder")
         if read_json(folder / STAMP, "the parameters of a tiny stack")["parameters"] == parameters:
             return folder
         if not force:
