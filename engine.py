@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -289,14 +289,6 @@ def parameter_lines(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
 # --- scoring a model on a dataset
 
 
-class Scoring(Protocol):
-    """Scores a model on one dataset, in all processes together."""
-
-    def score(self, model: Any) -> Scores:
-        """Metrics (0…100) and counts; both empty in every process but the main one."""
-        ...
-
-
 def build_scoring(
     cfg: Config,
     device: torch.device,
@@ -421,6 +413,9 @@ class ItemScoring:
         evaluator.merge(gather_objects(evaluator.state()))
         return (evaluator.results(), evaluator.counts()) if is_main() else ({}, {})
 
+
+Scoring = VideoScoring | ItemScoring
+"""Scores a model on one dataset, in all processes together: ``score(model)`` → metrics (0…100) and counts."""
 
 # --- validation during training
 

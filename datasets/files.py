@@ -15,7 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,31 +56,17 @@ def require_folder(path: Path, holds: str) -> Path:
     return path
 
 
-def folder_names(parent: Path) -> set[str]:
-    """Return the names of the folders in ``parent``."""
-    return {path.name for path in parent.iterdir() if path.is_dir()}
-
-
-def require_video_folders(parent: Path, videos: Iterable[str]) -> None:
-    """Raise a ``UserError`` that names the first of ``videos`` without a folder in ``parent`` and counts the others."""
-    present = folder_names(parent)
-    missing = [name for name in videos if name not in present]
-    if missing:
-        raise UserError(
-            f"{parent / missing[0]} is missing{and_more(missing)}, but the expressions list it (see {DATA_PAGE})"
-        )
-
-
-def require_files(paths: Sequence[Path], lister: Path) -> None:
+def require_files(paths: Iterable[Path], lister: Path | str) -> None:
     """Raise a ``UserError`` that names the first file or folder that does not exist and counts the others.
 
     Args:
         paths: the files and folders.
         lister: the file that lists them, for the message.
     """
-    folders = {path.parent for path in paths}
+    listed = dict.fromkeys(paths)
+    folders = {path.parent for path in listed}
     present = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
-    missing = [path for path in dict.fromkeys(paths) if path not in present]
+    missing = [path for path in listed if path not in present]
     if missing:
         raise UserError(f"{missing[0]} is missing{and_more(missing)}, but {lister} lists it (see {DATA_PAGE})")
 
@@ -150,6 +136,18 @@ def require_same_size(path: Path, frame: Tensor, other_path: Path, other: Tensor
     if frame.shape != other.shape:
         sizes = " and ".join(f"{image.shape[2]}×{image.shape[1]}" for image in (frame, other))
         raise UserError(f"frames {path} and {other_path} differ in size ({sizes}); a video has frames of one size")
+
+
+@dataclass
+class Conversion:
+    """What a conversion wrote: numbers by split, and notes for the user."""
+
+    videos: dict[str, int] = field(default_factory=dict)
+    frames: dict[str, int] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+    objects: dict[str, int] = field(default_factory=dict)
+    expressions: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

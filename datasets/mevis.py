@@ -26,8 +26,8 @@ from datasets.files import (
     Video,
     decode_segmentation,
     read_frame,
+    require_files,
     require_folder,
-    require_video_folders,
 )
 from datasets.predictions import ANNOTATIONS
 from datasets.registry import Dataset, root_of
@@ -204,7 +204,7 @@ class MevisClips(ExpressionClips):
         videos = list_split(root, split)
         self.masks = open_masks(root / split, videos)
         images = root / split / "JPEGImages"
-        require_video_folders(images, videos)
+        require_files([images / name for name in videos], "the expressions file")
         super().__init__(videos, images, transform, num_frames, seed, reverse_probability)
 
     def read_mask(self, video: str, exp_id: str, index: int, size: tuple[int, int]) -> Tensor:

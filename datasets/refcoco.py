@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -26,6 +26,7 @@ from datasets.clip import ClipDataset, Sample, make_target
 from datasets.evaluators import GroundTruth, RefcocoEvaluator
 from datasets.files import (
     DATA_PAGE,
+    Conversion,
     coco_entries,
     decode_segmentation,
     plain_name,
@@ -267,16 +268,6 @@ def build_evaluator(cfg: Config) -> RefcocoEvaluator:
     return RefcocoEvaluator(list(positions), ground_truth)
 
 
-@dataclass
-class RefcocoSummary:
-    """What a conversion wrote, by split, with notes for the user."""
-
-    images: dict[str, int] = field(default_factory=dict)
-    objects: dict[str, int] = field(default_factory=dict)
-    expressions: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class _Reference:
     """An object and its sentences."""
@@ -290,7 +281,7 @@ class _Reference:
 
 def convert_refcoco(
     name: str, refer_root: str | Path, output_dir: str | Path, images: str | Path | None = None, copy: bool = False
-) -> RefcocoSummary:
+) -> Conversion:
     """Write ``train2014/`` and ``instances_<set>_<split>.json`` of a set. The source is only read.
 
     Args:
@@ -309,7 +300,7 @@ def convert_refcoco(
     folder = refer_root / name if (refer_root / name).is_dir() else refer_root
     source = require_folder(Path(images) if images else output_dir / IMAGES, "the training images of COCO 2014")
     content = read_json(folder / INSTANCES, f"COCO's images and objects of {name} (see {DATA_PAGE})")
-    summary = RefcocoSummary()
+    summary = Conversion()
     references = _read_references(name, folder / REFERENCES[name], content, folder / INSTANCES, summary)
     _bring_images(source, output_dir / IMAGES, references, folder / INSTANCES, copy)
     for split in SPLITS[name]:
@@ -325,7 +316,7 @@ def convert_refcoco(
     return summary
 
 
-def _read_references(name: str, path: Path, content: Any, instances: Path, summary: RefcocoSummary) -> list[_Reference]:
+def _read_references(name: str, path: Path, content: Any, instances: Path, summary: Conversion) -> list[_Reference]:
     """Read the pickle, and find the image and the object of each reference."""
     images, annotations = (
         {entry.get("id"): entry for entry in coco_entries(content, key, instances)} for key in ("images", "annotations")

@@ -14,8 +14,8 @@ from torch import Tensor
 from datasets.checks import Findings
 from datasets.clip import ExpressionClips
 from datasets.evaluators import Scorer
-from datasets.expressions import VideoEntry, make_videos, read_expressions, require_mapping
-from datasets.files import DATA_PAGE, Video, folder_names, require_folder, require_video_folders
+from datasets.expressions import VideoEntry, make_videos, read_expressions
+from datasets.files import DATA_PAGE, Video, require_files, require_folder
 from datasets.predictions import ANNOTATIONS, read_index_mask
 from datasets.registry import Dataset, Size, root_of
 from datasets.scoring import require_ground_truth, score_expressions
@@ -62,11 +62,11 @@ class YtvosClips(ExpressionClips):
     ) -> None:
         videos = list_split(root, split, expressions_file, challenge)
         images = root / split / "JPEGImages"
-        require_video_folders(images, videos)
         self.annotations = require_folder(
             root / split / "Annotations", "a folder of palette PNG masks per video, value = object id"
         )
-        require_video_folders(self.annotations, videos)
+        for folder in (images, self.annotations):
+            require_files([folder / name for name in videos], "the expressions file")
         _require_objects(root, split, videos)
         super().__init__(videos, images, transform, num_frames, seed, reverse_probability)
 
@@ -142,7 +142,7 @@ def _without_test_videos(videos: dict[str, VideoEntry], test_file: Path, images:
     if test_file.is_file():
         test_videos = read_expressions(test_file, "test")
         return {name: video for name, video in videos.items() if name not in test_videos}
-    present = folder_names(images)
+    present = {path.name for path in images.iterdir() if path.is_dir()}
     kept = {name: video for name, video in videos.items() if name in present}
     if len(kept) == len(videos):
         return kept
@@ -159,15 +159,16 @@ def _without_test_videos(videos: dict[str, VideoEntry], test_file: Path, images:
 def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> None:
     """Check that every expression but negatives has an object, and that ``meta.json``, if it exists, lists it."""
     meta_file = root / split / "meta.json"
-    meta: Mapping[str, Any] | None = None
+    objects: dict[str, Any] = {}
     if meta_file.is_file():
         content = read_json(meta_file, f"the objects of the {split} split, see {DATA_PAGE}")
-        meta = require_mapping(require_mapping(content, meta_file, "the file").get("videos"), meta_file, "'videos'")
+        try:
+            objects = {name: content["videos"][name]["objects"].keys() for name in videos}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{meta_file} should have 'objects' of every video under 'videos' ({error}); see {DATA_PAGE}"
+            ) from error
     for name, video in videos.items():
-        listed: Mapping[str, Any] | None = None
-        if meta is not None:
-            entry = require_mapping(meta.get(name), meta_file, f"video {name!r}")
-            listed = require_mapping(entry.get("objects"), meta_file, f"'objects' of video {name!r}")
         for exp_id, expression in video.expressions.items():
             if expression.negative:
                 continue
@@ -177,7 +178,7 @@ def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> N
                     f"{where} has no 'obj_id', so its mask is unknown; name a file with object ids by "
                     f"--expressions_file (see {DATA_PAGE})"
                 )
-            if listed is not None and str(expression.obj_id) not in listed:
+            if objects and str(expression.obj_id) not in objects[name]:
                 raise UserError(f"{where} refers to object {expression.obj_id}, which {meta_file} does not list")
 
 

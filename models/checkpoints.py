@@ -83,8 +83,10 @@ class Checkpoint:
     """``optimizer``, ``step``, ``steps_per_epoch`` and perhaps ``scaler``; empty where it holds weights only."""
     notes: list[str] = field(default_factory=list)
     """What the user should know about how it was found."""
-    authors: dict[str, Any] | None = None
-    """For the authors' layout: ``unused`` tensors, ``args`` and ``epoch``."""
+    released: bool = False
+    """Whether the file has the authors' layout."""
+    extras: dict[str, Any] = field(default_factory=dict)
+    """What an authors' file holds besides, kept when it is converted: ``unused`` tensors, ``args`` and ``epoch``."""
 
     @property
     def step(self) -> int:
@@ -93,7 +95,7 @@ class Checkpoint:
 
     def file_name(self, name: str) -> str:
         """The name that the file has for a parameter of this project."""
-        if self.authors is None:
+        if not self.released:
             return name
         try:
             return authors_names(self.model).theirs(name)[0]
@@ -172,11 +174,10 @@ def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
     """
     path = checkpoint_path(source, flag)
     content = read_content(path)
-    authors = None
-    if is_authors(content):
+    released = is_authors(content)
+    if released:
         content = read_authors(content, path)
         check_model(content["model"], path, model)
-        authors = {name: content[name] for name in ("unused", "args", "epoch")}
     else:
         content = check_content(content, path, model)
     if content["model"] not in VARIANTS:
@@ -189,7 +190,8 @@ def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
         content["weights"],
         content["frozen"],
         training if training.keys() >= TRAINING_KEYS else {},
-        authors=authors,
+        released=released,
+        extras={name: content[name] for name in ("unused", "args", "epoch") if name in content},
     )
 
 
@@ -364,7 +366,7 @@ def portable(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
         for part, entry in checkpoint.frozen.items()
     }
     content = {"model": checkpoint.model, "config": config, "frozen": frozen, "weights": checkpoint.weights}
-    return {**content, **(checkpoint.authors or {})}
+    return {**content, **checkpoint.extras}
 
 
 def part_hash(weights: Mapping[str, Tensor]) -> str:

@@ -71,6 +71,8 @@ def frozen_parts(folder: Path) -> FrozenStack:
     Raises:
         UserError: the folder does not exist or lacks a file.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; it should hold a configuration file for every frozen part")
     from models.diffusion.stack import empty_stack
 
     try:

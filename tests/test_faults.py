@@ -156,7 +156,7 @@ def test_a_picture_that_declares_too_many_pixels(tmp_path: Path, side: int) -> N
     path.write_bytes(png(side, side, zlib.compress(bytes(1 << 20))))
     refused(read_frame, path, says="is broken")
     refused(read_index_mask, path, says="cannot read the mask")
-    refused(open_media, path, says="no picture that can be read")
+    refused(open_media, path, says="cannot read the image")
 
 
 def test_a_submission_from_a_stranger(tmp_path: Path) -> None:
@@ -317,10 +317,10 @@ def test_folders_of_sentences_are_short_and_differ() -> None:
 @pytest.mark.parametrize("words", [("a.mp4", "a dog \udcff"), ("\udcff.mp4", "a dog"), ("a.mp4", "a\0b")])
 def test_words_that_are_no_text(words: tuple[str, str]) -> None:
     done = run_command(demo_main, *words, "--resume", "a.pth")
-    assert done.returncode == 2 and "which is no text in UTF-8" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "which is not text in UTF-8" in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "\udcff", "a\0b", "..", "a/b"])
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "..", "a/b"])
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     video = {"frames": ["0"], "expressions": {"0": {"exp": "a dog"}}}
     path = tmp_path / "a.json"
@@ -342,7 +342,7 @@ def test_videos_without_a_frame(tmp_path: Path) -> None:
     refused(open_media, path, says="is empty")
     refused(read_video_frames, path, [0])
     (tmp_path / "frames").mkdir()
-    refused(open_media, tmp_path / "frames", says="without a picture")
+    refused(open_media, tmp_path / "frames", says="without an image")
     write_json(tmp_path / "a.json", {"videos": {"v": {"frames": [], "expressions": {"0": {"exp": "a dog"}}}}})
     refused(read_expressions, tmp_path / "a.json", "valid", says="should have a list of frame names")
 
@@ -430,7 +430,7 @@ def test_a_second_run_is_refused(tmp_path: Path, name: str) -> None:
     with sole_run(folder):
         done = run_command(command, *words, "--output_dir", folder)
         assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert f"error: another run is writing to {folder}; wait until it has ended" in done.stderr
+        assert f"error: another run is writing to {folder}; wait for it to end" in done.stderr
         assert list(folder.iterdir()) == []
     assert not folder.exists(), "nothing may be written"
 
@@ -499,7 +499,10 @@ def test_training_without_enough_memory(
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert last.startswith("error: there is not enough memory (CUDA out of memory. Tried to allocate 20.00 GiB")
-    assert "what needs less: --batch_size 1 (with --accumulate for the same updates), --gradient_checkpointing" in last
+    assert (
+        "these options need less: --batch_size 1 (with --accumulate for the same updates), --gradient_checkpointing"
+        in last
+    )
     (session,) = json.loads((tmp_path / "run.json").read_text())["sessions"]
     assert session["state"] == "failed" and "not enough memory" in session["message"]
 
@@ -508,17 +511,17 @@ def test_inference_and_demo_without_enough_memory(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(inference_ytvos, "segment_split", fail(MemoryError()))
     done = run_command(inference_ytvos.main, "--device", "cpu", "--resume", "a.pth", "--output_dir", tmp_path / "out")
     assert done.returncode == 1
-    assert "not enough memory (MemoryError); what needs less: --expressions_per_batch 1" in done.stderr
+    assert "not enough memory (MemoryError); these options need less: --expressions_per_batch 1" in done.stderr
     for module, name in ((demo, "open_media"), (pretrained, "open_pretrained")):
         monkeypatch.setattr(module, name, lambda *_: type("Stub", (), {"notes": ()}))
     monkeypatch.setattr(demo, "segment_to_folder", fail(torch.OutOfMemoryError(CUDA)))
     done = run_command(demo.main, "a.mp4", "a dog", "--resume", "a.pth", "--out", tmp_path / "demo")
-    assert done.returncode == 1 and "what needs less: a shorter --window" in done.stderr
+    assert done.returncode == 1 and "these options need less: a shorter --window" in done.stderr
     assert not any(tmp_path.iterdir())
 
 
 def test_what_is_not_about_memory_stays(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"not enough memory .*; what needs less: sleep"), memory_advice("sleep"):
+    with pytest.raises(RunError, match=r"not enough memory .*; these options need less: sleep"), memory_advice("sleep"):
         torch.empty(1 << 60, dtype=torch.uint8)
     with pytest.raises(RunError, match="not enough memory"), memory_advice("sleep"):
         np.empty(1 << 60, np.uint8)

@@ -28,9 +28,9 @@ from safetensors.torch import save
 from scipy.io import savemat
 
 from datasets import a2d, jhmdb
-from datasets.a2d import read_instance_mask
+from datasets.a2d import read_coco_masks, read_instance_mask
 from datasets.expressions import read_expressions
-from datasets.files import decode_segmentation, read_coco_masks, read_frame
+from datasets.files import decode_segmentation, read_frame
 from datasets.jhmdb import count_puppet_masks, read_puppet_mask
 from datasets.mevis import InstanceMasks, list_split
 from datasets.predictions import (

@@ -25,7 +25,6 @@ FORBIDDEN = {
     "scripts.eval_jf": HEAVY,
     "scripts.baselines": HEAVY,
     "scripts.make_toy_data": HEAVY,
-    "scripts.train_toy": HEAVY,
     "scripts.launch": HEAVY,
     "util.drawing": HEAVY - {"av"},  # writes videos
     "demo": HEAVY - {"av"},  # reports a video that cannot be read before it loads the model

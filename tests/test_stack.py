@@ -26,7 +26,7 @@ from transformers import (
 
 from models.diffusion import tiny
 from models.diffusion.stack import load_stack
-from models.diffusion.tiny import STAMP, built_in_words, make_tiny_stack
+from models.diffusion.tiny import STAMP, WORDS, make_tiny_stack
 from util.errors import UserError
 
 
@@ -218,7 +218,7 @@ def test_sentences_survive_a_round_trip(clip_tokenizer: Any, sentence_tokenizer:
 
 
 def test_built_in_words_are_single_tokens(clip_tokenizer: Any, sentence_tokenizer: Any) -> None:
-    words = [word for word in built_in_words() if word.isalpha()]
+    words = [word for word in WORDS if word.isalpha()]
     assert len(words) > 250
     assert [word for word in words if clip_tokenizer.tokenize(word) != [f"{word}</w>"]] == []
     assert [word for word in words if sentence_tokenizer.tokenize(f" {word}") != [f"Ġ{word}"]] == []
@@ -401,7 +401,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     def interrupt(*_args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tiny, "randomise", interrupt)
+    monkeypatch.setattr(tiny, "random_weight", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make_tiny_stack(tmp_path / "stack", **QUICK)
     assert list(tmp_path.iterdir()) == []
