@@ -173,13 +173,15 @@ def run_job(job: Job) -> list[str]:
     return job.open()
 
 
-def fault_of(read: Callable[..., object], *args: object) -> list[str]:
-    """Return the sentence of the ``UserError`` that ``read`` raises, if any."""
-    try:
-        read(*args)
-    except UserError as error:
-        return [str(error)]
-    return []
+def faults_of(reads: Iterable[Callable[[], object]]) -> list[str]:
+    """Call functions that read files; return the sentence of each ``UserError``."""
+    faults = []
+    for read in reads:
+        try:
+            read()
+        except UserError as error:
+            faults.append(str(error))
+    return faults
 
 
 def open_frames(frames: Sequence[Path], masks: Sequence[Path] = ()) -> list[str]:
@@ -193,6 +195,4 @@ def open_frames(frames: Sequence[Path], masks: Sequence[Path] = ()) -> list[str]
         except UserError as error:
             faults.append(str(error))
     size = (first[1].shape[1], first[1].shape[2]) if first else None
-    for path in masks:
-        faults += fault_of(read_index_mask, path, size)
-    return faults
+    return faults + faults_of(partial(read_index_mask, path, size) for path in masks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from datasets.a2d import (
     read_items_of,
     sentence_of,
 )
-from datasets.checks import SAMPLE_VIDEOS, Findings
+from datasets.checks import SAMPLE_VIDEOS, Findings, faults_of
 from datasets.evaluators import A2dEvaluator
 from datasets.files import (
     DATA_PAGE,
@@ -72,9 +73,7 @@ class JhmdbClips(AnnotatedFrames[JhmdbItem]):
 
     Args:
         root: the dataset's folder.
-        transform: applied to every clip.
-        num_frames: frames per clip.
-        seed: the run's seed.
+        transform, num_frames, seed: as for ``AnnotatedFrames``.
 
     Raises:
         UserError: a folder or file is missing or malformed; frames are opened when they are read.
@@ -157,13 +156,7 @@ def _with_masks(items: Sequence[JhmdbItem]) -> list[JhmdbItem]:
     counts = {path: count_puppet_masks(path) for path in dict.fromkeys(item.masks for item in items)}
     kept = [item for item in items if item.frame <= counts[item.masks]]
     if len(kept) < len(items):
-        shorter = {item.video for item in items if item.frame > counts[item.masks]}
-        logger.warning(
-            "%d of %d items are left out: their frame has no mask, because %s have fewer masks than frames",
-            len(items) - len(kept),
-            len(items),
-            ", ".join(sorted(shorter)[:5]) + (", …" if len(shorter) > 5 else ""),
-        )
+        logger.warning("%d of %d items are left out: their frame has no mask", len(items) - len(kept), len(items))
     return kept
 
 
@@ -204,24 +197,18 @@ def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -
         findings.notes.append(f"{len(items) - len(scored)} of {len(items)} items are left out: their frame has no mask")
     if (root / COCO_FILE).is_file() and not findings.faults:
         findings.attempt(read_coco_masks, root / COCO_FILE, [item.id for item in scored])
-    for name in findings.sample(list(videos), SAMPLE_VIDEOS):
-        if videos[name]:
-            number = videos[name][0].length if findings.every else len({item.frame for item in videos[name]})
-            findings.open_later(number + 1, open_video, videos[name], findings.every)
+    for name in findings.sample([name for name in videos if videos[name]], SAMPLE_VIDEOS):
+        annotated = {item.frame: item for item in videos[name]}
+        first, numbers = videos[name][0], list(annotated)
+        if findings.every:
+            numbers = list(range(1, first.length + 1))
+        paths = {number: first.frames / f"{number:05d}.png" for number in numbers}
+        reads = [partial(check_frame, path, annotated.get(n)) for n, path in paths.items() if path.is_file()]
+        findings.open_later(len(numbers) + 1, faults_of, reads)
 
 
-def open_video(items: Sequence[JhmdbItem], every: bool) -> list[str]:
-    """Decode a video's annotated frames, or all, and the items' masks; return a sentence for each that is broken."""
-    faults, annotated = [], {item.frame: item for item in items}
-    for number in range(1, items[0].length + 1) if every else annotated:
-        path = items[0].frames / f"{number:05d}.png"
-        if not path.is_file():
-            continue  # already a fault
-        try:
-            height, width = read_frame(path).shape[-2:]
-            if number in annotated:
-                item = annotated[number]
-                fit_mask(read_puppet_mask(item.masks, number), (height, width), item)
-        except UserError as error:
-            faults.append(str(error))
-    return faults
+def check_frame(path: Path, item: JhmdbItem | None) -> None:
+    """Decode a frame and the mask of its item, if it has one; raise a ``UserError`` if they are broken."""
+    height, width = read_frame(path).shape[-2:]
+    if item is not None:
+        fit_mask(read_puppet_mask(item.masks, item.frame), (height, width), item)

@@ -358,7 +358,7 @@ def test_same_stack_is_kept(own_stack: Path) -> None:
 def test_other_parameters_need_force(own_stack: Path) -> None:
     before = (own_stack / WEIGHTS[0]).read_bytes()
     for change in ({"seed": 1}, {"sentences": SENTENCES}, {"head_dim": 32}):
-        with pytest.raises(UserError, match="--force"):
+        with pytest.raises(UserError, match="another seed, sizes or sentences"):
             make_tiny_stack(own_stack, **{**QUICK, **change})
     assert (own_stack / WEIGHTS[0]).read_bytes() == before
     make_tiny_stack(own_stack, seed=1, force=True, **QUICK)
