@@ -189,16 +189,6 @@ def load_stock_parts(pretrained: str, text_encoder: str = "") -> StockParts:
     return StockParts(unet.state_dict(), vae.state_dict(), sentences)
 
 
-def empty_stock_parts(folder: str | Path) -> StockParts:
-    """``load_stock_parts`` on the meta device, from the configuration files that ``empty_stack`` reads."""
-    folder = Path(folder)
-    with torch.device("meta"):
-        unet = UNet3DConditionModel.from_config(UNet3DConditionModel.load_config(folder / "unet"))
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
-        roberta = RobertaModel(RobertaConfig.from_pretrained(folder / "roberta"), add_pooling_layer=True)
-    return StockParts(unet.state_dict(), vae.state_dict(), roberta.state_dict())
-
-
 @dataclass(frozen=True)
 class _Source:
     """A source of parts."""
