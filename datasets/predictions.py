@@ -73,11 +73,8 @@ def write_index_mask(path: Path, ids: np.ndarray) -> None:
 
 
 def _write(path: Path, image: Image.Image) -> None:
-    try:
-        with atomic_path(path) as temporary:
-            image.save(temporary)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
+    with atomic_path(path) as temporary:
+        image.save(temporary)
 
 
 def read_index_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
