@@ -125,10 +125,8 @@ def check_content(content: dict[str, Any], path: str | Path, expected_model: str
     """
     if content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project ({FORMAT})")
-    if not is_state(content.get("weights")):
-        raise UserError(f"{path} holds no weights; main.py did not write it")
-    if not content.keys() >= {"model", "config"}:
-        raise UserError(f"{path} does not say with which options it was made; main.py did not write it")
+    if not is_state(content.get("weights")) or not content.keys() >= {"model", "config"}:
+        raise UserError(f"{path} lacks the weights, or the options it was made with; main.py did not write it")
     content = {"frozen": {}, **content}
     for key, kind in _TYPES.items():
         if key in content and not isinstance(content[key], kind):
