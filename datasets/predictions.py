@@ -327,8 +327,6 @@ def write_submission(
                 target.writestr(zipfile.ZipInfo(layout.zip_name(name), _ZIP_DATE), (folder / name).read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing; run the inference again to write it") from error
-    except OSError as error:
-        raise UserError(f"cannot write {archive}: {error.strerror or error}") from error
 
 
 def check_submission(path: Path, videos: Iterable[Video], layout: MaskLayout = LAYOUTS["ytvos"]) -> list[str]:
