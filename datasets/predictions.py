@@ -74,11 +74,8 @@ def write_index_mask(path: Path, ids: np.ndarray) -> None:
 
 
 def _write(path: Path, image: Image.Image) -> None:
-    try:
-        with atomic_path(path) as temporary:
-            image.save(temporary)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
+    with atomic_path(path) as temporary:
+        image.save(temporary)
 
 
 def read_index_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -325,8 +322,6 @@ def write_submission(
                 target.writestr(zipfile.ZipInfo(layout.zip_name(name), _ZIP_DATE), (folder / name).read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing; run the inference again to write it") from error
-    except OSError as error:
-        raise UserError(f"cannot write {archive}: {error.strerror or error}") from error
 
 
 def check_submission(path: Path, videos: Iterable[Video], layout: MaskLayout = LAYOUTS["ytvos"]) -> list[str]:

@@ -24,9 +24,9 @@ from models.backbones import BackboneEncoder
 from models.diffusion.encoder import VideoEncoder
 from models.diffusion.noise import GaussianNoise, PredictedNoise
 from models.diffusion.stride4 import TemporalStem, VAETap
+from tests.commands import read_checkpoint
 from tests.conftest import ROOT
 from tests.tiny_models import model_config, tiny_flags
-from util.checkpoint import read_checkpoint
 from util.config import Config
 from util.errors import UserError
 

@@ -16,9 +16,8 @@ from PIL import Image
 
 from datasets.scoring import score_davis, score_expressions
 from scripts import eval_jf
-from tests.jf_tools import SIZE, blocks, edit_json, write_davis, write_mask, write_ytvos
+from tests.jf_tools import SIZE, blocks, edit_json, expression_scores, write_davis, write_mask, write_ytvos
 from util.errors import UserError
-from util.metrics import expression_scores
 
 CASES = [
     "semi_main",

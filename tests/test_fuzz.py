@@ -43,8 +43,8 @@ from datasets.predictions import (
 from datasets.refcoco import convert_refcoco, draw_mask, instances_name, read_items
 from datasets.registry import load_config
 from demo import read_command
+from tests.commands import read_checkpoint
 from tests.media_tools import write_film
-from util.checkpoint import read_checkpoint
 from util.config import Config, config_dict
 from util.errors import UserError
 from util.files import read_json

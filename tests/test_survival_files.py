@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from models.checkpoints import open_checkpoint, open_resumed, save_checkpoint
-from util.checkpoint import BEST, NEWEST, Keeper, begin_folder, newest_intact, numbered, read_checkpoint
+from tests.commands import read_checkpoint
+from util.checkpoint import BEST, NEWEST, Keeper, begin_folder, newest_intact, numbered
 from util.errors import UserError
 
 MEGABYTE = 2**20

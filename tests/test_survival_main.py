@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import main
-from tests.commands import run_command
+from tests.commands import read_checkpoint, run_command
 from tests.tiny_models import tiny_flags
 from tests.true_formats import write_toy_a2d
-from util.checkpoint import BEST, NEWEST, read_checkpoint
+from util.checkpoint import BEST, NEWEST
 
 pytestmark = pytest.mark.slow
 SMALL = ("--num_frames", "2", "--train_scales", "48", "--eval_size", "48", "--batch_size", "2")

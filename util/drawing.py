@@ -628,11 +628,8 @@ def write_picture(path: Path, picture: Picture) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    try:
-        with atomic_path(path) as temporary:
-            Image.fromarray(picture).save(temporary, compress_level=3)  # three times as fast at the same size
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
+    with atomic_path(path) as temporary:
+        Image.fromarray(picture).save(temporary, compress_level=3)  # three times as fast at the same size
 
 
 def _resized(picture: Picture, size: Size) -> Picture:
