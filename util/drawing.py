@@ -7,10 +7,10 @@ that follows it; the demo and the web page use it. An image is a uint8 RGB array
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -250,48 +250,20 @@ def _draw_box(picture: Picture, box: Sequence[float], score: float | None) -> No
     picture[:] = np.asarray(image)
 
 
-class DrawnVideo(Protocol):
-    """The part of ``datasets.Video`` that is needed to draw it."""
-
-    @property
-    def name(self) -> str:
-        """The name of the video's folder."""
-
-    @property
-    def frame_paths(self) -> Sequence[Path]:
-        """All frames, in order of time."""
-
-    @property
-    def expressions(self) -> Mapping[str, str]:
-        """Expression id → sentence."""
-
-
-def overlay_path(output: Path, video: DrawnVideo, exp_id: str, frame: Path) -> Path:
-    """Return the path of the overlay of a frame, below the output folder."""
-    return output / OVERLAYS / video.name / exp_id / f"{frame.stem}.png"
-
-
-def movie_path(output: Path, video: DrawnVideo, exp_id: str) -> Path:
-    """Return the path of the MP4 of an expression, below the output folder."""
-    return output / OVERLAYS / f"{video.name}_{exp_id}.mp4"
+def movie_path(folder: Path) -> Path:
+    """Return the path of an expression's MP4, given the folder OUTPUT/visualize/VIDEO/EXPRESSION of its overlays."""
+    return folder.parent.with_name(f"{folder.parent.name}_{folder.name}.mp4")
 
 
 def write_overlays(
-    output: Path,
-    video: DrawnVideo,
-    exp_id: str,
-    frames: Sequence[Path],
-    masks: np.ndarray,
-    boxes: np.ndarray,
-    scores: np.ndarray,
+    folder: Path, sentence: str, frames: Sequence[Path], masks: np.ndarray, boxes: np.ndarray, scores: np.ndarray
 ) -> None:
     """Write the overlays of one expression for some frames of its video.
 
     Args:
-        output: the output folder.
-        video: the video of the frames.
-        exp_id: the expression.
-        frames: T image files.
+        folder: of the expression's overlays.
+        sentence: written below each.
+        frames: T image files; each overlay is named after its frame.
         masks: bool ``[T, H0, W0]``.
         boxes: ``[T, 4]``, (x0, y0, x1, y1) in pixels.
         scores: ``[T]``.
@@ -299,32 +271,30 @@ def write_overlays(
     Raises:
         UserError: a frame cannot be read or an overlay not written.
     """
-    for i, frame in enumerate(frames):
-        sentence, score = video.expressions[exp_id], float(scores[i])
-        picture = draw_overlay(read_picture(frame), masks[i], sentence, boxes[i].tolist(), score)
-        write_picture(overlay_path(output, video, exp_id, frame), picture)
+    for frame, mask, box, score in zip(frames, masks, boxes, scores, strict=True):
+        picture = draw_overlay(read_picture(frame), mask, sentence, box.tolist(), float(score))
+        write_picture(folder / f"{frame.stem}.png", picture)
 
 
-def write_movie(output: Path, video: DrawnVideo, exp_id: str) -> None:
-    """Write the MP4 of an expression from its overlays."""
-    overlays = (read_picture(overlay_path(output, video, exp_id, frame)) for frame in video.frame_paths)
-    write_video(movie_path(output, video, exp_id), overlays, OVERLAY_FPS)
+def write_movie(folder: Path, frames: Sequence[Path]) -> None:
+    """Write the MP4 of an expression from the overlays in its folder, in the order of the frames."""
+    write_video(movie_path(folder), (read_picture(folder / f"{frame.stem}.png") for frame in frames), OVERLAY_FPS)
 
 
-def write_sheet(output: Path, videos: Sequence[DrawnVideo]) -> Path:
-    """Write a contact sheet of some expressions and some frames of each, evenly spread, and return its path."""
+def write_sheet(path: Path, expressions: Sequence[tuple[Path, str, Sequence[Path]]]) -> None:
+    """Write a contact sheet of some expressions and some frames of each, evenly spread.
+
+    Args:
+        path: the PNG.
+        expressions: folder of the overlays, sentence, and frames of the video.
+    """
     rows = []
-    expressions = [(video, exp_id) for video in videos for exp_id in video.expressions]
-    for video, exp_id in _spread(expressions, SHEET_ROWS):
-        sentence = video.expressions[exp_id]
-        tiles = []
-        for frame in _spread(video.frame_paths, SHEET_COLUMNS):
-            tile = read_picture(overlay_path(output, video, exp_id, frame))
-            tiles.append(tile[: -len(text_bar(sentence, tile.shape[1]))])  # the row's title has the sentence
-        rows.append((f"{video.name} · {exp_id} · {sentence}", tiles))
-    sheet = output / OVERLAYS / "contact_sheet.png"
-    contact_sheet(rows, sheet)
-    return sheet
+    for folder, sentence, frames in _spread(expressions, SHEET_ROWS):
+        tiles = [read_picture(folder / f"{frame.stem}.png") for frame in _spread(frames, SHEET_COLUMNS)]
+        # the row's title has the sentence
+        bare = [tile[: -len(text_bar(sentence, tile.shape[1]))] for tile in tiles]
+        rows.append((f"{folder.parent.name} · {folder.name} · {sentence}", bare))
+    contact_sheet(rows, path)
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
