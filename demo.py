@@ -27,7 +27,7 @@ from tqdm import tqdm
 from datasets.predictions import read_binary_mask, write_grey, write_mask
 from util.config import Config
 from util.device import DEMO, memory_advice
-from util.drawing import ObjectPainter, ObjectSheet, numbered, write_picture
+from util.drawing import SHEET_TILES, ObjectPainter, numbered, object_sheet, sheet_tile, spread, write_picture
 from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import atomic_folder, library_versions, project_version, sole_run
 from util.options import home_expanded, option, read_flags, read_yaml, text_of
@@ -456,7 +456,7 @@ class _Run:
         """Write the overlay and the contact sheet."""
         media = self.media
         entries = [(s.text, f"score {s.score:.2f}" + ("" if s.found else ", not found")) for s in self.sentences]
-        sheet = ObjectSheet(entries, media.size, len(self.frames))
+        wanted, tiles = spread(range(len(self.frames)), SHEET_TILES), []
         painter = ObjectPainter(numbered([s.text for s in self.sentences]), media.size)
         last = self.frames[-1].time + self.frames[-1].duration
         with ExitStack() as stack:
@@ -469,10 +469,11 @@ class _Run:
                 masks = np.stack([self._mask(sentence, number) for sentence in self.sentences])
                 picture = painter.draw(frame.image, masks)
                 movie.write(picture, frame.time - self.begin, frame.duration)
-                sheet.add(number, float(frame.time), frame.image, masks)
+                if number in wanted:
+                    tiles.append(sheet_tile(frame.image, masks, float(frame.time)))
                 if media.still:
                     write_picture(self.target / STILL, picture)
-        sheet.write(self.target / SHEET, media.path.name or str(media.path))
+        object_sheet(self.target / SHEET, media.path.name or str(media.path), entries, tiles)
 
     def _images(self) -> Iterator[np.ndarray]:
         """Yield the frames for the segmenter, and record their names and times."""
