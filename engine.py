@@ -39,7 +39,7 @@ from util.distributed import (
     wait_for_all,
     world_size,
 )
-from util.drawing import movie_path, write_movie, write_overlays
+from util.drawing import OVERLAYS, movie_path, write_movie, write_overlays
 from util.errors import RunError, UserError
 from util.files import file_sha256, read_json, write_json
 from util.guard import Guard
@@ -618,8 +618,9 @@ def segment_videos(
             for exp_id, prediction in segment(model, clip, size, item.sentences, options, layout.soft):
                 _note(item, exp_id, prediction, record)
                 if visualize:
+                    folder, sentence = output / OVERLAYS / item.video.name / exp_id, item.sentences[exp_id]
                     drawn = (prediction.masks, prediction.boxes, prediction.scores)
-                    tasks.submit(write_overlays, output, item.video, exp_id, frames, *drawn)
+                    tasks.submit(write_overlays, folder, sentence, frames, *drawn)
                 bar.update(len(frames))
                 yield exp_id, prediction
 
@@ -636,7 +637,7 @@ def segment_videos(
                 continue
             tasks.wait()  # only files on disk are recorded
             for exp_id in item.sentences if visualize else ():
-                tasks.submit(write_movie, output, video, exp_id)
+                tasks.submit(write_movie, output / OVERLAYS / video.name / exp_id, video.frame_paths)
             tasks.wait()
             record.add(video.name, {exp_id: _summary(result, layout) for exp_id, result in item.results.items()})
 
@@ -653,7 +654,7 @@ def pending_folders(
 
     def done(exp_id: str) -> bool:
         sentence = (record.find(video.name, exp_id) or {}).get("sentence")
-        drawn = not visualize or movie_path(output, video, exp_id).is_file()
+        drawn = not visualize or movie_path(output / OVERLAYS / video.name / exp_id).is_file()
         return sentence == video.expressions[exp_id] and drawn
 
     folders = layout.folders(video)
