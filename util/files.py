@@ -93,9 +93,9 @@ def _reported(path: Path) -> Iterator[None]:
     """Report in one sentence that ``path`` cannot be written."""
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and path.parent.is_dir():  # about a file that the block reads
+            raise
         first = error.args[0][0][-1] if isinstance(error, shutil.Error) else error  # of many, for a copied tree
         reason = getattr(first, "strerror", None) or first
         if isinstance(error, (NotADirectoryError, FileExistsError)):
