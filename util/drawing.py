@@ -194,7 +194,7 @@ def _draw_masks(frame: Picture, masks: np.ndarray, colours: Sequence[Colour], li
         seam: width of the dark line below, which makes the outline visible on any background.
     """
     shown = [i for i in range(len(masks)) if masks[i].any()]
-    picture = np.where(masks.any(axis=0)[..., None], frame, cv2.convertScaleAbs(frame, alpha=SHADE))
+    picture = np.where(np.logical_or.reduce(masks)[..., None], frame, cv2.convertScaleAbs(frame, alpha=SHADE))
     for i in shown:
         tinted = cv2.addWeighted(picture, 1 - TINT, np.full_like(picture, colours[i]), TINT, 0)
         np.copyto(picture, tinted, where=masks[i][..., None])
