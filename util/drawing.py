@@ -193,7 +193,7 @@ def _draw_masks(frame: Picture, masks: np.ndarray, colours: Sequence[Colour], li
         line: width in pixels.
         seam: width of the dark line below, which makes the outline visible on any background.
     """
-    shown = [i for i in range(len(masks)) if masks[i].any()]
+    shown = [i for i, mask in enumerate(masks) if mask.any()]
     picture = np.where(np.logical_or.reduce(masks)[..., None], frame, cv2.convertScaleAbs(frame, alpha=SHADE))
     for i in shown:
         tinted = cv2.addWeighted(picture, 1 - TINT, np.full_like(picture, colours[i]), TINT, 0)
