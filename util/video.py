@@ -79,7 +79,6 @@ class Excerpt:
     stride: int = 1
 
     def __post_init__(self) -> None:
-        assert self.start >= 0 and self.stride >= 1, self
         if self.end is not None and self.end <= self.start:
             raise UserError(f"--end ({float(self.end):g} s) must be after --start ({float(self.start):g} s)")
 
@@ -187,7 +186,6 @@ def open_media(path: str | Path, excerpt: Excerpt = WHOLE, fps: Fraction = DEFAU
     """Open a video file, a GIF, a folder of images or a single image.
 
     Args:
-        path: the file or folder.
         excerpt: which frames to read.
         fps: frames per second of a folder of images, which has no times of its own.
 
@@ -203,8 +201,6 @@ def open_media(path: str | Path, excerpt: Excerpt = WHOLE, fps: Fraction = DEFAU
             return ImageFolder(path, excerpt, fps)
         if not path.exists():
             raise UserError(f"{path} does not exist; give a video, a GIF, an image or a folder of images")
-        if not path.is_file():
-            raise UserError(f"{path} is neither a file nor a folder; give a video, an image or a folder of images")
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes); copy or download the video again")
         return ImageFile(path, excerpt, fps) if path.suffix.lower() in IMAGE_SUFFIXES else VideoFile(path, excerpt)
@@ -328,7 +324,14 @@ class VideoFile(Media):
         with closing(self.frames()) as frames:
             first = next(frames, None)
         if first is None:
-            raise self._no_frame()
+            with closing(self._decode(Fraction(0))) as decoded:
+                end = max((frame.time + frame.duration for frame in decoded), default=None)
+            if end is None:
+                raise UserError(f"{path} has no frame that can be decoded; it is damaged, cut off or not a video")
+            start = f"{float(excerpt.start):g}"
+            raise UserError(
+                f"{path} has no frame from --start {start} s on and before --end; it lasts {float(end):.2f} s"
+            )
         self.size = first.image.shape[:2]
 
     def raw_frames(self) -> Generator[RawFrame]:
@@ -362,7 +365,13 @@ class VideoFile(Media):
                     decoded += 1
                     yield RawFrame(time, duration, "", partial(self._load, frame))
         if decoded and not seek:
-            self._note_damage(packets - 1, damaged, decoded, time + step)
+            end = time + step
+            missing = self._expected - (packets - 1) if self._expected else 0
+            late = self._length is not None and self._length - end > max(Fraction(1, 2), 3 * step)
+            if damaged or missing > 1 or late:
+                whole = f" of {self._expected}" if self._expected else ""
+                read = f"only {decoded}{whole} frames ({float(end):.1f} s) could be read"
+                self.note(f"{self.path} is damaged or cut off: {read}")
 
     def _shown(self, frame: av.VideoFrame, before: Fraction, step: Fraction) -> tuple[Fraction, Fraction]:
         """Return time and duration of a frame; missing and repeated times are replaced by plausible ones."""
@@ -383,27 +392,6 @@ class VideoFile(Media):
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         return image
 
-    def _note_damage(self, packets: int, damaged: int, decoded: int, end: Fraction) -> None:
-        """Note that the file is cut off or damaged if fewer frames could be decoded than its header promises."""
-        missing = self._expected - packets if self._expected else 0
-        late = self._length is not None and self._length - end > max(Fraction(1, 2), 3 / self._source_rate)
-        if damaged or missing > 1 or late:
-            whole = f" of {self._expected}" if self._expected else ""
-            self.note(
-                f"{self.path} is damaged or cut off: only {decoded}{whole} frames ({float(end):.1f} s) could be read"
-            )
-
-    def _no_frame(self) -> UserError:
-        """Return the error that explains why the excerpt has no frame."""
-        with closing(self._decode(Fraction(0))) as frames:
-            end = max((frame.time + frame.duration for frame in frames), default=None)
-        if end is None:
-            return UserError(f"{self.path} has no frame that can be decoded; it is damaged, cut off or not a video")
-        start = float(self.excerpt.start)
-        return UserError(
-            f"{self.path} has no frame from --start {start:g} s on and before --end; it lasts {float(end):.2f} s"
-        )
-
 
 def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, list[int]]:
     """Read the frames of a data set's video file by index, as stored.
@@ -411,7 +399,6 @@ def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, l
     The file is decoded from its beginning, because a seek by time does not hit the same frame in every file.
 
     Args:
-        path: the file.
         indices: frame numbers from 0, in rising order; a number beyond the end stands for the last frame.
 
     Returns:
@@ -423,7 +410,7 @@ def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, l
     if not path.is_file():
         raise UserError(f"video {path} is missing; download or extract it again")
     wanted, found = set(indices), {}
-    frame, last, reason = None, -1, "no frame can be decoded"
+    frame, last = None, -1
     with open_container(path) as container:
         stream = video_stream(container, path)
         stream.codec_context.thread_count = 1  # data workers read side by side
@@ -434,10 +421,10 @@ def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, l
                 if last == indices[-1]:
                     break
         except (av.FFmpegError, OSError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            frame = None
+            reason = error.strerror or str(error)
+            raise UserError(f"video {path} is broken ({reason}); download or extract it again") from error
     if frame is None:
-        raise UserError(f"video {path} is broken ({reason}); download or extract it again")
+        raise UserError(f"video {path} is broken (no frame can be decoded); download or extract it again")
     if last not in found:
         found[last] = frame.to_ndarray(format="rgb24")
     if len({image.shape for image in found.values()}) > 1:
@@ -456,8 +443,11 @@ def open_container(path: Path) -> InputContainer:
         # an absolute path cannot be mistaken for an address
         container = av.open(str(path.resolve()), metadata_errors="replace", options=READ_OPTIONS)
     except (av.FFmpegError, OSError) as error:
-        denied = isinstance(error, PermissionError)
-        reason = "permission denied" if denied else "it is not a video, or it is damaged or cut off"
+        reason = (
+            "permission denied"
+            if isinstance(error, PermissionError)
+            else "it is not a video, or it is damaged or cut off"
+        )
         raise UserError(f"cannot read {path} as a video: {reason}") from error
     if NOT_VIDEO & set(container.format.name.split(",")):
         container.close()
@@ -481,16 +471,13 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
 
 def _packets(container: InputContainer, stream: Any) -> Generator[av.Packet | None]:
     """Yield the packets of a stream; None at a place where the file breaks off."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except (av.FFmpegError, OSError):
-            yield None
-            return
-        if packet is None or packet.size == 0:
-            return
-        yield packet
+    try:
+        for packet in container.demux(stream):
+            if packet.size == 0:
+                return
+            yield packet
+    except (av.FFmpegError, OSError):
+        yield None
 
 
 def _decoded_packets(container: InputContainer, stream: VideoStream) -> Generator[list[av.VideoFrame] | None]:
@@ -590,17 +577,16 @@ class Sound:
                 return
             yield packet
 
-    def _excerpt(self, pieces: Iterable[Any], seconds: Callable[[Any], Fraction]) -> Iterator[Any]:
+    def _excerpt(self, pieces: Iterable[Any]) -> Iterator[Any]:
         """Yield the packets or frames that lie in the excerpt, with their times in the new file."""
-        shift = round(self._shift / self._clock)
         for piece in pieces:
             if piece.pts is None:
                 continue
             time = piece.pts * self._clock - self._shift
             if self._end is not None and time >= self._end:
                 return
-            if not self._cut or time + seconds(piece) > 0:
-                piece.pts -= shift
+            if not self._cut or time + (piece.duration or 0) * self._clock > 0:
+                piece.pts -= round(self._shift / self._clock)
                 yield piece
 
     def _demux(self) -> Iterator[av.Packet]:
@@ -612,7 +598,7 @@ class Sound:
                 yield packet
 
     def _copy(self) -> Iterator[av.Packet]:
-        for packet in self._excerpt(self._demux(), lambda packet: (packet.duration or 0) * self._clock):
+        for packet in self._excerpt(self._demux()):
             packet.dts -= round(self._shift / self._clock)
             packet.stream = self._target
             yield packet
@@ -620,7 +606,7 @@ class Sound:
     def _encode(self, rate: int, layout: str) -> Iterator[av.Packet]:
         size = self._target.codec_context.frame_size or 1024
         resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate, frame_size=size)
-        for frame in self._excerpt(self._decoded(), lambda frame: Fraction(frame.samples, frame.sample_rate)):
+        for frame in self._excerpt(self._decoded()):
             frame.time_base = self._clock
             for piece in resampler.resample(frame):
                 yield from self._target.encode(piece)
@@ -639,7 +625,6 @@ def open_sound(path: Path, start: Fraction, end: Fraction | None = None, cut: bo
     """Open the sound of a video for the block; None if it has no sound or an unknown codec.
 
     Args:
-        path: the video.
         start: the time in this video at which the new file begins, in seconds.
         end: the length of the new file in seconds; None: it ends with this one.
         cut: leave out the sound before ``start``.
@@ -670,7 +655,6 @@ class VideoWriter:
         context.color_range = _LIMITED
         self._container, self._stream, self._sound = container, stream, sound
         self._reformatter = VideoReformatter()
-        self._size: tuple[int, int] | None = None
         self._last = -1
         if sound is not None:
             sound.add_to(container)
@@ -685,9 +669,8 @@ class VideoWriter:
             duration: for how long, in seconds.
         """
         even = np.pad(image, ((0, len(image) % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
-        if self._size is None:
-            self._size = self._stream.height, self._stream.width = even.shape[:2]
-        assert self._size == even.shape[:2], f"images of one size, not {self._size} and {even.shape[:2]}"
+        if self._last < 0:
+            self._stream.height, self._stream.width = even.shape[:2]
         frame = av.VideoFrame.from_ndarray(even, format="rgb24")
         frame = self._reformatter.reformat(frame, format="yuv420p", dst_colorspace=Colorspace.ITU709)
         self._last = max(self._last + 1, round(time / self._tick))
@@ -699,7 +682,6 @@ class VideoWriter:
 
     def finish(self) -> None:
         """Write the images that the encoder still holds, and the rest of the sound."""
-        assert self._size is not None, "a video needs images"
         self._container.mux(self._stream.encode())
         for packet in self._sound.packets() if self._sound else ():
             self._container.mux(packet)
