@@ -254,7 +254,6 @@ def segment_to_folder(
     """Segment a video with a model and write everything that ``docs/demo.md`` lists.
 
     Args:
-        pretrained: the model.
         media, sentences, folder: as in ``run_demo``.
         window: number of frames that the model sees together.
         overlap: number of frames that two windows share; None: 6, or half of a short window.
@@ -314,17 +313,12 @@ def run_demo(
     disk; memory holds a few numbers per frame.
 
     Args:
-        media: the video.
         sentences: S of them, in the order of the segmenter's results.
-        segment: segments the frames.
         folder: the output folder, which appears once everything is written.
         threshold: mask probability from which a pixel belongs to the object.
         score_threshold: mean score below which a sentence counts as not found.
-        save_prob: also write the probabilities.
-        force: replace an earlier result.
         about: further facts for ``masks.json``, as plain values.
         report: called after every frame.
-        show: print a progress bar.
 
     Raises:
         UserError: the video cannot be read, a file cannot be written, or the folder is taken.

@@ -158,7 +158,6 @@ def draw_overlay(
         sentence: any Unicode text; no bar if it is empty.
         box: (x0, y0, x1, y1) in pixels of ``frame``.
         score: 0…1, written at the box.
-        colour: of the mask.
     """
     assert frame.shape[:2] == mask.shape, (frame.shape, mask.shape)
     size = overlay_size(*mask.shape)
@@ -180,10 +179,7 @@ def _draw_masks(frame: Picture, masks: np.ndarray, colours: Sequence[Colour], li
     """Darken a frame outside of the masks, tint it inside, and draw outlines ``line`` pixels wide on a dark ``seam``.
 
     Args:
-        frame: uint8 RGB ``[H, W, 3]``; it is left as it is.
         masks: bool ``[S, H, W]``. Without any mask the whole frame is dark, which shows that nothing was found.
-        colours: S of them.
-        line: width in pixels.
         seam: width of the dark line below, which makes the outline visible on any background.
     """
     shown = [i for i, mask in enumerate(masks) if mask.any()]
@@ -244,8 +240,6 @@ def write_overlays(
     """Write the overlays of one expression for some frames of its video.
 
     Args:
-        folder: of the expression's overlays.
-        sentence: written below each.
         frames: T image files; each overlay is named after its frame.
         masks: bool ``[T, H0, W0]``.
         boxes: ``[T, 4]``, (x0, y0, x1, y1) in pixels.
@@ -296,7 +290,6 @@ def contact_sheet(
     Raises:
         UserError: the file cannot be written.
     """
-    assert rows and all(tiles for _, tiles in rows), "a contact sheet needs images"
     width = GAP + max(len(tiles) for _, tiles in rows) * (tile_width + GAP) if header is None else header.shape[1]
     strips = [] if header is None else [header]
     for title, images in rows:
