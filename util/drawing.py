@@ -193,7 +193,7 @@ def _draw_masks(frame: Picture, masks: np.ndarray, colours: Sequence[Colour], li
             np.count_nonzero(masks[i] & masks[j]) >= SAME_IOU * np.count_nonzero(masks[i] | masks[j])
             for j in shown[:number]
         ]
-        inset = same.count(True) * ((line + seam) // 2 + 1)
+        inset = int(np.count_nonzero(same)) * ((line + seam) // 2 + 1)
         outline = _shrunk(masks[i], inset).astype(np.uint8)
         outlines, _ = cv2.findContours(outline, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, outlines, -1, PAPER, seam, kind)
