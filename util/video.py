@@ -319,8 +319,8 @@ class VideoFile(Media):
         self.rate = self._source_rate / excerpt.stride
         length = self._expected / self._source_rate if self._expected else self._length or container_length
         if length:
-            end = min(length, excerpt.end or length)
-            self.count = max(1, round((end - excerpt.start) * self.rate))
+            excerpt_end = min(length, excerpt.end or length)
+            self.count = max(1, round((excerpt_end - excerpt.start) * self.rate))
         with closing(self.frames()) as frames:
             first = next(frames, None)
         if first is None:
