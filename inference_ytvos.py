@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 
 from datasets.registry import load_config
 from util.config import Config
@@ -37,8 +36,6 @@ from util.distributed import is_main, process_group, tell, wait_for_all
 from util.drawing import OVERLAYS, write_sheet
 from util.files import sole_run
 
-PATIENCE = timedelta(hours=12)  # how long a finished process waits for the slowest one
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Segment a split as the command line says (``argv`` without the program's name; None: the process's own)."""
@@ -49,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "no checkpoint is given; name one with --resume: a file, a folder that holds one, or hf://org/repo"
         )
     with (
-        process_group(resolve_device(cfg.device), PATIENCE) as device,
+        process_group(resolve_device(cfg.device)) as device,
         sole_run(cfg.output_dir, is_main()),
         memory_advice(INFERENCE),
     ):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from copy import deepcopy
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +46,11 @@ from util.files import file_sha256, sole_run
 from util.guard import Guard
 from util.run_log import RunLog, RunSummary, Wandb, write_results
 
-PATIENCE = timedelta(hours=12)  # how long a finished process waits for the slowest one
-
 
 def main() -> None:
     """Train or score as the command line says."""
     cfg = load_config(sys.argv[1:], __doc__.split("\n")[0])
-    with process_group(resolve_device(cfg.device), PATIENCE) as device, sole_run(cfg.output_dir, is_main()):
+    with process_group(resolve_device(cfg.device)) as device, sole_run(cfg.output_dir, is_main()):
         (evaluate if cfg.eval else run)(cfg, device)
 
 

@@ -16,9 +16,8 @@ import torch
 from models.backbones import BackboneEncoder, build_backbone
 from models.criterion import Criterion, Matcher
 from models.deformable_transformer import DeformableTransformer
-from models.diffusion.encoder import VideoEncoder
+from models.diffusion.encoder import TemporalStem, VAETap, VideoEncoder
 from models.diffusion.stack import FrozenStack, load_sentence_encoder, load_stack, part_sources
-from models.diffusion.stride4 import TemporalStem, VAETap
 from models.frozen import Frozen
 from models.lora import add_lora, has_lora, merge_lora, merged_state
 from models.mask_heads import DynamicMaskHead, MaskRefinement, QueryDotHead

@@ -94,10 +94,9 @@ from datasets.files import Video
 from datasets.predictions import InferenceRecord
 from models import Segmenter, build_model, inference, prepare_inference, prepare_training
 from models.diffusion.conditioning import CLIP_MEAN, CLIP_STD, CLIPPixels
-from models.diffusion.stack import FrozenStack
+from models.diffusion.stack import STRIDE4_BLOCK, FrozenStack, VAEEncoder
 from models.diffusion.tiny import random_weight
 from models.diffusion.unet import TapUNet3D
-from models.diffusion.vae import STRIDE4_BLOCK, VAEEncoder
 from models.inference import InferenceOptions
 from models.mask_heads import MASK_CHANNELS, DynamicMaskHead
 from models.precision import BF16_INSTRUCTIONS, PRECISIONS, widened

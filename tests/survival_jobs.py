@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +172,7 @@ def train_together(folder: str, patience: float, bad_rank: int = -1, bad: int = 
             yield batch
 
     def job() -> None:
-        with process_group(CPU, timedelta(seconds=600)):
+        with process_group(CPU):
             train_line(Path(folder), loader, patience, save_every=5)
             print(f"process {rank()} has finished")
 

@@ -21,9 +21,7 @@ import main
 from datasets.registry import load_config
 from models import build_model, has_lora
 from models.backbones import BackboneEncoder
-from models.diffusion.encoder import VideoEncoder
-from models.diffusion.noise import GaussianNoise, PredictedNoise
-from models.diffusion.stride4 import TemporalStem, VAETap
+from models.diffusion.encoder import GaussianNoise, PredictedNoise, TemporalStem, VAETap, VideoEncoder
 from tests.commands import read_checkpoint
 from tests.conftest import ROOT
 from tests.tiny_models import model_config, tiny_flags

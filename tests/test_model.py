@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from models import build_model
-from models.diffusion.encoder import VideoEncoder
+from models.diffusion.encoder import TemporalStem, VideoEncoder
 from models.diffusion.stack import load_stack
-from models.diffusion.stride4 import TemporalStem
 from models.mask_heads import DynamicMaskHead, QueryDotHead, shuffle_mask
 from models.segmenter import LayerPrediction, Segmenter, all_queries, best_query
 from tests.tiny_models import backward, model_config, random_clips

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from util.errors import UserError
 
+LONG_WAIT = timedelta(hours=12)  # for the slowest process: one may save or validate while the others wait
+
 
 @contextmanager
-def process_group(device: torch.device, patience: timedelta | None = None) -> Iterator[torch.device]:
+def process_group(device: torch.device) -> Iterator[torch.device]:
     """Join the process group of ``torchrun``, and leave it at the end; without torchrun, do nothing.
 
     Args:
         device: the kind of device.
-        patience: timeout of collectives; None: the default of PyTorch.
 
     Yields:
         the device of this process.
@@ -40,7 +41,7 @@ def process_group(device: torch.device, patience: timedelta | None = None) -> It
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONG_WAIT)
     try:
         yield device
     finally:

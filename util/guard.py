@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Self
@@ -19,16 +18,15 @@ import torch
 import torch.distributed as dist
 
 from util.checkpoint import write_pickle
-from util.distributed import gather_objects, is_main, rank, world_size
+from util.distributed import LONG_WAIT, gather_objects, is_main, rank, world_size
 from util.errors import RunError, Stopped, UserError
 from util.run_log import Meter, Step
 
 ROOT = Path(__file__).resolve().parents[1]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Sent by schedulers and terminals. Slurm's ``--signal=USR1@120`` comes before its SIGTERM."""
+"""Sent by schedulers and terminals. ``scripts/slurm_train.sbatch`` asks for SIGUSR1 before the time limit."""
 TWICE = 5.0  # seconds after which a second Ctrl-C ends the run at once; launchers forward the first one twice
 TICK = 1.0  # seconds between two checks of the watchdog
-LONG_WAIT = 12 * 3600.0  # seconds that one process may save or validate while the others wait
 SLOW_START = 3  # patience multiplier for the start: a slow disk may hold the frozen weights
 FAREWELL = 30.0  # seconds that a process which fails beside others has to end by itself
 GRACE = 5.0  # seconds for which a process that lost its peers lets the one that failed report first
@@ -72,14 +70,14 @@ class Guard:
         self.at("prepares the training", SLOW_START * self.watchdog.patience)
         self.watchdog.start()
         if world_size() > 1:
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=LONG_WAIT))
+            self._group = dist.new_group(backend="gloo", timeout=LONG_WAIT)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
                 try:
-                    self.at("waits for the others to finish", LONG_WAIT)
+                    self.at("waits for the others to finish", LONG_WAIT.total_seconds())
                     self._join()
                 except RuntimeError as lost:
                     self._fail(lost)
@@ -161,7 +159,7 @@ class Guard:
         Raises:
             Stopped: always.
         """
-        self.at("waits for the others to stop", LONG_WAIT)
+        self.at("waits for the others to stop", LONG_WAIT.total_seconds())
         self._join()
         name = self.received or "a signal to another process"
         if is_main():
@@ -202,12 +200,12 @@ class Guard:
 
     @contextmanager
     def uncounted(self, stage: str) -> Iterator[None]:
-        """A part of the run that a signal may interrupt anywhere because everything is saved: a validation.
+        """Context manager for a stage, such as a validation, that a signal may interrupt at any point.
 
         Raises:
             Stopped: it was interrupted.
         """
-        self.at(stage, LONG_WAIT)
+        self.at(stage, LONG_WAIT.total_seconds())
         try:
             yield
         except Exception as error:

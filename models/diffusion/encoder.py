@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from diffusers.models.resnet import TemporalConvLayer
 from torch import Tensor, nn
 
 from models.diffusion.conditioning import CLIPPixels, ImageTokenProjection, TextImageFusion
-from models.diffusion.noise import build_noise
 from models.diffusion.stack import FrozenStack
-from models.diffusion.stride4 import pointwise_pair
 from models.frozen import Frozen
-from models.precision import HALVES, in_own_precision, widened
+from models.precision import HALVES, call_in_float32, in_float32, in_own_precision, widened
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 VAE_FRAMES = 2
@@ -176,3 +175,112 @@ class VideoEncoder(nn.Module):
         for level, (first, last) in zip(self.levels, TAP_PAIRS, strict=True):
             pyramid.append(level(self._own(torch.cat([taps[first], taps[last]], dim=1))))
         return pyramid
+
+
+# The noise that is added to the latents before the UNet.
+
+
+class PredictedNoise(nn.Module):
+    """Video-specific noise, predicted from the latents and standardised over each clip (VD-IT section 3.3)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.linear1 = nn.Linear(channels, channels, bias=False)
+        self.linear2 = nn.Linear(channels, channels, bias=False)
+
+    @in_float32
+    def forward(self, latents: Tensor) -> Tensor:
+        """``[B, T, C, h, w]`` → noise of the same shape, mean 0 and deviation 1 over each clip.
+
+        The published code standardises over the whole batch, and trains with one clip per process, which is the same.
+        Per clip, the result does not depend on the other clips of the batch.
+        """
+        n = self.conv(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+        n = self.linear2(torch.relu(self.linear1(n.movedim(2, -1)))).sigmoid().movedim(-1, 2)
+        mean = n.mean(dim=(1, 2, 3, 4), keepdim=True)
+        std = n.std(dim=(1, 2, 3, 4), keepdim=True)
+        return (n - mean) / (std + 1e-5)
+
+
+class GaussianNoise(nn.Module):
+    """Ablation: fresh standard normal noise."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """``[B, T, C, h, w]`` → noise of the same shape."""
+        return torch.randn_like(latents)
+
+
+def build_noise(name: str, channels: int) -> nn.Module | None:
+    """``predicted`` (VD-IT), ``gaussian`` (ablation) or ``none`` (HCD): the module, or None for no noise."""
+    if name == "predicted":
+        return PredictedNoise(channels)
+    if name == "gaussian":
+        return GaussianNoise()
+    if name == "none":
+        return None
+    raise ValueError(f"unknown noise {name!r}: expected predicted, gaussian or none")
+
+
+# Level 0 of the pyramid, at stride 4. Both modules take the same two inputs and use the one they need.
+
+
+class VAETap(nn.Module):
+    """VD-IT: two 1×1 convolutions on the stride-4 feature of the VAE encoder (section 3.3)."""
+
+    def __init__(self, in_channels: int, mid_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.project = pointwise_pair(in_channels, mid_channels, out_channels)
+
+    def forward(self, x01: Tensor, vae_f4: Tensor) -> Tensor:
+        """Level 0.
+
+        Args:
+            x01: frames ``[B, T, 3, H, W]``; not used.
+            vae_f4: feature of the VAE encoder, ``[B·T, in, H/4, W/4]``.
+
+        Returns:
+            ``[B·T, out, H/4, W/4]``.
+        """
+        return self.project(vae_f4)
+
+
+class TemporalStem(nn.Module):
+    """HCD: a small convolutional stem on the frames, with one temporal layer that also runs at T = 1.
+
+    The core of its Temporal Context Mask Refinement (HCD section 3.4).
+    """
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.spatial = nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(16, 64, 3, stride=2, padding=1),
+            nn.GroupNorm(32, 64),
+            nn.GELU(),
+            nn.Conv2d(64, out_channels, 1),
+        )
+        self.temporal = TemporalConvLayer(out_channels)
+
+    def forward(self, x01: Tensor, vae_f4: Tensor) -> Tensor:
+        """Level 0.
+
+        Args:
+            x01: frames ``[B, T, 3, H, W]`` in 0…1.
+            vae_f4: not used.
+
+        Returns:
+            ``[B·T, out, H/4, W/4]``.
+        """
+        f4 = self.spatial(x01.flatten(0, 1))
+        frames = x01.shape[1]
+        # The layer of diffusers is itself residual; HCD adds its input once more.
+        if f4.device.type == "cpu":  # oneDNN's bfloat16 gradient of a convolution over two frames is NaN
+            return f4 + call_in_float32(self.temporal, f4, num_frames=frames)
+        return f4 + self.temporal(f4, num_frames=frames)
+
+
+def pointwise_pair(in_channels: int, mid_channels: int, out_channels: int) -> nn.Sequential:
+    """Two 1×1 convolutions without an activation between them, as in every level of the published pyramids."""
+    return nn.Sequential(nn.Conv2d(in_channels, mid_channels, 1), nn.Conv2d(mid_channels, out_channels, 1))

@@ -5,6 +5,7 @@ The classes come from diffusers and transformers, and every size from the loaded
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,13 +28,54 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from models.diffusion.unet import TapUNet3D
-from models.diffusion.vae import VAEEncoder
 from util.errors import UserError
 from util.hub import HUB, only_cached
 
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 DEFAULT_TEXT_ENCODER = "roberta-base"
 BYTES = 256  # the smallest vocabulary of a byte-level tokenizer; both are byte-level
+STRIDE4_BLOCK = 2  # the block of the VAE whose output is the stride-4 feature
+
+
+class VAEEncoder(AutoencoderKL):
+    """``AutoencoderKL`` of diffusers without its decoder, and with its stride-4 feature (VD-IT section 3.3)."""
+
+    _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^post_quant_conv\.")
+
+    @functools.wraps(AutoencoderKL.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        del self.decoder, self.post_quant_conv
+
+    @property
+    def stride4_channels(self) -> int:
+        """Channels of the stride-4 feature."""
+        return self.config.block_out_channels[STRIDE4_BLOCK]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Encode images.
+
+        Args:
+            images: ``[N, 3, H, W]`` in -1…1, H and W multiples of 8.
+
+        Returns:
+            the moments of the posterior ``[N, 2·4, H/8, W/8]`` (mean, log variance), and the output of the
+            third down block before its downsampler ``[N, C, H/4, W/4]``.
+        """
+        encoder = self.encoder
+        x = encoder.conv_in(images)
+        for i, block in enumerate(encoder.down_blocks):
+            for resnet in block.resnets:
+                x = resnet(x, None)
+            if i == STRIDE4_BLOCK:
+                f4 = x
+            for downsampler in block.downsamplers or ():
+                x = downsampler(x)
+        x = encoder.mid_block(x)
+        x = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(x)))
+        if self.quant_conv is not None:
+            x = self.quant_conv(x)
+        return x, f4
 
 
 @dataclass
