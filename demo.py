@@ -27,13 +27,12 @@ from tqdm import tqdm
 from datasets.predictions import read_binary_mask, write_grey, write_mask
 from util.config import Config
 from util.device import DEMO, memory_advice
-from util.drawing import ObjectPainter, ObjectSheet, numbered, write_picture
+from util.drawing import SHEET_TILES, ObjectPainter, numbered, object_sheet, sheet_tile, spread, write_picture
 from util.errors import RunError, UserError, orderly_end, run_cli
-from util.files import atomic_folder, sole_run
+from util.files import atomic_folder, library_versions, project_version, sole_run
 from util.options import home_expanded, option, read_flags, read_yaml, text_of
 from util.parallel import BackgroundTasks, bar_style
-from util.preprocessing import normalise_sentence
-from util.run_log import library_versions, project_version
+from util.text import normalise_sentence
 from util.video import Excerpt, Media, MediaFrame, VideoFile, open_media, open_sound, open_video, parse_time
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; wrong options and videos are reported before that
@@ -137,44 +136,47 @@ def read_command(argv: Sequence[str] | None = None) -> tuple[Path, list[str], De
         UserError: a flag is unknown (the message names the nearest known one) or wrong, or a sentence is empty.
     """
     description = "Segment the objects that sentences name in a video, a GIF, a folder of images or an image."
-    flags = read_flags(every_option(DemoOptions), argv, description, {"VIDEO": None, "SENTENCE": "+"})
-    video = Path(home_expanded(text_of(flags.pop("VIDEO"), "the video's name")))
-    sentences = flags.pop("SENTENCE")
+    arguments = {"VIDEO": None, "SENTENCE": "+"}
+    options, given, (video, sentences) = read_options(DemoOptions, argv, description, arguments)
+    video = Path(home_expanded(text_of(video, "the video's name")))
     for number, sentence in enumerate(sentences, start=1):
         text_of(sentence, f"sentence {number}")
         if not normalise_sentence(sentence):
             raise UserError(f"sentence {number} is empty; describe the object to segment")
-    options, given = split_flags(DemoOptions, flags)
     return video, [" ".join(sentence.split()) for sentence in sentences], options, given
 
 
-def every_option(own: type) -> type:
-    """Return a dataclass of a command's own options and those of ``Config`` that affect masks, for ``read_flags``."""
-    fields = [*dataclasses.fields(own), *(field for field in dataclasses.fields(Config) if _matters(field))]
-    return dataclasses.make_dataclass(
+def read_options(
+    own: type[Own], argv: Sequence[str] | None, description: str, arguments: Mapping[str, str | None] | None = None
+) -> tuple[Own, dict[str, Any], list[Any]]:
+    """Read a command line with a command's own options and those of ``Config`` that affect masks.
+
+    Args:
+        own: the dataclass of the command's options.
+        argv, description, arguments: as in ``read_flags``.
+
+    Returns:
+        The command's options, the options of ``Config`` that the file of ``--config`` and the flags set, and the
+        positional arguments.
+
+    Raises:
+        UserError: a flag is unknown (the message names the nearest known one), or an option is wrong.
+    """
+    fields = list(dataclasses.fields(own))  # type: ignore[arg-type]
+    names = {field.name for field in fields}
+    for field in dataclasses.fields(Config):
+        if field.name in BUT_WITH or (field.metadata["rule"].group not in WITHOUT_GROUPS and field.name not in WITHOUT):
+            fields.append(field)
+    every = dataclasses.make_dataclass(
         "EveryOption",
         [(f.name, f.type, dataclasses.field(default=f.default, metadata=f.metadata)) for f in fields],
         namespace={"__module__": __name__},
     )
-
-
-def _matters(field: dataclasses.Field) -> bool:
-    group = field.metadata["rule"].group
-    return field.name in BUT_WITH or (group not in WITHOUT_GROUPS and field.name not in WITHOUT)
-
-
-def split_flags(own: type[Own], flags: Mapping[str, Any]) -> tuple[Own, dict[str, Any]]:
-    """Split the result of ``read_flags`` into a command's own options and the options of ``Config`` that are set.
-
-    The second part includes the options of the file that ``--config`` names.
-
-    Raises:
-        UserError: the file cannot be read, or an option in it is wrong.
-    """
-    names = {field.name for field in dataclasses.fields(own)}  # type: ignore[arg-type]
-    given = {name: value for name, value in flags.items() if name not in names}
-    file = read_yaml(Config, given["config"]) if given.get("config") else {}
-    return own(**{name: value for name, value in flags.items() if name in names}), {**file, **given}
+    flags = read_flags(every, argv, description, arguments)
+    positional = [flags.pop(name) for name in arguments or ()]
+    options = own(**{name: flags.pop(name) for name in names & flags.keys()})
+    file = read_yaml(Config, flags["config"]) if flags.get("config") else {}
+    return options, {**file, **flags}, positional
 
 
 @dataclass
@@ -192,15 +194,6 @@ class Progress:
     done: int
     total: int | None
     rate: float
-
-
-@dataclass(frozen=True)
-class FrameRecord:
-    """A segmented frame: its name, and its time and duration in seconds."""
-
-    name: str
-    time: Fraction
-    duration: Fraction
 
 
 @dataclass(frozen=True)
@@ -240,11 +233,6 @@ class DemoResult:
     times: list[Fraction]
     seconds: float
 
-    @property
-    def frames(self) -> int:
-        """Number of frames."""
-        return len(self.times)
-
     def lines(self, score_threshold: float) -> list[str]:
         """Return the summary for the user."""
         lines = []
@@ -253,9 +241,9 @@ class DemoResult:
             if not sentence.found:
                 line += f", below the score threshold of {score_threshold:g}: not found, its masks are empty"
             lines.append(line)
-        rate = self.frames / self.seconds if self.seconds else 0.0
+        rate = len(self.times) / self.seconds
         lines.append(
-            f"wrote {self.frames} frames with {len(self.sentences)} sentence{'s'[: len(self.sentences) > 1]} "
+            f"wrote {len(self.times)} frames with {len(self.sentences)} sentence{'s'[: len(self.sentences) > 1]} "
             f"({rate:.2f} frames/s segmented): {self.folder}"
         )
         return lines
@@ -388,7 +376,7 @@ class _Run:
     ) -> None:
         self.media, self.sentences, self.target = media, sentences, target
         self.report, self.show = report, show
-        self.frames: list[FrameRecord] = []
+        self.frames: list[MediaFrame] = []  # without their images
         self.scores: list[np.ndarray] = []  # [S] each
         self.boxes: list[np.ndarray] = []  # [S, 4] each
 
@@ -438,16 +426,11 @@ class _Run:
                 for s in self.sentences
             )
             _write_rows(file, "categories", categories)
+            shared = {"width": width, "height": height}
+            spans = [(round(float(frame.time), 6), round(float(frame.duration), 6)) for frame in self.frames]
             images = (
-                {
-                    "id": i,
-                    "file_name": f"{frame.name}.png",
-                    "width": width,
-                    "height": height,
-                    "time": round(float(frame.time), 6),
-                    "duration": round(float(frame.duration), 6),
-                }
-                for i, frame in enumerate(self.frames)
+                {"id": i, "file_name": f"{frame.name}.png", **shared, "time": time, "duration": duration}
+                for i, (frame, (time, duration)) in enumerate(zip(self.frames, spans, strict=True))
             )
             _write_rows(file, "images", images)
             _write_rows(file, "annotations", self._annotations())
@@ -457,7 +440,7 @@ class _Run:
         """Write the overlay and the contact sheet."""
         media = self.media
         entries = [(s.text, f"score {s.score:.2f}" + ("" if s.found else ", not found")) for s in self.sentences]
-        sheet = ObjectSheet(entries, media.size, len(self.frames))
+        wanted, tiles = spread(range(len(self.frames)), SHEET_TILES), []
         painter = ObjectPainter(numbered([s.text for s in self.sentences]), media.size)
         last = self.frames[-1].time + self.frames[-1].duration
         with ExitStack() as stack:
@@ -470,15 +453,16 @@ class _Run:
                 masks = np.stack([self._mask(sentence, number) for sentence in self.sentences])
                 picture = painter.draw(frame.image, masks)
                 movie.write(picture, frame.time - self.begin, frame.duration)
-                sheet.add(number, float(frame.time), frame.image, masks)
+                if number in wanted:
+                    tiles.append(sheet_tile(frame.image, masks, float(frame.time)))
                 if media.still:
                     write_picture(self.target / STILL, picture)
-        sheet.write(self.target / SHEET, media.path.name or str(media.path))
+        object_sheet(self.target / SHEET, media.path.name or str(media.path), entries, tiles)
 
     def _images(self) -> Iterator[np.ndarray]:
         """Yield the frames for the segmenter, and record their names and times."""
         for frame in self.media.frames():
-            self.frames.append(FrameRecord(frame.name, frame.time, frame.duration))
+            self.frames.append(replace(frame, image=np.empty(0, np.uint8)))
             yield frame.image
 
     def _again(self) -> Iterator[MediaFrame]:
@@ -492,9 +476,7 @@ class _Run:
         """Yield the annotation of each frame and sentence, empty masks included."""
         from pycocotools import mask as coco  # slow to import
 
-        for number in tqdm(
-            range(len(self.frames)), unit="frame", desc="masks.json", disable=not self.show, **bar_style()
-        ):
+        for number in tqdm(range(len(self.frames)), "masks.json", disable=not self.show, **bar_style()):
             for i, sentence in enumerate(self.sentences):
                 mask = self._mask(sentence, number)
                 x0, y0, x1, y1 = (float(side) for side in self.boxes[number][i])
@@ -580,9 +562,8 @@ def require_free(path: Path, force: bool) -> None:
 def sentence_records(sentences: Sequence[str]) -> list[SentenceRecord]:
     """Number the sentences and name their folders, such as ``1_the-dog-chasing-the-ball``."""
     digits = len(str(len(sentences)))
-    return [
-        SentenceRecord(i, text, f"{i:0{digits}d}_{slug(text)}".rstrip("_")) for i, text in enumerate(sentences, start=1)
-    ]
+    named = enumerate(sentences, start=1)
+    return [SentenceRecord(i, text, f"{i:0{digits}d}_{slug(text)}".rstrip("_")) for i, text in named]
 
 
 def slug(text: str) -> str:

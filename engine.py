@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from util.distributed import (
     wait_for_all,
     world_size,
 )
-from util.drawing import movie_path, write_movie, write_overlays
+from util.drawing import OVERLAYS, movie_path, write_movie, write_overlays
 from util.errors import RunError, UserError
 from util.files import file_sha256, read_json, write_json
 from util.guard import Guard
@@ -289,14 +289,6 @@ def parameter_lines(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
 # --- scoring a model on a dataset
 
 
-class Scoring(Protocol):
-    """Scores a model on one dataset, in all processes together."""
-
-    def score(self, model: Any) -> Scores:
-        """Metrics (0…100) and counts; both empty in every process but the main one."""
-        ...
-
-
 def build_scoring(
     cfg: Config,
     device: torch.device,
@@ -421,6 +413,9 @@ class ItemScoring:
         evaluator.merge(gather_objects(evaluator.state()))
         return (evaluator.results(), evaluator.counts()) if is_main() else ({}, {})
 
+
+Scoring = VideoScoring | ItemScoring
+"""Scores a model on one dataset, in all processes together: ``score(model)`` → metrics (0…100) and counts."""
 
 # --- validation during training
 
@@ -623,8 +618,9 @@ def segment_videos(
             for exp_id, prediction in segment(model, clip, size, item.sentences, options, layout.soft):
                 _note(item, exp_id, prediction, record)
                 if visualize:
+                    folder, sentence = output / OVERLAYS / item.video.name / exp_id, item.sentences[exp_id]
                     drawn = (prediction.masks, prediction.boxes, prediction.scores)
-                    tasks.submit(write_overlays, output, item.video, exp_id, frames, *drawn)
+                    tasks.submit(write_overlays, folder, sentence, frames, *drawn)
                 bar.update(len(frames))
                 yield exp_id, prediction
 
@@ -641,7 +637,7 @@ def segment_videos(
                 continue
             tasks.wait()  # only files on disk are recorded
             for exp_id in item.sentences if visualize else ():
-                tasks.submit(write_movie, output, video, exp_id)
+                tasks.submit(write_movie, output / OVERLAYS / video.name / exp_id, video.frame_paths)
             tasks.wait()
             record.add(video.name, {exp_id: _summary(result, layout) for exp_id, result in item.results.items()})
 
@@ -651,14 +647,14 @@ def pending_folders(
 ) -> dict[str, list[str]]:
     """The folders of masks of a video that are not complete, with the expressions they are made of.
 
-    Folders that share a batch of sentences with them are made again, so that the masks are bit for bit those of a run
-    that was never stopped.
+    Folders that share a batch of sentences with them are repeated, so that the masks equal those of a run that was
+    never stopped, bit for bit.
     """
     output = record.path.parent
 
     def done(exp_id: str) -> bool:
         sentence = (record.find(video.name, exp_id) or {}).get("sentence")
-        drawn = not visualize or movie_path(output, video, exp_id).is_file()
+        drawn = not visualize or movie_path(output / OVERLAYS / video.name / exp_id).is_file()
         return sentence == video.expressions[exp_id] and drawn
 
     folders = layout.folders(video)

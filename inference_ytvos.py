@@ -34,7 +34,7 @@ from models.inference import InferenceOptions, build_for_inference
 from models.precision import inference_precision
 from util.device import INFERENCE, memory_advice, resolve_device
 from util.distributed import is_main, process_group, tell, wait_for_all
-from util.drawing import write_sheet
+from util.drawing import OVERLAYS, write_sheet
 from util.files import sole_run
 
 PATIENCE = timedelta(hours=12)  # how long a finished process waits for the slowest one
@@ -114,7 +114,13 @@ def finish(videos: Sequence[Video], record: InferenceRecord, layout: MaskLayout,
         f"submission, checked: {archive}",
     ]
     if visualize:
-        sheet = write_sheet(output, videos)
+        sheet = output / OVERLAYS / "contact_sheet.png"
+        expressions = [
+            (sheet.parent / video.name / exp_id, sentence, video.frame_paths)
+            for video in videos
+            for exp_id, sentence in video.expressions.items()
+        ]
+        write_sheet(sheet, expressions)
         lines.append(f"overlays: {sheet.parent}, contact sheet: {sheet}")
     return lines
 

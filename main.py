@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import build_loader
-from datasets.clip import denormalise
 from datasets.registry import AUTO, load_config, resolve, scored_metric, scored_parts, validated_set
 from util.config import Config, config_dict
 from util.errors import UserError, help_asked, run_cli
@@ -27,6 +26,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from datasets.clip import denormalise
 from engine import (
     VALIDATION_FOLDER,
     Run,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -29,10 +29,8 @@ from datasets.clip import ClipDataset, Sample, make_target
 from datasets.evaluators import A2dEvaluator, Rle, encode_masks
 from datasets.files import (
     DATA_PAGE,
-    and_more,
-    decode_segmentation,
     plain_name,
-    read_video_frames,
+    read_coco_masks,
     require_files,
     require_folder,
 )
@@ -40,15 +38,14 @@ from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
 from util.files import read_json
-from util.preprocessing import normalise_sentence
+from util.text import normalise_sentence
+from util.video import read_video_frames
 
 if TYPE_CHECKING:
     from util.config import Config
 
 CLIPS = 3782  # MP4 files of the whole dataset
 CLIP_FOLDERS = ("clips320H", "CLIPS320")  # of the two releases
-FORM = ("sentence", "video", "frame", "instance")
-MOST_BYTES = 1 << 28  # of a frame's masks, for a damaged file that declares more
 SLACK = 2  # pixels: a clip may be scaled and slightly wider or narrower than its masks, because MP4 sides are even
 
 logger = logging.getLogger(__name__)
@@ -144,7 +141,7 @@ class AnnotatedFrames(ClipDataset, Generic[ItemT]):
         target["annotated"] = self.num_frames // 2
         return frames, target
 
-    def truth(self, coco_file: Path) -> dict[str, Rle]:
+    def ground_truth(self, coco_file: Path) -> dict[str, Rle]:
         """Return the ground truth: item id → mask at original size, as run lengths.
 
         Args:
@@ -191,87 +188,49 @@ def fit_mask(mask: Tensor, size: tuple[int, int], item: Item) -> Tensor:
     return F.interpolate(mask[None, None].to(torch.uint8), size, mode="nearest-exact")[0, 0].bool()
 
 
-def read_coco_masks(path: Path, ids: Sequence[str]) -> dict[str, Rle]:
-    """Read one mask per image from COCO annotations.
-
-    Returns:
-        image id → mask as run lengths, in the order of ``ids``.
-
-    Raises:
-        UserError: the file is malformed, or an id has no mask or several.
-    """
-    content = read_json(path, f"masks in COCO's form, see {DATA_PAGE}")
-    images, annotations = (_list(content, key, path) for key in ("images", "annotations"))
-    of_id = {str(image.get("id")): image for image in images}
-    found: dict[str, dict[str, Any]] = {}
-    for annotation in annotations:
-        image = str(annotation.get("image_id"))
-        if image in found:
-            raise UserError(f"{path} has two masks for {image}; it should have one for each image")
-        found[image] = annotation
-    absent = [item for item in ids if item not in found or item not in of_id]
-    if absent:
-        raise UserError(
-            f"{path} has no mask for {absent[0]}{and_more(absent)}; take it and the list of sentences from one release "
-            f"of the dataset, or remove it and the masks are read one by one (see {DATA_PAGE})"
-        )
-    if len(found) > len(ids):
-        logger.warning("%s has masks of %d images that are not evaluated", path, len(found) - len(ids))
-    masks = {}
-    for item in ids:
-        height, width = (of_id[item].get(side, 0) for side in ("height", "width"))
-        mask = decode_segmentation(found[item].get("segmentation"), height, width, f"{path}: the mask for {item}")
-        masks[item] = encode_masks(mask[None])[0]
-    return masks
-
-
-def read_rows(path: Path, holds: str, form: Sequence[str]) -> list[tuple[str, list[Any]]]:
-    """Read a JSON list of lists.
+def read_items_of(path: Path, split: str, form: str, make: Callable[..., ItemT]) -> list[ItemT]:
+    """Read a JSON list with one list of values per item.
 
     Args:
         path: the file.
-        holds: what it should hold, for messages.
-        form: the names of an entry's values.
-
-    Returns:
-        for each entry, its place in the file (for messages) and its values.
+        split: the split it describes, for messages.
+        form: the names of an entry's values, for messages.
+        make: builds an item from the values; any of Python's errors about a wrong value refuses the entry.
 
     Raises:
-        UserError: the file is missing, not JSON or has a different structure.
+        UserError: the file is missing, not JSON or has a different structure, or an entry is refused.
     """
-    content = read_json(path, f"{holds} (see {DATA_PAGE})")
+    content = read_json(path, f"the sentences of the {split} split (see {DATA_PAGE})")
     if not isinstance(content, list):
-        raise UserError(f"{path} should be a JSON list of [{', '.join(form)}] (see {DATA_PAGE})")
-    entries = []
+        raise UserError(f"{path} should be a JSON list of [{form}] (see {DATA_PAGE})")
+    items = []
     for number, entry in enumerate(content, start=1):
-        where = f"{path}, entry {number}"
-        if not isinstance(entry, list) or len(entry) != len(form):
-            raise UserError(f"{where} should be [{', '.join(form)}] (see {DATA_PAGE})")
-        entries.append((where, entry))
-    return entries
+        try:
+            items.append(make(*entry))
+        except UserError:
+            raise
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UserError(
+                f"{path}, entry {number} is {entry!s:.200}; it should be [{form}] with a sentence and numbers from "
+                f"1 on (see {DATA_PAGE})"
+            ) from error
+    return items
 
 
-def sentence_of(value: Any, where: str) -> str:
-    """Return the normalised sentence; raise a ``UserError`` if it is not text or is empty."""
-    caption = normalise_sentence(value) if isinstance(value, str) else ""
+def sentence_of(text: str) -> str:
+    """Return the normalised sentence; raise a ``ValueError`` if it is empty."""
+    caption = normalise_sentence(text)
     if not caption:
-        raise UserError(f"{where} has the sentence {value!r}; it should be text")
+        raise ValueError("no sentence")
     return caption
 
 
-def number_of(value: Any, least: int, what: str, where: str) -> int:
-    """Return a whole number, which some releases write as text; raise a ``UserError`` if it is below ``least``."""
-    text = str(value) if type(value) in (int, str) else ""
-    if not (text.isascii() and text.isdecimal() and len(text) < 10) or int(text) < least:
-        raise UserError(f"{where} has the {what} {value!r}; it should be a whole number from {least} on")
-    return int(text)
-
-
-def _list(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
-    values = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise UserError(f"{path} should be annotations in COCO's form, with a list of {key!r} (see {DATA_PAGE})")
-    return values
+def number_of(value: int | str, least: int = 1) -> int:
+    """Return a whole number, which some releases write as text; raise a ``ValueError`` if it is below ``least``."""
+    number = int(value)
+    if number < least:
+        raise ValueError(f"{number} is below {least}")
+    return number
 
 
 @dataclass(frozen=True)
@@ -331,7 +290,7 @@ def build_evaluator(cfg: Config) -> A2dEvaluator:
     """Build the evaluator with the ground truth of ``cfg.split``; ``train`` is refused because it is augmented."""
     if cfg.split == "train":
         raise UserError("A2D-Sentences is scored on its test split, not on 'train'; leave --split out")
-    return A2dEvaluator(build_clips(cfg, cfg.split).truth(_coco_file(root_of(cfg), cfg.split)))
+    return A2dEvaluator(build_clips(cfg, cfg.split).ground_truth(_coco_file(root_of(cfg), cfg.split)))
 
 
 def read_items(root: Path, split: str) -> list[A2dItem]:
@@ -341,11 +300,12 @@ def read_items(root: Path, split: str) -> list[A2dItem]:
         UserError: a file is missing or malformed.
     """
     path = _list_file(root, split)
-    items = []
-    for where, (sentence, video, frame, instance) in read_rows(path, f"the sentences of the {split} split", FORM):
-        number, obj = number_of(frame, 1, "frame", where), number_of(instance, 0, "instance", where)
-        name = plain_name(video, path, "a video")
-        items.append(A2dItem(f"v_{name}_f_{number}_i_{obj}", name, sentence_of(sentence, where), number, obj))
+
+    def make(sentence: Any, video: Any, frame: Any, instance: Any) -> A2dItem:
+        name, number, obj = plain_name(video, path, "a video"), number_of(frame), number_of(instance, 0)
+        return A2dItem(f"v_{name}_f_{number}_i_{obj}", name, sentence_of(sentence), number, obj)
+
+    items = read_items_of(path, split, "sentence, video, frame, instance", make)
     missed = _missed_videos(root / "text_annotations" / "a2d_missed_videos.txt")
     used = [item for item in items if item.video not in missed]
     if len(used) < len(items):
@@ -367,10 +327,8 @@ def read_instance_mask(path: Path, instance: int) -> Tensor:
         raise UserError(f"mask {path} is missing; the sentences name it (see {DATA_PAGE})")
     try:
         with h5py.File(path, "r") as file:
-            if max(file[name].nbytes for name in ("instance", "reMask")) > MOST_BYTES:
-                raise ValueError("it declares more than a mask holds")
             ids, masks = np.ravel(file["instance"][()]).tolist(), np.asarray(file["reMask"][()])
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"mask {path} is broken ({reason}); fetch or extract this file again") from error
     if masks.ndim == 2:
@@ -469,7 +427,7 @@ def open_clip(clip: Path, masks: Path, items: Sequence[A2dItem]) -> list[str]:
         frames, indices = read_video_frames(clip, [number - 1 for number in numbers])
     except UserError as error:
         return [str(error)]
-    size, last = (frames.shape[-2], frames.shape[-1]), indices[-1] + 1
+    size, last = frames.shape[1:3], indices[-1] + 1
     faults = [f"video {clip} has {last} frames, and frame {numbers[-1]} is annotated"] if last < numbers[-1] else []
 
     def read(item: A2dItem) -> Tensor:

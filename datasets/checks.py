@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets.expressions import Entry
-from datasets.files import DATA_PAGE, read_frame, read_object_ids, require_folder, require_same_size
+from datasets.files import DATA_PAGE, read_frame, require_folder, require_same_size
+from datasets.predictions import read_index_mask
 from datasets.registry import DATASETS, Dataset, Size
 from util.errors import UserError
 from util.parallel import map_videos
@@ -193,5 +194,5 @@ def open_frames(frames: Sequence[Path], masks: Sequence[Path] = ()) -> list[str]
             faults.append(str(error))
     size = (first[1].shape[1], first[1].shape[2]) if first else None
     for path in masks:
-        faults += fault_of(read_object_ids, path, size)
+        faults += fault_of(read_index_mask, path, size)
     return faults

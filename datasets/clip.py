@@ -246,8 +246,8 @@ class ExpressionClips(ClipDataset):
         return len(self._clips)
 
     @abstractmethod
-    def read_masks(self, video: str, exp_id: str, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """Read the masks of an expression's object in some frames: bool ``[T, H, W]``. Not called for negatives."""
+    def read_mask(self, video: str, exp_id: str, index: int, size: tuple[int, int]) -> Tensor:
+        """Read the mask of an expression's object in frame ``index``: bool ``[H, W]``. Not called for negatives."""
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Read and transform clip ``index``.
@@ -272,7 +272,8 @@ class ExpressionClips(ClipDataset):
         if expression.negative:
             masks = torch.zeros(len(names), height, width, dtype=torch.bool)
         else:
-            masks = self.read_masks(name, exp_id, indices, (height, width))
+            read = {i: self.read_mask(name, exp_id, i, (height, width)) for i in dict.fromkeys(indices)}
+            masks = torch.stack([read[i] for i in indices])
 
         frames, masks, caption = self.transform(frames, masks, expression.caption, rng)
         target = make_target(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import numpy as np
 from datasets.checks import Findings
 from datasets.evaluators import Scorer
 from datasets.expressions import read_expressions
-from datasets.files import DATA_PAGE, Video, require_folder, require_video_folders
+from datasets.files import DATA_PAGE, Conversion, Video, require_files, require_folder
 from datasets.predictions import davis_object, frame_size, read_index_mask
 from datasets.registry import Dataset, root_of
 from datasets.scoring import score_ref_davis
@@ -42,16 +42,6 @@ VOID = 255
 
 _NUMBER = re.compile("0|[1-9][0-9]*")
 _LINE = re.compile(r'(?P<video>[^\s/\\]+)\s+(?P<obj_id>[0-9]+)\s+"(?P<exp>.*\S.*)"')
-
-
-@dataclass
-class DavisSummary:
-    """What a conversion wrote, by split, with notes for the user."""
-
-    videos: dict[str, int] = field(default_factory=dict)
-    expressions: dict[str, int] = field(default_factory=dict)
-    frames: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 # video → object id → annotation number → sentence
@@ -85,9 +75,9 @@ def build_scorer(cfg: Config) -> Scorer:
         UserError: the ground truth is missing.
     """
     names = [video.name for video in build_videos(cfg) if video.expressions]
-    truth = require_folder(root_of(cfg) / cfg.split / "Annotations", "a folder of palette PNG masks per video")
-    require_video_folders(truth, names)
-    return partial(score_ref_davis, truth, Path(cfg.output_dir), names)
+    ground_truth = require_folder(root_of(cfg) / cfg.split / "Annotations", "a folder of palette PNG masks per video")
+    require_files([ground_truth / name for name in names], "the expressions file")
+    return partial(score_ref_davis, ground_truth, Path(cfg.output_dir), names)
 
 
 def _require_numbers(videos: Mapping[str, Iterable[str]], root: Path) -> None:
@@ -101,7 +91,7 @@ def _require_numbers(videos: Mapping[str, Iterable[str]], root: Path) -> None:
                 )
 
 
-def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = False, workers: int = 1) -> DavisSummary:
+def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = False, workers: int = 1) -> Conversion:
     """Convert Ref-DAVIS17 to the layout of Ref-YouTube-VOS. The source is only read; a second run completes the result.
 
     Args:
@@ -124,7 +114,7 @@ def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = F
     _require_own(output_dir, set().union(*splits.values()))
     categories = _read_categories(davis / "davis_semantics.json")
     sentences = read_davis_sentences(davis_root / "davis_text_annotations")
-    summary = DavisSummary()
+    summary = Conversion()
     for split, names in splits.items():
         write = partial(_convert_video, davis, output_dir / split, copy)
         videos = dict(zip(names, map_videos(write, names, workers), strict=True))
@@ -221,7 +211,7 @@ def _describe_objects(video: _Video, categories: dict[str, Any]) -> dict[str, An
 
 
 def _number(
-    name: str, video: _Video, sentences: dict[int, dict[int, str]], summary: DavisSummary
+    name: str, video: _Video, sentences: dict[int, dict[int, str]], summary: Conversion
 ) -> dict[str, dict[str, str]]:
     """Number a video's expressions. Objects without a mask are left out, with a note."""
     expressions = {}

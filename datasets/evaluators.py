@@ -28,8 +28,6 @@ Scorer = Callable[[int], dict[str, Any]]
 """Scores the masks of whole videos with a number of processes; ``datasets.scoring.video_metrics`` reads its result."""
 Scores = tuple[dict[str, float], dict[str, int]]
 """Metrics and counts of a dataset; empty in all processes but the main one."""
-Score = Callable[[Any], Scores]
-"""Scores a model on a dataset, in all processes together."""
 
 Rle = dict[str, Any]  # run lengths of pycocotools: {"size": [H, W], "counts": bytes}
 KeptT = TypeVar("KeptT")

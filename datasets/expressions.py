@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from datasets.files import DATA_PAGE, Video, plain_name, require_video_folders
+from datasets.files import DATA_PAGE, Video, plain_name, require_files
 from util.errors import UserError
 from util.files import read_json
-from util.preprocessing import normalise_sentence
+from util.text import normalise_sentence
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def make_videos(images: Path, videos: Mapping[str, Entry[Any]]) -> list[Video]:
     Raises:
         UserError: a video has no folder.
     """
-    require_video_folders(images, videos)
+    require_files([images / name for name in videos], "the expressions file")
     return [
         Video(
             name,

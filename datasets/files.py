@@ -1,41 +1,43 @@
-"""Files that all datasets share: folders, frames, video files, object masks and COCO segmentations.
+"""Files that all datasets share: folders, names, frames and COCO files.
 
 Every reader raises a ``UserError`` of one sentence that names the missing or broken file.
 
 torchvision decodes frames: it is four times as fast as Pillow on 480p JPEG files and, unlike OpenCV, refuses a
-truncated file instead of returning a half-grey image. Pillow decodes masks, since only Pillow returns the palette
-indices of a PNG.
+truncated file instead of returning a half-grey image.
 
-PyTorch, PyAV and pycocotools take seconds to import, so functions import them when they are called: commands that only
+PyTorch and pycocotools take seconds to import, so functions import them when they are called: commands that only
 read names and folders start at once.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from datasets.predictions import read_index_mask
 from util.errors import UserError
-from util.files import BROKEN_IMAGE
+from util.files import BROKEN_IMAGE, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from datasets.evaluators import Rle
 
 DATA_PAGE = "docs/data.md"
 LONGEST_NAME = 120  # bytes; file systems take 255, and a file name may hold two of these and a suffix
 MAX_SIDE = 1 << 14  # pixels; a larger image means that the annotations are damaged
 
+logger = logging.getLogger(__name__)
+
 # Names become parts of paths, including paths that are written: one plain component that cannot leave its folder.
 _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")
-_SHIFT = 48  # compressed run lengths use characters from "0" on: 5 bits each, and one bit for "continued"
 
 
 def require_folder(path: Path, holds: str) -> Path:
@@ -54,30 +56,17 @@ def require_folder(path: Path, holds: str) -> Path:
     return path
 
 
-def folder_names(parent: Path) -> set[str]:
-    """Return the names of the folders in ``parent``."""
-    return {path.name for path in parent.iterdir() if path.is_dir()}
-
-
-def require_video_folders(parent: Path, videos: Iterable[str]) -> None:
-    """Raise a ``UserError`` that names the first of ``videos`` without a folder in ``parent`` and counts the others."""
-    present = folder_names(parent)
-    missing = [name for name in videos if name not in present]
-    if missing:
-        more = f" (and those of {len(missing) - 1} more videos)" if len(missing) > 1 else ""
-        raise UserError(f"{parent / missing[0]} is missing{more}, but the expressions list it (see {DATA_PAGE})")
-
-
-def require_files(paths: Sequence[Path], lister: Path) -> None:
+def require_files(paths: Iterable[Path], lister: Path | str) -> None:
     """Raise a ``UserError`` that names the first file or folder that does not exist and counts the others.
 
     Args:
         paths: the files and folders.
         lister: the file that lists them, for the message.
     """
-    folders = {path.parent for path in paths}
+    listed = dict.fromkeys(paths)
+    folders = {path.parent for path in listed}
     present = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
-    missing = [path for path in dict.fromkeys(paths) if path not in present]
+    missing = [path for path in listed if path not in present]
     if missing:
         raise UserError(f"{missing[0]} is missing{and_more(missing)}, but {lister} lists it (see {DATA_PAGE})")
 
@@ -149,73 +138,16 @@ def require_same_size(path: Path, frame: Tensor, other_path: Path, other: Tensor
         raise UserError(f"frames {path} and {other_path} differ in size ({sizes}); a video has frames of one size")
 
 
-def read_object_ids(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """Read a mask whose value is the object id (palette or 8-bit grey PNG) as uint8 ``[H, W]``, 0 = background.
+@dataclass
+class Conversion:
+    """What a conversion wrote: numbers by split, and notes for the user."""
 
-    Args:
-        path: the file.
-        size: (H, W) of the frame it belongs to; not checked if None.
-
-    Raises:
-        UserError: the file is missing, broken, of another kind (colour, 16 bits) or of another size than its frame.
-    """
-    import torch
-
-    return torch.from_numpy(read_index_mask(path, size))
-
-
-def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Read some frames of a video file (MP4), decoded by FFmpeg through PyAV.
-
-    The file is decoded from its beginning to the last requested frame, because a seek by time does not find the same
-    frame in every file.
-
-    Args:
-        path: the file.
-        indices: frame numbers from 0, in ascending order; numbers past the end give the last frame.
-
-    Returns:
-        frames uint8 ``[T, 3, H, W]``, and the index of each.
-
-    Raises:
-        UserError: the file is missing, broken or without a frame.
-    """
-    import av
-    import torch
-
-    if not path.is_file():
-        raise UserError(f"video {path} is missing; fetch or extract it again")
-    wanted, found = set(indices), {}
-    frame, last = None, -1
-    try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            stream = next(iter(container.streams.video), None)
-            if stream is None or stream.codec_context is None:  # None if the codec is unknown
-                raise UserError(f"video {path} has no pictures; fetch or extract this file again")
-            stream.codec_context.thread_count = 1  # the loader's workers read in parallel
-            for last, frame in enumerate(container.decode(stream)):
-                if last in wanted:
-                    found[last] = _as_tensor(frame)
-                if last == indices[-1]:
-                    break
-    except (av.FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"video {path} is broken ({reason}); fetch or extract this file again") from error
-    if frame is None:
-        raise UserError(f"video {path} has no frame that can be decoded; fetch or extract this file again")
-    if last not in found:
-        found[last] = _as_tensor(frame)
-    if len({picture.shape for picture in found.values()}) > 1:
-        raise UserError(f"video {path} has frames of several sizes; fetch or extract this file again")
-    chosen = [min(index, last) for index in indices]
-    return torch.stack([found[index] for index in chosen]), chosen
-
-
-def _as_tensor(frame: Any) -> Tensor:
-    """Convert a PyAV frame to uint8 RGB ``[3, H, W]``."""
-    import torch
-
-    return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    videos: dict[str, int] = field(default_factory=dict)
+    frames: dict[str, int] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+    objects: dict[str, int] = field(default_factory=dict)
+    expressions: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -259,11 +191,56 @@ def load_clip(
     return normalise(torch.stack(frames)), (first.shape[1], first.shape[2])
 
 
+def coco_entries(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
+    """Return the list ``key`` ("images" or "annotations") of the COCO file ``path``, whose content was read.
+
+    Raises:
+        UserError: there is no such list of JSON objects.
+    """
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path} should hold a list of JSON objects under {key!r}, as in COCO (see {DATA_PAGE})")
+    return entries
+
+
+def read_coco_masks(path: Path, ids: Sequence[str]) -> dict[str, Rle]:
+    """Read one mask per image from COCO annotations.
+
+    Returns:
+        image id → mask as run lengths, in the order of ``ids``.
+
+    Raises:
+        UserError: the file is malformed, or an id has no mask or several.
+    """
+    from datasets.evaluators import encode_masks
+
+    content = read_json(path, f"masks in COCO's format, see {DATA_PAGE}")
+    images = {str(image.get("id")): image for image in coco_entries(content, "images", path)}
+    annotations: dict[str, dict[str, Any]] = {}
+    for annotation in coco_entries(content, "annotations", path):
+        image = str(annotation.get("image_id"))
+        if image in annotations:
+            raise UserError(f"{path} has two masks for {image}; it should have one for each image")
+        annotations[image] = annotation
+    absent = [item for item in ids if item not in annotations or item not in images]
+    if absent:
+        raise UserError(
+            f"{path} has no mask for {absent[0]}{and_more(absent)}; take it and the list of sentences from one release "
+            f"of the dataset, or remove it and the masks are read one by one (see {DATA_PAGE})"
+        )
+    if len(annotations) > len(ids):
+        logger.warning("%s has masks of %d images that are not evaluated", path, len(annotations) - len(ids))
+    masks = {}
+    for item in ids:
+        height, width = (images[item].get(side) for side in ("height", "width"))
+        segmentation = annotations[item].get("segmentation")
+        mask = decode_segmentation(segmentation, height, width, f"{path}: the mask for {item}")
+        masks[item] = encode_masks(mask[None])[0]
+    return masks
+
+
 def decode_segmentation(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
     """Decode a segmentation of a COCO file: polygons, or compressed or uncompressed run lengths.
-
-    pycocotools draws polygons, so that masks equal the benchmark's pixel by pixel. Run lengths are decoded here,
-    because pycocotools returns uninitialised memory if they end too early.
 
     Args:
         segmentation: its JSON value: a list of polygons ``[x0, y0, x1, y1, …]`` in pixels, whose union counts, or
@@ -276,67 +253,46 @@ def decode_segmentation(segmentation: Any, height: int, width: int, where: str) 
         bool ``[height, width]``.
 
     Raises:
-        UserError: it has another form or size, or is damaged.
+        UserError: it is not a segmentation, has a different size, or is damaged.
     """
-    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
-        raise UserError(f"{where} is of an image of {width!r}×{height!r}; its sides should be 1 to {MAX_SIDE} pixels")
-    if isinstance(segmentation, list):
-        segmentation = _draw(segmentation, height, width, where)
-    if not isinstance(segmentation, dict) or "counts" not in segmentation:
-        raise UserError(f"{where} has no 'segmentation' of COCO's form: a list of polygons, or run lengths")
-    if segmentation.get("size") != [height, width]:
-        raise UserError(
-            f"{where} has a mask of size {segmentation.get('size')!r} (height, width), and its image is of "
-            f"{[height, width]}; take both from one release of the dataset"
-        )
-    runs = _runs(segmentation["counts"], where)
-    if min(runs, default=0) < 0 or sum(runs) != height * width:
-        raise UserError(f"{where} has run lengths that do not add up to its image's {height * width} pixels")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(width, height).T
-
-
-def _draw(polygons: list[Any], height: int, width: int, where: str) -> dict[str, Any]:
-    """Draw the union of polygons as compressed run lengths."""
-    reach = 2 * max(height, width)
-    for polygon in polygons:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise UserError(f"{where} has a polygon that is no list of at least three x, y pairs")
-        if not all(type(value) in (int, float) and abs(value) <= reach for value in polygon):
-            raise UserError(f"{where} has a polygon with a corner that is no number, or far outside of its image")
-    if not polygons:
-        raise UserError(f"{where} has an empty list of polygons; its object has no outline")
     from pycocotools import mask as coco
 
-    drawn = coco.merge(coco.frPyObjects(polygons, height, width))
-    return {"size": [height, width], "counts": drawn["counts"].decode("ascii")}
+    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
+        raise UserError(f"{where} has an image of {width!r}×{height!r}; its sides should be 1 to {MAX_SIDE} pixels")
+    if isinstance(segmentation, list):
+        polygons = _polygons(segmentation, 2 * max(height, width), where)
+        return coco.decode(coco.merge(coco.frPyObjects(polygons, height, width))).astype(bool)
+    if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), (str, list)):
+        raise UserError(f"{where} has no COCO 'segmentation': a list of polygons, or run lengths")
+    if segmentation.get("size") != [height, width]:
+        raise UserError(
+            f"{where} has a mask of size {segmentation.get('size')!r} (height, width), and its image has the size "
+            f"{[height, width]}; take both from one release of the dataset"
+        )
+    try:
+        rle = segmentation
+        if isinstance(segmentation["counts"], list):
+            rle = coco.frPyObjects(segmentation, height, width)
+        mask = coco.decode(rle).astype(bool)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{where} has damaged run lengths ({error}); fetch the file again") from error
+    try:
+        # pycocotools leaves pixels undefined after run lengths that end too early; those also fit a smaller mask.
+        coco.decode({"size": [1, height * width - 1], "counts": rle["counts"]})
+    except ValueError:
+        return mask
+    raise UserError(f"{where} has damaged run lengths (they end before the last pixel); fetch the file again")
 
 
-def _runs(counts: Any, where: str) -> list[int]:
-    """Return run lengths of either form as a list."""
-    if isinstance(counts, str):
-        return _decompress(counts, where)
-    if not isinstance(counts, list) or not all(type(run) is int for run in counts):
-        raise UserError(f"{where} has run lengths that are neither a list of whole numbers nor text")
-    return counts
+def _polygons(polygons: list[Any], reach: int, where: str) -> list[np.ndarray]:
+    """Check polygons, whose coordinates may be outside of the image, up to ``reach``; return each as ``[2 · corners]``.
 
-
-def _decompress(text: str, where: str) -> list[int]:
-    """Decompress COCO's run lengths: from the third on, each value is the difference from the value two before it."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - _SHIFT
-        if not 0 <= bits < 64 or shift > 30:
-            raise UserError(f"{where} has damaged run lengths: {text[:40]!r} is no text of compressed ones")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    if shift:
-        raise UserError(f"{where} has damaged run lengths: its text ends within a number")
-    return runs
+    pycocotools takes four numbers for a box, and draws outlines of any length.
+    """
+    try:
+        corners = [np.array(polygon, dtype=float) for polygon in polygons]
+    except (TypeError, ValueError, OverflowError):
+        corners = []
+    if not corners or any(c.ndim != 1 or c.size < 6 or c.size % 2 or not (abs(c) <= reach).all() for c in corners):
+        raise UserError(f"{where} has polygons that are not lists of three or more x, y pairs in pixels of its image")
+    return corners

@@ -7,9 +7,7 @@ frames; an item whose frame has no mask is left out.
 from __future__ import annotations
 
 import logging
-import struct
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -26,13 +24,20 @@ from datasets.a2d import (
     fit_mask,
     group_by_video,
     number_of,
-    read_coco_masks,
-    read_rows,
+    read_items_of,
     sentence_of,
 )
 from datasets.checks import SAMPLE_VIDEOS, Findings
 from datasets.evaluators import A2dEvaluator
-from datasets.files import DATA_PAGE, plain_name, read_frame, read_frames, require_files, require_folder
+from datasets.files import (
+    DATA_PAGE,
+    plain_name,
+    read_coco_masks,
+    read_frame,
+    read_frames,
+    require_files,
+    require_folder,
+)
 from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
@@ -42,15 +47,7 @@ if TYPE_CHECKING:
 
 LIST_FILE = "jhmdb_sentences_samples_metadata.json"
 COCO_FILE = "jhmdb_sentences_gt_annotations_in_coco_format.json"
-FORM = ("video", "frame path", "mask path", "number of frames", "sentence")
 MASK_KEY = "part_mask"
-
-MAT_HEADER = 128  # bytes
-MAT_BYTES = 1 << 28  # greatest size of an array
-_ARRAY, _COMPRESSED = 14, 15  # types of elements
-_NUMBERS = (1, 2, 3, 4, 5, 6, 7, 9, 12, 13)  # types of numeric contents
-_NUMERIC = range(6, 16)  # classes of arrays, from double to uint64
-_COMPLEX = 0x0800
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +104,7 @@ def build_clips(cfg: Config, split: str) -> JhmdbClips:
 
 def build_evaluator(cfg: Config) -> A2dEvaluator:
     """Build the evaluator, whose metrics are those of A2D-Sentences."""
-    return A2dEvaluator(build_clips(cfg, cfg.split).truth(root_of(cfg) / COCO_FILE))
+    return A2dEvaluator(build_clips(cfg, cfg.split).ground_truth(root_of(cfg) / COCO_FILE))
 
 
 def read_items(root: Path) -> list[JhmdbItem]:
@@ -117,16 +114,15 @@ def read_items(root: Path) -> list[JhmdbItem]:
         UserError: the file is missing or malformed, or names a path outside of ``root``.
     """
     path = root / LIST_FILE
-    items = []
-    for where, (video, frame_path, mask_path, frames, sentence) in read_rows(path, "the sentences", FORM):
-        name, frame = plain_name(video, path, "a video"), _inside(root, frame_path, where)
-        number, length = number_of(frame.stem, 1, "frame", where), number_of(frames, 1, "number of frames", where)
+
+    def make(video: Any, frame_path: Any, mask_path: Any, frames: Any, sentence: Any) -> JhmdbItem:
+        name, frame, masks = plain_name(video, path, "a video"), _inside(root, frame_path), _inside(root, mask_path)
+        number, length = number_of(frame.stem), number_of(frames)
         if number > length:
-            raise UserError(f"{where} names frame {number} of a video of {length} frames; fetch {path.name} again")
-        masks = _inside(root, mask_path, where)
-        caption = sentence_of(sentence, where)
-        items.append(JhmdbItem(f"v_{name}_f_{number}", name, caption, number, frame.parent, masks, length))
-    return items
+            raise UserError(f"{path} lists frame {number} of video {name}, which has {length}; fetch the file again")
+        return JhmdbItem(f"v_{name}_f_{number}", name, sentence_of(sentence), number, frame.parent, masks, length)
+
+    return read_items_of(path, "test", "video, frame path, mask path, number of frames, sentence", make)
 
 
 def read_puppet_mask(path: Path, frame: int) -> Tensor:
@@ -135,7 +131,7 @@ def read_puppet_mask(path: Path, frame: int) -> Tensor:
     Raises:
         UserError: the file is missing or broken, or has no mask for the frame.
     """
-    masks = _read_mat(path, lambda: _load(path))
+    masks = _read_mat(path, lambda: loadmat(path, variable_names=[MASK_KEY]).get(MASK_KEY))
     if not isinstance(masks, np.ndarray) or masks.ndim not in (2, 3) or masks.dtype.kind not in "biuf":
         raise UserError(f"{path} has no array {MASK_KEY!r} of height × width × frames; fetch or extract it again")
     masks = masks.reshape(*masks.shape[:2], -1)  # MATLAB drops the last axis of a single frame
@@ -171,10 +167,6 @@ def _with_masks(items: Sequence[JhmdbItem]) -> list[JhmdbItem]:
     return kept
 
 
-def _load(path: Path) -> Any:
-    return loadmat(path, variable_names=[MASK_KEY]).get(MASK_KEY) if has_array(path, MASK_KEY) else None
-
-
 def _read_mat(path: Path, read: Callable[[], Any]) -> Any:
     if not path.is_file():
         raise UserError(f"masks {path} are missing; the sentences name this file (see {DATA_PAGE})")
@@ -185,65 +177,11 @@ def _read_mat(path: Path, read: Callable[[], Any]) -> Any:
         raise UserError(f"masks {path} are broken ({reason}); fetch or extract this file again") from error
 
 
-def _inside(root: Path, value: Any, where: str) -> Path:
-    """Return the path in ``root`` that an entry names."""
-    parts = PurePosixPath(value).parts if isinstance(value, str) else ()
-    if not parts or ".." in parts or PurePosixPath(*parts).is_absolute():
-        raise UserError(f"{where} has the path {value!r}; it should be relative to {root}, and stay in it")
-    return root.joinpath(*parts)
-
-
-def has_array(path: Path, name: str) -> bool:
-    """Return whether a MATLAB file has a numeric array of this name, after a check of the file's tags.
-
-    scipy crashes the process on a wrong byte in a tag, so the tags are checked before scipy reads the file. A file of
-    version 5 (MATLAB's -v6 and -v7) has a header of 128 bytes and then elements: a tag (type and size of the content)
-    and the content, padded to 8 bytes. An array is an element whose content is elements: flags, dimensions, name,
-    values. A compressed element holds another one.
-
-    Raises:
-        ValueError: it is no MATLAB file of version 5, ends too early, or a tag is wrong.
-        OSError, zlib.error: it cannot be read or decompressed.
-    """
-    content = path.read_bytes()
-    order = {b"IM": "<", b"MI": ">"}.get(content[MAT_HEADER - 2 : MAT_HEADER])
-    if order is None:
-        raise ValueError("it is no MATLAB file of version 5")
-    for kind, element in _elements(content[MAT_HEADER:], order):
-        if kind == _COMPRESSED:
-            inflated = zlib.decompressobj().decompress(element, MAT_BYTES)
-            kind, element = next(_elements(inflated, order, cut=len(inflated) == MAT_BYTES), (0, b""))
-        if kind == _ARRAY and _is_wanted(list(_elements(element, order)), name, order):
-            return True
-    return False
-
-
-def _is_wanted(parts: list[tuple[int, bytes]], name: str, order: str) -> bool:
-    """Return whether an array's parts make a numeric array of this name; raise a ``ValueError`` for a wrong tag."""
-    if len(parts) < 3 or len(parts[0][1]) != 8:
-        raise ValueError("an array lacks its flags, dimensions or name")
-    if parts[2][1].rstrip(b"\0").decode("latin-1") != name:
-        return False
-    (flags,) = struct.unpack_from(f"{order}I", parts[0][1])
-    if flags & 0xFF not in _NUMERIC:
-        return False
-    if len(parts) != (5 if flags & _COMPLEX else 4) or any(kind not in _NUMBERS for kind, _ in parts[3:]):
-        raise ValueError(f"the values of {name} are no numbers")
-    return True
-
-
-def _elements(content: bytes, order: str, cut: bool = False) -> Iterator[tuple[int, bytes]]:
-    """Iterate over elements as (type, content); ``cut`` allows the last one to be incomplete."""
-    place = 0
-    while place + 8 <= len(content):
-        kind, size = struct.unpack_from(f"{order}II", content, place)
-        start, room = place + 8, len(content) - place - 8
-        if kind >> 16:  # up to four bytes stand in the tag itself
-            kind, size, start, room = kind & 0xFFFF, kind >> 16, place + 4, 4
-        if size > room and not cut:
-            raise ValueError("it is cut off, or a length in it is wrong")
-        yield kind, content[start : start + size]
-        place = start + size + (0 if kind == _COMPRESSED else -(start + size) % 8)
+def _inside(root: Path, path: str) -> Path:
+    """Return the path in ``root`` that an entry names; raise a ``UserError`` if it is outside."""
+    if ".." in PurePosixPath(path).parts or PurePosixPath(path).is_absolute():
+        raise UserError(f"{root / LIST_FILE} lists the path {path!r}; it should be relative to {root}, and stay in it")
+    return root / path
 
 
 def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:

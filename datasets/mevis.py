@@ -26,8 +26,8 @@ from datasets.files import (
     Video,
     decode_segmentation,
     read_frame,
+    require_files,
     require_folder,
-    require_video_folders,
 )
 from datasets.predictions import ANNOTATIONS
 from datasets.registry import Dataset, root_of
@@ -70,7 +70,7 @@ class InstanceMasks:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        content = read_json(path, f"the masks of all instances, see {DATA_PAGE}")
+        content = read_json(path, f"the masks of all instances, which train and valid_u have, see {DATA_PAGE}")
         self._first: dict[str, tuple[int, int]] = {}
         pieces, ends, total = [], [0], 0
         for instance, frames in require_mapping(content, path, "the file").items():
@@ -96,23 +96,20 @@ class InstanceMasks:
                     f"video of {length}; take both files from one release of the dataset"
                 )
 
-    def segmentations(self, instance: str) -> list[Any]:
-        """Return an instance's run lengths, as the file has them, or None for each frame."""
-        return [self._read(instance, frame) for frame in range(self._first[instance][1])]
+    def read(self, instance: str, frame: int) -> Any:
+        """Return an instance's run lengths in one frame, as the file has them; None if it is not visible."""
+        number = self._first[instance][0] + frame
+        text = self._text[self._ends[number] : self._ends[number + 1]]
+        return json.loads(text) if text else None
 
-    def union(self, instances: Sequence[str], frame: int, size: tuple[int, int]) -> np.ndarray:
+    def union(self, instances: Iterable[str], frame: int, size: tuple[int, int]) -> np.ndarray:
         """Return the union of instances in one frame, bool ``[H, W]``; empty if none is visible.
 
         Raises:
             UserError: run lengths are damaged or have a different size.
         """
-        shown = {instance: self._read(instance, frame) for instance in instances}
+        shown = {instance: self.read(instance, frame) for instance in instances}
         return unite(shown, size, f"{self.path}, frame {frame}")
-
-    def _read(self, instance: str, frame: int) -> Any:
-        number = self._first[instance][0] + frame
-        text = self._text[self._ends[number] : self._ends[number + 1]]
-        return json.loads(text) if text else None
 
 
 def unite(segmentations: Mapping[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
@@ -155,27 +152,17 @@ def open_masks(folder: Path, videos: Mapping[str, MevisEntry]) -> InstanceMasks:
         UserError: the file is missing (as in ``valid``, whose ground truth is not public) or malformed, or an
             expression has no instances.
     """
-    if not (folder / MASK_FILE).is_file():
-        raise UserError(
-            f"{folder / MASK_FILE} is missing; it should hold the masks of the {folder.name} split, of which train "
-            f"and valid_u have one (see {DATA_PAGE})"
-        )
     masks = InstanceMasks(folder / MASK_FILE)
     for name, video in videos.items():
-        for exp_id in video.expressions:
-            _require_masks(masks, name, video, exp_id)
+        for exp_id, expression in video.expressions.items():
+            where = f"expression {exp_id!r} of video {name!r}"
+            if expression.instances is None:
+                raise UserError(
+                    f"{folder / 'meta_expressions.json'}: {where} has no 'anno_id', so its masks are unknown; it "
+                    "should be the list of the instances that it names"
+                )
+            masks.require(expression.instances, len(video.frames), where)
     return masks
-
-
-def _require_masks(masks: InstanceMasks, name: str, video: MevisEntry, exp_id: str) -> None:
-    """Raise a ``UserError`` if masks of an expression's instances are missing."""
-    where, instances = f"expression {exp_id!r} of video {name!r}", video.expressions[exp_id].instances
-    if instances is None:
-        raise UserError(
-            f"{masks.path.parent / 'meta_expressions.json'}: {where} has no 'anno_id', so its masks are unknown; it "
-            "should be the list of the instances that it names"
-        )
-    masks.require(instances, len(video.frames), where)
 
 
 def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> MevisExpression:
@@ -214,22 +201,15 @@ class MevisClips(ExpressionClips):
         seed: int = 0,
         reverse_probability: float = 0.3,
     ) -> None:
-        self._entries = list_split(root, split)
-        self.masks = open_masks(root / split, self._entries)
+        videos = list_split(root, split)
+        self.masks = open_masks(root / split, videos)
         images = root / split / "JPEGImages"
-        require_video_folders(images, self._entries)
-        super().__init__(self._entries, images, transform, num_frames, seed, reverse_probability)
+        require_files([images / name for name in videos], "the expressions file")
+        super().__init__(videos, images, transform, num_frames, seed, reverse_probability)
 
-    def read_masks(self, video: str, exp_id: str, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """Read the union of an expression's instances; a repeated frame is read once.
-
-        Raises:
-            UserError: run lengths are damaged, or their size is not the frame's.
-        """
-        instances = self._entries[video].expressions[exp_id].instances
-        assert instances is not None, "the constructor has checked it"
-        masks = {i: torch.from_numpy(self.masks.union(instances, i, size)) for i in dict.fromkeys(indices)}
-        return torch.stack([masks[i] for i in indices])
+    def read_mask(self, video: str, exp_id: str, index: int, size: tuple[int, int]) -> Tensor:
+        instances = self.videos[video].expressions[exp_id].instances
+        return torch.from_numpy(self.masks.union(instances, index, size))
 
 
 def build_clips(cfg: Config, split: str) -> MevisClips:
@@ -251,11 +231,11 @@ def build_scorer(cfg: Config) -> Scorer:
     Raises:
         UserError: the ground truth is missing or malformed.
     """
-    videos, version = read_truth(root_of(cfg) / cfg.split, cfg.mevis_version)
+    videos, version = read_ground_truth(root_of(cfg) / cfg.split, cfg.mevis_version)
     return partial(score_unions, videos, Path(cfg.output_dir) / ANNOTATIONS, version)
 
 
-def list_expressions(root: Path, split: str, expressions_file: str) -> Mapping[str, MevisEntry]:
+def list_expressions(root: Path, split: str, expressions_file: str | None) -> Mapping[str, MevisEntry]:
     """Read all expressions of a split, which may include negatives, for ``scripts.calibrate_score``."""
     return list_split(root, split)
 
@@ -280,14 +260,11 @@ class ScoredVideo:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(H, W) of the first mask; None if there is none or it is damaged."""
-        first = next((mask for frames in self.masks.values() for mask in frames if isinstance(mask, dict)), {})
-        match first.get("size"):
-            case [int(height), int(width)]:
-                return height, width
-        return None
+        """(H, W) of the first mask; None if no instance is ever visible."""
+        first = next((mask for frames in self.masks.values() for mask in frames if mask), None)
+        return tuple(first["size"]) if first else None
 
-    def truths(self, frame: int, size: tuple[int, int]) -> dict[tuple[str, ...], np.ndarray]:
+    def ground_truth(self, frame: int, size: tuple[int, int]) -> dict[tuple[str, ...], np.ndarray]:
         """Return the union, bool ``[H, W]``, of every distinct target in a frame.
 
         Raises:
@@ -300,7 +277,7 @@ class ScoredVideo:
         }
 
 
-def read_truth(folder: Path, version: str = AUTO_VERSION) -> tuple[list[ScoredVideo], str]:
+def read_ground_truth(folder: Path, version: str = AUTO_VERSION) -> tuple[list[ScoredVideo], str]:
     """Read the videos that have expressions, and their ground truth.
 
     Args:
@@ -321,7 +298,8 @@ def read_truth(folder: Path, version: str = AUTO_VERSION) -> tuple[list[ScoredVi
             exp_id: tuple(sorted(expression.instances or ())) for exp_id, expression in video.expressions.items()
         }
         instances = {instance for target in targets.values() for instance in target}
-        runs = {instance: masks.segmentations(instance) for instance in sorted(instances)}
+        frames = range(len(video.frames))
+        runs = {instance: [masks.read(instance, frame) for frame in frames] for instance in sorted(instances)}
         if targets:
             scored.append(ScoredVideo(name, video.frames, targets, runs, masks.path))
     if version == AUTO_VERSION:
@@ -338,16 +316,12 @@ def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -
         findings.count_split(split, videos, row.splits[split])
         frames = findings.present_frames(root / split / "JPEGImages", videos, ".jpg")
         findings.files += sum(map(len, frames.values()))
-        masks = None if split == "valid" else findings.attempt(InstanceMasks, root / split / MASK_FILE)
-        if masks is not None:
-            before = len(findings.faults)
-            for name, video in videos.items():
-                for exp_id in video.expressions:
-                    findings.attempt(_require_masks, masks, name, video, exp_id)
-            masks = masks if len(findings.faults) == before else None
+        masks = None if split == "valid" else findings.attempt(open_masks, root / split, videos)
         for name in findings.sample(list(videos), SAMPLE_VIDEOS):
-            chosen = findings.sample(frames[name], SAMPLE_FRAMES)
-            shown = _segmentations(masks, videos[name], chosen)
+            video, chosen = videos[name], findings.sample(frames[name], SAMPLE_FRAMES)
+            numbers = [video.frames.index(path.stem) for path in chosen]
+            named = {instance for expression in video.expressions.values() for instance in expression.instances or ()}
+            shown = [{i: masks.read(i, number) for i in sorted(named)} if masks else {} for number in numbers]
             where = f"{root / split / MASK_FILE}, video {name!r}"
             findings.open_later(len(chosen), open_instances, chosen, shown, where)
 
@@ -362,13 +336,3 @@ def open_instances(frames: Sequence[Path], shown: Sequence[Mapping[str, Any]], w
         except UserError as error:
             faults.append(str(error))
     return faults
-
-
-def _segmentations(masks: InstanceMasks | None, video: MevisEntry, paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the run lengths of all referred instances for each of some frames; None if one is not visible."""
-    if masks is None:
-        return [{} for _ in paths]
-    named = dict.fromkeys(i for expression in video.expressions.values() for i in expression.instances or ())
-    runs = {instance: masks.segmentations(instance) for instance in named}
-    numbers = [video.frames.index(path.stem) for path in paths]
-    return [{instance: runs[instance][number] for instance in named} for number in numbers]

@@ -15,15 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from util.errors import UserError
-from util.files import BROKEN_IMAGE, atomic_path, is_unfinished, read_json, write_json
-from util.run_log import library_versions
+from util.files import BROKEN_IMAGE, atomic_path, is_unfinished, library_versions, read_json, write_json
 
 if TYPE_CHECKING:
     from datasets.files import Video
@@ -154,18 +153,6 @@ def _missing(path: Path, others: int = 0) -> UserError:
 # Layouts
 
 
-class ClipMasks(Protocol):
-    """The predicted masks of a clip for one expression."""
-
-    @property
-    def masks(self) -> np.ndarray:
-        """bool ``[T, H0, W0]``."""
-
-    @property
-    def probabilities(self) -> np.ndarray | None:
-        """float32 ``[T, H0, W0]``, 0 outside of ``masks``; required by layouts that are ``soft``."""
-
-
 class MaskLayout:
     """``Annotations/<video>/<exp_id>/<frame>.png``, 8-bit greyscale, 0 or 255 (Ref-YouTube-VOS, MeViS).
 
@@ -187,11 +174,13 @@ class MaskLayout:
         """Map every folder of masks of a video to the ids of the expressions that it is made of, in their order."""
         return {f"{ANNOTATIONS}/{video.name}/{exp_id}": [exp_id] for exp_id in video.expressions}
 
-    def merge(self, predictions: Iterable[tuple[str, ClipMasks]], shape: tuple[int, int, int]) -> np.ndarray:
+    def merge(self, predictions: Iterable[tuple[str, Any]], shape: tuple[int, int, int]) -> np.ndarray:
         """Make the masks of one folder.
 
         Args:
-            predictions: by expression id, in the order of ``folders``; all are consumed.
+            predictions: by expression id, in the order of ``folders``; all are consumed. Each has ``masks``, bool
+                ``[T, H0, W0]``, and for layouts that are ``soft`` also ``probabilities``, float32 ``[T, H0, W0]``, 0
+                outside of the masks.
             shape: (T, H0, W0).
 
         Returns:
@@ -231,12 +220,12 @@ class DavisLayout(MaskLayout):
             for number, root in enumerate(self.roots)
         }
 
-    def merge(self, predictions: Iterable[tuple[str, ClipMasks]], shape: tuple[int, int, int]) -> np.ndarray:
+    def merge(self, predictions: Iterable[tuple[str, Any]], shape: tuple[int, int, int]) -> np.ndarray:
         ids = np.zeros(shape, np.uint8)
         highest = np.full(shape, BACKGROUND, np.float32)
         for exp_id, prediction in predictions:
             probabilities = prediction.probabilities
-            assert probabilities is not None and probabilities.shape == shape
+            assert probabilities.shape == shape
             winning = probabilities > highest  # on a tie the first object wins, as in argmax
             np.copyto(highest, probabilities, where=winning)
             ids[winning] = davis_object(exp_id)

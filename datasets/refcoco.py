@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -26,7 +26,8 @@ from datasets.clip import ClipDataset, Sample, make_target
 from datasets.evaluators import GroundTruth, RefcocoEvaluator
 from datasets.files import (
     DATA_PAGE,
-    MAX_SIDE,
+    Conversion,
+    coco_entries,
     decode_segmentation,
     plain_name,
     read_frame,
@@ -39,7 +40,7 @@ from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
 from util.files import bring_file, read_json, write_json
 from util.plain_pickle import read_plain_pickle
-from util.preprocessing import normalise_sentence
+from util.text import normalise_sentence
 
 if TYPE_CHECKING:
     from util.config import Config
@@ -100,14 +101,28 @@ def read_items(root: Path, name: str, split: str) -> list[Item]:
     path = instances_path(root, name, split)
     what = f"the {split} expressions of {name}, as `python -m scripts.prepare_data {name}` writes them"
     content = read_json(path, f"{what}, see {DATA_PAGE}")
-    images, annotations = (_entries(content, key, path) for key in ("images", "annotations"))
-    objects: dict[int, dict[str, Any]] = {}
+    images, annotations = (coco_entries(content, key, path) for key in ("images", "annotations"))
+    objects: dict[str, dict[str, Any]] = {}
     for annotation in annotations:
-        number = _integer(annotation, "image_id", path, "an annotation")
-        if number in objects:
+        number = annotation.get("image_id")
+        if str(number) in objects:
             raise UserError(f"{path}: image entry {number} has two annotations; an expression has one object")
-        objects[number] = annotation
-    items = [_item(image, objects, path) for image in images]
+        objects[str(number)] = annotation
+    items = []
+    for image in images:
+        where = f"image entry {image.get('id')}"
+        annotation = objects.get(str(image.get("id")), {})
+        if not annotation:
+            raise UserError(
+                f"{path}: {where} has no annotation; one with its id as 'image_id' should outline its object"
+            )
+        try:
+            items.append(_item(image, annotation, plain_name(image.get("file_name"), path, f"the file of {where}")))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UserError(
+                f"{path}: {where} is malformed ({error}); it should have a 'caption' that is not empty, whole numbers "
+                "'id', 'height' and 'width', and an annotation with a 'bbox' of x, y, width and height in pixels"
+            ) from error
     if not items:
         raise UserError(f"{path} lists no image entry; it should hold {what}")
     if len({item["id"] for item in items}) < len(items):
@@ -146,49 +161,21 @@ def draw_mask(item: Item, name: str, split: str) -> np.ndarray:
     return decode_segmentation(item["segmentation"], item["height"], item["width"], where)
 
 
-def _item(image: dict[str, Any], objects: dict[int, dict[str, Any]], path: Path) -> Item:
-    number = _integer(image, "id", path, "an image entry")
-    where = f"image entry {number}"
-    caption = image.get("caption")
-    caption = normalise_sentence(caption) if isinstance(caption, str) else ""
-    if not caption:
-        raise UserError(f"{path}: {where} has no sentence; its 'caption' should say what it refers to")
-    if number not in objects:
-        raise UserError(f"{path}: {where} has no annotation; one with its id as 'image_id' should outline its object")
-    height, width = (_integer(image, side, path, where) for side in ("height", "width"))
-    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
-        raise UserError(f"{path}: {where} is of {width}×{height} pixels; its sides should be 1 to {MAX_SIDE}")
-    return Item(
-        id=number,
-        file_name=plain_name(image.get("file_name"), path, f"the file of {where}"),
-        height=height,
-        width=width,
-        caption=caption,
-        segmentation=objects[number].get("segmentation"),
-        bbox=_box(objects[number].get("bbox"), path, where),
+def _item(image: dict[str, Any], annotation: dict[str, Any], file_name: str) -> Item:
+    """Build an item; wrong values raise any of Python's errors about them."""
+    x, y, width, height = map(float, annotation["bbox"])
+    item = Item(
+        id=int(image["id"]),
+        file_name=file_name,
+        height=int(image["height"]),
+        width=int(image["width"]),
+        caption=normalise_sentence(image["caption"]),
+        segmentation=annotation.get("segmentation"),
+        bbox=[x, y, width, height],
     )
-
-
-def _entries(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
-    entries = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"{path} should hold a list of JSON objects under {key!r} (see {DATA_PAGE} for its form)")
-    return entries
-
-
-def _integer(entry: dict[str, Any], key: str, path: Path, where: str) -> int:
-    value = entry.get(key)
-    if type(value) is not int:
-        raise UserError(f"{path}: {where} has {key!r} {value!r}; it should be a whole number")
-    return value
-
-
-def _box(box: Any, path: Path, where: str) -> list[float]:
-    good = isinstance(box, list) and len(box) == 4
-    good = good and all(type(value) in (int, float) and abs(value) <= MAX_SIDE for value in box)
-    if not good or min(box[2:]) < 0:
-        raise UserError(f"{path}: the annotation of {where} should have a 'bbox' of x, y, width and height in pixels")
-    return box
+    if not item["caption"] or min(width, height) < 0 or min(item["height"], item["width"]) < 1:
+        raise ValueError("an empty caption or size")
+    return item
 
 
 class RefcocoImages(ClipDataset):
@@ -273,22 +260,12 @@ def build_evaluator(cfg: Config) -> RefcocoEvaluator:
     items = PackedItems(read_items(root_of(cfg), name, split))
     positions = {item_id(item, name, split): position for position, item in enumerate(items)}
 
-    def truth(wanted: str) -> GroundTruth:
+    def ground_truth(wanted: str) -> GroundTruth:
         item: Item = items[positions[wanted]]
         x, y, width, height = item["bbox"]
         return GroundTruth(draw_mask(item, name, split), np.array([x, y, x + width, y + height]))
 
-    return RefcocoEvaluator(list(positions), truth)
-
-
-@dataclass
-class RefcocoSummary:
-    """What a conversion wrote, by split, with notes for the user."""
-
-    images: dict[str, int] = field(default_factory=dict)
-    objects: dict[str, int] = field(default_factory=dict)
-    expressions: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    return RefcocoEvaluator(list(positions), ground_truth)
 
 
 @dataclass(frozen=True)
@@ -304,7 +281,7 @@ class _Reference:
 
 def convert_refcoco(
     name: str, refer_root: str | Path, output_dir: str | Path, images: str | Path | None = None, copy: bool = False
-) -> RefcocoSummary:
+) -> Conversion:
     """Write ``train2014/`` and ``instances_<set>_<split>.json`` of a set. The source is only read.
 
     Args:
@@ -323,7 +300,7 @@ def convert_refcoco(
     folder = refer_root / name if (refer_root / name).is_dir() else refer_root
     source = require_folder(Path(images) if images else output_dir / IMAGES, "the training images of COCO 2014")
     content = read_json(folder / INSTANCES, f"COCO's images and objects of {name} (see {DATA_PAGE})")
-    summary = RefcocoSummary()
+    summary = Conversion()
     references = _read_references(name, folder / REFERENCES[name], content, folder / INSTANCES, summary)
     _bring_images(source, output_dir / IMAGES, references, folder / INSTANCES, copy)
     for split in SPLITS[name]:
@@ -339,37 +316,38 @@ def convert_refcoco(
     return summary
 
 
-def _read_references(name: str, path: Path, content: Any, instances: Path, summary: RefcocoSummary) -> list[_Reference]:
+def _read_references(name: str, path: Path, content: Any, instances: Path, summary: Conversion) -> list[_Reference]:
     """Read the pickle, and find the image and the object of each reference."""
-    images, annotations = (_by_id(content, key, instances) for key in ("images", "annotations"))
+    images, annotations = (
+        {entry.get("id"): entry for entry in coco_entries(content, key, instances)} for key in ("images", "annotations")
+    )
     values = read_plain_pickle(path, f"the referring expressions of {name}, see {DATA_PAGE}")
-    if not isinstance(values, list) or not values or not all(isinstance(value, dict) for value in values):
+    if not isinstance(values, list) or not values:
         raise UserError(f"{path} should hold a list of dictionaries, one for each object that is referred to")
     references = []
     for number, value in enumerate(values):
         where = f"{path}, entry {number}"
-        split = _get(value, "split", str, where)
+        try:
+            split, image_id, ann_id, ref_id = (value[key] for key in ("split", "image_id", "ann_id", "ref_id"))
+            sentences = [(entry["sent_id"], normalise_sentence(entry["sent"])) for entry in value["sentences"]]
+            unknown = image_id not in images or annotations.get(ann_id, {}).get("image_id") != image_id
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{where} is malformed ({error}); it should have 'split', 'image_id', 'ann_id', 'ref_id' and "
+                "'sentences', each with 'sent_id' and 'sent'"
+            ) from error
         if split not in SPLITS[name]:
             raise UserError(f"{where} is of the split {split!r}; {name} has {', '.join(SPLITS[name])}")
-        image_id, ann_id = (_get(value, key, int, where) for key in ("image_id", "ann_id"))
-        if image_id not in images or ann_id not in annotations or annotations[ann_id].get("image_id") != image_id:
+        if unknown:
             raise UserError(
                 f"{where} refers to object {ann_id} in image {image_id}, which {instances} does not hold; take both "
                 f"files from one release of {name}"
             )
-        sentences = [_sentence(sentence, where) for sentence in _get(value, "sentences", list, where)]
         spoken = [(sent_id, text) for sent_id, text in sentences if text]
         if len(spoken) < len(sentences):
             summary.notes.append(f"{split}: an empty sentence of object {ann_id} is left out")
-        reference_id = _get(value, "ref_id", int, where)
-        references.append(_Reference(reference_id, split, images[image_id], annotations[ann_id], spoken))
+        references.append(_Reference(ref_id, split, images[image_id], annotations[ann_id], spoken))
     return references
-
-
-def _sentence(value: Any, where: str) -> tuple[int, str]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where} has a sentence that is no dictionary with 'sent' and 'sent_id'")
-    return _get(value, "sent_id", int, where), normalise_sentence(_get(value, "sent", str, where))
 
 
 def _document(name: str, references: Iterable[_Reference], categories: Any) -> dict[str, Any]:
@@ -405,23 +383,6 @@ def _bring_images(source: Path, target: Path, references: list[_Reference], inst
     require_files([source / name for name in names], instances)
     for name in dict.fromkeys(names):
         bring_file(source / name, target / name, copy)
-
-
-def _by_id(content: Any, key: str, path: Path) -> dict[int, dict[str, Any]]:
-    entries = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and type(entry.get("id")) is int for entry in entries
-    ):
-        raise UserError(f"{path} should hold a list of JSON objects with an 'id' under {key!r} (see {DATA_PAGE})")
-    return {entry["id"]: entry for entry in entries}
-
-
-def _get(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
-    """Return a field of the pickle if it has this type."""
-    found = value.get(key)
-    if type(found) is not kind:
-        raise UserError(f"{where} has {key!r} {str(found)[:40]!r}; it should be of the type {kind.__name__}")
-    return found
 
 
 def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:

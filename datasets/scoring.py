@@ -294,7 +294,7 @@ def _score_union_video(video: ScoredVideo, pred: Path) -> np.ndarray:
     if size is None:  # no instance is ever visible
         height, width = read_binary_mask(pred / video.name / next(iter(video.targets)) / f"{video.frames[0]}.png").shape
         size = (height, width)
-    masks = (video.truths(number, size) for number in range(len(video.frames)))
+    masks = (video.ground_truth(number, size) for number in range(len(video.frames)))
     return _score_masks(pred / video.name, video.frames, video.targets, masks)
 
 

@@ -8,14 +8,13 @@ released code does.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from util.preprocessing import normalise, resize_frames
@@ -32,24 +31,10 @@ SATURATION = (0.5, 1.5)
 _SIDES = re.compile(r"\b(left|right)\b")
 
 
-class ClipTransform(Protocol):
-    """What a dataset applies to a clip."""
-
-    def __call__(
-        self, frames: Tensor, masks: Tensor, caption: str, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor, str]:
-        """Transform a clip.
-
-        Args:
-            frames: uint8 ``[T, 3, H, W]``.
-            masks: bool ``[T, H, W]`` of the referred object.
-            caption: the normalised sentence.
-            rng: the only source of randomness.
-
-        Returns:
-            frames float32 ``[T, 3, h, w]`` with ImageNet normalisation, masks bool ``[T, h, w]``, caption.
-        """
-        ...
+ClipTransform = Callable[[Tensor, Tensor, str, np.random.Generator], tuple[Tensor, Tensor, str]]
+"""Transforms a clip: frames uint8 ``[T, 3, H, W]``, the referred object's masks bool ``[T, H, W]``, the normalised
+sentence, and the only source of randomness → frames float32 ``[T, 3, h, w]`` with ImageNet normalisation, masks bool
+``[T, h, w]``, sentence."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +56,6 @@ class TrainTransform:
     def __call__(
         self, frames: Tensor, masks: Tensor, caption: str, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, str]:
-        frames, masks = _as_tv_tensors(frames, masks)
         if self.crop_scales and rng.random() < 0.5:
             frames, masks = resize(frames, masks, int(rng.choice(self.crop_scales)))
             frames, masks = self._crop(frames, masks, rng)
@@ -79,7 +63,7 @@ class TrainTransform:
         if rng.random() < 0.5:
             frames, masks, caption = flip(frames, masks, caption)
         frames = distort_colours(frames, rng) if self.colour_distortion else frames
-        return normalise(frames), _as_bool(masks), caption
+        return normalise(frames), masks, caption
 
     def _crop(self, frames: Tensor, masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         low, high = self.crop_range
@@ -101,8 +85,8 @@ class EvalTransform:
     def __call__(
         self, frames: Tensor, masks: Tensor, caption: str, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, str]:
-        frames, masks = resize(*_as_tv_tensors(frames, masks), self.eval_size, self.max_size)
-        return normalise(frames), _as_bool(masks), caption
+        frames, masks = resize(frames, masks, self.eval_size, self.max_size)
+        return normalise(frames), masks, caption
 
 
 def build_transform(cfg: Config, train: bool) -> ClipTransform:
@@ -113,9 +97,10 @@ def build_transform(cfg: Config, train: bool) -> ClipTransform:
 
 
 def resize(frames: Tensor, masks: Tensor, short_side: int, long_side: int | None = None) -> tuple[Tensor, Tensor]:
-    """Resize frames ``[T, 3, H, W]`` (bilinear, antialiased) and the ``tv_tensors.Mask`` ``[T, H, W]`` (nearest)."""
+    """Resize frames ``[T, 3, H, W]`` (bilinear, antialiased) and bool masks ``[T, H, W]`` (nearest)."""
     frames = resize_frames(frames, short_side, long_side)
-    return frames, F.resize(masks, list(frames.shape[-2:]))
+    # uint8, because torchvision resizes bool masks by way of float32.
+    return frames, F.resize_mask(masks.to(torch.uint8), list(frames.shape[-2:])).bool()
 
 
 def flip(frames: Tensor, masks: Tensor, caption: str) -> tuple[Tensor, Tensor, str]:
@@ -133,7 +118,7 @@ def distort_colours(frames: Tensor, rng: np.random.Generator) -> Tensor:
 
     Contrast comes before or after saturation with equal chance. Hue is never changed.
     """
-    return torch.stack([_distort_frame(frame, rng) for frame in frames.as_subclass(Tensor)])
+    return torch.stack([_distort_frame(frame, rng) for frame in frames])
 
 
 def _distort_frame(frame: Tensor, rng: np.random.Generator) -> Tensor:
@@ -144,12 +129,3 @@ def _distort_frame(frame: Tensor, rng: np.random.Generator) -> Tensor:
         if rng.random() < 0.5:
             frame = adjust(frame, float(rng.uniform(*factors)))
     return frame
-
-
-def _as_tv_tensors(frames: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    # uint8, because torchvision resizes bool masks only by a detour over float.
-    return tv_tensors.Video(frames), tv_tensors.Mask(masks.to(torch.uint8))
-
-
-def _as_bool(masks: Tensor) -> Tensor:
-    return masks.as_subclass(Tensor).bool()

@@ -14,9 +14,9 @@ from torch import Tensor
 from datasets.checks import Findings
 from datasets.clip import ExpressionClips
 from datasets.evaluators import Scorer
-from datasets.expressions import VideoEntry, make_videos, read_expressions, require_mapping
-from datasets.files import DATA_PAGE, Video, folder_names, read_object_ids, require_folder, require_video_folders
-from datasets.predictions import ANNOTATIONS
+from datasets.expressions import VideoEntry, make_videos, read_expressions
+from datasets.files import DATA_PAGE, Video, require_files, require_folder
+from datasets.predictions import ANNOTATIONS, read_index_mask
 from datasets.registry import Dataset, Size, root_of
 from datasets.scoring import require_ground_truth, score_expressions
 from datasets.transforms import ClipTransform, EvalTransform, build_transform
@@ -41,7 +41,7 @@ class YtvosClips(ExpressionClips):
         transform: applied to every clip.
         num_frames: frames per training clip, or None for whole videos.
         seed: the run's seed.
-        expressions_file: a different expressions file for this split.
+        expressions_file: a different expressions file for this split; empty: its own.
         reverse_probability: share of reversed training clips.
         challenge: whether the file of ``valid`` may also list the test videos; see ``list_split``.
 
@@ -56,34 +56,24 @@ class YtvosClips(ExpressionClips):
         transform: ClipTransform,
         num_frames: int | None,
         seed: int = 0,
-        expressions_file: Path | None = None,
+        expressions_file: str | Path = "",
         reverse_probability: float = 0.3,
         challenge: bool = True,
     ) -> None:
         videos = list_split(root, split, expressions_file, challenge)
         images = root / split / "JPEGImages"
-        require_video_folders(images, videos)
         self.annotations = require_folder(
             root / split / "Annotations", "a folder of palette PNG masks per video, value = object id"
         )
-        require_video_folders(self.annotations, videos)
+        for folder in (images, self.annotations):
+            require_files([folder / name for name in videos], "the expressions file")
         _require_objects(root, split, videos)
         super().__init__(videos, images, transform, num_frames, seed, reverse_probability)
-        self._entries = videos
 
-    def read_masks(self, video: str, exp_id: str, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """Read an object's masks; a repeated frame is read once.
-
-        Raises:
-            UserError: a mask is missing, broken or of a different size.
-        """
-        obj_id, names = self._entries[video].expressions[exp_id].obj_id, self._entries[video].frames
-        assert obj_id is not None, "the constructor has checked it"
-        masks = {
-            i: read_object_ids(self.annotations / video / f"{names[i]}.png", size).eq(obj_id)
-            for i in dict.fromkeys(indices)
-        }
-        return torch.stack([masks[i] for i in indices])
+    def read_mask(self, video: str, exp_id: str, index: int, size: tuple[int, int]) -> Tensor:
+        entry = self.videos[video]
+        ids = read_index_mask(self.annotations / video / f"{entry.frames[index]}.png", size)
+        return torch.from_numpy(ids) == entry.expressions[exp_id].obj_id
 
 
 def build_clips(cfg: Config, split: str) -> YtvosClips:
@@ -95,7 +85,7 @@ def build_clips(cfg: Config, split: str) -> YtvosClips:
         build_transform(cfg, train),
         cfg.num_frames if train else None,
         cfg.seed,
-        _expressions_file(cfg, split),
+        cfg.expressions_file if split == cfg.split else "",
         cfg.reverse_probability,
         cfg.dataset_file == CHALLENGE,
     )
@@ -104,7 +94,7 @@ def build_clips(cfg: Config, split: str) -> YtvosClips:
 def build_videos(cfg: Config) -> list[Video]:
     """List the videos of ``cfg.split`` with all their frames and sentences."""
     root = root_of(cfg)
-    videos = list_split(root, cfg.split, _expressions_file(cfg, cfg.split), cfg.dataset_file == CHALLENGE)
+    videos = list_split(root, cfg.split, cfg.expressions_file, cfg.dataset_file == CHALLENGE)
     return make_videos(root / cfg.split / "JPEGImages", videos)
 
 
@@ -115,19 +105,19 @@ def build_scorer(cfg: Config) -> Scorer:
         UserError: masks or object ids are missing.
     """
     root = root_of(cfg)
-    truth = root / cfg.split / "Annotations"
-    expressions = _expressions_file(cfg, cfg.split) or expressions_path(root, cfg.split)
-    require_ground_truth(truth, expressions)
-    return partial(score_expressions, truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
+    ground_truth = root / cfg.split / "Annotations"
+    expressions = Path(cfg.expressions_file or expressions_path(root, cfg.split))
+    require_ground_truth(ground_truth, expressions)
+    return partial(score_expressions, ground_truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
 
 
-def list_expressions(root: Path, split: str, expressions_file: str) -> Mapping[str, VideoEntry]:
+def list_expressions(root: Path, split: str, expressions_file: str | None) -> Mapping[str, VideoEntry]:
     """Read all expressions of a split, which may include negatives, for ``scripts.calibrate_score``."""
-    return read_expressions(Path(expressions_file) if expressions_file else expressions_path(root, split), split)
+    return read_expressions(Path(expressions_file or expressions_path(root, split)), split)
 
 
 def list_split(
-    root: Path, split: str, expressions_file: Path | None = None, challenge: bool = True
+    root: Path, split: str, expressions_file: str | Path = "", challenge: bool = True
 ) -> dict[str, VideoEntry]:
     """Read the videos, frames and expressions of a split.
 
@@ -140,7 +130,7 @@ def list_split(
     """
     require_folder(root, "the Ref-YouTube-VOS folders meta_expressions, train and valid")
     images = require_folder(root / split / "JPEGImages", f"a folder of JPEG frames per video of the {split} split")
-    videos = read_expressions(expressions_file or expressions_path(root, split), split)
+    videos = read_expressions(Path(expressions_file or expressions_path(root, split)), split)
     if split == "valid" and challenge:
         videos = _without_test_videos(videos, expressions_path(root, "test"), images)
     if not videos:
@@ -152,7 +142,7 @@ def _without_test_videos(videos: dict[str, VideoEntry], test_file: Path, images:
     if test_file.is_file():
         test_videos = read_expressions(test_file, "test")
         return {name: video for name, video in videos.items() if name not in test_videos}
-    present = folder_names(images)
+    present = {path.name for path in images.iterdir() if path.is_dir()}
     kept = {name: video for name, video in videos.items() if name in present}
     if len(kept) == len(videos):
         return kept
@@ -169,15 +159,16 @@ def _without_test_videos(videos: dict[str, VideoEntry], test_file: Path, images:
 def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> None:
     """Check that every expression but negatives has an object, and that ``meta.json``, if it exists, lists it."""
     meta_file = root / split / "meta.json"
-    meta: Mapping[str, Any] | None = None
+    objects: dict[str, Any] = {}
     if meta_file.is_file():
         content = read_json(meta_file, f"the objects of the {split} split, see {DATA_PAGE}")
-        meta = require_mapping(require_mapping(content, meta_file, "the file").get("videos"), meta_file, "'videos'")
+        try:
+            objects = {name: content["videos"][name]["objects"].keys() for name in videos}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{meta_file} should have 'objects' of every video under 'videos' ({error}); see {DATA_PAGE}"
+            ) from error
     for name, video in videos.items():
-        listed: Mapping[str, Any] | None = None
-        if meta is not None:
-            entry = require_mapping(meta.get(name), meta_file, f"video {name!r}")
-            listed = require_mapping(entry.get("objects"), meta_file, f"'objects' of video {name!r}")
         for exp_id, expression in video.expressions.items():
             if expression.negative:
                 continue
@@ -187,18 +178,13 @@ def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> N
                     f"{where} has no 'obj_id', so its mask is unknown; name a file with object ids by "
                     f"--expressions_file (see {DATA_PAGE})"
                 )
-            if listed is not None and str(expression.obj_id) not in listed:
+            if objects and str(expression.obj_id) not in objects[name]:
                 raise UserError(f"{where} refers to object {expression.obj_id}, which {meta_file} does not list")
 
 
 def expressions_path(root: Path, split: str) -> Path:
     """Return the path of a split's expressions file."""
     return root / "meta_expressions" / split / "meta_expressions.json"
-
-
-def _expressions_file(cfg: Config, split: str) -> Path | None:
-    """Return the file of ``--expressions_file``, which replaces that of ``cfg.split`` only."""
-    return Path(cfg.expressions_file) if cfg.expressions_file and split == cfg.split else None
 
 
 def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:

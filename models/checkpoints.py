@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import VARIANTS, resolved
+from models import FUNCTION, VARIANTS, resolved
 from models.authors import SIZES, authors_names, is_authors, read_authors
 from models.precision import HALVES
 from util.checkpoint import (
@@ -43,8 +43,6 @@ from util.hub import cached_revision, checkpoint_path
 CLASS_HEADS = "class_heads."
 PATHS = ("pretrained", "image_encoder", "text_encoder", "backbone_weights")
 """Options that name frozen parts. A checkpoint may have them beside it."""
-FUNCTION = ("noise", "image_tokens", "unet_text", "stride4", "backbone")
-"""Options that decide what a model computes. The weights do not always show it: two kinds of noise have none."""
 TRAINING_KEYS = {"optimizer", "step", "steps_per_epoch"}
 """Entries that a run needs to resume, beside the weights."""
 
@@ -85,8 +83,10 @@ class Checkpoint:
     """``optimizer``, ``step``, ``steps_per_epoch`` and perhaps ``scaler``; empty where it holds weights only."""
     notes: list[str] = field(default_factory=list)
     """What the user should know about how it was found."""
-    authors: dict[str, Any] | None = None
-    """For the authors' layout: ``unused`` tensors, ``args`` and ``epoch``."""
+    released: bool = False
+    """Whether the file has the authors' layout."""
+    extras: dict[str, Any] = field(default_factory=dict)
+    """What an authors' file holds besides, kept when it is converted: ``unused`` tensors, ``args`` and ``epoch``."""
 
     @property
     def step(self) -> int:
@@ -95,7 +95,7 @@ class Checkpoint:
 
     def file_name(self, name: str) -> str:
         """The name that the file has for a parameter of this project."""
-        if self.authors is None:
+        if not self.released:
             return name
         try:
             return authors_names(self.model).theirs(name)[0]
@@ -121,7 +121,7 @@ class Checkpoint:
             raise UserError(f"the options stored in {self.path} are not valid: {error}") from error
 
     def require_options(self, options: Mapping[str, Any], new_run: bool = False) -> None:
-        """Refuse options of other sizes or of another function; the weights might fit all the same.
+        """Refuse options that change sizes or what the model computes, even where the weights would fit.
 
         It needs no model, so the user hears of it before gigabytes of frozen parts are loaded.
 
@@ -174,11 +174,10 @@ def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
     """
     path = checkpoint_path(source, flag)
     content = read_content(path)
-    authors = None
-    if is_authors(content):
+    released = is_authors(content)
+    if released:
         content = read_authors(content, path)
         check_model(content["model"], path, model)
-        authors = {name: content[name] for name in ("unused", "args", "epoch")}
     else:
         content = check_content(content, path, model)
     if content["model"] not in VARIANTS:
@@ -191,12 +190,13 @@ def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
         content["weights"],
         content["frozen"],
         training if training.keys() >= TRAINING_KEYS else {},
-        authors=authors,
+        released=released,
+        extras={name: content[name] for name in ("unused", "args", "epoch") if name in content},
     )
 
 
 def open_resumed(resume: str, folder: Path, model: str) -> Checkpoint | None:
-    """Open the checkpoint from which a training run continues; None where it begins anew.
+    """Open the checkpoint from which a training run continues; None for a new run.
 
     Args:
         resume: as ``--resume`` names it: empty, ``auto`` (the newest intact checkpoint in ``folder``, if any) or as
@@ -212,7 +212,7 @@ def open_resumed(resume: str, folder: Path, model: str) -> Checkpoint | None:
         found = newest_intact(folder) if is_main() else None
         path, notes = gather_objects(found)[0]  # one process decides, as files may come and go
         if path is None:
-            tell([*notes, f"{folder} holds no intact checkpoint; the run begins anew"])
+            tell([*notes, f"{folder} holds no intact checkpoint; a new run begins"])
             return None
         resume, notes = str(path), [*notes, f"resuming from {path}"]
     if not resume:
@@ -366,7 +366,7 @@ def portable(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
         for part, entry in checkpoint.frozen.items()
     }
     content = {"model": checkpoint.model, "config": config, "frozen": frozen, "weights": checkpoint.weights}
-    return {**content, **(checkpoint.authors or {})}
+    return {**content, **checkpoint.extras}
 
 
 def part_hash(weights: Mapping[str, Tensor]) -> str:

@@ -365,9 +365,8 @@ class VideoSegmenter:
 
 
 class FollowedQuery:
-    """Chooses the query that goes on with a mask: the greatest sum of score and IoU with it where windows overlap.
-
-    Both are 0…1. Where the object is out of sight in all shared frames, the score alone decides.
+    """Chooses the query that continues a mask: the one with the highest sum of its score and the IoU with the mask in
+    the frames that two windows share. Both are 0…1. If the object is not visible in them, the score alone decides.
 
     Args:
         masks: bool ``[B, T, h, w]`` of the frames that come first in the new window, at the size of ``low_masks``.

@@ -25,7 +25,7 @@ from models.segmenter import Segmenter
 from util.device import resolve_device
 from util.errors import UserError
 from util.hub import HUB, SUFFIXES
-from util.preprocessing import normalise_sentence
+from util.text import normalise_sentence
 
 Frames = str | Path | np.ndarray | Tensor | Sequence[Any]
 

@@ -11,12 +11,12 @@ validation set makes its scores too good.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from datasets.registry import DATASETS
 from util.errors import Parser, UserError, run_cli
 from util.files import read_json
 
@@ -85,8 +85,11 @@ def read_scores(output: Path) -> tuple[np.ndarray, np.ndarray]:
     record = read_json(output / "inference.json", "the record of an inference run; give its output folder")
     scores: dict[bool, list[float]] = {False: [], True: []}
     try:
-        results = record["expressions"]
-        for name, video in read_videos(record["identity"]).items():
+        results, options = record["expressions"], record["identity"]
+        row = DATASETS[options["dataset_file"]]
+        list_expressions = row.function("list_expressions")
+        listed = list_expressions(Path(options[row.root]), options["split"], options.get("expressions_file"))
+        for name, video in listed.items():
             for exp_id, expression in video.expressions.items():
                 if exp_id in results.get(name, {}):
                     scores[expression.negative].append(float(results[name][exp_id]["score"]))
@@ -94,8 +97,8 @@ def read_scores(output: Path) -> tuple[np.ndarray, np.ndarray]:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{output / 'inference.json'} is no record of inference on ytvos or mevis; give the output folder of "
-            "inference_ytvos.py"
+            f"{output / 'inference.json'} is not a record of inference on a dataset whose sentences may refer to "
+            "nothing; give the output folder of inference_ytvos.py"
         ) from error
     for negative, what in ((False, "something"), (True, "nothing")):
         if not scores[negative]:
@@ -103,28 +106,6 @@ def read_scores(output: Path) -> tuple[np.ndarray, np.ndarray]:
                 f"{output} has no score of a sentence that refers to {what}; segment a set that has both kinds"
             )
     return np.array(scores[False]), np.array(scores[True])
-
-
-def read_videos(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Read the videos and expressions of an inference run from its recorded options.
-
-    Raises:
-        UserError: a file is missing or malformed.
-        KeyError: an option is missing, or the dataset has no sentences that refer to nothing.
-    """
-    # Imported here so that --help does not load the readers.
-    if options["dataset_file"] == "mevis":
-        from datasets.mevis import list_split
-
-        return list_split(Path(options["mevis_path"]), options["split"])
-    if options["dataset_file"] == "ytvos":
-        from datasets.expressions import read_expressions
-        from datasets.scoring import default_expressions
-
-        split = options["split"]
-        file = options["expressions_file"] or default_expressions(Path(options["ytvos_path"]) / split / "Annotations")
-        return read_expressions(Path(file), split)
-    raise KeyError(options["dataset_file"])
 
 
 if __name__ == "__main__":

@@ -73,10 +73,9 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 
 import torch
 
-from models import build_model, frozen_sources, resolved
+from models import FUNCTION, build_model, frozen_sources, resolved
 from models.authors import authors_state
 from models.checkpoints import (
-    FUNCTION,
     PARTS,
     Checkpoint,
     check_state,
@@ -117,7 +116,7 @@ def to_project(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
     if args.carry and not set(args.carry) <= held_parts(weights):
         lost = min(set(args.carry) - held_parts(weights))
         raise UserError(f"{path} does not hold the {PARTS[lost][1]}, so that --carry {lost} cannot keep it")
-    if checkpoint.authors is not None:
+    if checkpoint.released:
         model = empty_model(checkpoint.config(), args.stack)
         try:
             check_state(model, weights, path, shown=checkpoint.file_name)
@@ -167,10 +166,10 @@ def to_authors(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
     checkpoint.require_options(config_dict(cfg))
     _, notes = load_weights(model, checkpoint, frozen_sources(cfg), ignore_identity=cfg.ignore_frozen_identity)
     stock = load_stock_parts(cfg.pretrained, cfg.text_encoder)
-    authors = checkpoint.authors or {}
-    state = authors_state(merged_state(model), cfg.model, stock, authors.get("unused", {}))
-    options = argparse.Namespace(**(authors.get("args") or checkpoint.options))
-    write_pickle(args.output, {"model": state, "epoch": authors.get("epoch", 0), "args": options})
+    extras = checkpoint.extras
+    state = authors_state(merged_state(model), cfg.model, stock, extras.get("unused", {}))
+    options = argparse.Namespace(**(extras.get("args") or checkpoint.options))
+    write_pickle(args.output, {"model": state, "epoch": extras.get("epoch", 0), "args": options})
     return [*(f"note: {note}" for note in notes), f"wrote {args.output}: {len(state)} weights of {cfg.model}"]
 
 

@@ -17,6 +17,7 @@ from util.errors import Parser, UserError, run_cli
 
 if TYPE_CHECKING:
     from models import Segmenter
+    from models.diffusion.stack import FrozenStack
 
 FULL_SIZE = Path(__file__).resolve().parents[1] / "configs" / "full_size"
 PARTS = ("unet", "vae", "text_encoder", "clip", "roberta", "scheduler")
@@ -55,18 +56,30 @@ def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> Segmenter:
     Raises:
         UserError: the folder does not exist or lacks a file.
     """
-    import torch  # all only here: they take seconds
+    import torch  # only here, like the other imports of this module's functions: they take seconds
 
     from models import build_model
+
+    frozen = frozen_parts(stack)
+    with torch.device("meta"):
+        return build_model(replace(cfg, backbone_weights=""), frozen)
+
+
+def frozen_parts(folder: Path) -> FrozenStack:
+    """The frozen parts on the meta device, without tokenizers.
+
+    Raises:
+        UserError: the folder does not exist or lacks a file.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; it should hold a configuration file for every frozen part")
     from models.diffusion.stack import empty_stack
 
     try:
-        frozen = empty_stack(stack)
+        return empty_stack(folder)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{stack} should hold a configuration file for every frozen part: {reason}") from error
-    with torch.device("meta"):
-        return build_model(replace(cfg, backbone_weights=""), frozen)
+        raise UserError(f"{folder} should hold a configuration file for every frozen part: {reason}") from error
 
 
 if __name__ == "__main__":

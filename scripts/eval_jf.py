@@ -145,9 +145,9 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
         return score_expressions(args.gt, args.pred, args.expressions, args.workers)
     if args.task == MEVIS:
         # Imported here because it imports PyTorch, which every process of the other tasks would load.
-        from datasets.mevis import AUTO_VERSION, read_truth
+        from datasets.mevis import AUTO_VERSION, read_ground_truth
 
-        videos, version = read_truth(args.gt, args.version or AUTO_VERSION)
+        videos, version = read_ground_truth(args.gt, args.version or AUTO_VERSION)
         return score_unions(videos, args.pred, version, args.workers)
     sequences = None if args.sequences is None else read_sequences(args.sequences)
     if args.task == REF_DAVIS:

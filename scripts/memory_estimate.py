@@ -9,12 +9,11 @@ count does not include CUDA itself (about half a GB), workspaces of convolutions
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,11 +34,11 @@ from transformers import BatchEncoding
 
 from engine import training_step
 from models import Segmenter, build_criterion, build_model, prepare_training
-from models.diffusion.stack import empty_stack
-from scripts.count_parameters import FULL_SIZE, stack_of
+from models.diffusion.stack import FrozenStack
+from scripts.count_parameters import FULL_SIZE, frozen_parts, stack_of
 
 GIB = 2**30
-WORDS = 20  # tokens of a sentence; their memory hardly matters
+SENTENCE_TOKENS = 20  # their memory hardly matters
 ADAM = 8  # bytes of its state per parameter
 STACK_PARTS = ("unet", "vae", "text_encoder", "image_encoder")
 
@@ -51,39 +50,35 @@ class LiveMemory(TorchDispatchMode):
 
     Args:
         inputs: count from the beginning.
-        uncounted: never count.
 
     Attributes:
         now, peak: live bytes, and their maximum.
-        largest: bytes of the largest tensor.
     """
 
-    def __init__(self, inputs: Sequence[Tensor], uncounted: Sequence[Tensor] = ()) -> None:
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
-        self.uncounted = {tensor.untyped_storage()._cdata for tensor in uncounted}
         self.alive: dict[int, int] = {}
-        self.now = self.peak = self.largest = 0
+        self.now = self.peak = 0
         for tensor in inputs:
-            self._add(tensor)
-        self.largest = 0
+            self.add(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for item in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(item, Tensor):
-                self._add(item)
+                self.add(item)
         return result
 
-    def _add(self, tensor: Tensor) -> None:
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor until its memory is freed."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self.alive or key in self.uncounted:
+        if key in self.alive:
             return
         self.alive[key] = storage.nbytes()
         self.now += storage.nbytes()
-        weakref.finalize(storage, self._remove, key)
         self.peak = max(self.peak, self.now)
-        self.largest = max(self.largest, storage.nbytes())
+        weakref.finalize(storage, self._remove, key)
 
     def _remove(self, key: int) -> None:
         self.now -= self.alive.pop(key)
@@ -93,21 +88,37 @@ class LiveMemory(TorchDispatchMode):
 class Estimate:
     """Bytes of a training step."""
 
-    parts: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, int]
     """Weights by part, AdamW's state, and the activations that live at the end of the forward pass."""
-    peak: int = 0
+    peak: int
     measured: bool = False
 
 
-class Words:
-    """Replaces a tokenizer: a fixed number of tokens for every sentence."""
+class ByteTokenizer:
+    """Replaces a tokenizer: a fixed number of tokens for every sentence, one for each of its first bytes."""
 
     def __init__(self, length: int) -> None:
         self.model_max_length = length
 
     def __call__(self, captions: list[str], **options: Any) -> BatchEncoding:
-        ids = torch.ones(len(captions), self.model_max_length, dtype=torch.long)
+        rows = [list(text.encode()[: self.model_max_length].ljust(self.model_max_length)) for text in captions]
+        ids = torch.tensor(rows)
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def empty_parts(folder: Path) -> FrozenStack:
+    """The frozen parts on the meta device, with stand-ins for the tokenizers.
+
+    Args:
+        folder: configuration files of the frozen parts.
+
+    Raises:
+        UserError: a configuration file is missing.
+    """
+    stack = frozen_parts(folder)
+    stack.tokenizer = ByteTokenizer(stack.text_encoder.config.max_position_embeddings)
+    stack.sentence_tokenizer = ByteTokenizer(SENTENCE_TOKENS)
+    return stack
 
 
 class FusedAttention(torch.autograd.Function):
@@ -161,59 +172,31 @@ def estimate(cfg: Config, size: tuple[int, int], measure: bool = False, folder: 
     device = torch.device("cuda" if measure else "cpu")
     if cfg.precision == "auto":
         cfg = replace(cfg, precision="bf16")
-    stack = empty_stack(folder)
-    stack.tokenizer = Words(stack.text_encoder.config.max_position_embeddings)
-    stack.sentence_tokenizer = Words(WORDS)
+    stack = empty_parts(folder)
     with torch.device("meta"):
         model = build_model(cfg, stack)
     with patch.object(model, "to", lambda where: model):
         scaler = prepare_training(model, cfg.precision, device, cfg.compile)
-    if measure:
-        return _measured(cfg, model, size, device, scaler)
-    with without_gpu():
-        return _counted(cfg, model, size, device, scaler)
-
-
-def _counted(cfg: Config, model: Segmenter, size: tuple[int, int], device: torch.device, scaler: Any) -> Estimate:
-    parameters = materialise(model, device)
-    found = Estimate({**weight_bytes(model), "AdamW's state": ADAM * parameters})
-    with LiveMemory(list(model.parameters())) as memory:
-        step = random_step(cfg, model, size, device, scaler, torch.optim.SGD)
-        handles = _watch(model, memory, found.parts)
+    with nullcontext() if measure else without_gpu():
+        model._apply(lambda value: torch.empty(value.shape, dtype=value.dtype, device=device))  # `to_empty`, also fake
+        adam = ADAM * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        parts = {**weight_bytes(model), "AdamW's state": adam}
+        if not measure:
+            with LiveMemory(list(model.parameters())) as memory:
+                step = random_step(cfg, model, size, device, scaler, torch.optim.SGD)
+                _watch(model, memory, parts)
+                step()
+            return Estimate(parts, memory.peak + adam)
+        for value in (*model.parameters(), *model.buffers()):
+            if value.is_floating_point():
+                nn.init.normal_(value, std=0.01)
+            else:
+                nn.init.zeros_(value)
+        step = random_step(cfg, model, size, device, scaler, torch.optim.AdamW)
         step()
-        for handle in handles:
-            handle.remove()
-    found.peak = memory.peak + ADAM * parameters
-    return found
-
-
-def _measured(cfg: Config, model: Segmenter, size: tuple[int, int], device: torch.device, scaler: Any) -> Estimate:
-    parameters = materialise(model, device)
-    for value in (*model.parameters(), *model.buffers()):
-        if value.is_floating_point():
-            nn.init.normal_(value, std=0.01)
-        else:
-            nn.init.zeros_(value)
-    step = random_step(cfg, model, size, device, scaler, torch.optim.AdamW)
-    for _ in range(2):
         torch.cuda.reset_peak_memory_stats(device)
         step()
-    parts = {**weight_bytes(model), "AdamW's state": ADAM * parameters}
-    return Estimate(parts, torch.cuda.max_memory_allocated(device), measured=True)
-
-
-def materialise(model: Segmenter, device: torch.device) -> int:
-    """Move a model from the meta device to ``device``, uninitialised. Returns the number of trained parameters."""
-    made: dict[int, Any] = {}
-    for module in model.modules():
-        for name, old in module.named_parameters(recurse=False):
-            if id(old) not in made:
-                new = torch.empty(old.shape, dtype=old.dtype, device=device)
-                made[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
-            module.register_parameter(name, made[id(old)])
-        for name, value in module.named_buffers(recurse=False):
-            module.register_buffer(name, torch.empty(value.shape, dtype=value.dtype, device=device))
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return Estimate(parts, torch.cuda.max_memory_allocated(device), measured=True)
 
 
 def weight_bytes(model: Segmenter) -> dict[str, int]:
@@ -249,22 +232,23 @@ def random_step(
     return lambda: training_step(model, criterion, [batch] * cfg.accumulate, optimizer, cfg.clip_max_norm, scaler)
 
 
-def _watch(model: Segmenter, memory: LiveMemory, parts: dict[str, int]) -> list[Any]:
+def _watch(model: Segmenter, memory: LiveMemory, parts: dict[str, int]) -> None:
     """Record the memory that the forward pass keeps for the backward pass, of the UNet and of the rest."""
-    marks = {"start": memory.now}
+    start = memory.now
+    unet = "kept: by the UNet"
 
     def enter(*args: Any) -> None:
-        marks["unet"] = memory.now
+        parts[unet] = -memory.now
 
     def leave(*args: Any) -> None:
-        parts["kept: by the UNet"] = memory.now - marks["unet"]
+        parts[unet] += memory.now
 
     def end(*args: Any) -> None:
-        parts["kept: by the rest"] = memory.now - marks["start"] - parts["kept: by the UNet"]
+        parts["kept: by the rest"] = memory.now - start - parts[unet]
 
-    unet = model.encoder.unet
-    assert isinstance(unet, nn.Module)
-    return [unet.register_forward_pre_hook(enter), unet.register_forward_hook(leave), model.register_forward_hook(end)]
+    model.encoder.unet.register_forward_pre_hook(enter)
+    model.encoder.unet.register_forward_hook(leave)
+    model.register_forward_hook(end)
 
 
 def main() -> None:
@@ -275,9 +259,9 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     cfg = load_config(rest, " ".join(__doc__.split("\n\n")[:2]))
     if cfg.backbone != "t2v":
-        raise UserError("the estimate is of backbone t2v")
+        raise UserError("the estimate supports --backbone t2v only")
     if args.measure and not torch.cuda.is_available():
-        raise UserError("--measure needs a GPU, and PyTorch finds none here; leave it out for an estimate")
+        raise UserError("--measure needs a GPU, and PyTorch finds none here; leave it out to get an estimate")
     if any(side < 32 or side % 32 for side in args.size):
         raise UserError(f"--size must be multiples of 32, to which training frames are padded, not {args.size}")
     found = estimate(cfg, tuple(args.size), args.measure, stack_of(cfg))
@@ -287,8 +271,7 @@ def main() -> None:
     )
     for name, count in found.parts.items():
         print(f"{name:<32} {count / GIB:8.2f} GiB")
-    print(f"{'peak, ' + ('measured' if found.measured else 'counted'):<32} {found.peak / GIB:8.2f} GiB", flush=True)
-    sys.stdout.flush()
+    print(f"{'peak, ' + ('measured' if found.measured else 'counted'):<32} {found.peak / GIB:8.2f} GiB")
 
 
 if __name__ == "__main__":

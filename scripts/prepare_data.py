@@ -9,32 +9,25 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from datasets.registry import DATASETS
 from util.errors import Parser, run_cli
-
-if TYPE_CHECKING:
-    from datasets.davis import DavisSummary
-    from datasets.refcoco import RefcocoSummary
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert the dataset that the command line names, and report what the result holds."""
     args = parse_args(argv)
-    summary: DavisSummary | RefcocoSummary
     if args.dataset == "davis":
         from datasets.davis import convert_davis
 
         summary = convert_davis(args.davis_root, args.output_dir, args.copy, args.workers)
         print(f"Ref-DAVIS17 in the layout of Ref-YouTube-VOS: {args.output_dir}")
-        names = ("videos", "frames", "expressions")
     else:
         from datasets.refcoco import convert_refcoco
 
         summary = convert_refcoco(args.dataset, args.refer_root, args.output_dir, args.images, args.copy)
         print(f"{args.dataset}: {args.output_dir}")
-        names = ("images", "objects", "expressions")
+    names = [name for name in ("videos", "frames", "images", "objects", "expressions") if getattr(summary, name)]
     for split in summary.expressions:
         print(f"  {split}: " + ", ".join(f"{getattr(summary, name)[split]} {name}" for name in names))
     for note in summary.notes:

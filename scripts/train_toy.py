@@ -110,8 +110,9 @@ from engine import Schedule
 from models.diffusion.conditioning import CLIPPixels
 from models.diffusion.tiny import STAMP, make_tiny_stack
 from scripts.quickstart import run
+from util.checkpoint import write_pickle
 from util.distributed import is_main, process_group, rank, wait_for_all, world_size
-from util.files import atomic_folder, atomic_path, read_json, sole_run, write_json
+from util.files import atomic_folder, read_json, sole_run, write_json
 
 VIDEOS, VALID_VIDEOS = 2500, 60  # of the model's data
 STACK_VIDEOS = 3000
@@ -317,9 +318,8 @@ def fit(
             raise RunError(f"the loss of {name} is not finite at step {step + 1}; its last state is in {path}")
         bar.set_postfix(loss=f"{value.item():.4f}", refresh=False)
         if is_main() and (time.monotonic() - saved > SAVE_SECONDS or step + 1 == steps):
-            with atomic_path(path) as temporary:
-                state = {"modules": holder.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-                torch.save(state, temporary)
+            state = {"modules": holder.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            write_pickle(path, state)
             saved = time.monotonic()
     holder.eval()
 

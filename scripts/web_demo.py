@@ -29,13 +29,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, DemoResult, Progress, every_option, split_flags
+from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, DemoResult, Progress, read_options
 from util.drawing import colour_of
 from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import atomic_path
-from util.options import option, read_flags
-from util.preprocessing import normalise_sentence
-from util.video import WHOLE, Excerpt, Media, open_media, parse_time
+from util.options import option
+from util.text import normalise_sentence
+from util.video import WHOLE, Excerpt, Media, open_media, parse_time, write_video
 
 DESCRIPTION = "Serve a web page that segments the objects that sentences name in uploaded videos."
 TOY = Path(__file__).resolve().parents[1] / "toy" / "vdit.safetensors"
@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def read_command(argv: Sequence[str] | None = None) -> tuple[PageOptions, dict[str, Any]]:
     """Return the page's options and those of ``Config`` that are set; raise ``UserError`` if a flag is wrong."""
-    return split_flags(PageOptions, read_flags(every_option(PageOptions), argv, DESCRIPTION))
+    options, given, _ = read_options(PageOptions, argv, DESCRIPTION)
+    return options, given
 
 
 def free_port(host: str, port: int) -> int:
@@ -215,8 +216,8 @@ def build_page(
         own = cache / uuid.uuid4().hex
         with _one_sentence():
             try:
-                if path is None:
-                    raise UserError("there is no video yet; upload one first")
+                if path is None or not Path(path).exists():
+                    raise UserError("there is no video, or it was removed because it was not used; upload one first")
                 sentences, excerpt = read_sentences(text, options), read_excerpt(start, end, stride)
                 own.mkdir(parents=True)
                 video = own / Path(path).name
@@ -235,7 +236,7 @@ def build_page(
         (result.folder / MASKS_FILE).unlink()
         for old in (result.folder / MASKS, *([earlier.folder.parent] if earlier else [])):
             shutil.rmtree(old, ignore_errors=True)
-        count = result.frames
+        count = len(result.times)
         notes = [f"{count} frame{'s'[: count > 1]}, {count / result.seconds:.1f} per second", *media.notes]
         names = [f"{i}  {sentence.text[:40]}" for i, sentence in enumerate(result.sentences, start=1)]
         rows = [(t + 1, name, result.scores[t, i]) for i, name in enumerate(names) for t in range(count)]
@@ -261,7 +262,7 @@ def build_page(
                 raise UserError("this result was removed because it was not used for a while; run it again")
             for file in result.folder.parent.rglob("*"):
                 os.utime(file)  # it is in use: Gradio removes files by their age
-            i = min(max(1, int(number)), result.frames) - 1
+            i = min(max(1, int(number)), len(result.times)) - 1
             # Start halfway after the previous frame, so that rounding of times does not matter.
             begin = (result.times[i] + result.times[i - 1]) / 2 if i else Fraction(0)
             image = next(open_media(result.folder / OVERLAY, Excerpt(begin)).frames()).image
@@ -417,15 +418,11 @@ def write_example(folder: Path) -> tuple[str, str]:
     """Write a toy video; return its path and the sentences that name its objects, one per line."""
     from datasets.toy import ToyParameters, make_video
     from datasets.toy.scene import KINDS, render_frames
-    from util.video import open_video
 
-    rate = 8  # frames per second
     toy = make_video(ToyParameters(0, 1, 0, frames=24, height=320, width=480, seed=0, kinds=KINDS), "valid", 0)
     named = {sentence.obj_id: sentence.text for sentence in reversed(toy.sentences) if sentence.obj_id is not None}
     path = folder / "moving shapes.mp4"
-    with open_video(path, Fraction(rate)) as movie:
-        for number, image in enumerate(render_frames(toy.scene)):
-            movie.write(image, Fraction(number, rate), Fraction(1, rate))
+    write_video(path, render_frames(toy.scene), fps=8)
     return str(path), "\n".join(named[number] for number in sorted(named))
 
 

@@ -5,20 +5,19 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-import matplotlib.backends.backend_agg
-import matplotlib.backends.backend_svg  # noqa: F401  otherwise each forked process imports it
 import numpy as np
 import torch
 from torch import nn
@@ -33,20 +32,19 @@ from datasets.refcoco import REFERENCES
 from datasets.toy import make_toy
 from demo import DemoResult, run_demo
 from engine import Validation, build_mask_identity
+from models import pretrained
 from models.diffusion import tiny
 from scripts import (
     baselines,
-    bench_msda,
+    bench_operator,
     benchmark,
     convert_checkpoint,
     eval_jf,
     prepare_data,
-    pretrain_toy_stack,
     push_to_hub,
     readme_animation,
-    toy_lab_runs,
-    web_server,
-    web_video,
+    train_toy,
+    web_demo,
 )
 from scripts import (
     quickstart as quickstart_script,
@@ -54,7 +52,6 @@ from scripts import (
 from scripts import (
     toy_lab as lab_script,
 )
-from scripts.train_toy import Corpus
 from tests.conftest import ROOT
 from tests.inference_tools import StubModel, finish, run_inference, write_halves
 from tests.media_tools import write_film
@@ -113,7 +110,7 @@ def write_source(source: Path, base: Path) -> None:
     stack = source / "pretrained" / "stack"
     save_weights(stack / "unet" / "weights.safetensors", content)
     write_json(stack / "tiny_stack.json", {"parameters": {}})
-    write_json(source / "pretrained" / "done.json", list(pretrain_toy_stack.PARTS))
+    write_json(source / "pretrained" / "done.json", list(train_toy.PARTS))
 
 
 # -------- Data and scores -------------------------------------------------------
@@ -197,7 +194,7 @@ def validation(source: Path, out: Path) -> None:
     keeper = Keeper(out, lambda path, step: write_pickle(path, {"step": step}), 2, 0.0)
     keeper.save(8)
     parts = {"ytvos": SimpleNamespace(score=lambda model: ({"J&F": 50.0}, {"expressions": 3}))}
-    Validation(out, parts, "auto", {"seed": 1}, keeper.keep_best).score(nn.Linear(1, 1), 8)
+    Validation(out, parts, {"ytvos": "J&F"}, {"seed": 1}, keeper.keep_best).score(nn.Linear(1, 1), 8)
     assert (out / NEWEST).is_file()
 
 
@@ -208,12 +205,11 @@ def demo(source: Path, out: Path) -> None:
 
 def page(source: Path, out: Path) -> None:
     """The web page's example and the download of masks."""
-    with patch.object(web_server, "EXAMPLE", replace(web_server.EXAMPLE, frames=4, height=64, width=96)):
-        web_server.write_example(out)
+    web_demo.write_example(out)
     result = out / "result"
     if not result.exists():
         result.symlink_to(source / "demo")
-    web_video.zip_masks(DemoResult(result, [], torch.zeros(0).numpy(), [], 1.0))
+    web_demo.zip_masks(DemoResult(result, [], np.zeros((0, 0)), [], 1.0))
 
 
 # -------- Checkpoints and frozen stacks -----------------------------------------
@@ -258,18 +254,18 @@ def pretraining(source: Path, out: Path) -> None:
     """The toy stack, with one training step of one part. The VAE also stands for the UNet, which takes longer."""
     with (
         patch.object(tiny, "_unet", tiny._vae),
-        patch.object(pretrain_toy_stack, "make_corpus", lambda *of, **sizes: Corpus(torch.zeros(0), [["a red disc"]])),
-        patch.object(pretrain_toy_stack, "PARTS", {TRAINED: pretrain_toy_stack.PARTS[TRAINED]}),
-        patch.object(pretrain_toy_stack, "SIZES", {**pretrain_toy_stack.SIZES, **TINY}),
+        patch.object(train_toy, "make_corpus", lambda *of, **sizes: train_toy.Corpus(torch.zeros(0), [["a red disc"]])),
+        patch.object(train_toy, "PARTS", {TRAINED: train_toy.PARTS[TRAINED]}),
+        patch.object(train_toy, "SIZES", {**train_toy.SIZES, **TINY}),
     ):
-        pretrain_toy_stack.pretrain(out / "stack", out / "work", videos=2, share=1e-6)
+        train_toy.pretrain(out / "stack", out / "work", videos=2, share=1e-6)
 
 
 def pretrained_stack(source: Path, out: Path) -> None:
     """The copy of a finished toy stack, beside what a killed process with the same id left."""
     (out / f".stack.{os.getpid()}").mkdir(parents=True, exist_ok=True)
-    with patch.object(pretrain_toy_stack, "make_corpus", lambda *of, **sizes: Corpus(torch.zeros(0), [])):
-        pretrain_toy_stack.pretrain(out / "stack", source / "pretrained", videos=1, share=1)
+    with patch.object(train_toy, "make_corpus", lambda *of, **sizes: train_toy.Corpus(torch.zeros(0), [])):
+        train_toy.pretrain(out / "stack", source / "pretrained", videos=1, share=1)
 
 
 # -------- Reports and sequences of commands -------------------------------------
@@ -282,39 +278,45 @@ def animation(source: Path, out: Path) -> None:
         masks = np.ones(frames.shape[:3], bool)
         return SimpleNamespace(sentences=[SimpleNamespace(masks=masks) for _ in sentences])
 
-    stubs = {"load_pretrained": lambda *of: SimpleNamespace(segment=find), "HEIGHT": 64, "WIDTH": 96}
-    with patch.multiple(readme_animation, **stubs):
-        readme_animation.main(["--output", str(out / "animation.webp"), "--videos", "1", "--frames", "4"])
+    small = replace(readme_animation.PARAMETERS, frames=4, height=64, width=96)
+    with (
+        patch.object(pretrained, "load_pretrained", lambda *of: SimpleNamespace(segment=find)),
+        patch.multiple(readme_animation, PARAMETERS=small, VIDEOS=1),
+    ):
+        readme_animation.main(["--output", str(out / "animation.webp")])
 
 
 def operator(source: Path, out: Path) -> None:
     """The operator's times."""
-    rows = [bench_msda.Row("encoder", 5, "cpp", 1.0, 2.0, None)]
-    with patch.object(bench_msda, "measure", lambda *of: rows):
+    rows = [bench_operator.Row("encoder", 5, "cpp", 1.0, 2.0, None)]
+    with patch.object(bench_operator, "measure", lambda *of: rows):
         words = ("--device", "cpu", "--frames", 5, "--layers", "encoder")
-        call(bench_msda.main, *words, "--json", out / "operator.json")
+        call(bench_operator.main, *words, "--json", out / "operator.json")
 
 
 def speed(source: Path, out: Path) -> None:
-    """The benchmark's numbers and its chart."""
+    """The benchmark's numbers."""
     result = json.loads(SPEED.read_text(encoding="utf-8"))
-    with patch.multiple(benchmark, run_part=lambda *of: {}, summarise=lambda found: result):
-        words = ("--no-baseline", "--device", "cpu", "--json", out / SPEED.name, "--chart", out / "speed.png")
-        benchmark.main([str(word) for word in words])
+    with patch.multiple(benchmark, run_part=lambda *of: [{}], summarise=lambda found: result):
+        benchmark.main(["--no-baseline", "--device", "cpu", "--json", str(out / SPEED.name)])
 
 
 def toy_lab(source: Path, out: Path) -> None:
     """A toy lab: data, records, scores and the report."""
 
-    def command(words: list[str], log: Path, stop: threading.Event) -> None:
+    def command(command: Sequence[object], log: Path, stop: threading.Event) -> None:
+        words = [str(word) for word in command]
         flags = dict(itertools.pairwise(words))
         if words[0] == "inference_ytvos.py":
-            truth = Path(flags["--ytvos_path"]) / "valid" / "Annotations"
-            baselines.run_largest(truth, Path(flags["--expressions_file"]), Path(flags["--output_dir"]))
+            gt = Path(flags["--ytvos_path"]) / "valid" / "Annotations"
+            baselines.run_largest(gt, Path(flags["--expressions_file"]), Path(flags["--output_dir"]))
+        elif words[0] == "-m":
+            alone = ("--workers", "1") if words[1] == "scripts.eval_jf" else ()
+            importlib.import_module(words[1]).main([*words[2:], *alone])
 
     words = ("--seeds", 0, "--only", "base", "--train_videos", 1, "--valid_videos", 2, "--processes", 1)
     folders = ("--stack", source / "pretrained" / "stack", "--output_dir", out / "lab")
-    with patch.multiple(toy_lab_runs, _call=command, time=CLOCK):
+    with patch.multiple(lab_script, call=command, time=CLOCK):
         lab_script.main([str(word) for word in (*words, *folders)])
 
 

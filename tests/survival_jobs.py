@@ -7,10 +7,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 import inference_ytvos
 import main
 from datasets.registry import load_config
-from engine import Schedule, train
+from engine import Run, Schedule, Validation, train
 from models.checkpoints import save_checkpoint
 from util.checkpoint import Keeper
 from util.distributed import is_main, process_group, rank
@@ -123,37 +122,35 @@ def train_line(
     steps: int = STEPS,
     save_every: int = 0,
     guard: Guard | None = None,
-    validate: Callable[[nn.Module, int], Any] | None = None,
-    **options: Any,
+    validation: Validation | None = None,
+    log_every: int = 10,
 ) -> nn.Module:
     """Train a ``Line`` as ``main.run`` trains a model; the trained one."""
     model = Line()
-    with guard or Guard(folder, patience, seed=1) as watched:
-        network = DistributedDataParallel(model) if dist.is_initialized() else model
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with guard or Guard(folder, patience, seed=1) as watched, RunLog(folder, steps, 0, active=False) as log:
 
         def write(path: Path, step: int) -> None:
             save_checkpoint(path, model, "vdit", {}, optimizer={}, step=step, steps_per_epoch=10)
 
-        keeper = Keeper(folder, write, 2, 0, active=is_main())
-        schedule = Schedule(1e-3, 10, 100, max_steps=steps)
-        with RunLog(folder, steps, 0, active=False) as log:
-            watched.start(0)
-            train(
-                network,
-                Square(),
-                loader,
-                optimizer,
-                schedule,
-                log,
-                keeper.save,
-                seed=1,
+        watched.start(0)
+        train(
+            Run(
+                model=model,
+                network=DistributedDataParallel(model) if dist.is_initialized() else model,
+                criterion=Square(),  # type: ignore[arg-type]
+                loader=loader,
+                optimizer=torch.optim.SGD(model.parameters(), lr=1e-3),
+                schedule=Schedule(1e-3, 10, 100, max_steps=steps),
+                log=log,
+                keeper=Keeper(folder, write, 2, 0, active=is_main()),
                 device=CPU,
-                save_every=save_every,
-                validate=partial(validate, model) if validate else None,
                 guard=watched,
-                **options,
+                validation=validation,
+                seed=1,
+                log_every=log_every,
+                save_every=save_every,
             )
+        )
     return model
 
 

@@ -43,9 +43,9 @@ def test_missed_videos_are_left_out_and_counted(tmp_path: Path, caplog: pytest.L
 
 def test_the_truth_is_the_same_from_cocos_form_and_from_the_masks(toy: Path, caplog: pytest.LogCaptureFixture):
     clips = build_dataset(config(toy), "test")
-    listed = clips.truth(toy / "a2d_sentences_test_annotations_in_coco_format.json")
+    listed = clips.ground_truth(toy / "a2d_sentences_test_annotations_in_coco_format.json")
     assert not caplog.records
-    assert clips.truth(toy / "absent.json") == listed and "absent.json is missing" in caplog.text
+    assert clips.ground_truth(toy / "absent.json") == listed and "absent.json is missing" in caplog.text
 
 
 def test_the_truth_must_fit_the_list(tmp_path: Path):
@@ -61,7 +61,7 @@ def test_the_truth_must_fit_the_list(tmp_path: Path):
     truth = coco_truth({"v_v_f_5_i_1": mask_of(1), "v_v_f_5_i_3": mask_of(3)})
     assert "no mask for v_v_f_5_i_3;" in fails({**truth, "annotations": truth["annotations"][:1]})
     assert "two masks for v_v_f_5_i_1" in fails({**truth, "annotations": truth["annotations"][:1] * 2})
-    assert "with a list of 'images'" in fails([1])
+    assert "under 'images'" in fails([1])
     assert "is not valid JSON" in fails("{")
     truth["annotations"][1]["segmentation"]["counts"] = "00"
     assert "the mask for v_v_f_5_i_3" in fails(truth)
@@ -122,12 +122,11 @@ def test_bad_files(tmp_path: Path):
         ("{", "is not valid JSON"),
         ("{}", "should be a JSON list of [sentence, video, frame, instance]"),
         ("[]", "lists no sentence that can be used"),
-        ('[["a cat", "v", 5]]', "entry 1 should be [sentence, video, frame, instance]"),
-        ('[[" ", "v", 5, 1]]', "entry 1 has the sentence ' '"),
+        ('[["a cat", "v", 5]]', "entry 1 is ['a cat', 'v', 5]; it should be [sentence, video, frame, instance]"),
+        ('[[" ", "v", 5, 1]]', "entry 1 is ['"),
         ('[["a cat", "../v", 5, 1]]', "is named '../v'"),
-        ('[["a cat", "v", 0, 1]]', "entry 1 has the frame 0"),
-        ('[["a cat", "v", 5, "1 (copy)"]]', "entry 1 has the instance '1 (copy)'"),
-        ('[["a cat", "v", 5, true]]', "entry 1 has the instance True"),
+        ('[["a cat", "v", 0, 1]]', "entry 1 is ['"),
+        ('[["a cat", "v", 5, "1 (copy)"]]', "entry 1 is ['"),
         ('[["a cat", "v", 5, 1], ["the cat", "v", 5, "1"]]', "lists v_v_f_5_i_1 twice"),
         ('[["a cat", "w", 5, 1], ["a cat", "x", 5, 1]]', "w.mp4 is missing (and 1 more), but"),
     ],

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine import training_step
 from models import Segmenter, build_criterion
 from models.diffusion.conditioning import CLIP_STD, CLIPPixels
 from models.segmenter import SegmenterOutput
-from scripts.benchmark import Baseline, StageMeter, clip_image, random_model, random_stock
+from scripts.benchmark import PillowPixels, random_baseline, random_model
 from tests.tiny_models import model_config, random_clips, square_targets
 
 CPU = torch.device("cpu")
@@ -24,13 +24,10 @@ class Pair:
 
     def __init__(self, name: str, stack: Path) -> None:
         self.cfg = model_config(stack, model=name, lora_rank=0, posterior="mode")
-        self.fast = random_model(self.cfg, stack, CPU, torch.float32).eval()
-        trained, unet, vae = random_stock(self.cfg, stack, CPU)
-        for model in (self.fast, trained):
+        self.fast = random_model(self.cfg, stack, CPU).eval()
+        self.slow = random_baseline(self.cfg, stack, CPU).eval()
+        for model in (self.fast, self.slow):
             scatter(model)
-        meter = StageMeter(CPU)
-        meter.active = False
-        self.slow = Baseline(trained, unet, vae, meter).eval()
 
 
 def scatter(model: Segmenter) -> None:
@@ -73,7 +70,7 @@ def test_the_same_training_step(pair: Pair) -> None:
     for model in (pair.fast, pair.slow):
         model.train()
         criterion = build_criterion(pair.cfg)
-        trained = {name.removeprefix("model."): p for name, p in model.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         optimizer = torch.optim.SGD(trained.values(), lr=0.0)
         batch = _Batch(clips.clamp(-1.5, 1.5), padding, captions, square_targets(1, 2))
         terms = training_step(model, criterion, [batch], optimizer, 0.0)
@@ -102,16 +99,14 @@ class _Batch:
 
 def test_pillow_and_the_device_prepare_the_same_image() -> None:
     image = torch.rand(3, 50, 81, generator=torch.Generator().manual_seed(0))
-    difference = (clip_image(image, 32) - CLIPPixels(32)(image[None])[0]).abs()
+    difference = (PillowPixels(32)(image[None]) - CLIPPixels(32)(image[None])).abs()
     assert float(difference.max()) < 1.5 / 255 / min(CLIP_STD)  # one level of 8 bits
 
 
 def test_the_stock_parts_have_the_projects_weights(pair: Pair) -> None:
-    for own, stock in ((pair.fast.encoder.unet, pair.slow.unet), (pair.fast.encoder.vae, pair.slow.vae)):
-        assert isinstance(own, nn.Module)
-        theirs = stock.state_dict()
-        names = own.module.state_dict()  # type: ignore[union-attr]
-        assert len(theirs) > len(names) > 10  # the last up block, the decoder
-        assert all(torch.equal(value, theirs[name]) for name, value in names.items())
-    for parameter in (*pair.slow.unet.parameters(), *pair.slow.vae.parameters()):
+    for name in ("unet", "vae"):
+        own, stock = (getattr(model.encoder, name).module.state_dict() for model in (pair.fast, pair.slow))
+        assert len(stock) > len(own) > 10  # the last up block, the decoder
+        assert all(torch.equal(value, stock[key]) for key, value in own.items())
+    for parameter in (*pair.slow.encoder.unet.parameters(), *pair.slow.encoder.vae.parameters()):
         assert not parameter.requires_grad

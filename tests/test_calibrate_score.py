@@ -69,8 +69,8 @@ def test_mevis(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("identity", "said"),
     [
-        ({"dataset_file": "davis"}, "is no record of inference on a dataset whose sentences may refer to nothing"),
-        ({}, "is no record of inference"),
+        ({"dataset_file": "davis"}, "is not a record of inference on a dataset whose sentences may refer to nothing"),
+        ({}, "is not a record of inference"),
         ({"dataset_file": "ytvos", "ytvos_path": "/nowhere", "split": "train", "expressions_file": ""}, "is missing"),
     ],
 )

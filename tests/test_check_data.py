@@ -179,7 +179,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "neither form": ("davis", lambda r: shutil.rmtree(r / "meta_expressions"), "holds neither DAVIS/"),
     "anno_id": ("mevis", lambda r: edit(r / "train" / "meta_expressions.json", drop_anno_id), "has no 'anno_id'"),
     "an instance": ("mevis", lambda r: edit(r / "train" / "mask_dict.json", drop_instance), "has no masks of instance"),
-    "run lengths": ("mevis", lambda r: edit(r / "valid_u" / "mask_dict.json", break_runs), "do not add up"),
+    "run lengths": ("mevis", lambda r: edit(r / "valid_u" / "mask_dict.json", break_runs), "end before the last pixel"),
     "mask_dict": ("mevis", lambda r: (r / "valid_u" / "mask_dict.json").unlink(), "valid_u/mask_dict.json is missing"),
     "a clip": ("a2d", lambda r: first(r, "*.mp4").unlink(), "testToy0000.mp4 is missing"),
     "a cut clip": ("a2d", lambda r: cut(first(r, "*.mp4")), "testToy0000.mp4 is broken"),

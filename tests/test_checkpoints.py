@@ -207,7 +207,7 @@ def test_another_frozen_part_is_refused_by_name(
     with torch.no_grad():
         next(module.parameters()).add_(1)  # type: ignore[union-attr]
     words = {"unet": "UNet", "image_encoder": "image encoder", "sentence_encoder": "sentence encoder"}[part]
-    with pytest.raises(UserError, match=f"trained with another {words} .*--ignore_frozen_identity") as error:
+    with pytest.raises(UserError, match=f"trained with a different {words} .*--ignore_frozen_identity") as error:
         load_into(target, files["safetensors"], cfg)
     assert "\n" not in str(error.value)
     notes = load_into(target, files["safetensors"], dataclasses.replace(cfg, ignore_frozen_identity=True))
@@ -246,23 +246,23 @@ def test_new_adapters_on_weights_without(files: dict[str, Path], tiny_stack: Pat
 
 
 def test_other_sizes_are_named(files: dict[str, Path], tiny_stack: Path, target: Segmenter) -> None:
-    with pytest.raises(UserError, match="another configuration: nheads 4, and here it is 2"):
+    with pytest.raises(UserError, match="was made with nheads 4, and this configuration has 2"):
         load_into(target, files["pth"], tiny_config(tiny_stack, nheads=2))
 
 
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("noise", "gaussian", "noise predicted, and here it is gaussian"),
-        ("unet_text", False, "unet_text True, and here it is False"),
-        ("stride4", "stem", "stride4 vae, and here it is stem"),
-        ("backbone", "swin3d_t", "backbone t2v, and here it is swin3d_t"),
+        ("noise", "gaussian", "noise predicted, and this configuration has gaussian"),
+        ("unet_text", False, "unet_text True, and this configuration has False"),
+        ("stride4", "stem", "stride4 vae, and this configuration has stem"),
+        ("backbone", "swin3d_t", "backbone t2v, and this configuration has swin3d_t"),
     ],
 )
 def test_another_function_is_named(
     files: dict[str, Path], tiny_stack: Path, target: Segmenter, option: str, value: Any, said: str
 ) -> None:
-    with pytest.raises(UserError, match=f"another configuration: {said}"):
+    with pytest.raises(UserError, match=f"was made with {said}"):
         load_into(target, files["pth"], tiny_config(tiny_stack, **{option: value}))
 
 
@@ -276,7 +276,7 @@ def test_noise_options_without_weights_are_distinguished(tiny_stack: Path, tmp_p
         config_dict(gaussian),
         frozen=frozen_identity(model, frozen_sources(gaussian)),
     )
-    with pytest.raises(UserError, match="noise gaussian, and here it is none"):
+    with pytest.raises(UserError, match="noise gaussian, and this configuration has none"):
         load_into(tiny_model(none, seed=2), tmp_path / "c.pth", none)
     notes = load_into(tiny_model(none, seed=2), tmp_path / "c.pth", none, new_run=True)
     assert len(notes) == 1 and "new class heads" in notes[0], "a new run may use a different function"
@@ -289,13 +289,13 @@ def test_a_different_rank_is_named_and_auto_means_16(tiny_stack: Path, tmp_path:
         tmp_path / "c.pth", model, "hcd", config_dict(auto), frozen=frozen_identity(model, frozen_sources(auto))
     )
     assert load_into(tiny_model(same, seed=2), tmp_path / "c.pth", same) == []
-    with pytest.raises(UserError, match="lora_rank 16, and here it is 8"):
+    with pytest.raises(UserError, match="lora_rank 16, and this configuration has 8"):
         load_into(tiny_model(other, seed=2), tmp_path / "c.pth", other)
 
 
 def test_a_model_of_no_known_name(tmp_path: Path, original: Segmenter) -> None:
     save_checkpoint(tmp_path / "c.pth", original, "other", {})
-    with pytest.raises(UserError, match="of the model 'other'; known are vdit and hcd"):
+    with pytest.raises(UserError, match="of the model 'other'; known are vdit, hcd"):
         open_checkpoint(str(tmp_path / "c.pth"), "--resume")
 
 
@@ -417,7 +417,7 @@ def changed_model(hcd_cfg: Config, factor: float) -> Segmenter:
 
 
 def save(path: Path, model: Segmenter, hcd_cfg: Config, step: int = 1) -> None:
-    frozen = frozen_identity(model, hcd_cfg)
+    frozen = frozen_identity(model, frozen_sources(hcd_cfg))
     save_checkpoint(path, model, hcd_cfg.model, config_dict(hcd_cfg), frozen=frozen, step=step)
 
 
@@ -438,7 +438,7 @@ def test_it_comes_back_whole(written: Path, hcd_source: Segmenter, hcd_cfg: Conf
     model, notes = load(written, hcd_cfg)
     assert notes == [] and differences(model.state_dict(), hcd_source.state_dict()) == []
     assert model.encoder.unet.carried and not model.encoder.vae.carried
-    assert frozen_identity(model, hcd_cfg)["unet"]["source"] == "a checkpoint"
+    assert frozen_identity(model, frozen_sources(hcd_cfg))["unet"]["source"] == "a checkpoint"
 
 
 def test_it_is_written_once(copied: Path, hcd_source: Segmenter, hcd_cfg: Config) -> None:
@@ -486,7 +486,7 @@ def test_a_bad_file_beside_it_is_one_sentence(copied: Path, hcd_cfg: Config, fau
     elif fault == "exchanged":
         save(copied.parent / "other" / "checkpoint.pth", changed_model(hcd_cfg, 2.0), hcd_cfg)
         beside(copied.parent / "other" / "checkpoint.pth").replace(file)
-        said = "trained with another UNet"
+        said = "trained with a different UNet"
     elif fault == "truncated":
         file.write_bytes(file.read_bytes()[:5000])
     elif fault == "of another program":
@@ -501,7 +501,7 @@ def test_a_bad_file_beside_it_is_one_sentence(copied: Path, hcd_cfg: Config, fau
         load(copied, hcd_cfg)
     assert said in str(error.value) and "\n" not in str(error.value)
     if fault == "exchanged":
-        assert "what came with it is damaged or exchanged" in str(error.value)
+        assert "the file is damaged" in str(error.value)
         _, notes = load(copied, dataclasses.replace(hcd_cfg, ignore_frozen_identity=True))
         assert len(notes) == 1 and notes[0].endswith("ignored")
 
@@ -650,7 +650,7 @@ def test_a_checkpoint_of_the_other_model_is_recognised_by_its_keys(released: dic
 
 def test_other_sizes_of_a_released_checkpoint_are_named(released: dict, tiny_stack: Path) -> None:
     cfg = tiny_config(tiny_stack, model=released["cfg"].model, nheads=2)
-    with pytest.raises(UserError, match="nheads 4, and here it is 2"):
+    with pytest.raises(UserError, match="nheads 4, and this configuration has 2"):
         load(released["path"], cfg)
 
 
@@ -849,7 +849,7 @@ def test_another_stack_is_refused_on_the_way_to_the_authors(
     from models.diffusion.tiny import make_tiny_stack
 
     other = make_tiny_stack(tmp_path / "other", seed=1)
-    with pytest.raises(UserError, match="trained with another UNet"):
+    with pytest.raises(UserError, match="trained with a different UNet"):
         convert(run[2], tmp_path / "a.pth", "--to", "authors", "--pretrained", other)
     assert not (tmp_path / "a.pth").exists()
 

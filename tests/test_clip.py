@@ -21,7 +21,8 @@ from datasets.clip import (
     sample_frames,
 )
 from util.errors import UserError
-from util.preprocessing import normalise, normalise_sentence
+from util.preprocessing import normalise
+from util.text import normalise_sentence
 
 
 def make_sample(height: int, width: int, frames: int = 2, caption: str = "the cat") -> Sample:

@@ -109,9 +109,9 @@ YAML_MISTAKES = {
     "train_scales: 64": "train_scales in {path}, line 1 must be a list of whole numbers of at least 16, not 64",
     "train_scales: [64, 1.5]": "must be a list of whole numbers of at least 16, not [64, 1.5]",
     "crop_range: [384]": "crop_range in {path}, line 1 must be a list of 2 whole numbers of at least 1, not [384]",
-    "- lr\n- 1": "{path} should hold one `key: value` a line, and holds a list",
-    "fast": "{path} should hold one `key: value` a line, and holds a single value",
-    "": "{path} should hold one `key: value` a line, and holds nothing",
+    "- lr\n- 1": "{path} should hold one `key: value` per line, not a list",
+    "fast": "{path} should hold one `key: value` per line, not a single value",
+    "": "{path} should hold one `key: value` per line, not nothing",
     "lr: 1\nepochs: [1": "{path}, line 2 is not valid YAML: ",
     "lr: 1\n\tepochs: 1": "{path}, line 2 is not valid YAML: ",
     "lr: *other": "{path}, line 1 is not valid YAML: found undefined alias 'other'",
@@ -168,9 +168,9 @@ def test_mistakes_in_flags(line: str):
 CONTRADICTIONS = {
     "--nheads 5": "nheads must divide hidden_dim, and 5 does not divide 256",
     "--hidden_dim 80": "hidden_dim must be a multiple of 32, not 80",
-    "--lr_drop 8 6": "lr_drop must be epochs in rising order, not [8, 6]",
-    "--lr_drop 6 6": "lr_drop must be epochs in rising order, not [6, 6]",
-    "--crop_range 600 384": "crop_range must be least and greatest side in this order, not [600, 384]",
+    "--lr_drop 8 6": "lr_drop must list epochs in increasing order, not [8, 6]",
+    "--lr_drop 6 6": "lr_drop must list epochs in increasing order, not [6, 6]",
+    "--crop_range 600 384": "crop_range must be the smallest and the largest side, in this order, not [600, 384]",
     "--max_size 500": "max_size (500) bounds the longer side",
     "--train_scales": "train_scales must name at least one scale",
     "--set_cost_class 0 --set_cost_bbox 0 --set_cost_giou 0 --set_cost_mask 0 --set_cost_dice 0": "no query can be",
@@ -192,7 +192,7 @@ def test_contradictions_name_the_file(config_file):
 
 
 def test_help_shows_groups_texts_and_defaults(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
     with pytest.raises(SystemExit) as end:
         load("--help")
     text = capsys.readouterr().out
@@ -208,7 +208,8 @@ def test_help_shows_groups_texts_and_defaults(capsys, monkeypatch):
 
 
 def test_a_mistake_ends_a_script_with_status_2(root: Path):
-    code = "from util.config import ;fromutil.errorsimportrun_cli;run_cli(lambda:load_config(None, ''))"
+    imports = "from datasets.registry import load_config; from util.errors import run_cli"
+    code = f"{imports}; run_cli(lambda: load_config(None, ''))"
     run = subprocess.run([sys.executable, "-c", code, "--lrr", "1"], cwd=root, capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr == "error: unknown flag --lrr; did you mean --lr?\n"

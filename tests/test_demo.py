@@ -48,7 +48,7 @@ def test_what_is_written(tmp_path: Path):
     seen: list[Progress] = []
     result = run(video, tmp_path / "ré sultat", save_prob=True, report=seen.append)
     out = tmp_path / "ré sultat"
-    assert result.frames == 6 and [s.folder for s in result.sentences] == FOLDERS
+    assert len(result.times) == 6 and [s.folder for s in result.sentences] == FOLDERS
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     pngs = {
         f"{kind}/{folder}/{i:05d}.png" for kind in ("masks", "probabilities") for folder in FOLDERS for i in range(6)
@@ -158,7 +158,7 @@ def test_kinds_of_videos(tmp_path: Path, kind: str):
         pytest.skip("this FFmpeg has no libvpx-vp9")
     result = run(KINDS[kind](tmp_path), tmp_path / "out")
     frames = 1 if kind == "one frame" else 6
-    assert result.frames == frames and len(list((tmp_path / "out" / "masks" / FOLDERS[0]).iterdir())) == frames
+    assert len(result.times) == frames and len(list((tmp_path / "out" / "masks" / FOLDERS[0]).iterdir())) == frames
     overlay = list(open_media(tmp_path / "out" / "overlay.mp4").frames())
     assert [float(frame.time) for frame in overlay] == pytest.approx([i / 10 for i in range(frames)])
     assert read_binary_mask(tmp_path / "out" / "masks" / FOLDERS[0] / f"{frames - 1:05d}.png")[:, :32].all()
@@ -266,7 +266,7 @@ def test_a_cut_video_gives_what_can_be_read_and_says_so(tmp_path: Path):
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
     media = open_media(video)
     result = run_demo(media, SENTENCES, segment, tmp_path / "out", show=False)
-    assert 5 < result.frames < 60
+    assert 5 < len(result.times) < 60
     (note,) = media.notes
     assert "damaged or cut off" in note
     assert json.loads((tmp_path / "out" / "masks.json").read_text())["info"]["notes"] == [note]

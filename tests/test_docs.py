@@ -30,8 +30,8 @@ from util.errors import Parser, UserError
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 # Shell scripts that pass their arguments to a Python script after the set-up.
 THIN = {f"scripts/{name}.sh": f"scripts.{name}" for name in ("quickstart", "toy_lab", "train_toy")}
-THIN["scripts/real_video.sh"] = "scripts.real_video"
 OPTIONS_IN_TEXT = ("scripts/setup.sh", "scripts/test.sh")
+SHELLS = ("bash", "sh", "sbatch")
 OTHER_PROGRAMS = {"source", "pip", "tensorboard", "hf", "git", "pre-commit", ".venv/bin/pip", "sha256sum", "tar"}
 
 _FENCE = re.compile(
@@ -39,7 +39,7 @@ _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
-_PLACEHOLDERS = {"NAME": "ytvos", "SPLIT": "valid"}  # where a parser wants one of a list
+_PLACEHOLDERS = {"NAME": "ytvos", "SPLIT": "valid", "CONFIG": "vdit_ytvos"}  # where only some values are accepted
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def code_spans(page: str) -> list[str]:
 
 def is_program(word: str) -> bool:
     """Whether a line that starts with this word is a command."""
-    return word in {"python", "bash", "sbatch", *OTHER_PROGRAMS}
+    return word in {"python", *SHELLS, *OTHER_PROGRAMS}
 
 
 def command_words(line: str) -> list[list[str]]:
@@ -138,7 +138,7 @@ def check_command(words: list[str]) -> None:
         module, arguments = python_script(rest)
         if module:
             parse(module, arguments)
-    elif program in ("bash", "sbatch"):
+    elif program in SHELLS:
         script, *arguments = rest
         assert (ROOT / script).is_file(), f"{script} does not exist"
         if program == "sbatch":
@@ -175,14 +175,23 @@ def check_shell(script: str, arguments: list[str]) -> None:
     elif script == "scripts/launch.sh":
         if arguments[0] == "--nproc":
             arguments = arguments[2:]
-        if arguments[0] not in ("train", "test"):
+        if arguments[0] in ("train", "test"):
+            check_recipe(script, *arguments)
+        else:
             check_command(["python", *arguments])
     else:
-        launched = re.search(r'launch.sh" (train|test) (\w+) "\${?@', (ROOT / script).read_text(encoding="utf-8"))
+        launched = re.search(r'launch.sh" (train|test)( \w+)? "\${?@', (ROOT / script).read_text(encoding="utf-8"))
         assert launched, f"{script} does not start a recipe"
-        values = 1 if launched[1] == "train" else 2
-        assert not any(word.startswith("-") for word in arguments[:values]), f"{script} lacks a folder or checkpoint"
-        parse("main", ["--config", f"configs/{launched[2]}.yaml", *arguments[values:]])
+        check_recipe(script, launched[1], *(launched[2] or "").split(), *arguments)
+
+
+def check_recipe(script: str, task: str, config: str, *arguments: str) -> None:
+    """Let ``main.py`` parse what a launch script passes to it; ``CONFIG`` stands for any configuration."""
+    values = 1 if task == "train" else 2
+    assert len(arguments) >= values and not any(word.startswith("-") for word in arguments[:values]), (
+        f"{script} lacks a folder or checkpoint"
+    )
+    parse("main", ["--config", f"configs/{_PLACEHOLDERS.get(config, config)}.yaml", *arguments[values:]])
 
 
 def parse(module: str, arguments: list[str]) -> None:
@@ -247,8 +256,9 @@ RUN_PAGES = (
     "demo",
 )  # later pages use earlier results
 MADE_UP = "forest"  # the dataset that docs/development.md adds
-# Options of other programs.
+# Options of other programs, and of the benchmark at the commit whose measurements docs/performance.md shows.
 FOREIGN_FLAGS = {"--logdir", "--prefix", "--local-dir", "--shm-size", f"--{MADE_UP}_path"}
+FOREIGN_FLAGS |= {"--sweep-frames", "--sweep-sentences"}
 ROOMS = ("configs", "scripts", "models", "datasets", "util", "tests", "toy", "docs")
 
 
@@ -260,7 +270,7 @@ def test_contents_lists_every_page() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_are_known_to_their_scripts(page: str) -> None:
     spans = [
-        f"{span}\n" for span in code_spans(page) if re.match(r"(python|bash|sbatch) [^\s…]+[./][^\s…]+( |$)", span)
+        f"{span}\n" for span in code_spans(page) if re.match(r"(python|bash|sh|sbatch) [^\s…]+[./][^\s…]+( |$)", span)
     ]
     written = [*blocks(page), *(Block(page, "", span.removesuffix("\n"), False, ()) for span in spans)]
     for block in written:
@@ -275,7 +285,7 @@ def test_commands_are_known_to_their_scripts(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_are_known(page: str) -> None:
-    text = read_page(page)
+    text = re.sub(r"<!-- (\S+\.json) -->.*?<!-- end of \1 -->", "", read_page(page), flags=re.DOTALL)
     flags = set(re.findall(r"(?<![\w!-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", text)))
     assert flags - known_flags() - FOREIGN_FLAGS == set()
 
@@ -323,13 +333,18 @@ def not_there(name: str) -> str:
 
 def test_mistakes_are_found() -> None:
     """Shows that the checks above can fail."""
-    for command in ("python main.py --epoch 3", "python -m scripts.check_data coco x", "bash scripts/absent.sh"):
+    for command in (
+        "python main.py --epoch 3",
+        "python -m scripts.check_data coco x",
+        "sh scripts/absent.sh",
+        "sh scripts/dist_test.sh vdit_davis",
+    ):
         with pytest.raises((UserError, AssertionError, argparse.ArgumentError)):
             check_command(command.split())
     for name in ("configs/absent.yaml", "util.files.absent", "vdit_absent", "absent.py", "scripts.absent"):
         assert not_there(name) == name
     assert not_there("util.files.write_json") == not_there("models/ops") == not_there("vdit_ytvos") == ""
-    assert "as-parts" in set(anchors(ROOT / "docs" / "demo.md")) and "--ytvos_path" in known_flags()
+    assert "what-is-written" in set(anchors(ROOT / "docs" / "demo.md")) and "--ytvos_path" in known_flags()
     assert command_words("A=1 bash scripts/x_{a,b}.sh [--copy] … # x") == [
         ["bash", "scripts/x_a.sh", "--copy"],
         ["bash", "scripts/x_b.sh", "--copy"],

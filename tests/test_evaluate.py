@@ -22,7 +22,8 @@ from models.segmenter import all_queries
 from util.config import Config, config_dict
 from util.distributed import balanced_share, gather_objects
 from util.errors import UserError
-from util.run_log import project_version, write_results
+from util.files import project_version
+from util.run_log import write_results
 
 CPU = torch.device("cpu")
 
@@ -131,11 +132,13 @@ def test_what_is_scored_by_default() -> None:
     assert {part for name in (*DATASETS, *MIXTURES) for part in scored_parts(name)} == set(DATASETS)
 
 
-def test_what_another_process_has_done_is_done(tmp_path: Path) -> None:
+def test_what_another_process_has_done_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checkpoint.pth").write_text("weights")
     cfg = Config(output_dir=str(tmp_path / "out"))
     result = {"sentence": "it", "score": 0.5, "query": 0, "frames": 2, "seconds": 0.1}
+    monkeypatch.setattr("engine.rank", lambda: 1)
     build_record(cfg, tmp_path / "checkpoint.pth", torch.device("cpu")).add("a", {"0": result})
+    monkeypatch.setattr("engine.rank", lambda: 0)
     record = build_record(cfg, tmp_path / "checkpoint.pth", torch.device("cpu"))
     assert record.find("a", "0") == result and record.find("a", "1") is None and record.expressions == {}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"inference.json", "inference-1.json"}

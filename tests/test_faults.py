@@ -36,7 +36,7 @@ import main
 from datasets import build_dataset, list_videos
 from datasets.expressions import read_expressions
 from datasets.files import decode_segmentation, read_frame
-from datasets.predictions import MOST_BYTES, InferenceRecord, check_submission, read_index_mask
+from datasets.predictions import MAX_MASK_BYTES, InferenceRecord, check_submission, read_index_mask
 from datasets.predictions import write_mask as write_binary_mask
 from datasets.registry import load_config
 from datasets.toy import make_toy
@@ -45,7 +45,6 @@ from demo import new_folder, sentence_records
 from engine import build_mask_identity, build_record
 from models import build_model, pretrained
 from models.diffusion.stack import load_stack
-from models.ops import compiling, libraries
 from scripts import make_toy_data, quickstart
 from tests.commands import run_command
 from tests.conftest import ROOT
@@ -157,7 +156,7 @@ def test_a_picture_that_declares_too_many_pixels(tmp_path: Path, side: int) -> N
     path.write_bytes(png(side, side, zlib.compress(bytes(1 << 20))))
     refused(read_frame, path, says="is broken")
     refused(read_index_mask, path, says="cannot read the mask")
-    refused(open_media, path, says="no picture that can be read")
+    refused(open_media, path, says="cannot read the image")
 
 
 def test_a_submission_from_a_stranger(tmp_path: Path) -> None:
@@ -171,7 +170,7 @@ def test_a_submission_from_a_stranger(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("Annotations/v/0/00000.png", "w", force_zip64=True) as bomb:
             for _ in range(5):
-                bomb.write(bytes(MOST_BYTES))
+                bomb.write(bytes(MAX_MASK_BYTES))
         archive.writestr("../escaped.png", b"x")
         archive.writestr("/absolute.png", b"x")
         archive.writestr(link, "/etc/passwd")
@@ -318,10 +317,10 @@ def test_folders_of_sentences_are_short_and_differ() -> None:
 @pytest.mark.parametrize("words", [("a.mp4", "a dog \udcff"), ("\udcff.mp4", "a dog"), ("a.mp4", "a\0b")])
 def test_words_that_are_no_text(words: tuple[str, str]) -> None:
     done = run_command(demo_main, *words, "--resume", "a.pth")
-    assert done.returncode == 2 and "which is no text in UTF-8" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "which is not text in UTF-8" in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "\udcff", "a\0b", "..", "a/b"])
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "..", "a/b"])
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     video = {"frames": ["0"], "expressions": {"0": {"exp": "a dog"}}}
     path = tmp_path / "a.json"
@@ -343,7 +342,7 @@ def test_videos_without_a_frame(tmp_path: Path) -> None:
     refused(open_media, path, says="is empty")
     refused(read_video_frames, path, [0])
     (tmp_path / "frames").mkdir()
-    refused(open_media, tmp_path / "frames", says="without a picture")
+    refused(open_media, tmp_path / "frames", says="without an image")
     write_json(tmp_path / "a.json", {"videos": {"v": {"frames": [], "expressions": {"0": {"exp": "a dog"}}}}})
     refused(read_expressions, tmp_path / "a.json", "valid", says="should have a list of frame names")
 
@@ -431,7 +430,7 @@ def test_a_second_run_is_refused(tmp_path: Path, name: str) -> None:
     with sole_run(folder):
         done = run_command(command, *words, "--output_dir", folder)
         assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert f"error: another run is writing to {folder}; wait until it has ended" in done.stderr
+        assert f"error: another run is writing to {folder}; wait for it to end" in done.stderr
         assert list(folder.iterdir()) == []
     assert not folder.exists(), "nothing may be written"
 
@@ -500,7 +499,10 @@ def test_training_without_enough_memory(
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert last.startswith("error: there is not enough memory (CUDA out of memory. Tried to allocate 20.00 GiB")
-    assert "what needs less: --batch_size 1 (with --accumulate for the same updates), --gradient_checkpointing" in last
+    assert (
+        "these options need less: --batch_size 1 (with --accumulate for the same updates), --gradient_checkpointing"
+        in last
+    )
     (session,) = json.loads((tmp_path / "run.json").read_text())["sessions"]
     assert session["state"] == "failed" and "not enough memory" in session["message"]
 
@@ -509,17 +511,17 @@ def test_inference_and_demo_without_enough_memory(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(inference_ytvos, "segment_split", fail(MemoryError()))
     done = run_command(inference_ytvos.main, "--device", "cpu", "--resume", "a.pth", "--output_dir", tmp_path / "out")
     assert done.returncode == 1
-    assert "not enough memory (MemoryError); what needs less: --expressions_per_batch 1" in done.stderr
+    assert "not enough memory (MemoryError); these options need less: --expressions_per_batch 1" in done.stderr
     for module, name in ((demo, "open_media"), (pretrained, "open_pretrained")):
         monkeypatch.setattr(module, name, lambda *_: type("Stub", (), {"notes": ()}))
     monkeypatch.setattr(demo, "segment_to_folder", fail(torch.OutOfMemoryError(CUDA)))
     done = run_command(demo.main, "a.mp4", "a dog", "--resume", "a.pth", "--out", tmp_path / "demo")
-    assert done.returncode == 1 and "what needs less: a shorter --window" in done.stderr
+    assert done.returncode == 1 and "these options need less: a shorter --window" in done.stderr
     assert not any(tmp_path.iterdir())
 
 
 def test_what_is_not_about_memory_stays(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"not enough memory .*; what needs less: sleep"), memory_advice("sleep"):
+    with pytest.raises(RunError, match=r"not enough memory .*; these options need less: sleep"), memory_advice("sleep"):
         torch.empty(1 << 60, dtype=torch.uint8)
     with pytest.raises(RunError, match="not enough memory"), memory_advice("sleep"):
         np.empty(1 << 60, np.uint8)
@@ -537,34 +539,11 @@ def test_a_jump_of_the_clock_asks_for_no_checkpoint(tmp_path: Path, monkeypatch:
         assert not keeper.due()
 
 
-def test_a_build_that_failed_in_the_future_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock was set back after the failure."""
-    builds = []
-
-    def build(*_: Any) -> Path:
-        builds.append(1)
-        raise libraries.BuildError("it could not be compiled", log="fatal error")
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(libraries, "_folders", lambda: [libraries.cache_folder()])
-    monkeypatch.setattr(compiling, "find_compiler", lambda: "g++")
-    monkeypatch.setattr(compiling, "build", build)
-    for number in (1, 2):
-        with pytest.raises(libraries.BuildError, match="it could not be compiled"):
-            libraries._build_once("cpu")
-        assert len(builds) == number
-        (log,) = tmp_path.rglob("*.log")
-        os.utime(log, (4e9, 4e9))
-
-
 def test_nothing_is_decided_by_the_clock_on_the_wall(root: Path) -> None:
-    """Durations are measured with ``time.monotonic`` and ``time.perf_counter``, which do not jump.
-
-    The web page may use the clock for the age of uploads: a jump costs at most an upload.
-    """
+    """Durations are measured with ``time.monotonic`` and ``time.perf_counter``, which do not jump."""
     sources = [path for room in ("util", "models", "datasets", "scripts") for path in (root / room).rglob("*.py")]
     found = [path.name for path in (*sources, *root.glob("*.py")) if "time.time()" in path.read_text(encoding="utf-8")]
-    assert len(sources) > 50 and set(found) <= {"web_sessions.py"}
+    assert len(sources) > 50 and found == []
 
 
 def test_letters_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

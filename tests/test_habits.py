@@ -1,56 +1,17 @@
-"""One place for the version, a release that installs, hooks, the citation, and options that do something."""
+"""One place for the version, hooks, the citation, and options that do something."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import re
-import shutil
-import subprocess
-import sys
-import tarfile
 import tomllib
-from pathlib import Path
 
-import pytest
 import yaml
 
+from datasets.registry import DATASETS
 from tests.conftest import ROOT
 from util.config import Config
-
-NEEDED = (
-    *("scripts/setup.sh", "requirements.txt", "requirements-dev.txt", "constraints.txt", "pyproject.toml", "README.md"),
-    *("LICENSE", "NOTICE", "CHANGELOG.md", "CITATION.cff", "models/ops/setup.py", "toy/vdit.safetensors", "main.py"),
-    *("toy/stack/unet/config.json", "configs/vdit_ytvos.yaml", "configs/full_size/unet/config.json"),
-)
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The unpacked release of the last commit."""
-    if not (ROOT / ".git").exists() or not shutil.which("git"):
-        pytest.skip("this is no git checkout, so no release can be made of it")
-    folder = tmp_path_factory.mktemp("release")
-    words = ["git", "archive", "--prefix=release/", "--output", str(folder / "release.tar.gz"), "HEAD"]
-    subprocess.run(words, cwd=ROOT, check=True)
-    with tarfile.open(folder / "release.tar.gz") as tar:
-        tar.extractall(folder, filter="data")
-    return folder / "release"
-
-
-def test_a_release_has_what_its_set_up_needs(release: Path) -> None:
-    assert [name for name in NEEDED if not (release / name).is_file()] == []
-    assert not list(release.rglob("*.so")) and not (release / ".venv").exists() and not (release / "runs").exists()
-    refused = subprocess.run([release / "scripts/setup.sh", "--nothing"], capture_output=True, text=True)
-    assert (refused.returncode, refused.stderr[:24]) == (2, "error: unknown argument ")
-
-
-def test_a_release_runs(release: Path, tmp_path: Path) -> None:
-    """With this environment, which is what its set-up would make."""
-    words = [sys.executable, "-m", "scripts.make_toy_data", "--output_dir", str(tmp_path / "toy")]
-    small = ["--train_videos", "1", "--valid_videos", "1", "--num_frames", "4"]
-    done = subprocess.run([*words, *small], cwd=release, capture_output=True, text=True)
-    assert done.returncode == 0 and "toy data written" in done.stdout, done.stderr
 
 
 def test_the_version_stands_in_one_place() -> None:
@@ -98,5 +59,6 @@ def test_every_option_is_read_somewhere() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("cfg", "config", "self.cfg", "options"):
                 read.add(node.attr)
-    by_name = {"config"}  # by util.config itself
+    # By ``util.config`` itself, the registry, and the builder of the encoder.
+    by_name = {"config", *(row.root for row in DATASETS.values()), "noise", "stride4", "lora_rank"}
     assert {field.name for field in dataclasses.fields(Config)} - read - by_name == set()

@@ -31,14 +31,28 @@ def _both(dynamic: DynamicMaskHead, dot: QueryDotHead, memory: list[Tensor], sta
     return dynamic(sum_memories(memory), states, xy) + dot(memory, states)
 
 
-def _measure(heads: Heads, queries: int, train: bool) -> LiveMemory:
+class HeadMemory(LiveMemory):
+    """Does not count some tensors, and knows the ``largest`` of those that were not there from the beginning."""
+
+    def __init__(self, inputs: list[Tensor], uncounted: list[Tensor]) -> None:
+        self.uncounted, self.largest = {tensor.untyped_storage()._cdata for tensor in uncounted}, 0
+        super().__init__(inputs)
+        self.largest = 0
+
+    def add(self, tensor: Tensor) -> None:
+        if tensor.untyped_storage()._cdata not in self.uncounted:
+            super().add(tensor)
+            self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+
+
+def _measure(heads: Heads, queries: int, train: bool) -> HeadMemory:
     """Run heads on encoder memories, which count as well as they are what a copy would be of."""
     torch.manual_seed(0)
     both = nn.ModuleDict({"dynamic": DynamicMaskHead(C), "dot": QueryDotHead()}).requires_grad_(False)
     memory = [torch.randn(N, C, H // s, W // s, requires_grad=train) for s in (1, 2, 4)]
     states = torch.randn(N, queries, C, requires_grad=train)
     inputs = memory[:1] if heads is _dynamic else memory
-    with torch.set_grad_enabled(train), LiveMemory(inputs, list(both.parameters())) as used:
+    with torch.set_grad_enabled(train), HeadMemory(inputs, list(both.parameters())) as used:
         low = heads(both["dynamic"], both["dot"], memory, states, torch.rand(N, queries, 2) * 8 * W)
         if train:
             low.square().mean().backward()

@@ -113,7 +113,7 @@ def test_a_cached_repository_without_that_file(cache: Path) -> None:
 
 @pytest.mark.parametrize("source", ["hf://", "hf://org", "hf://org/", "hf:///repo"])
 def test_incomplete_addresses(source: str) -> None:
-    with pytest.raises(UserError, match="names no repository"):
+    with pytest.raises(UserError, match="does not name a repository"):
         checkpoint_path(source, "--resume")
 
 
@@ -223,8 +223,8 @@ def test_there_and_back(hub_folder: Path, tiny_checkpoint: Path, tmp_path: Path)
     assert str(tmp_path) not in card
     pulled = open_checkpoint(str(hub_folder / "me/my-model"), "--resume")
     own = open_checkpoint(str(tiny_checkpoint), "--resume")
-    assert pulled["weights"].keys() == own["weights"].keys()
-    assert all((pulled["weights"][name] == value).all() for name, value in own["weights"].items())
+    assert pulled.weights.keys() == own.weights.keys()
+    assert all((pulled.weights[name] == value).all() for name, value in own.weights.items())
 
 
 def test_preview_without_pushing(hub_folder: Path, tiny_checkpoint: Path, tmp_path: Path):
@@ -237,7 +237,7 @@ def test_preview_without_pushing(hub_folder: Path, tiny_checkpoint: Path, tmp_pa
     ("words", "sentence"),
     [
         (("nowhere.pth", "me/x"), "nowhere.pth does not exist"),
-        (("{ok}", "justaname"), "justaname names no repository"),
+        (("{ok}", "justaname"), "justaname does not name a repository"),
         (("{ok}", "me/x", "--results", "{tmp}/none.json"), "none.json"),
         (("{ok}", "me/x", "--results", "{tmp}/list.json"), "has no 'metrics'"),
     ],

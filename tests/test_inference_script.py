@@ -37,7 +37,7 @@ BAD_INPUT = {
     "missing checkpoint": (["--resume", "{tmp}/nothing.pth"], "nothing.pth does not exist"),
     "truncated checkpoint": (["--resume", "{tmp}/half.pth"], "half.pth is not a readable checkpoint"),
     "checkpoint of another model": (["--resume", "{tmp}/hcd.pth"], "is a checkpoint of the model 'hcd'"),
-    "checkpoint of other sizes": (["--hidden_dim", "32"], "made with another configuration"),
+    "checkpoint of other sizes": (["--hidden_dim", "32"], "use the configuration that the checkpoint was made with"),
     "missing data": (["--ytvos_path", "{tmp}/nowhere"], "nowhere is missing"),
     "missing frame": (["--ytvos_path", "{tmp}/holes"], "holes/valid/JPEGImages/a/00005.jpg is missing (and 1 more)"),
     "unknown split": (["--split", "val"], "unknown split 'val'"),

@@ -16,6 +16,7 @@ HEAVY = PYTORCH | FILE_READERS | PICTURES
 # Modules in the order in which one process imports them, and what none of them up to there may have imported.
 FORBIDDEN = {
     "util.config": HEAVY | {"cv2", "numpy"},
+    "datasets.registry": HEAVY | {"cv2", "numpy"},
     "scripts.quickstart": HEAVY | {"cv2", "numpy"},
     "datasets": HEAVY | {"cv2"},
     "util.parallel": HEAVY,  # workers import it and the module of their work
@@ -24,9 +25,7 @@ FORBIDDEN = {
     "scripts.eval_jf": HEAVY,
     "scripts.baselines": HEAVY,
     "scripts.make_toy_data": HEAVY,
-    "scripts.train_toy": HEAVY,
-    "scripts.launch": HEAVY,  # and with it scripts.launch
-    "scripts.plot_run": HEAVY,
+    "scripts.launch": HEAVY,
     "util.drawing": HEAVY - {"av"},  # writes videos
     "demo": HEAVY - {"av"},  # reports a video that cannot be read before it loads the model
     "scripts.web_demo": (HEAVY | {"gradio", "fastapi"}) - {"av"},

@@ -133,7 +133,10 @@ def test_a_full_disk_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
         log.write(1, {"loss": 1.0})
         log.write(2, {"loss": 1.0})
     assert notes.seen == [1, 2]
-    assert capsys.readouterr().out.count("cannot be written (No space left on device); the run continues") == 1
+    assert (
+        capsys.readouterr().out.count("cannot be written (No space left on device); the run continues without them")
+        == 1
+    )
 
 
 def test_wandb_is_asked_for_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def test_the_parts_of_a_mixture(flags: list[str], call: Callable, tmp_path: Path
 
 
 BAD = {
-    "no checkpoint": (["--resume", ""], "no checkpoint is given; name the one to score by --resume"),
+    "no checkpoint": (["--resume", ""], "no checkpoint is given; name the one to score with --resume"),
     "no truth": (["--dataset_file", "mevis", "--split", "valid"], "valid/mask_dict.json is missing; it should hold"),
     "no masks": (
         ["--ytvos_path", "{tmp}/bare"],

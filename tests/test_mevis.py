@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 
 from datasets import build_dataset, build_scorer, list_videos
 from datasets.clip import ClipDataset
-from datasets.mevis import MevisClips, read_truth
+from datasets.mevis import MevisClips, read_ground_truth
 from datasets.registry import load_config, resolve
 from datasets.transforms import EvalTransform
 from util.config import Config
@@ -153,11 +153,11 @@ def test_the_split_that_is_scored_is_valid_u(mevis: Path) -> None:
 
 
 def test_the_version(mevis: Path) -> None:
-    assert read_truth(mevis / "valid_u")[1] == "v2"
-    assert read_truth(mevis / "valid_u", "v1")[1] == "v1"
+    assert read_ground_truth(mevis / "valid_u")[1] == "v2"
+    assert read_ground_truth(mevis / "valid_u", "v1")[1] == "v1"
     path = mevis / "valid_u" / "meta_expressions.json"
     edit(path, lambda content: content["videos"]["bird"]["expressions"].pop("3"))
-    assert read_truth(mevis / "valid_u")[1] == "v1"
+    assert read_ground_truth(mevis / "valid_u")[1] == "v1"
 
 
 # --- bad input

@@ -113,7 +113,7 @@ def test_an_object_outside_of_the_file_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(UserError, match=r"refs\.p \(the expressions\) is no whole pickle") as caught:
+    with pytest.raises(UserError, match=r"refs\.p \(the expressions\) is not a complete pickle file") as caught:
         read(tmp_path, content)
     assert "\n" not in str(caught.value)
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from datasets.expressions import NEGATIVE
-from datasets.mevis import read_truth
+from datasets.mevis import read_ground_truth
 from datasets.predictions import mask_path, write_index_mask, write_mask
 from datasets.scoring import score_expressions, score_unions, video_counts, video_metrics
 from scripts import eval_jf
@@ -123,7 +123,7 @@ def mevis(tmp_path: Path) -> Path:
 
 
 def score_mevis(mevis: Path, workers: int = 1) -> dict[str, Any]:
-    videos, version = read_truth(mevis / "valid_u")
+    videos, version = read_ground_truth(mevis / "valid_u")
     return score_unions(videos, mevis / "pred", version, workers)
 
 

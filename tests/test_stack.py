@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from transformers import (
 from models.diffusion import tiny
 from models.diffusion.stack import load_stack
 from models.diffusion.tiny import STAMP, built_in_words, make_tiny_stack
-from util.errors import UserError, run_cli
+from util.errors import UserError
 
 
 @pytest.fixture
@@ -406,41 +405,3 @@ def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         make_tiny_stack(tmp_path / "stack", **QUICK)
     assert list(tmp_path.iterdir()) == []
-
-
-# ---------------------------------------------------------------- sentences
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("missing.json", None),
-        ("missing.txt", None),
-        ("broken.json", b"[1,"),
-        ("numbers.json", b"[1, 2]"),
-        ("text.json", b'"a red dog"'),
-        ("layout.json", b'{"videos": {"v": ["a red dog"]}}'),
-        ("value.json", b'{"videos": {"v": {"expressions": {"0": {"exp": 3}}}}}'),
-        ("empty.json", b"[]"),
-        ("blank.txt", b"\n  \n"),
-        ("picture.txt", b"\xff\xd8\xff\xe0"),
-    ],
-)
-def test_bad_sentence_files_end_in_one_sentence(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    content: bytes | None,
-) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    arguments = ["make_tiny_stack", "--output_dir", str(tmp_path / "stack"), "--sentences", str(tmp_path / name)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as caught:
-        run_cli(main)
-    assert caught.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert name in lines[0]
-    assert not (tmp_path / "stack").exists()

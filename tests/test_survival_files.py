@@ -13,18 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from util.checkpoint import (
-    BEST,
-    NEWEST,
-    Keeper,
-    begin_folder,
-    check_epoch,
-    newest_intact,
-    numbered,
-    read_checkpoint,
-    resume_path,
-    save_checkpoint,
-)
+from models.checkpoints import open_checkpoint, open_resumed, save_checkpoint
+from util.checkpoint import BEST, NEWEST, Keeper, begin_folder, newest_intact, numbered, read_checkpoint
 from util.errors import UserError
 
 MEGABYTE = 2**20
@@ -113,18 +103,26 @@ def test_a_damaged_one_is_skipped(tmp_path: Path, damage: str) -> None:
     path, notes = newest_intact(tmp_path)
     assert path == tmp_path / "checkpoint_000010.pth"
     assert len(notes) == 1 and notes[0].startswith(f"skipped {tmp_path}/checkpoint")
-    source, notes = resume_path("auto", tmp_path)
-    assert source == str(path) and notes[-1] == f"going on from {path}"
+    resumed = open_resumed("auto", tmp_path, "vdit")
+    assert resumed is not None and resumed.path == path
+    assert len(resumed.notes) == 2 and resumed.notes[-1] == f"resuming from {path}"
     aside = begin_folder(tmp_path, 10)
     assert "beyond step 10" in aside[0] and set(_names(tmp_path)) == {"checkpoint_000010.pth", "earlier-1"}
 
 
-def test_where_there_is_none_a_run_begins_anew(tmp_path: Path) -> None:
+def test_where_there_is_none_a_run_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert newest_intact(tmp_path / "nowhere") == (None, [])
     (tmp_path / NEWEST).write_text("no checkpoint")
-    source, notes = resume_path("auto", tmp_path)
-    assert source == "" and "skipped" in notes[0] and "the run begins anew" in notes[1]
-    assert resume_path("some.pth", tmp_path) == ("some.pth", [])
+    assert open_resumed("auto", tmp_path, "vdit") is None
+    skipped, anew = capsys.readouterr().out.splitlines()
+    assert "skipped" in skipped and "the run begins anew" in anew
+    assert open_resumed("", tmp_path, "vdit") is None
+
+
+def test_weights_alone_are_no_run(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "weights.pth", nn.Linear(1, 1), "vdit", {})
+    with pytest.raises(UserError, match=r"weights\.pth holds weights only.*--pretrained_weights"):
+        open_resumed(str(tmp_path / "weights.pth"), tmp_path, "vdit")
 
 
 def test_a_new_run_leaves_an_earlier_ones_checkpoints(tmp_path: Path) -> None:
@@ -139,9 +137,11 @@ def test_a_new_run_leaves_an_earlier_ones_checkpoints(tmp_path: Path) -> None:
 
 
 def test_epochs_of_another_length(tmp_path: Path) -> None:
-    check_epoch({"steps_per_epoch": 10, "path": "a"}, 10)
-    with pytest.raises(UserError, match=r"a was trained with 10 steps per epoch.*has 5.*--batch_size"):
-        check_epoch({"steps_per_epoch": 10, "path": "a"}, 5)
+    _write(tmp_path / NEWEST, 5)
+    checkpoint = open_checkpoint(str(tmp_path / NEWEST), "--resume")
+    checkpoint.require_epochs_of(10)
+    with pytest.raises(UserError, match=r"checkpoint\.pth was trained with 10 steps per epoch.*has 5.*--batch_size"):
+        checkpoint.require_epochs_of(5)
 
 
 @pytest.fixture

@@ -56,8 +56,8 @@ def test_killed_ten_times(forks: Forks, flags: list[str], tmp_path: Path) -> Non
         assert forks.wait(pid) == 0, log.read_text()
 
     told = said[1].read_text()
-    assert told.count("going on from") > KILLS / 2
-    assert "Traceback" not in told.rpartition("going on from")[2]  # workers of killed processes may have told theirs
+    assert told.count("resuming from") > KILLS / 2
+    assert "Traceback" not in told.rpartition("resuming from")[2]  # workers of killed processes may have told theirs
     assert told.count("stopped by SIGTERM after step") == 1
     one, other = (read_checkpoint(folder / NEWEST) for folder in (never, often))
     assert one["step"] == other["step"] == steps

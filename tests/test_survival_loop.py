@@ -7,11 +7,13 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from datasets.evaluators import Scores
 from engine import Validation, parameter_lines
 from tests.survival_jobs import Batch, Line, batches, train_line
 from util.checkpoint import NEWEST, numbered
@@ -43,7 +45,7 @@ def test_a_signal_ends_the_run_after_the_step(tmp_path: Path, name: str, capsys:
         train_line(tmp_path, loader)
     assert (stop.value.code, stop.value.signal, stop.value.step) == (REQUEUE_STATUS, name, 14)
     assert _saved(tmp_path)["step"] == 14 and numbered(tmp_path).keys() == {10, 14}
-    assert capsys.readouterr().err == f"stopped by {name} after step 14; --resume auto goes on from there\n"
+    assert capsys.readouterr().err == f"stopped by {name} after step 14; --resume auto continues from there\n"
     assert signal.getsignal(number) == before
     weights = _saved(tmp_path)["weights"]
     assert all(torch.equal(weights[key], value) for key, value in train_line(tmp_path, steps=14).state_dict().items())
@@ -105,16 +107,17 @@ def test_batches_are_let_go_of_when_they_were_finite() -> None:
 def test_a_run_with_validations_is_the_run_without(tmp_path: Path) -> None:
     seen = []
 
-    def score(model: nn.Module) -> tuple[dict[str, float], dict[str, int]]:
+    def score(model: nn.Module) -> Scores:
         assert not model.training
         torch.manual_seed(0)
         seen.append(model(torch.randn(3)).item())  # draws random numbers
         return {"J&F": 10.0 * (len(seen) % 3)}, {"videos": 1}
 
     best: list[int] = []
-    validation = Validation(tmp_path, {"ytvos": score}, {"ytvos": "J&F"}, {"seed": 1}, best.append)
+    parts = {"ytvos": SimpleNamespace(score=score)}
+    validation = Validation(tmp_path, parts, {"ytvos": "J&F"}, {"seed": 1}, best.append, every=8)
     without = train_line(tmp_path / "without")
-    with_them = train_line(tmp_path, validate=validation.score, validate_every=8)
+    with_them = train_line(tmp_path, validation=validation)
     assert _equal(without, with_them)
     record = validation._read()
     assert record["scores"] == {"8": 10.0, "16": 20.0, "24": 0.0, "30": 10.0}, "every 8 steps and at the end"
@@ -128,7 +131,10 @@ def test_a_run_with_validations_is_the_run_without(tmp_path: Path) -> None:
 def test_the_record_of_validations_goes_on_and_back(tmp_path: Path) -> None:
     metrics = {"ytvos": "J&F", "a2d": "mAP"}
     values = iter((30.0, 40.0, float("nan"), 35.0))
-    parts = {"ytvos": lambda model: ({"J&F": next(values)}, {}), "a2d": lambda model: ({"mAP": 0.0}, {})}
+    parts = {
+        "ytvos": SimpleNamespace(score=lambda model: ({"J&F": next(values)}, {})),
+        "a2d": SimpleNamespace(score=lambda model: ({"mAP": 0.0}, {})),
+    }
     best: list[int] = []
     validation = Validation(tmp_path, parts, metrics, {"seed": 1}, best.append)
     assert validation.missed(5)
@@ -149,14 +155,14 @@ def test_the_record_of_validations_goes_on_and_back(tmp_path: Path) -> None:
 def test_a_signal_breaks_a_validation_off(tmp_path: Path) -> None:
     guard = Guard(tmp_path)
 
-    def validate(model: nn.Module, step: int) -> None:
-        with guard.uncounted("validates"):
-            os.kill(os.getpid(), signal.SIGTERM)
-            guard.pass_on()
-            pytest.fail("a clip after the signal")
+    def score(model: nn.Module) -> Scores:
+        os.kill(os.getpid(), signal.SIGTERM)
+        guard.pass_on()
+        pytest.fail("a clip after the signal")
 
+    validation = Validation(tmp_path, {"ytvos": SimpleNamespace(score=score)}, {"ytvos": "J&F"}, {}, every=4)
     with pytest.raises(Stopped) as stop:
-        train_line(tmp_path, guard=guard, validate=validate, validate_every=4)
+        train_line(tmp_path, guard=guard, validation=validation)
     assert stop.value.code == REQUEUE_STATUS and _saved(tmp_path)["step"] == 4
 
 

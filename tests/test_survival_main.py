@@ -72,14 +72,14 @@ def test_resume_auto(flags: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = run_command(main.main, *flags, "--resume", "auto", "--max_steps", 2, "--save_every", 1)
     assert first.returncode == 0, first.stderr
-    assert f"{run} holds no intact checkpoint to go on from; the run begins anew" in first.stdout
+    assert f"{run} holds no intact checkpoint; the run begins anew" in first.stdout
     assert first.stdout.count("parameters, millions") == first.stdout.count("group 0 of AdamW") == 1
     newest = run / "checkpoint_000002.pth"
     newest.write_bytes(newest.read_bytes()[:-100])  # which is checkpoint.pth, too
     second = run_command(main.main, *flags, "--resume", "auto")
     assert second.returncode == 0, second.stderr
     assert f"skipped {run}/checkpoint" in second.stdout and "from step 1" in second.stdout
-    assert f"going on from {run / 'checkpoint_000001.pth'}" in second.stdout
+    assert f"resuming from {run / 'checkpoint_000001.pth'}" in second.stdout
     assert _read(run)["step"] == 3
 
 

@@ -105,7 +105,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step(forks: Forks, tmp_path: P
     assert status == [REQUEUE_STATUS] * 3
     stopped = read_checkpoint(tmp_path / "stopped" / NEWEST)
     assert stopped["step"] in (13, 14)
-    assert f"after step {stopped['step']}; --resume auto goes on from there" in said[0]
+    assert f"after step {stopped['step']}; --resume auto continues from there" in said[0]
     assert "finished" not in "".join(said) and [_errors(text) for text in said] == [[], [], []]
 
 

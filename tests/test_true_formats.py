@@ -9,7 +9,7 @@ import pytest
 
 from datasets import build_dataset, list_videos
 from datasets.davis import convert_davis
-from datasets.mevis import read_truth
+from datasets.mevis import read_ground_truth
 from datasets.toy import ToyParameters, make_video
 from datasets.toy.scene import KINDS
 from tests.true_formats import EVERYTHING, write_toy_davis, write_toy_mevis
@@ -33,14 +33,14 @@ def test_toy_davis(tmp_path: Path) -> None:
 
 def test_toy_mevis(tmp_path: Path) -> None:
     write_toy_mevis(tmp_path / "mevis", num_train=1, num_valid_u=2, num_valid=1, no_target=1, **SIZES)
-    videos, version = read_truth(tmp_path / "mevis" / "valid_u")
+    videos, version = read_ground_truth(tmp_path / "mevis" / "valid_u")
     parameters = ToyParameters(1, 3, 0, 4, 48, 64, 0, KINDS, 1)
     assert version == "v2" and len(videos) == 2
     for number, video in enumerate(videos):
         made = make_video(parameters, "valid", number)
         everything = max(video.targets.values(), key=len)
         for t in range(4):
-            assert (video.truths(t, (48, 64))[everything] == (made.masks[t] != 0)).all()
+            assert (video.ground_truth(t, (48, 64))[everything] == (made.masks[t] != 0)).all()
         assert () in video.targets.values()
     content = json.loads((tmp_path / "mevis" / "valid_u" / "meta_expressions.json").read_text())["videos"]
     texts = [expression["exp"] for expression in content["valid_u0000"]["expressions"].values()]
@@ -49,7 +49,7 @@ def test_toy_mevis(tmp_path: Path) -> None:
     negatives = [build_dataset(cfg, "train")[i][1]["negative"] for i in range(len(build_dataset(cfg, "train")))]
     assert any(negatives) and not all(negatives)
     write_toy_mevis(tmp_path / "v1", num_train=0, num_valid_u=1, num_valid=0, **SIZES)
-    assert read_truth(tmp_path / "v1" / "valid_u")[1] == "v1"
+    assert read_ground_truth(tmp_path / "v1" / "valid_u")[1] == "v1"
 
 
 @pytest.mark.parametrize("write", [write_toy_davis, write_toy_mevis])

@@ -187,7 +187,7 @@ def test_videos_that_are_none(toy_data: Path) -> None:
 
 
 def test_auto_is_for_training() -> None:
-    with pytest.raises(UserError, match="--resume auto is for training alone; name a checkpoint"):
+    with pytest.raises(UserError, match="--resume auto works for training only; name a checkpoint"):
         open_checkpoint("auto", "--resume")
 
 

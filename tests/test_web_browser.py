@@ -45,7 +45,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = web_demo.free_port(web_demo.LOOPBACK, 0)
         options = web_demo.PageOptions(port=port, max_megabytes=1.0, max_sentences=3)
         pretrained = open_pretrained(str(web_demo.TOY), "--resume", {"device": "cpu", "score_threshold": 0.05})
-        with web_demo.serve(pretrained.cfg, partial(segment_to_folder, pretrained, show=False), options) as address:
+        with web_demo.serve(pretrained, partial(segment_to_folder, pretrained, show=False), options) as address:
             yield address
 
 
@@ -172,7 +172,7 @@ def test_nothing_found_is_said_plainly(visit: Visit):
 
 def test_mistakes_are_shown_on_the_page(visit: Visit, tmp_path: Path):
     visit.click("#find")
-    visit.until("body", "there is no video yet; upload one first")
+    visit.until("body", "there is no video, or it was removed")
     (tmp_path / "notes.mp4").write_text("hello world\n" * 200)
     visit.upload(tmp_path / "notes.mp4")
     visit.until("body", "cannot read notes.mp4 as a video")

@@ -119,7 +119,7 @@ def test_malformed_files(dataset_root: Path, content: str) -> None:
 def test_video_that_meta_json_lacks(dataset_root: Path) -> None:
     edit(dataset_root / "train" / "meta.json", lambda v: v.pop("b"))
     sentence = train_error(dataset_root)
-    assert "meta.json" in sentence and "video 'b'" in sentence
+    assert "meta.json" in sentence and "'b'" in sentence
 
 
 # --- bad input: found when read

@@ -148,7 +148,7 @@ def check_content(content: dict[str, Any], path: str | Path, expected_model: str
     content = {"frozen": {}, **content}
     for key, kind in _TYPES.items():
         if key in content and not isinstance(content[key], kind):
-            raise UserError(f"{path} is damaged: its {key} is no {kind.__name__}")
+            raise UserError(f"{path} is damaged: its {key} is not of type {kind.__name__}")
     check_model(content["model"], path, expected_model)
     if "beside" in content:
         content["weights"] = {**_read_beside(Path(path), content.pop("beside")), **content["weights"]}

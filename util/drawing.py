@@ -7,10 +7,10 @@ that follows it; the demo and the web page use it. An image is a uint8 RGB array
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -55,10 +55,10 @@ LABEL_LINES, LABEL_WIDTH = 2, 0.45  # a label's maximum number of lines, and sha
 FEWEST_LETTERS = 5  # a label without room for so many letters is left out
 INERTIA = 0.75  # weight of a label's old position; without it, labels would tremble with the masks
 RANK = 0.02  # by how much each side of an object is preferred to the next
-STAY = 0.3  # by how much another side must be better before a label moves there
+STAY = 0.3  # by how much a distant place must be better before a label moves there
 _FINE = 4  # supersampling of a label's round corners
 
-SHEET_TILES, SHEET_TILES_PER_ROW = 12, 4
+SHEET_TILES, SHEET_TILES_PER_ROW, SHEET_MOST_PER_ROW = 12, 4, 6
 SHEET_WIDTH, SHEET_LEAST_WIDTH, TILE_HEIGHT = 1280, 640, 400  # pixels
 
 
@@ -193,15 +193,11 @@ def _draw_masks(frame: Picture, masks: np.ndarray, colours: Sequence[Colour], li
         line: width in pixels.
         seam: width of the dark line below, which makes the outline visible on any background.
     """
-    picture = cv2.convertScaleAbs(frame, alpha=SHADE)
     shown = [i for i in range(len(masks)) if masks[i].any()]
-    areas = {i: _area(masks[i]) for i in shown}
+    picture = np.where(np.logical_or.reduce(masks)[..., None], frame, cv2.convertScaleAbs(frame, alpha=SHADE))
     for i in shown:
-        np.copyto(picture[areas[i]], frame[areas[i]], where=masks[i][areas[i]][..., None])
-    for i in shown:
-        patch = picture[areas[i]]
-        tinted = cv2.addWeighted(patch, 1 - TINT, np.full_like(patch, colours[i]), TINT, 0)
-        np.copyto(patch, tinted, where=masks[i][areas[i]][..., None])
+        tinted = cv2.addWeighted(picture, 1 - TINT, np.full_like(picture, colours[i]), TINT, 0)
+        np.copyto(picture, tinted, where=masks[i][..., None])
     kind = cv2.LINE_AA if line > 1 else cv2.LINE_8  # an anti-aliased line of one pixel would be pale
     for number, i in enumerate(shown):
         inset = sum(_same(masks[i], masks[j]) for j in shown[:number]) * ((line + seam) // 2 + 1)
@@ -210,12 +206,6 @@ def _draw_masks(frame: Picture, masks: np.ndarray, colours: Sequence[Colour], li
         cv2.drawContours(picture, outlines, -1, PAPER, seam, kind)
         cv2.drawContours(picture, outlines, -1, colours[i], line, kind)
     return picture
-
-
-def _area(mask: np.ndarray) -> tuple[slice, slice]:
-    """Return the rows and columns that a mask touches."""
-    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
-    return slice(y, y + h), slice(x, x + w)
 
 
 def _same(mask: np.ndarray, other: np.ndarray) -> bool:
@@ -250,48 +240,20 @@ def _draw_box(picture: Picture, box: Sequence[float], score: float | None) -> No
     picture[:] = np.asarray(image)
 
 
-class DrawnVideo(Protocol):
-    """The part of ``datasets.Video`` that is needed to draw it."""
-
-    @property
-    def name(self) -> str:
-        """The name of the video's folder."""
-
-    @property
-    def frame_paths(self) -> Sequence[Path]:
-        """All frames, in order of time."""
-
-    @property
-    def expressions(self) -> Mapping[str, str]:
-        """Expression id → sentence."""
-
-
-def overlay_path(output: Path, video: DrawnVideo, exp_id: str, frame: Path) -> Path:
-    """Return the path of the overlay of a frame, below the output folder."""
-    return output / OVERLAYS / video.name / exp_id / f"{frame.stem}.png"
-
-
-def movie_path(output: Path, video: DrawnVideo, exp_id: str) -> Path:
-    """Return the path of the MP4 of an expression, below the output folder."""
-    return output / OVERLAYS / f"{video.name}_{exp_id}.mp4"
+def movie_path(folder: Path) -> Path:
+    """Return the path of an expression's MP4, given the folder OUTPUT/visualize/VIDEO/EXPRESSION of its overlays."""
+    return folder.parent.with_name(f"{folder.parent.name}_{folder.name}.mp4")
 
 
 def write_overlays(
-    output: Path,
-    video: DrawnVideo,
-    exp_id: str,
-    frames: Sequence[Path],
-    masks: np.ndarray,
-    boxes: np.ndarray,
-    scores: np.ndarray,
+    folder: Path, sentence: str, frames: Sequence[Path], masks: np.ndarray, boxes: np.ndarray, scores: np.ndarray
 ) -> None:
     """Write the overlays of one expression for some frames of its video.
 
     Args:
-        output: the output folder.
-        video: the video of the frames.
-        exp_id: the expression.
-        frames: T image files.
+        folder: of the expression's overlays.
+        sentence: written below each.
+        frames: T image files; each overlay is named after its frame.
         masks: bool ``[T, H0, W0]``.
         boxes: ``[T, 4]``, (x0, y0, x1, y1) in pixels.
         scores: ``[T]``.
@@ -299,35 +261,33 @@ def write_overlays(
     Raises:
         UserError: a frame cannot be read or an overlay not written.
     """
-    for i, frame in enumerate(frames):
-        sentence, score = video.expressions[exp_id], float(scores[i])
-        picture = draw_overlay(read_picture(frame), masks[i], sentence, boxes[i].tolist(), score)
-        write_picture(overlay_path(output, video, exp_id, frame), picture)
+    for frame, mask, box, score in zip(frames, masks, boxes, scores, strict=True):
+        picture = draw_overlay(read_picture(frame), mask, sentence, box.tolist(), float(score))
+        write_picture(folder / f"{frame.stem}.png", picture)
 
 
-def write_movie(output: Path, video: DrawnVideo, exp_id: str) -> None:
-    """Write the MP4 of an expression from its overlays."""
-    overlays = (read_picture(overlay_path(output, video, exp_id, frame)) for frame in video.frame_paths)
-    write_video(movie_path(output, video, exp_id), overlays, OVERLAY_FPS)
+def write_movie(folder: Path, frames: Sequence[Path]) -> None:
+    """Write the MP4 of an expression from the overlays in its folder, in the order of the frames."""
+    write_video(movie_path(folder), (read_picture(folder / f"{frame.stem}.png") for frame in frames), OVERLAY_FPS)
 
 
-def write_sheet(output: Path, videos: Sequence[DrawnVideo]) -> Path:
-    """Write a contact sheet of some expressions and some frames of each, evenly spread, and return its path."""
+def write_sheet(path: Path, expressions: Sequence[tuple[Path, str, Sequence[Path]]]) -> None:
+    """Write a contact sheet of some expressions and some frames of each, evenly spread.
+
+    Args:
+        path: the PNG.
+        expressions: folder of the overlays, sentence, and frames of the video.
+    """
     rows = []
-    expressions = [(video, exp_id) for video in videos for exp_id in video.expressions]
-    for video, exp_id in _spread(expressions, SHEET_ROWS):
-        sentence = video.expressions[exp_id]
-        tiles = []
-        for frame in _spread(video.frame_paths, SHEET_COLUMNS):
-            tile = read_picture(overlay_path(output, video, exp_id, frame))
-            tiles.append(tile[: -len(text_bar(sentence, tile.shape[1]))])  # the row's title has the sentence
-        rows.append((f"{video.name} · {exp_id} · {sentence}", tiles))
-    sheet = output / OVERLAYS / "contact_sheet.png"
-    contact_sheet(rows, sheet)
-    return sheet
+    for folder, sentence, frames in spread(expressions, SHEET_ROWS):
+        tiles = [read_picture(folder / f"{frame.stem}.png") for frame in spread(frames, SHEET_COLUMNS)]
+        # the row's title has the sentence
+        bare = [tile[: -len(text_bar(sentence, tile.shape[1]))] for tile in tiles]
+        rows.append((f"{folder.parent.name} · {folder.name} · {sentence}", bare))
+    contact_sheet(rows, path)
 
 
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
+def spread(items: Sequence[Any], count: int) -> list[Any]:
     """Return at most ``count`` items, evenly spread from the first to the last."""
     return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
 
@@ -409,10 +369,9 @@ class ObjectPainter:
 
 def _main_part(mask: np.ndarray) -> Box:
     """Return the box of the mask's largest connected part; a label should not follow a speck elsewhere."""
-    rows, columns = _area(mask)
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask[rows, columns].astype(np.uint8))
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     left, top, width, height = stats[1:][stats[1:, cv2.CC_STAT_AREA].argmax(), :4].tolist()
-    return columns.start + left, rows.start + top, width, height
+    return left, top, width, height
 
 
 def _chip(text: str, colour: Colour, size: int, width: int) -> np.ndarray | None:
@@ -438,10 +397,8 @@ class _Label:
     def __init__(self, chip: np.ndarray, size: Size) -> None:
         self.chip = chip
         self.h, self.w = chip.shape[:2]
-        self.extent = np.array([self.w, self.h])
         self.room = size[1] - self.w, size[0] - self.h  # largest x and y
         self.at: np.ndarray | None = None  # x, y
-        self.side: int | None = None
 
     def place(self, target: Box, taken: Sequence[Box], covered: np.ndarray, gap: int) -> Box:
         """Move towards the place near an object at which the label hides least, and return the label's box.
@@ -452,17 +409,25 @@ class _Label:
             covered: ``[H + 1, W + 1]``, the integral image of all objects.
             gap: pixels between the object and its label.
         """
-        places = np.clip(self._places(target, gap), 0, self.room)
-        x, y = places.astype(int).T
-        hidden = covered[[y + self.h, y], [x + self.w, x]].sum(0) - covered[[y + self.h, y], [x, x + self.w]].sum(0)
-        labels = sum((self._overlap(places, box) for box in taken), np.zeros(len(places)))
-        corner, far = np.array(target[:2]), np.add(target[:2], target[2:])
-        away = np.maximum(0, np.maximum(corner - places - self.extent, places - far)).sum(axis=1)
-        costs = (hidden + 10 * labels) / (self.w * self.h) + 0.2 * away / self.h + RANK * np.arange(len(places))
-        best = int(costs.argmin())
-        if self.side is None or costs[best] < costs[self.side] - STAY:
-            self.side = best
-        goal = places[self.side]
+        left, top, width, height = target
+        centre, middle, step = left + (width - self.w) / 2, top + (height - self.h) / 2, self.h + gap
+        places = [
+            *((x, y) for x in (centre, left, left + width - self.w) for y in (top - step, top + height + gap)),
+            *((x, middle) for x in (left + width + gap, left - self.w - gap)),
+            (centre, top + gap),
+            *((centre, y) for i in (2, 3, 4) for y in (top - step * i, top + height + gap + step * (i - 1))),
+        ]  # in order of preference
+        goals = np.clip(places, 0, self.room)
+
+        def cost(number: int) -> float:
+            x, y = goals[number].astype(int)
+            corners = covered[[[y], [y + self.h]], [x, x + self.w]]
+            hidden = corners[0, 0] + corners[1, 1] - corners[0, 1] - corners[1, 0]
+            hidden += 10 * sum(self._overlap(goals[number], box) for box in taken)
+            far = self.at is not None and np.abs(goals[number] - self.at).max() > self.h
+            return hidden / (self.w * self.h) + RANK * number + STAY * far
+
+        goal = goals[min(range(len(goals)), key=cost)]
         if self.at is not None and np.abs(goal - self.at).max() < 2 * self.w:
             moved = INERTIA * self.at + (1 - INERTIA) * goal
             goal = goal if any(self._overlap(moved, box) for box in taken) else moved
@@ -477,75 +442,50 @@ class _Label:
         alpha = self.chip[..., 3:].astype(np.float32) / 255
         ground[:] = (self.chip[..., :3] * alpha + ground * (1 - alpha)).round().astype(np.uint8)
 
-    def _overlap(self, places: np.ndarray, box: Box) -> np.ndarray:
-        """Return the area that the label at each place ``[..., 2]`` has in common with a box."""
-        near = np.maximum(places, box[:2])
-        far = np.minimum(places + self.extent, np.add(box[:2], box[2:]))
-        return np.maximum(0, far - near).prod(axis=-1)
-
-    def _places(self, target: Box, gap: int) -> list[tuple[float, float]]:
-        """Return positions (x, y) around an object in order of preference."""
-        left, top, width, height = target
-        right, bottom = left + width, top + height
-        centre = left + width / 2 - self.w / 2
-        step = self.h + gap
-        columns = (centre, left, right - self.w)
-        rows = (top + height / 2 - self.h / 2, top, bottom - self.h)
-        return [
-            *((x, y) for x in columns for y in (top - step, bottom + gap)),
-            *((x, y) for y in rows for x in (right + gap, left - self.w - gap)),
-            (centre, top + gap),
-            *((centre, y) for i in (1, 2, 3) for y in (top - step * (i + 1), bottom + gap + step * i)),
-        ]
+    def _overlap(self, place: np.ndarray, box: Box) -> float:
+        """Return the area that the label at a place has in common with a box."""
+        x, y, width, height = box
+        across = min(place[0] + self.w, x + width) - max(place[0], x)
+        return max(0, across) * max(0, min(place[1] + self.h, y + height) - max(place[1], y))
 
 
-class ObjectSheet:
-    """A contact sheet of a video: some frames with all objects and their times, below a legend.
+def tile_width(size: Size) -> int:
+    """Return the width in pixels at which frames ``(H0, W0)`` are drawn on the sheet of a video."""
+    height, width = size
+    return min((SHEET_WIDTH - GAP) // SHEET_TILES_PER_ROW - GAP, max(1, TILE_HEIGHT * width // height))
+
+
+def sheet_tile(frame: Picture, masks: np.ndarray, time: float) -> Picture:
+    """Draw a frame for ``object_sheet``: small, with its time, and the objects' numbers if there are several.
 
     Args:
-        entries: sentence and remark of each object.
-        size: (H0, W0) of the frames.
-        frames: how many there are.
+        frame: uint8 RGB ``[H0, W0, 3]``.
+        masks: bool ``[S, H0, W0]``.
+        time: in seconds.
     """
+    width = tile_width(masks.shape[1:])
+    size = max(1, round(width * len(frame) / frame.shape[1])), width
+    smaller = np.stack([_resized_mask(mask, size) for mask in masks])
+    labels = [str(i) if len(masks) > 1 else "" for i in range(1, len(masks) + 1)]
+    return _stamped(ObjectPainter(labels, size, letter_scale=1.7).draw(_resized(frame, size), smaller), clock(time))
 
-    def __init__(self, entries: Sequence[tuple[str, str]], size: Size, frames: int) -> None:
-        self.entries = entries
-        count = min(SHEET_TILES, frames)
-        self.wanted = {int(i) for i in np.linspace(0, frames - 1, count).round()}
-        height, width = size
-        columns = SHEET_TILES_PER_ROW if width >= height else SHEET_TILES_PER_ROW + 2
-        self.columns = min(columns, max(2, -(-count // 2))) if count > 1 else 1
-        widest = (SHEET_WIDTH - GAP) // max(self.columns, 2) - GAP
-        self.tile_width = min(widest, max(1, TILE_HEIGHT * width // height))
-        self.size = max(1, round(self.tile_width * height / width)), self.tile_width
-        self.tiles: list[Picture] = []
 
-    def add(self, number: int, time: float, frame: Picture, masks: np.ndarray) -> None:
-        """Add a frame if it is one of those to show.
+def object_sheet(path: Path, title: str, entries: Sequence[tuple[str, str]], tiles: Sequence[Picture]) -> None:
+    """Write the contact sheet of a video: frames drawn by ``sheet_tile`` below a legend.
 
-        Args:
-            number: the frame's number, from 0.
-            time: its time in seconds.
-            frame: uint8 RGB ``[H0, W0, 3]``.
-            masks: bool ``[S, H0, W0]``.
-        """
-        if number not in self.wanted:
-            return
-        smaller = np.stack([_resized_mask(mask, self.size) for mask in masks])
-        # The legend explains the numbers; a single object needs none.
-        labels = [str(i) if len(masks) > 1 else "" for i in range(1, len(masks) + 1)]
-        tile = ObjectPainter(labels, self.size, letter_scale=1.7).draw(_resized(frame, self.size), smaller)
-        self.tiles.append(_stamped(tile, clock(time)))
+    Args:
+        path: the PNG.
+        title: the first line.
+        entries: sentence and remark of each object.
+        tiles: the frames, all of one size.
 
-    def write(self, path: Path, title: str) -> None:
-        """Write the sheet as a PNG.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
-        width = max(GAP + self.columns * (self.tile_width + GAP), SHEET_LEAST_WIDTH)
-        rows = [("", self.tiles[i : i + self.columns]) for i in range(0, len(self.tiles), self.columns)]
-        contact_sheet(rows, path, self.tile_width, legend(title, self.entries, width))
+    Raises:
+        UserError: the file cannot be written.
+    """
+    width = tiles[0].shape[1]
+    columns = min(len(tiles), (SHEET_WIDTH - GAP) // (width + GAP), SHEET_MOST_PER_ROW)
+    rows = [("", tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    contact_sheet(rows, path, width, legend(title, entries, max(GAP + columns * (width + GAP), SHEET_LEAST_WIDTH)))
 
 
 def _stamped(picture: Picture, text: str) -> Picture:

@@ -1,17 +1,23 @@
-"""Files: written so that a killed run never leaves half of one, JSON, links and copies, one run per output folder."""
+"""Files: written so that a killed run never leaves half of one, JSON, links and copies, one run per output folder.
+
+Also the versions that records name.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import struct
+import tomllib
 import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +25,10 @@ from PIL import Image
 
 from util.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
+"""The root of the project."""
+LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "numpy")
+"""Libraries that results depend on."""
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """The errors that Pillow raises for broken or hostile image files, depending on the damaged part."""
 
@@ -238,3 +248,14 @@ def _let_go() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def project_version() -> str:
+    """The version of this project in ``pyproject.toml``; "unknown" where the file is missing."""
+    file = ROOT / "pyproject.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"] if file.is_file() else "unknown"

@@ -142,7 +142,7 @@ class Guard:
         return bool(answer[0]), bool(answer[1])
 
     def _answer(self) -> torch.Tensor:
-        """The result of the exchange in progress, which is thereby finished; zeros if there is none."""
+        """Finish the exchange in progress and return its result; zeros if there is none."""
         if self._asked is None:
             return torch.zeros(2, dtype=torch.int32)
         work, flags = self._asked
@@ -166,7 +166,7 @@ class Guard:
         self._join()
         name = self.received or "a signal to another process"
         if is_main():
-            print(f"stopped by {name} after step {step}; --resume auto goes on from there", file=sys.stderr)
+            print(f"stopped by {name} after step {step}; --resume auto continues from there", file=sys.stderr)
         raise Stopped(name, step)
 
     def raise_fault(self, meter: Meter) -> NoReturn:
@@ -233,7 +233,7 @@ class Guard:
         stage = self.watchdog.stage
         if world_size() == 1:
             self.watchdog.stop()
-        else:  # leaving the process group may hang; the reason must be reported all the same
+        else:  # leaving the process group may hang; the reason must be reported in any case
             self.watchdog.progress(f"fails ({_first_line(error)})", FAREWELL)
         if not isinstance(error, RuntimeError) or isinstance(error, RunError):
             return

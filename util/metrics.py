@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -173,12 +173,8 @@ def expression_scores(gt_masks: np.ndarray, pred: np.ndarray) -> tuple[float, fl
 
     Returns:
         (J, F), each 0…1.
-
-    Raises:
-        ValueError: the shapes differ, are not ``[T, H, W]`` or contain no frame.
     """
-    if gt_masks.shape != pred.shape or gt_masks.ndim != 3 or not len(gt_masks):
-        raise ValueError(f"expected two arrays [T, H, W] of one shape, got {gt_masks.shape} and {pred.shape}")
+    assert gt_masks.shape == pred.shape and gt_masks.ndim == 3 and len(gt_masks), (gt_masks.shape, pred.shape)
     pairs = zip(gt_masks.astype(bool, copy=False), pred.astype(bool, copy=False), strict=True)
     j, f = np.mean([shape_scores(Shape.of(gt), Shape.of(mask)) for gt, mask in pairs], axis=0)
     return float(j), float(f)
@@ -243,16 +239,8 @@ def matched_scores(
     return j, f, ids
 
 
-class Statistics(NamedTuple):
-    """The statistics that DAVIS reports of one object's J or F over the frames."""
-
-    mean: float
-    recall: float
-    decay: float
-
-
-def statistics(values: np.ndarray) -> Statistics:
-    """Compute mean, recall and decay of one object's scores over the frames.
+def statistics(values: np.ndarray) -> tuple[float, float, float]:
+    """Compute mean, recall and decay of one object's J or F over the frames, as DAVIS reports them.
 
     Recall is the share of frames strictly above 0.5. Decay is the mean of the first quarter minus the mean of the last,
     where neighbouring quarters share a frame.
@@ -263,9 +251,8 @@ def statistics(values: np.ndarray) -> Statistics:
     # The official code stores these indices in 8 bits and is therefore wrong from 256 frames on.
     limits = np.round(np.linspace(1, len(values), _DECAY_BINS + 1) + 1e-10).astype(int) - 1
     first, last = values[: limits[1] + 1], values[limits[-2] :]
-    return Statistics(
-        float(np.mean(values)), float(np.mean(values > _RECALL_THRESHOLD)), float(np.mean(first) - np.mean(last))
-    )
+    recall, decay = np.mean(values > _RECALL_THRESHOLD), np.mean(first) - np.mean(last)
+    return float(np.mean(values)), float(recall), float(decay)
 
 
 # Single frames

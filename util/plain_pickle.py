@@ -67,7 +67,7 @@ def read_plain_pickle(path: str | Path, what: str) -> Any:
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} ({what}) is no whole pickle ({reason}); fetch this file again") from error
+        raise UserError(f"{path} ({what}) is not a complete pickle file ({reason}); download it again") from error
 
 
 def _load(content: bytes, encoding: str) -> Any:

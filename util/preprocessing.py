@@ -1,4 +1,4 @@
-"""Preprocessing shared by training and inference: frames are resized, normalised and padded, sentences normalised."""
+"""Preprocessing shared by training and inference: frames are resized, normalised and padded."""
 
 from __future__ import annotations
 
@@ -56,8 +56,3 @@ def pad_clips(clips: Sequence[Tensor], multiple: int) -> tuple[Tensor, Tensor]:
         frames[i, :, :, :h, :w] = clip
         padding[i, :h, :w] = False
     return frames, padding
-
-
-def normalise_sentence(sentence: str) -> str:
-    """Lower case, single spaces, none at the ends. The published models are trained on such sentences."""
-    return " ".join(sentence.lower().split())

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import shlex
 import socket
 import subprocess
 import sys
 import time
-import tomllib
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -33,17 +30,15 @@ from util.device import device_name
 from util.distributed import average_over_processes, gather_objects
 from util.drawing import Picture
 from util.errors import REQUEUE_STATUS, RunError, UserError
-from util.files import atomic_path, write_json
+from util.files import ROOT, atomic_path, library_versions, project_version, write_json
 
 Item = TypeVar("Item")
 
-ROOT = Path(__file__).resolve().parents[1]
 GRADIENT = "grad_norm"
 RUN_FILE = "run.json"
 GIT_SECONDS = 20  # git may be slow on a network disk; a run does not wait for it
 MOST_FILES = 100  # changed files that run.json lists
 ETA_LINES = 20  # log lines over which the remaining time is estimated
-LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "numpy")
 ENVIRONMENT = (
     *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NNODES", "RDZV_ENDPOINT"),
     *("SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
@@ -141,7 +136,7 @@ class RunLog:
             self.last_sample = step
             picture = self.sample()
         for writer in self.writers:
-            with _NoRoom(self):
+            with self._surviving():
                 writer.numbers(step, labels, values)
                 if picture is not None:
                     writer.picture(step, "sample", picture)
@@ -152,6 +147,19 @@ class RunLog:
             self.bar.write(sentence)
             sys.stdout.flush()
 
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Keep the run alive if its log cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            if not self.full:
+                self.full = True
+                reason = error.strerror or error
+                self.say(
+                    f"note: the logs in {self.folder} cannot be written ({reason}); the run continues without them"
+                )
+
     def __enter__(self) -> Self:
         return self
 
@@ -161,30 +169,8 @@ class RunLog:
         if self.active:
             self.bar.close()
             for writer in self.writers:
-                with _NoRoom(self):
+                with self._surviving():
                     writer.close()
-
-
-class _NoRoom:
-    """Keeps a run alive whose log cannot be written."""
-
-    def __init__(self, log: RunLog) -> None:
-        self.log = log
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if not isinstance(error, OSError):
-            return False
-        if not self.log.full:
-            self.log.full = True
-            reason = error.strerror or error
-            self.log.say(
-                f"note: the logs in {self.log.folder} cannot be written ({reason}); the run continues without them"
-            )
-        return True
 
 
 def progress_line(step: int, total_steps: int, values: Mapping[str, float], labels: Mapping[str, Any]) -> str:
@@ -697,17 +683,6 @@ def write_results(
         "config": cfg,
     }
     write_json(path, content)
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that results depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
-
-
-def project_version() -> str:
-    """The version of this project in ``pyproject.toml``; "unknown" where the file is missing."""
-    file = ROOT / "pyproject.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"] if file.is_file() else "unknown"
 
 
 def _finite(value: Any) -> Any:

@@ -140,7 +140,7 @@ class Media(ABC):
                 f"{path} has no frame from --start {float(excerpt.start):g} s on and before --end; it lasts "
                 f"{float(end):.2f} s"
             )
-        self.size = _size(first.image)
+        self.size = first.image.shape[:2]
 
     @abstractmethod
     def all_frames(self) -> Generator[MediaFrame]:
@@ -233,8 +233,8 @@ class ImageFolder(Media):
     def _load(self, file: Path) -> np.ndarray:
         with _open_image(file) as image:
             pixels = image_pixels(image)
-        if self.size not in ((0, 0), _size(pixels)):
-            (h, w), (height, width) = _size(pixels), self.size
+        if self.size not in ((0, 0), pixels.shape[:2]):
+            (h, w), (height, width) = pixels.shape[:2], self.size
             raise UserError(
                 f"{file} is {w}×{h} and the frames before it {width}×{height}; all frames of a video must have one size"
             )
@@ -281,10 +281,6 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"cannot read the image {path}; it is damaged or a different kind of file") from error
 
 
-def _size(image: np.ndarray) -> tuple[int, int]:
-    return image.shape[0], image.shape[1]
-
-
 class VideoFile(Media):
     """A video file in any container and codec that FFmpeg knows; see ``open_media``.
 
@@ -296,7 +292,7 @@ class VideoFile(Media):
         self._reformatter = VideoReformatter()
         with open_container(path) as container:
             stream = video_stream(container, path)
-            self._begin = _begin(container)
+            self._begin = Fraction(container.start_time or 0, av.time_base)
             self._clock = stream.time_base or TICK
             rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
             rate = next((Fraction(rate) for rate in rates if rate and 0 < rate <= 1000), Fraction(25))
@@ -360,7 +356,7 @@ class VideoFile(Media):
 
     def _load(self, frame: av.VideoFrame) -> np.ndarray:
         image = frame_pixels(frame, self._reformatter)
-        if self.size not in ((0, 0), _size(image)):
+        if self.size not in ((0, 0), image.shape[:2]):
             height, width = self.size
             self.note(f"frames of {self.path} change their size; all are scaled to the first one's, {width}×{height}")
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
@@ -439,11 +435,6 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
         return max(known, key=lambda stream: (stream.width or 0) * (stream.height or 0))
     what = "a codec that FFmpeg does not know" if streams else "no images: it has only sound, is damaged or cut off"
     raise UserError(f"{path} has {what}; give a different video")
-
-
-def _begin(container: InputContainer) -> Fraction:
-    """Return when the file begins, in seconds of its own clock."""
-    return Fraction(container.start_time or 0, av.time_base)
 
 
 def _packets(container: InputContainer, stream: Any) -> Generator[av.Packet | None]:
@@ -528,7 +519,8 @@ class Sound:
     ) -> None:
         self._source, self._stream = container, stream
         self._clock = stream.time_base or Fraction(1, stream.codec_context.sample_rate)
-        self._shift = round((_begin(container) + start) / self._clock)  # in ticks of the sound
+        begin = Fraction(container.start_time or 0, av.time_base) + start
+        self._shift = round(begin / self._clock)  # in ticks of the sound
         self._end, self._cut = end, cut
         self._waiting: av.Packet | None = None
         self._packets: Iterator[av.Packet] = iter(())
@@ -642,24 +634,22 @@ class VideoWriter:
         """
         even = np.pad(image, ((0, len(image) % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
         if self._size is None:
-            self._size = self._stream.height, self._stream.width = _size(even)
-        assert self._size == _size(even), f"images of one size, not {self._size} and {_size(even)}"
+            self._size = self._stream.height, self._stream.width = even.shape[:2]
+        assert self._size == even.shape[:2], f"images of one size, not {self._size} and {even.shape[:2]}"
         frame = av.VideoFrame.from_ndarray(even, format="rgb24")
         frame = self._reformatter.reformat(frame, format="yuv420p", dst_colorspace=Colorspace.ITU709)
         self._last = max(self._last + 1, round(time / self._tick))
         frame.pts, frame.time_base = self._last, self._tick
         frame.duration = max(1, round(duration / self._tick))
-        self._mux_sound(time)
+        for packet in self._sound.packets(until=time) if self._sound else ():
+            self._container.mux(packet)
         self._container.mux(self._stream.encode(frame))
 
     def finish(self) -> None:
         """Write the images that the encoder still holds, and the rest of the sound."""
         assert self._size is not None, "a video needs images"
         self._container.mux(self._stream.encode())
-        self._mux_sound(None)
-
-    def _mux_sound(self, until: Fraction | None) -> None:
-        for packet in self._sound.packets(until) if self._sound is not None else ():
+        for packet in self._sound.packets() if self._sound else ():
             self._container.mux(packet)
 
 

@@ -39,7 +39,7 @@ class MSDeformAttn(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise offsets as a star: head m samples in direction 2π·m/M, point p at a distance of p + 1 pixels."""
+        """Initialise offsets as a star: head m in direction 2π·m/M, point p at a distance of p + 1 pixels."""
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         star = torch.stack([angles.cos(), angles.sin()], dim=-1)
         star = star / star.abs().amax(dim=-1, keepdim=True)
