@@ -145,7 +145,7 @@ def train(run: Run) -> int:
     step = run.first_step
     if validation and step and is_due(step, validation.every) and validation.missed(step):
         validate(run, validation, step)
-    for epoch, batches in run.log.timed(step_batches(run.loader, schedule, step, run.accumulate)):
+    for epoch, batches in run.log.speed.timed(step_batches(run.loader, schedule, step, run.accumulate)):
         guard.at(f"computes step {step + 1}")
         torch.manual_seed((rank() << 32) + run.seed + step)
         rate = schedule.rate_at(step)

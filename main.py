@@ -176,7 +176,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
         sample=LastClip(model, denormalise, cfg.threshold).draw,
         sample_every=cfg.sample_every,
     )
-    summary.last_step = lambda: log.step
+    summary.last_step = lambda: log.speed.step
     validation = None
     if scorings:
         metrics = {name: scored_metric(name, cfg.eval_metric) for name in scorings}

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -24,13 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings, fault_of
+from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings, faults_of
 from datasets.clip import ClipDataset, Sample, make_target
 from datasets.evaluators import A2dEvaluator, Rle, encode_masks
 from datasets.files import (
     DATA_PAGE,
     plain_name,
     read_coco_masks,
+    read_names,
     require_files,
     require_folder,
 )
@@ -99,11 +102,9 @@ class AnnotatedFrames(ClipDataset, Generic[ItemT]):
         if not items:
             raise UserError(f"{listed_in} lists no sentence that can be used; fetch it again (see {DATA_PAGE})")
         if not train:
-            ids = set()
-            for item in items:
-                if item.id in ids:
-                    raise UserError(f"{listed_in} lists {item.id} twice; a sentence is scored once in a frame")
-                ids.add(item.id)
+            repeated = [name for name, count in Counter(item.id for item in items).items() if count > 1]
+            if repeated:
+                raise UserError(f"{listed_in} lists {repeated[0]} twice; a sentence is scored once in a frame")
         self.items = items
         self.transform = transform
         self.num_frames = num_frames
@@ -246,9 +247,7 @@ class A2dClips(AnnotatedFrames[A2dItem]):
     Args:
         root: the dataset's folder.
         split: train or test.
-        transform: applied to every clip.
-        num_frames: frames per clip.
-        seed: the run's seed.
+        transform, num_frames, seed: as for ``AnnotatedFrames``.
 
     Raises:
         UserError: a folder or file is missing or malformed; clips and masks are opened when they are read.
@@ -306,7 +305,8 @@ def read_items(root: Path, split: str) -> list[A2dItem]:
         return A2dItem(f"v_{name}_f_{number}_i_{obj}", name, sentence_of(sentence), number, obj)
 
     items = read_items_of(path, split, "sentence, video, frame, instance", make)
-    missed = _missed_videos(root / "text_annotations" / "a2d_missed_videos.txt")
+    listed = root / "text_annotations" / "a2d_missed_videos.txt"
+    missed = read_names(listed) if listed.is_file() else []
     used = [item for item in items if item.video not in missed]
     if len(used) < len(items):
         logger.warning(
@@ -372,16 +372,6 @@ def mask_folder(root: Path) -> Path:
     return require_folder(root / "text_annotations" / "a2d_annotation_with_instances", "a folder of h5 masks per video")
 
 
-def _missed_videos(path: Path) -> Sequence[str]:
-    """Return the names of the videos of A2D that A2D-Sentences leaves out; empty if there is no such file."""
-    if not path.is_file():
-        return ()
-    try:
-        return path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} (names of videos, one a line): {error}") from error
-
-
 def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
     """Check A2D-Sentences."""
     clips = findings.attempt(clip_folder, root)
@@ -433,4 +423,4 @@ def open_clip(clip: Path, masks: Path, items: Sequence[A2dItem]) -> list[str]:
     def read(item: A2dItem) -> Tensor:
         return fit_mask(read_instance_mask(masks / f"{item.frame:05d}.h5", item.instance), size, item)
 
-    return faults + [fault for item in items for fault in fault_of(read, item)]
+    return faults + faults_of(partial(read, item) for item in items)

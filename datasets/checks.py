@@ -144,7 +144,7 @@ def check(name: str, root: Path, splits: Sequence[str] = (), every: bool = False
     if unknown:
         raise UserError(f"unknown split {unknown[0]!r}; {name} has {', '.join(row.splits)}")
     if not root.is_dir():
-        raise UserError(f"{root} is no folder; name the one that holds {name} as {DATA_PAGE} says")
+        raise UserError(f"{root} is not a folder; name the folder of {name} (see {DATA_PAGE})")
     findings = _run(row, root, splits, every)
     if not findings.files:
         above = root / ".." if root.name in ("", "..") else root.parent
@@ -173,13 +173,15 @@ def run_job(job: Job) -> list[str]:
     return job.open()
 
 
-def fault_of(read: Callable[..., object], *args: object) -> list[str]:
-    """Return the sentence of the ``UserError`` that ``read`` raises, if any."""
-    try:
-        read(*args)
-    except UserError as error:
-        return [str(error)]
-    return []
+def faults_of(reads: Iterable[Callable[[], object]]) -> list[str]:
+    """Call functions that read files; return the sentence of each ``UserError``."""
+    faults = []
+    for read in reads:
+        try:
+            read()
+        except UserError as error:
+            faults.append(str(error))
+    return faults
 
 
 def open_frames(frames: Sequence[Path], masks: Sequence[Path] = ()) -> list[str]:
@@ -193,6 +195,4 @@ def open_frames(frames: Sequence[Path], masks: Sequence[Path] = ()) -> list[str]
         except UserError as error:
             faults.append(str(error))
     size = (first[1].shape[1], first[1].shape[2]) if first else None
-    for path in masks:
-        faults += fault_of(read_index_mask, path, size)
-    return faults
+    return faults + faults_of(partial(read_index_mask, path, size) for path in masks)

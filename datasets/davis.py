@@ -17,7 +17,7 @@ import numpy as np
 from datasets.checks import Findings
 from datasets.evaluators import Scorer
 from datasets.expressions import read_expressions
-from datasets.files import DATA_PAGE, Conversion, Video, require_files, require_folder
+from datasets.files import DATA_PAGE, Conversion, Video, read_names, read_text, require_files, require_folder
 from datasets.predictions import davis_object, frame_size, read_index_mask
 from datasets.registry import Dataset, root_of
 from datasets.scoring import score_ref_davis
@@ -110,7 +110,7 @@ def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = F
         raise UserError(f"{davis_root} is the folder DAVIS itself; give the one that holds it")
     require_folder(davis_root, "the folders DAVIS and davis_text_annotations")
     davis = require_folder(davis_root / "DAVIS", "the DAVIS-2017 folders JPEGImages, Annotations_unsupervised, …")
-    splits = {split: _read_names(davis / "ImageSets" / "2017" / name) for split, name in LISTS.items()}
+    splits = {split: read_names(davis / "ImageSets" / "2017" / name) for split, name in LISTS.items()}
     _require_own(output_dir, set().union(*splits.values()))
     categories = _read_categories(davis / "davis_semantics.json")
     sentences = read_davis_sentences(davis_root / "davis_text_annotations")
@@ -118,7 +118,15 @@ def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = F
     for split, names in splits.items():
         write = partial(_convert_video, davis, output_dir / split, copy)
         videos = dict(zip(names, map_videos(write, names, workers), strict=True))
-        meta = {name: _describe_objects(video, categories.get(name, {})) for name, video in videos.items()}
+        meta = {
+            name: {
+                "objects": {
+                    str(obj_id): {"category": categories.get(name, {}).get(str(obj_id), "unknown"), "frames": frames}
+                    for obj_id, frames in video.objects.items()
+                }
+            }
+            for name, video in videos.items()
+        }
         write_json(output_dir / split / "meta.json", {"videos": meta})
         expressions = {
             name: {"frames": video.frames, "expressions": _number(name, video, sentences.get(name, {}), summary)}
@@ -158,7 +166,7 @@ def read_davis_sentences(folder: Path) -> Sentences:
     sentences: Sentences = {}
     for annotation, (name, encoding) in enumerate(ANNOTATIONS):
         path = folder / name
-        for number, line in enumerate(_read_text(path, encoding, "expressions").splitlines(), start=1):
+        for number, line in enumerate(read_text(path, "expressions", encoding).splitlines(), start=1):
             if not line.strip():
                 continue
             match = _LINE.fullmatch(line.strip())
@@ -201,15 +209,6 @@ def _convert_video(davis: Path, target: Path, copy: bool, name: str) -> _Video:
     return _Video(frames, dict(sorted(objects.items())))
 
 
-def _describe_objects(video: _Video, categories: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "objects": {
-            str(obj_id): {"category": categories.get(str(obj_id), "unknown"), "frames": frames}
-            for obj_id, frames in video.objects.items()
-        }
-    }
-
-
 def _number(
     name: str, video: _Video, sentences: dict[int, dict[int, str]], summary: Conversion
 ) -> dict[str, dict[str, str]]:
@@ -228,29 +227,11 @@ def _number(
     return expressions
 
 
-def _read_names(path: Path) -> Sequence[str]:
-    names = _read_text(path, "utf-8", "names of videos, one a line").split()
-    bad = [name for name in names if "/" in name or "\\" in name or name in (".", "..")]
-    if bad or not names:
-        wrong = f"holds {bad[0]!r}" if bad else "is empty"
-        raise UserError(f"{path} {wrong}; it should hold names of videos, one a line")
-    return list(dict.fromkeys(names))
-
-
 def _read_categories(path: Path) -> dict[str, dict[str, Any]]:
     categories = read_json(path, "the category of every object: {video: {object id: category}}")
     if not isinstance(categories, dict) or not all(isinstance(objects, dict) for objects in categories.values()):
         raise UserError(f"{path} has a different structure; it should hold {{video: {{object id: category}}}}")
     return categories
-
-
-def _read_text(path: Path, encoding: str, what: str) -> str:
-    try:
-        return path.read_text(encoding=encoding)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; it should hold {what} (see {DATA_PAGE})") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} ({what}): {error}") from error
 
 
 def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
@@ -277,7 +258,7 @@ def _check_distributed(row: Dataset, root: Path, splits: Sequence[str], findings
     findings.attempt(_read_categories, folder / "davis_semantics.json")
     for split in splits:
         listed = folder / "ImageSets" / "2017" / LISTS[split]
-        names = findings.attempt(_read_names, listed) or []
+        names = findings.attempt(read_names, listed) or []
         frames, masks = {}, {}
         for name in names:
             images = folder / "JPEGImages" / "480p" / name

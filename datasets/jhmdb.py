@@ -7,8 +7,11 @@ frames; an item whose frame has no mask is left out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +30,7 @@ from datasets.a2d import (
     read_items_of,
     sentence_of,
 )
-from datasets.checks import SAMPLE_VIDEOS, Findings
+from datasets.checks import SAMPLE_VIDEOS, Findings, faults_of
 from datasets.evaluators import A2dEvaluator
 from datasets.files import (
     DATA_PAGE,
@@ -46,6 +49,11 @@ if TYPE_CHECKING:
     from util.config import Config
 
 LIST_FILE = "jhmdb_sentences_samples_metadata.json"
+MAT_HEADER = 128  # bytes
+MAX_MAT_BYTES = 1 << 28  # of an array that is decompressed
+MAT_ARRAY, MAT_COMPRESSED = 14, 15  # types of elements
+MAT_NUMERIC_TYPES = (1, 2, 3, 4, 5, 6, 7, 9, 12, 13)
+MAT_NUMERIC_CLASSES = range(6, 16)  # of arrays, from double to uint64
 COCO_FILE = "jhmdb_sentences_gt_annotations_in_coco_format.json"
 MASK_KEY = "part_mask"
 
@@ -72,9 +80,7 @@ class JhmdbClips(AnnotatedFrames[JhmdbItem]):
 
     Args:
         root: the dataset's folder.
-        transform: applied to every clip.
-        num_frames: frames per clip.
-        seed: the run's seed.
+        transform, num_frames, seed: as for ``AnnotatedFrames``.
 
     Raises:
         UserError: a folder or file is missing or malformed; frames are opened when they are read.
@@ -157,13 +163,7 @@ def _with_masks(items: Sequence[JhmdbItem]) -> list[JhmdbItem]:
     counts = {path: count_puppet_masks(path) for path in dict.fromkeys(item.masks for item in items)}
     kept = [item for item in items if item.frame <= counts[item.masks]]
     if len(kept) < len(items):
-        shorter = {item.video for item in items if item.frame > counts[item.masks]}
-        logger.warning(
-            "%d of %d items are left out: their frame has no mask, because %s have fewer masks than frames",
-            len(items) - len(kept),
-            len(items),
-            ", ".join(sorted(shorter)[:5]) + (", …" if len(shorter) > 5 else ""),
-        )
+        logger.warning("%d of %d items are left out: their frame has no mask", len(items) - len(kept), len(items))
     return kept
 
 
@@ -171,10 +171,53 @@ def _read_mat(path: Path, read: Callable[[], Any]) -> Any:
     if not path.is_file():
         raise UserError(f"masks {path} are missing; the sentences name this file (see {DATA_PAGE})")
     try:
+        check_mat_tags(path.read_bytes())
         return read()
     except Exception as error:  # scipy raises many kinds of exceptions for a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"masks {path} are broken ({reason}); fetch or extract this file again") from error
+
+
+def check_mat_tags(content: bytes) -> None:
+    """Check the tags of a MATLAB file of version 5 (-v6 and -v7): scipy crashes the process on a damaged one.
+
+    After a header come elements: a tag (type and size) and the content, padded to 8 bytes. An array is an element whose
+    content is elements: flags, dimensions, name, values. A compressed element holds another element.
+
+    Raises:
+        ValueError: it is a different kind of file, is truncated, or a tag is not valid.
+        zlib.error: it cannot be decompressed.
+    """
+    order = {b"IM": "<", b"MI": ">"}.get(content[MAT_HEADER - 2 : MAT_HEADER])
+    if order is None:
+        raise ValueError("it is not a MATLAB file of version 5")
+    for kind, element in _mat_elements(content[MAT_HEADER:], order):
+        if kind == MAT_COMPRESSED:
+            inflated = zlib.decompressobj().decompress(element, MAX_MAT_BYTES)
+            kind, element = next(_mat_elements(inflated, order, cut=len(inflated) == MAX_MAT_BYTES), (0, b""))
+        if kind != MAT_ARRAY:
+            continue
+        parts = list(_mat_elements(element, order))
+        if len(parts) < 3 or len(parts[0][1]) != 8:
+            raise ValueError("an array lacks its flags, dimensions or name")
+        (flags,) = struct.unpack_from(f"{order}I", parts[0][1])
+        numeric = flags & 0xFF in MAT_NUMERIC_CLASSES
+        if numeric and (len(parts) != 4 or parts[3][0] not in MAT_NUMERIC_TYPES):
+            raise ValueError("the values of an array are not numbers")
+
+
+def _mat_elements(content: bytes, order: str, cut: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Yield type and content of each element; ``cut``: the content may end inside one."""
+    place = 0
+    while place + 8 <= len(content):
+        kind, size = struct.unpack_from(f"{order}II", content, place)
+        start, room = place + 8, len(content) - place - 8
+        if kind >> 16:  # the tag itself holds up to four bytes of content
+            kind, size, start, room = kind & 0xFFFF, kind >> 16, place + 4, 4
+        if size > room and not cut:
+            raise ValueError("it is truncated, or a size in it is wrong")
+        yield kind, content[start : start + size]
+        place = start + size + (0 if kind == MAT_COMPRESSED else -(start + size) % 8)
 
 
 def _inside(root: Path, path: str) -> Path:
@@ -204,24 +247,18 @@ def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -
         findings.notes.append(f"{len(items) - len(scored)} of {len(items)} items are left out: their frame has no mask")
     if (root / COCO_FILE).is_file() and not findings.faults:
         findings.attempt(read_coco_masks, root / COCO_FILE, [item.id for item in scored])
-    for name in findings.sample(list(videos), SAMPLE_VIDEOS):
-        if videos[name]:
-            number = videos[name][0].length if findings.every else len({item.frame for item in videos[name]})
-            findings.open_later(number + 1, open_video, videos[name], findings.every)
+    for name in findings.sample([name for name in videos if videos[name]], SAMPLE_VIDEOS):
+        annotated = {item.frame: item for item in videos[name]}
+        first, numbers = videos[name][0], list(annotated)
+        if findings.every:
+            numbers = list(range(1, first.length + 1))
+        paths = {number: first.frames / f"{number:05d}.png" for number in numbers}
+        reads = [partial(check_frame, path, annotated.get(n)) for n, path in paths.items() if path.is_file()]
+        findings.open_later(len(numbers) + 1, faults_of, reads)
 
 
-def open_video(items: Sequence[JhmdbItem], every: bool) -> list[str]:
-    """Decode a video's annotated frames, or all, and the items' masks; return a sentence for each that is broken."""
-    faults, annotated = [], {item.frame: item for item in items}
-    for number in range(1, items[0].length + 1) if every else annotated:
-        path = items[0].frames / f"{number:05d}.png"
-        if not path.is_file():
-            continue  # already a fault
-        try:
-            height, width = read_frame(path).shape[-2:]
-            if number in annotated:
-                item = annotated[number]
-                fit_mask(read_puppet_mask(item.masks, number), (height, width), item)
-        except UserError as error:
-            faults.append(str(error))
-    return faults
+def check_frame(path: Path, item: JhmdbItem | None) -> None:
+    """Decode a frame and the mask of its item, if it has one; raise a ``UserError`` if they are broken."""
+    height, width = read_frame(path).shape[-2:]
+    if item is not None:
+        fit_mask(read_puppet_mask(item.masks, item.frame), (height, width), item)

@@ -6,7 +6,6 @@ sentences that refer to nothing: their ``anno_id`` is empty, and they are negati
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings
+from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings, faults_of
 from datasets.clip import ExpressionClips
 from datasets.evaluators import Scorer
 from datasets.expressions import Entry, make_videos, read_caption, read_entries, require_mapping
 from datasets.files import (
     DATA_PAGE,
+    PackedItems,
     Video,
     decode_segmentation,
     read_frame,
@@ -59,7 +59,7 @@ MevisEntry = Entry[MevisExpression]
 
 
 class InstanceMasks:
-    """The run lengths of a split's instances, in one array of bytes; every worker would copy a list of a million masks.
+    """The run lengths of a split's instances.
 
     Args:
         path: ``mask_dict.json``: {instance: [run lengths or null, for each frame]}.
@@ -72,17 +72,13 @@ class InstanceMasks:
         self.path = path
         content = read_json(path, f"the masks of all instances, which train and valid_u have, see {DATA_PAGE}")
         self._first: dict[str, tuple[int, int]] = {}
-        pieces, ends, total = [], [0], 0
+        masks: list[Any] = []
         for instance, frames in require_mapping(content, path, "the file").items():
             if not isinstance(frames, list):
                 raise UserError(f"{path}: instance {instance!r} should have a list of one mask or null per frame")
-            self._first[instance] = (len(ends) - 1, len(frames))
-            for mask in frames:
-                piece = b"" if mask is None else json.dumps(mask).encode()
-                pieces.append(piece)
-                total += len(piece)
-                ends.append(total)
-        self._text, self._ends = b"".join(pieces), np.array(ends)
+            self._first[instance] = (len(masks), len(frames))
+            masks += frames
+        self._masks = PackedItems(masks)
 
     def require(self, instances: Iterable[str], length: int, where: str) -> None:
         """Raise a ``UserError`` if a video's instance is missing or has masks for a different number of frames."""
@@ -98,18 +94,7 @@ class InstanceMasks:
 
     def read(self, instance: str, frame: int) -> Any:
         """Return an instance's run lengths in one frame, as the file has them; None if it is not visible."""
-        number = self._first[instance][0] + frame
-        text = self._text[self._ends[number] : self._ends[number + 1]]
-        return json.loads(text) if text else None
-
-    def union(self, instances: Iterable[str], frame: int, size: tuple[int, int]) -> np.ndarray:
-        """Return the union of instances in one frame, bool ``[H, W]``; empty if none is visible.
-
-        Raises:
-            UserError: run lengths are damaged or have a different size.
-        """
-        shown = {instance: self.read(instance, frame) for instance in instances}
-        return unite(shown, size, f"{self.path}, frame {frame}")
+        return self._masks[self._first[instance][0] + frame]
 
 
 def unite(segmentations: Mapping[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
@@ -183,10 +168,7 @@ class MevisClips(ExpressionClips):
     Args:
         root: the dataset's folder.
         split: train or valid_u, which have masks.
-        transform: applied to every clip.
-        num_frames: frames per training clip, or None for whole videos.
-        seed: the run's seed.
-        reverse_probability: share of reversed training clips.
+        transform, num_frames, seed, reverse_probability: as for ``ExpressionClips``.
 
     Raises:
         UserError: a folder or file is missing or malformed; images and run lengths are checked when they are read.
@@ -209,7 +191,8 @@ class MevisClips(ExpressionClips):
 
     def read_mask(self, video: str, exp_id: str, index: int, size: tuple[int, int]) -> Tensor:
         instances = self.videos[video].expressions[exp_id].instances
-        return torch.from_numpy(self.masks.union(instances, index, size))
+        shown = {instance: self.masks.read(instance, index) for instance in instances}
+        return torch.from_numpy(unite(shown, size, f"{self.masks.path}, frame {index} of video {video!r}"))
 
 
 def build_clips(cfg: Config, split: str) -> MevisClips:
@@ -323,16 +306,11 @@ def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -
             named = {instance for expression in video.expressions.values() for instance in expression.instances or ()}
             shown = [{i: masks.read(i, number) for i in sorted(named)} if masks else {} for number in numbers]
             where = f"{root / split / MASK_FILE}, video {name!r}"
-            findings.open_later(len(chosen), open_instances, chosen, shown, where)
+            reads = [partial(check_frame, path, runs, where) for path, runs in zip(chosen, shown, strict=True)]
+            findings.open_later(len(chosen), faults_of, reads)
 
 
-def open_instances(frames: Sequence[Path], shown: Sequence[Mapping[str, Any]], where: str) -> list[str]:
-    """Decode frames and the run lengths of each frame's instances; return a sentence for each that is broken."""
-    faults = []
-    for path, instances in zip(frames, shown, strict=True):
-        try:
-            height, width = read_frame(path).shape[-2:]
-            unite(instances, (height, width), f"{where}, frame {path.stem}")
-        except UserError as error:
-            faults.append(str(error))
-    return faults
+def check_frame(path: Path, instances: Mapping[str, Any], where: str) -> None:
+    """Decode a frame and the run lengths of its instances; raise a ``UserError`` if they are broken or do not fit."""
+    height, width = read_frame(path).shape[-2:]
+    unite(instances, (height, width), f"{where}, frame {path.stem}")

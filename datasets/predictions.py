@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from datasets.files import DATA_PAGE, and_more
 from util.errors import UserError
 from util.files import BROKEN_IMAGE, atomic_path, is_unfinished, library_versions, read_json, write_json
 
@@ -73,11 +74,8 @@ def write_index_mask(path: Path, ids: np.ndarray) -> None:
 
 
 def _write(path: Path, image: Image.Image) -> None:
-    try:
-        with atomic_path(path) as temporary:
-            image.save(temporary)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
+    with atomic_path(path) as temporary:
+        image.save(temporary)
 
 
 def read_index_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -97,9 +95,9 @@ def read_index_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarr
         image = _open_png(path.read_bytes())
         mask = np.array(image, dtype=np.uint8)
     except FileNotFoundError as error:
-        raise _missing(path) from error
+        raise UserError(f"{path} is missing; every frame needs a mask there") from error
     except BROKEN_IMAGE as error:
-        reason = getattr(error, "strerror", None) or "it is broken or no PNG"
+        reason = getattr(error, "strerror", None) or "it is broken or not a PNG"
         raise UserError(f"cannot read the mask {path}: {reason}; write the file again") from error
     if image.mode not in ("P", "L", "1"):
         raise UserError(f"{path} is an image of mode {image.mode}; a mask must be an 8-bit palette or greyscale PNG")
@@ -142,12 +140,7 @@ def require_masks(paths: Iterable[Path]) -> None:
     """Check that mask files exist; raises a ``UserError`` with the first missing file and the number of others."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise _missing(missing[0], len(missing) - 1)
-
-
-def _missing(path: Path, others: int = 0) -> UserError:
-    count = f" (and {others} more)" if others else ""
-    return UserError(f"{path} is missing{count}; every frame needs a mask there")
+        raise UserError(f"{missing[0]} is missing{and_more(missing)}; every frame needs a mask there")
 
 
 # Layouts
@@ -291,8 +284,7 @@ def require_frames(videos: Iterable[Video]) -> None:
     """Check that all frames exist; raises a ``UserError`` with the first missing frame and the number of others."""
     missing = [path for video in videos for path in video.frame_paths if not path.is_file()]
     if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise UserError(f"frame {missing[0]} is missing{more}; the expressions file lists it (see docs/data.md)")
+        raise UserError(f"frame {missing[0]} is missing{and_more(missing)}; the expressions list it (see {DATA_PAGE})")
 
 
 def frame_size(path: Path) -> tuple[int, int]:
@@ -301,7 +293,7 @@ def frame_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.height, image.width
     except FileNotFoundError as error:
-        raise UserError(f"frame {path} is missing; the annotations list it (see docs/data.md)") from error
+        raise UserError(f"frame {path} is missing; the annotations list it (see {DATA_PAGE})") from error
     except BROKEN_IMAGE as error:
         raise UserError(f"frame {path} is broken ({error}); fetch or extract this file again") from error
 
@@ -330,8 +322,6 @@ def write_submission(
                 target.writestr(zipfile.ZipInfo(layout.zip_name(name), _ZIP_DATE), (folder / name).read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing; run the inference again to write it") from error
-    except OSError as error:
-        raise UserError(f"cannot write {archive}: {error.strerror or error}") from error
 
 
 def check_submission(path: Path, videos: Iterable[Video], layout: MaskLayout = LAYOUTS["ytvos"]) -> list[str]:

@@ -11,9 +11,9 @@ for equal sentences. ``target["video"]`` is the image's name.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.checks import SAMPLE_IMAGES, Findings, fault_of
+from datasets.checks import SAMPLE_IMAGES, Findings, faults_of
 from datasets.clip import ClipDataset, Sample, make_target
 from datasets.evaluators import GroundTruth, RefcocoEvaluator
 from datasets.files import (
     DATA_PAGE,
     Conversion,
+    PackedItems,
     coco_entries,
     decode_segmentation,
     plain_name,
@@ -62,22 +63,6 @@ class Item(TypedDict):
     caption: str  # normalised
     segmentation: Any  # as COCO writes it
     bbox: list[float]  # x, y, width, height in pixels
-
-
-class PackedItems(Sequence[Item]):
-    """Items in one array of bytes, which workers share; they would copy a list of dictionaries."""
-
-    def __init__(self, items: Iterable[Item]) -> None:
-        packed = [pickle.dumps(item) for item in items]  # ten times faster than JSON
-        self._bytes = np.frombuffer(b"".join(packed), np.uint8)
-        self._ends = np.cumsum([0, *map(len, packed)])
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: Any) -> Any:
-        index = range(len(self))[index]
-        return pickle.loads(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
 
 
 def instances_path(root: Path, name: str, split: str) -> Path:
@@ -302,7 +287,10 @@ def convert_refcoco(
     content = read_json(folder / INSTANCES, f"COCO's images and objects of {name} (see {DATA_PAGE})")
     summary = Conversion()
     references = _read_references(name, folder / REFERENCES[name], content, folder / INSTANCES, summary)
-    _bring_images(source, output_dir / IMAGES, references, folder / INSTANCES, copy)
+    names = {plain_name(reference.image.get("file_name"), folder / INSTANCES, "an image") for reference in references}
+    require_files([source / file for file in sorted(names)], folder / INSTANCES)
+    for file in sorted(names):
+        bring_file(source / file, output_dir / IMAGES / file, copy)
     for split in SPLITS[name]:
         chosen = [reference for reference in references if reference.split == split]
         document = _document(name, chosen, content.get("categories", []))
@@ -358,31 +346,13 @@ def _document(name: str, references: Iterable[_Reference], categories: Any) -> d
         image, annotation = reference.image, reference.annotation
         for sent_id, sentence in reference.sentences:
             number = len(images)
-            images.append(
-                {
-                    "id": number,
-                    "file_name": image["file_name"],
-                    "height": image.get("height"),
-                    "width": image.get("width"),
-                    "original_id": image["id"],
-                    "caption": sentence,
-                    "dataset_name": name,
-                    "ref_id": reference.id,
-                    "sent_id": sent_id,
-                }
-            )
+            size = {key: image.get(key) for key in ("file_name", "height", "width")}
+            origin = {"dataset_name": name, "ref_id": reference.id, "sent_id": sent_id}
+            images.append({"id": number, **size, "original_id": image["id"], "caption": sentence, **origin})
             kept = {key: annotation.get(key) for key in ("segmentation", "bbox", "area", "iscrowd", "category_id")}
             annotations.append({"id": number, "image_id": number, "original_id": annotation["id"], **kept})
     info = {"description": f"{name}, one image entry per expression"}
     return {"info": info, "images": images, "annotations": annotations, "categories": categories}
-
-
-def _bring_images(source: Path, target: Path, references: list[_Reference], instances: Path, copy: bool) -> None:
-    """Link or copy the images of the references, if all of them exist."""
-    names = [plain_name(reference.image.get("file_name"), instances, "an image") for reference in references]
-    require_files([source / name for name in names], instances)
-    for name in dict.fromkeys(names):
-        bring_file(source / name, target / name, copy)
 
 
 def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
@@ -403,15 +373,9 @@ def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -
         findings.files += len(present)
         chosen = findings.sample(present, SAMPLE_IMAGES)
         for start in range(0, len(chosen), IMAGES_PER_JOB):
-            part = {path: of_image[path.name] for path in chosen[start : start + IMAGES_PER_JOB]}
-            findings.open_later(len(part), open_images, part, row.name, split)
-
-
-def open_images(images: dict[Path, list[Item]], name: str, split: str) -> list[str]:
-    """Decode images and draw the objects of their items; return a sentence for each that is broken."""
-    faults = []
-    for path, items in images.items():
-        faults += fault_of(read_image, path, items[0], name)
-        for item in items:
-            faults += fault_of(draw_mask, item, name, split)
-    return faults
+            part = chosen[start : start + IMAGES_PER_JOB]
+            reads: list[Callable[[], object]] = []
+            for path in part:
+                reads.append(partial(read_image, path, of_image[path.name][0], row.name))
+                reads += [partial(draw_mask, item, row.name, split) for item in of_image[path.name]]
+            findings.open_later(len(part), faults_of, reads)

@@ -368,21 +368,6 @@ def score_ref_davis(gt: Path, pred: Path, sequences: Sequence[str] | None = None
     return report
 
 
-def read_sequences(path: Path) -> list[str]:
-    """Read names of sequences, one per line, as in ``ImageSets/2017/val.txt`` of DAVIS.
-
-    Raises:
-        UserError: the file is missing, unreadable or empty.
-    """
-    try:
-        names = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; it must hold the names of sequences, one a line") from error
-    if not names:
-        raise UserError(f"{path} is empty; it must hold the names of sequences, one a line")
-    return list(dict.fromkeys(names))
-
-
 def mean_over_objects(objects: Sequence[dict[str, float]]) -> dict[str, float]:
     """Return the means of ``JM JR JD FM FR FD`` over objects, and ``J&F``, the mean of the mean J and F."""
     means = {key: float(np.mean([row[key] for row in objects])) for key in objects[0]}

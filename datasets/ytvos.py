@@ -38,11 +38,8 @@ class YtvosClips(ExpressionClips):
     Args:
         root: the dataset's folder.
         split: its folder must hold ``Annotations``; its expressions need an ``obj_id`` unless they are negatives.
-        transform: applied to every clip.
-        num_frames: frames per training clip, or None for whole videos.
-        seed: the run's seed.
+        transform, num_frames, seed, reverse_probability: as for ``ExpressionClips``.
         expressions_file: a different expressions file for this split; empty: its own.
-        reverse_probability: share of reversed training clips.
         challenge: whether the file of ``valid`` may also list the test videos; see ``list_split``.
 
     Raises:

@@ -92,12 +92,6 @@ OWN_NAMES = {
 }
 """Names that only one of the models has."""
 
-ALIASES = (("transformer.decoder.bbox_embed.{rest}", "transformer.box_heads.{rest}"),)
-"""Second names of tensors that released checkpoints hold twice."""
-
-OTHER_VERSIONS = (("@text_encoder.{rest}", "encoder.text_encoder.module.{rest}"),)
-"""Names in newer versions of the libraries."""
-
 LEVELS = {
     "vdit": ("encoder.stride4.project", "encoder.levels.0", "encoder.levels.1", "encoder.levels.2"),
     # HCD has no convolutions at level 0, so its list of levels begins with level 1.
@@ -118,16 +112,15 @@ class AuthorsNames:
     def __init__(self, model: str) -> None:
         levels = LEVELS[model]
         first = 5 - len(levels)
-        own = OWN_NAMES[model]
-        names = [
-            *NAMES,
-            *own,
-            *((f"@act_{first + i}_postprocess.{{rest}}", f"{to}.{{rest}}") for i, to in enumerate(levels)),
-        ]
-        aliases = [*ALIASES, *((f"@act_postprocess.{i}.{{rest}}", f"{to}.{{rest}}") for i, to in enumerate(levels))]
+        names = [*NAMES, *OWN_NAMES[model]]
+        names += [(f"@act_{first + i}_postprocess.{{rest}}", f"{to}.{{rest}}") for i, to in enumerate(levels)]
+        # Second names of tensors that released checkpoints hold twice.
+        names += [(f"@act_postprocess.{i}.{{rest}}", f"{to}.{{rest}}") for i, to in enumerate(levels)]
+        names.append(("transformer.decoder.bbox_embed.{rest}", "transformer.box_heads.{rest}"))
+        newer = ("@text_encoder.{rest}", "encoder.text_encoder.module.{rest}")  # with newer versions of the libraries
         self._unused = [_pattern(theirs, model) for theirs in UNUSED]
-        self._ours = [(_pattern(a, model), ours) for a, ours in (*names, *aliases, *OTHER_VERSIONS)]
-        self._theirs = [(_pattern(ours, model), a.replace("@", BACKBONE[model])) for a, ours in (*names, *aliases)]
+        self._ours = [(_pattern(theirs, model), ours) for theirs, ours in (*names, newer)]
+        self._theirs = [(_pattern(ours, model), theirs.replace("@", BACKBONE[model])) for theirs, ours in names]
 
     def ours(self, theirs: str) -> str | None:
         """This project's name of a released parameter; None where the models never use it.
@@ -178,18 +171,6 @@ def authors_model(names: Collection[str]) -> str:
     if len(found) != 1:
         raise UserError("the checkpoint has the layout of the authors, but is of neither VD-IT nor HCD")
     return found[0]
-
-
-def convert_name(name: str) -> str | None:
-    """This project's name of a released parameter of either model; None where the models never use it.
-
-    Raises:
-        UserError: the name is unknown.
-    """
-    try:
-        return authors_names("vdit").ours(name)
-    except UserError:
-        return authors_names("hcd").ours(name)
 
 
 def convert_authors(state: Mapping[str, Value]) -> dict[str, Value]:

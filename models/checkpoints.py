@@ -388,17 +388,11 @@ def part_hash(weights: Mapping[str, Tensor]) -> str:
 
 def weights_identity(weights: Mapping[str, Tensor]) -> Identity:
     """The identity of the frozen parts that stored weights contain."""
-    identity: Identity = {}
-    for part, (prefix, _, _) in PARTS.items():
-        start = f"{prefix}."
-        own = {
-            name.removeprefix(start): value
-            for name, value in weights.items()
-            if name.startswith(start) and LORA not in name
-        }
-        if own:
-            identity[part] = {"sha256": part_hash(own)}
-    return identity
+    held: dict[str, dict[str, Tensor]] = {}
+    for name, value in weights.items():
+        for part in held_parts([name]):
+            held.setdefault(part, {})[name.removeprefix(f"{PARTS[part][0]}.")] = value
+    return {part: {"sha256": part_hash(held[part])} for part in PARTS if part in held}
 
 
 def held_parts(names: Iterable[str]) -> set[str]:
@@ -529,25 +523,19 @@ def check_state(
         UserError: a parameter is missing, unknown or of a different shape.
     """
     own = {stored_name(name): value for name, value in model.state_dict().items()}
-    strangers = sorted(weights.keys() - own.keys())
-    if strangers:
-        raise UserError(
-            f"{path} holds {shown(strangers[0])}, which this model lacks; it was made with a different configuration, "
-            "or is damaged"
-        )
-    for name, value in weights.items():
+    cause = "it was made with a different configuration, or is damaged"
+    for name, value in sorted(weights.items()):
+        if name not in own:
+            raise UserError(f"{path} holds {shown(name)}, which this model lacks; {cause}")
         if own[name].shape != value.shape:
+            ours = list(own[name].shape)
             raise UserError(
-                f"{path} holds {shown(name)} of shape {list(value.shape)}, and this model's is "
-                f"{list(own[name].shape)}; it was made with a different configuration, or is damaged"
+                f"{path} holds {shown(name)} of shape {list(value.shape)}, and this model's is {ours}; {cause}"
             )
     missing = sorted(name for name in trained_state(model).keys() - weights.keys() if not optional(name))
     if missing:
-        raise UserError(
-            f"{path} lacks {shown(missing[0])}"
-            + (f" and {len(missing) - 1} more trained parameters" if len(missing) > 1 else "")
-            + "; it was made with a different configuration, or is damaged"
-        )
+        more = f" and {len(missing) - 1} more trained parameters" if len(missing) > 1 else ""
+        raise UserError(f"{path} lacks {shown(missing[0])}{more}; {cause}")
     for name, part in frozen_parts(model):
         names = part_state(part, name).keys()
         lost = sorted(names - weights.keys())

@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass, fields, replace
+from itertools import chain
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -48,14 +49,7 @@ class InferenceOptions:
     @classmethod
     def from_config(cls, cfg: Config) -> Self:
         """The options of a configuration."""
-        return cls(
-            cfg.eval_size,
-            cfg.max_size,
-            cfg.expressions_per_batch,
-            cfg.threshold,
-            cfg.score_threshold,
-            cfg.seed,
-        )
+        return cls(**{field.name: getattr(cfg, field.name) for field in fields(cls)})
 
 
 def build_for_inference(cfg: Config, checkpoint: Checkpoint, device: torch.device) -> tuple[Segmenter, list[str]]:
@@ -205,8 +199,7 @@ class FrameResult:
     """``[S]``, 0…1: the followed query's probability of being the referred object, in this frame."""
 
 
-@dataclass
-class _Raw:
+class _Raw(NamedTuple):
     """A frame before its masks have the video's size."""
 
     logits: Tensor
@@ -218,11 +211,7 @@ class _Raw:
 
     def fade(self, other: _Raw, share: float) -> _Raw:
         """This frame with a share of the other's view of it."""
-        return _Raw(
-            torch.lerp(self.logits, other.logits, share),
-            torch.lerp(self.boxes, other.boxes, share),
-            torch.lerp(self.scores, other.scores, share),
-        )
+        return _Raw(*(torch.lerp(mine, theirs, share) for mine, theirs in zip(self, other, strict=True)))
 
 
 class VideoSegmenter:
@@ -281,19 +270,18 @@ class VideoSegmenter:
         held: list[_Raw] = []  # the last window's frames that the next one may share
         last: Tensor | None = None  # the chosen masks of the last window [S, T, h, w]
         seen = covered = 0
-        for frame in frames:
-            size = size or (frame.shape[0], frame.shape[1])
-            clip.append(self._prepare(frame, seen, size))
-            seen += 1
-            if seen == covered + self.window - (self.overlap if covered else 0):
-                raws, last = self._segment(list(clip), last, covered - (seen - len(clip)))
-                done, held = self._join(held, raws, covered - (seen - len(clip)), self.overlap)
+        for frame in chain(frames, (None,)):  # None: the end
+            if frame is not None:
+                size = size or (frame.shape[0], frame.shape[1])
+                clip.append(self._prepare(frame, seen, size))
+                seen += 1
+            due = covered + self.window - (self.overlap if covered else 0)
+            if size and (seen == due or (frame is None and seen > covered)):
+                shared = covered - (seen - len(clip))
+                raws, last = self._segment(list(clip), last, shared)
+                done, held = self._join(held, raws, shared, self.overlap)
                 covered = seen
                 yield from (self._finish(raw, clip[0].shape[-2:], size) for raw in done)
-        if seen > covered and size:
-            raws, last = self._segment(list(clip), last, covered - (seen - len(clip)))
-            done, held = self._join(held, raws, covered - (seen - len(clip)), 0)
-            yield from (self._finish(raw, clip[0].shape[-2:], size) for raw in done)
         if size:
             yield from (self._finish(raw, clip[0].shape[-2:], size) for raw in held)
 

@@ -146,7 +146,7 @@ class Pretrained:
         for i, text in enumerate(texts):
             mine = np.stack([row[i] for row in scores])
             found = bool(mine.mean() >= least)
-            kept = runs[i] if found else [_empty(size)] * len(mine)
+            kept = runs[i] if found else [coco.encode(np.zeros(size, np.uint8, order="F"))] * len(mine)
             results.append(SentenceResult(text, size, mine, np.stack([row[i] for row in boxes]), found, tuple(kept)))
         return VideoResult(tuple(results), size)
 
@@ -211,8 +211,3 @@ def _frames(video: Frames) -> Iterator[np.ndarray]:
                 "[T, 3, H, W]"
             )
         yield frame
-
-
-def _empty(size: tuple[int, int]) -> dict[str, Any]:
-    """The run lengths of an empty mask."""
-    return coco.encode(np.zeros(size, np.uint8, order="F"))

@@ -108,17 +108,10 @@ def run_swap(expressions: Path, output: Path) -> None:
         raise UserError(
             f"{expressions} has no video with sentences of two objects (by obj_id); swapping needs such a file"
         )
-    content["videos"] = {
-        name: {
-            **content["videos"][name],
-            "expressions": {
-                exp_id: {**content["videos"][name]["expressions"][exp_id], "exp": sentence}
-                for exp_id, sentence in sentences.items()
-            },
-        }
-        for name, sentences in swapped.items()
-        if sentences
-    }
+    content["videos"] = {name: content["videos"][name] for name, sentences in swapped.items() if sentences}
+    for name, video in content["videos"].items():
+        original = video["expressions"]
+        video["expressions"] = {key: {**original[key], "exp": sentence} for key, sentence in swapped[name].items()}
     write_json(output, content)
 
     listed = [expression for video in videos.values() for expression in video.expressions.values()]

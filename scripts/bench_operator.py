@@ -28,11 +28,13 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(description="Measure multi-scale deformable attention.")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="of the values")
-    parser.add_argument("--frames", type=int, nargs="+", default=[5, 36], help="frames of a clip")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="type of the values"
+    )
+    parser.add_argument("--frames", type=int, nargs="+", default=[5, 36], help="numbers of frames of a clip")
     parser.add_argument("--layers", nargs="+", default=["encoder", "decoder"], choices=["encoder", "decoder"])
     parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement, at least 3 calls")
-    parser.add_argument("--json", type=Path, help="a file for all numbers")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file")
     return parser.parse_args()
 
 

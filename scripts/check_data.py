@@ -5,7 +5,7 @@
 
 Counts videos, expressions and frames, compares them with the whole dataset, looks for every file, and opens a sample of
 them (``--all`` opens every file). Nothing is written. The exit status is 2 if a file is missing or broken. A different
-count is reported and is no error, because part of a dataset is usable.
+count is reported but is not an error, because part of a dataset is usable.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.expressions import NEGATIVE, read_expressions
-from datasets.files import require_folder
+from datasets.files import read_names, require_folder
 from datasets.predictions import ANNOTATIONS, LAYOUTS
 from datasets.scoring import (
     MASK_FILE,
@@ -28,7 +28,6 @@ from datasets.scoring import (
     UNSUPERVISED,
     default_expressions,
     mean_over_objects,
-    read_sequences,
     score_davis,
     score_expressions,
     score_ref_davis,
@@ -149,7 +148,7 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
 
         videos, version = read_ground_truth(args.gt, args.version or AUTO_VERSION)
         return score_unions(videos, args.pred, version, args.workers)
-    sequences = None if args.sequences is None else read_sequences(args.sequences)
+    sequences = None if args.sequences is None else read_names(args.sequences)
     if args.task == REF_DAVIS:
         listed = default_expressions(args.gt)
         if sequences is None and listed.is_file():

@@ -20,7 +20,7 @@ from types import FrameType
 
 import psutil
 
-from util.errors import REQUEUE_STATUS, SIGNAL_STATUS, USER_ERROR_STATUS, RunError, UserError, run_cli
+from util.errors import REQUEUE_STATUS, SIGNAL_STATUS, USER_ERROR_STATUS, Parser, RunError, UserError, run_cli
 from util.parallel import available_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +73,9 @@ def plan_launch(arguments: Sequence[str], env: Mapping[str, str], gpus: int, cor
     if not path.is_file():
         raise UserError(f"the script {script} does not exist; name main.py or the path of another script")
 
-    on_cpu = not gpus or _value_of("--device", rest) == "cpu"
+    flags = Parser(add_help=False)
+    flags.add_argument("--device", nargs="?")
+    on_cpu = not gpus or flags.parse_known_args(rest)[0].device == "cpu"
     processes = _number("the number of processes (NPROC, --nproc)", asked or str(1 if on_cpu else gpus))
     if not on_cpu and processes > gpus:
         raise UserError(f"{processes} processes need a GPU each, but only {gpus} GPUs are visible")
@@ -117,16 +119,6 @@ def _number(name: str, text: str, least: int = 1) -> int:
     if not text.isdecimal() or int(text) < least:
         raise UserError(f"{name} must be a whole number of at least {least}, not {text!r}")
     return int(text)
-
-
-def _value_of(flag: str, words: Sequence[str]) -> str:
-    """The last value of a flag on a command line; empty if it has none."""
-    value = ""
-    for number, word in enumerate(words):
-        name, equals, text = word.partition("=")
-        if name == flag:
-            value = text if equals else "".join(words[number + 1 : number + 2])
-    return value
 
 
 def main() -> int:

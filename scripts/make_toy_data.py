@@ -20,15 +20,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", required=True, help="folder of the data set")
     parser.add_argument("--train_videos", type=int, default=400)
     parser.add_argument("--valid_videos", type=int, default=40)
-    parser.add_argument("--test_videos", type=int, default=4, help="without masks; the valid file lists them too")
+    parser.add_argument(
+        "--test_videos", type=int, default=4, help="videos without masks; the expressions file of valid lists them too"
+    )
     parser.add_argument("--num_frames", type=int, default=8, help="frames per video")
-    parser.add_argument("--height", type=int, default=64, help="pixels")
-    parser.add_argument("--width", type=int, default=96, help="pixels")
+    parser.add_argument("--height", type=int, default=64, help="height of a frame in pixels")
+    parser.add_argument("--width", type=int, default=96, help="width of a frame in pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of sentences")
     parser.add_argument("--negatives", type=int, default=0, help="sentences per video that refer to nothing in it")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--force", action="store_true", help="replace a toy set of other parameters, or a damaged one")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes")
+    parser.add_argument(
+        "--force", action="store_true", help="replace a toy set with other parameters, or a damaged one"
+    )
     options = vars(parser.parse_args(argv))
     root, frames = options.pop("output_dir"), options.pop("num_frames")
     counts = {f"num_{split}": options.pop(f"{split}_videos") for split in ("train", "valid", "test")}

@@ -246,8 +246,9 @@ def _watch(model: Segmenter, memory: LiveMemory, parts: dict[str, int]) -> None:
     def end(*args: Any) -> None:
         parts["kept: by the rest"] = memory.now - start - parts[unet]
 
-    model.encoder.unet.register_forward_pre_hook(enter)
-    model.encoder.unet.register_forward_hook(leave)
+    network = model.encoder.get_submodule("unet")
+    network.register_forward_pre_hook(enter)
+    network.register_forward_hook(leave)
     model.register_forward_hook(end)
 
 

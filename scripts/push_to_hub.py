@@ -138,11 +138,8 @@ def push(folder: Path, repo: str, private: bool) -> str:
         api.upload_folder(repo_id=repo, folder_path=folder)
     except LocalTokenNotFoundError as error:
         raise UserError("the hub does not know you; log in with `hf auth login`") from error
-    except HFValidationError as error:
-        raise UserError(f"the hub takes no repository of the name {repo}: {str(error).splitlines()[0]}") from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403):
+    except (HFValidationError, HfHubHTTPError) as error:
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise UserError(
                 f"the hub does not let you write to {repo}; log in with `hf auth login` as its owner"
             ) from error

@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description="Make toy data, train on, resume, infer, score and draw.")
     parser.add_argument("--model", choices=("vdit", "hcd"), default="vdit")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--short", action="store_true", help="a few videos and steps, to see that everything runs")
+    parser.add_argument(
+        "--short", action="store_true", help="use a few videos and steps, to check that everything runs"
+    )
     args: argparse.Namespace = parser.parse_args(argv)
     with sole_run(args.output_dir):
         quickstart(args.model, args.output_dir.absolute(), **(SHORT if args.short else FULL))

@@ -19,7 +19,7 @@ from datasets.toy.scene import KINDS, full_areas, render_frames
 from util.drawing import ObjectPainter
 from util.errors import Parser, run_cli
 from util.files import atomic_path
-from util.metrics import expression_scores
+from util.metrics import fixed_scores
 
 PARAMETERS = ToyParameters(0, 1, 0, frames=16, height=280, width=420, seed=2026, kinds=KINDS)
 VIDEOS, COLUMNS, GAP = 4, 2, 6
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         frames = render_frames(video.scene)
         found = model.segment(frames, list(sentences.values())).sentences
         for (obj_id, text), result in zip(sentences.items(), found, strict=True):
-            print(f"{text}: J&F {100 * np.mean(expression_scores(video.masks == obj_id, result.masks)):.0f}")
+            pairs = zip((video.masks == obj_id).astype(np.uint8), result.masks.astype(np.uint8), strict=True)
+            print(f"{text}: J&F {100 * np.mean(fixed_scores(pairs, 1)):.0f}")
         painter = ObjectPainter(list(sentences.values()), frames.shape[1:3], 1.35)
         masks = np.stack([result.masks for result in found], axis=1)  # [T, S, H, W]
         tiles = [painter.draw(frame, mask) for frame, mask in zip(frames, masks, strict=True)]

@@ -91,14 +91,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stack", type=Path, default=Path("toy/stack"), help="the pre-trained toy stack")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/toy_lab"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400, help="of every training")
-    parser.add_argument("--processes", type=int, default=2, help="parallel runs with one thread each")
+    parser.add_argument("--steps", type=int, default=400, help="steps of every training")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time, each with one thread")
     names = [variant.name for variant in VARIANTS]
-    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME", help="variants")
+    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME", help="variants to run")
     parser.add_argument("--train_videos", type=int, default=1500)
     parser.add_argument("--valid_videos", type=int, default=100)
     parser.add_argument("--probes", type=int, nargs="?", const=PROBE_VIDEOS, metavar="VIDEOS",
-                        help="train probes of the stack's features on so many videos instead")  # fmt: skip
+                        help="instead, train probes of the stack's features on this number of videos")  # fmt: skip
     args = parser.parse_args(argv)
     for name, least in {"steps": 1, "processes": 1, "train_videos": 1, "valid_videos": 1, "probes": 5}.items():
         value = getattr(args, name)
@@ -122,7 +122,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.toy import ToyParameters, make_toy, make_video
-from datasets.toy.scene import COLOURS, KINDS, MOTIONS, SHAPES, ToyObject, render_frames
+from datasets.toy.scene import COLOURS, KINDS, MOTIONS, SHAPES, render_frames
+from datasets.toy.sentences import Facts
 from models.diffusion.stack import FrozenStack, load_stack
 from models.diffusion.tiny import make_tiny_stack
 from scripts.quickstart import near
@@ -134,9 +135,8 @@ FRAMES = 1  # per clip, in training and validation: a single frame bypasses the 
 STILL_KINDS = tuple(kind for kind in KINDS if kind != "motion")  # of sentences that a single frame answers
 BATCH, RATE, WARMUP, SAVE_EVERY = 32, 1e-3, 100, 100
 POLL_SECONDS = 0.2
-KEYS = ("jf", "swapped_jf", "seconds")
-Scores = Mapping[str, Mapping[str, Sequence[float]]]
-"""Variant → ``KEYS`` → one value per seed. ``swapped_jf`` is J&F with the sentences of other objects."""
+Scores = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Variant → what ``run_variant`` returns, for every seed."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -150,12 +150,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     lab = Lab(args.stack.absolute(), args.output_dir.absolute(), args.steps, args.train_videos, args.valid_videos)
     with sole_run(lab.output):
         results = run_all(lab, variants, args.seeds, args.processes)
-    scores = {
-        variant.name: {key: [results[variant.name, seed][key] for seed in args.seeds] for key in KEYS}
-        for variant in variants
-    }
+    scores = {variant.name: [results[variant.name, seed] for seed in args.seeds] for variant in variants}
     content = {"settings": {"seeds": args.seeds, **lab.settings()}, **report(scores)}
-    text = render(scores, content["claims"])
+    text = render(content)
     write_json(lab.output / "lab.json", content)
     with atomic_path(lab.output / "lab.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -187,16 +184,15 @@ class Lab:
         """The folder of a run."""
         return self.output / variant.name / f"seed_{seed}"
 
-    def random_stack(self, seed: int) -> Path:
-        """The folder of the random stack of a seed."""
-        return self.output / "random_stacks" / f"seed_{seed}"
+    def pretrained(self, variant: Variant, seed: int) -> Path:
+        """The stack of a run."""
+        return self.output / "random_stacks" / f"seed_{seed}" if variant.random_stack else self.stack
 
     def options(self, variant: Variant, seed: int) -> list[str]:
         """Flags of training and inference. Image and sentence encoder are pre-trained in every variant."""
-        stack = self.random_stack(seed) if variant.random_stack else self.stack
         words = (
-            *("--config", ROOT / "configs" / "vdit_toy.yaml", "--pretrained", stack, "--seed", seed),
-            *("--ytvos_path", self.output / "data", "--image_encoder", self.stack / "clip"),
+            *("--config", ROOT / "configs" / "vdit_toy.yaml", "--pretrained", self.pretrained(variant, seed)),
+            *("--ytvos_path", self.output / "data", "--image_encoder", self.stack / "clip", "--seed", seed),
             *("--text_encoder", self.stack / "roberta", *variant.flags),
         )
         return [str(word) for word in words]
@@ -239,11 +235,11 @@ def run_all(lab: Lab, variants: Sequence[Variant], seeds: Sequence[int], process
     jobs = [(variant, seed) for seed in seeds for variant in variants]  # a stopped lab has whole seeds
     scores = {(variant.name, seed): find_score(lab, variant, seed) for variant, seed in jobs}
     results: Results = {key: score for key, score in scores.items() if score is not None}
-    waiting = [(variant, seed) for variant, seed in jobs if (variant.name, seed) not in results]
+    waiting = [job for job in jobs if (job[0].name, job[1]) not in results]
     if results:
         print(f"{len(results)} of {len(jobs)} runs are finished already")
     if waiting:
-        prepare(lab, [seed for variant, seed in waiting if variant.random_stack])
+        prepare(lab, waiting)
     stop = threading.Event()
     with ThreadPoolExecutor(processes) as pool:
         futures = {pool.submit(run_variant, lab, *job, stop): job for job in waiting}
@@ -283,20 +279,19 @@ def find_score(lab: Lab, variant: Variant, seed: int) -> dict[str, Any] | None:
     return read_json(score, "the scores of a run") if score.is_file() else None
 
 
-def prepare(lab: Lab, random_seeds: Sequence[int]) -> None:
-    """Write the data, the sentences of the validation, and a random stack for each of these seeds."""
+def prepare(lab: Lab, jobs: Sequence[tuple[Variant, int]]) -> None:
+    """Write the data, the sentences of the validation, and the random stacks of these runs."""
     data = lab.output / "data"
     make_toy(data, num_train=lab.train_videos, num_valid=lab.valid_videos, num_test=0, kinds=STILL_KINDS)
     expressions = data / "meta_expressions"
     write_clips(expressions / "valid" / "meta_expressions.json", data / "valid" / "Annotations", lab.output)
     swap = ("-m", "scripts.baselines", "swap", "--expressions", lab.output / "valid.json")
     call([*swap, "--output", lab.output / "swapped.json"], lab.output / "log.txt", threading.Event())
-    if not random_seeds:
-        return
     videos = read_json(expressions / "train" / "meta_expressions.json", "the expressions")["videos"].values()
     known = [entry["exp"] for video in videos for entry in video["expressions"].values()]
-    for seed in random_seeds:
-        make_tiny_stack(lab.random_stack(seed), known, seed, **SIZES)
+    for variant, seed in jobs:
+        if variant.random_stack:
+            make_tiny_stack(lab.pretrained(variant, seed), known, seed, **SIZES)
 
 
 def write_clips(expressions: Path, masks: Path, output: Path) -> None:
@@ -401,55 +396,57 @@ def verdict(difference: float, error: float | None) -> str:
 
 def report(scores: Scores, claims: Sequence[Claim] = CLAIMS) -> dict[str, Any]:
     """All numbers, and the answer to every claim whose two variants were run, as plain values."""
-    deviation, freedom = pooled_deviation([own["jf"] for own in scores.values()])
+    variants: dict[str, dict[str, Any]] = {}
+    for name, runs in scores.items():
+        jf, swapped, seconds = ([run[key] for run in runs] for key in ("jf", "swapped_jf", "seconds"))
+        first = {"jf": jf, "jf_mean": fmean(jf), "jf_deviation": stdev(jf) if len(jf) > 1 else None}
+        variants[name] = {**first, "swapped_jf": swapped, "swapped_jf_mean": fmean(swapped), "seconds": seconds}
+    deviation, freedom = pooled_deviation([own["jf"] for own in variants.values()])
     answers = []
     for claim in claims:
-        if claim.better in scores and claim.worse in scores:
-            better, worse = scores[claim.better]["jf"], scores[claim.worse]["jf"]
-            difference = fmean(better) - fmean(worse)
-            error = None if deviation is None else deviation * math.sqrt(1 / len(better) + 1 / len(worse))
+        if claim.better in variants and claim.worse in variants:
+            better, worse = variants[claim.better], variants[claim.worse]
+            difference = better["jf_mean"] - worse["jf_mean"]
+            shares = 1 / len(better["jf"]) + 1 / len(worse["jf"])
+            error = None if deviation is None else deviation * math.sqrt(shares)
             names = {"claim": claim.text, "paper": claim.paper, "better": claim.better, "worse": claim.worse}
             answer = {"difference": difference, "standard_error": error, "verdict": verdict(difference, error)}
             answers.append({**names, **answer})
-    variants = {}
-    for name, own in scores.items():
-        jf, swapped = list(own["jf"]), list(own["swapped_jf"])
-        first = {"jf": jf, "jf_mean": fmean(jf), "jf_deviation": stdev(jf) if len(jf) > 1 else None}
-        variants[name] = {**first, "swapped_jf": swapped, "swapped_jf_mean": fmean(swapped)}
-        variants[name]["seconds"] = list(own["seconds"])
     return {"variants": variants, "pooled_deviation": deviation, "degrees_of_freedom": freedom, "claims": answers}
 
 
-def render(scores: Scores, answers: Sequence[Mapping[str, Any]]) -> str:
-    """The report as Markdown: variants, claims, and which claims hold."""
+def render(numbers: Mapping[str, Any]) -> str:
+    """The numbers of ``report`` as Markdown: variants, claims, and which claims hold."""
 
-    def spread(values: Sequence[float]) -> str:
-        return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    def spread(mean: float, values: Sequence[float]) -> str:
+        return f"{mean:.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
     titles = {variant.name: variant.title for variant in VARIANTS}
     lines = ["| variant | what it is | J&F | J&F, swapped sentences | seeds | seconds per run |"]
     lines.append("|---|---|---:|---:|---:|---:|")
-    for name, own in scores.items():
-        numbers = f"{spread(own['jf'])} | {spread(own['swapped_jf'])} | {len(own['jf'])} | {fmean(own['seconds']):.0f}"
-        lines.append(f"| {name} | {titles[name]} | {numbers} |")
-    deviation, freedom = pooled_deviation([own["jf"] for own in scores.values()])
+    for name, own in numbers["variants"].items():
+        jf, swapped = spread(own["jf_mean"], own["jf"]), spread(own["swapped_jf_mean"], own["swapped_jf"])
+        seconds = fmean(own["seconds"])
+        lines.append(f"| {name} | {titles[name]} | {jf} | {swapped} | {len(own['jf'])} | {seconds:.0f} |")
+    deviation = numbers["pooled_deviation"]
     lines += [
         "",
         "Mean J&F. One seed has no spread, so no claim can be decided."
         if deviation is None
         else "Mean J&F ± sample standard deviation over seeds. The deviation pooled over all variants is "
-        f"{deviation:.2f} ({freedom} degrees of freedom); the standard errors below are computed from it.",
+        f"{deviation:.2f} ({numbers['degrees_of_freedom']} degrees of freedom); the standard errors below are computed "
+        "from it.",
+        "",
+        "| claim | paper | compared | difference | standard error | here |",
+        "|---|---|---|---:|---:|---:|",
     ]
-    if not answers:
-        return "\n".join(lines) + "\n"
-    lines += ["", "| claim | paper | compared | difference | standard error | here |", "|---|---|---|---:|---:|---:|"]
-    for own in answers:
+    for own in numbers["claims"]:
         error = "–" if own["standard_error"] is None else f"{own['standard_error']:.2f}"
         compared = f"{own['better']} − {own['worse']} | {own['difference']:+.2f} | {error}"
         lines.append(f"| {own['claim']} | {own['paper']} | {compared} | **{own['verdict']}** |")
     lines.append("")
     for kind, title in ((HOLDS, "Holds here"), (FAILS, "Does not hold here"), (UNKNOWN, "Undecided here")):
-        found = [own["claim"] for own in answers if own["verdict"] == kind]
+        found = [own["claim"] for own in numbers["claims"] if own["verdict"] == kind]
         lines.append(f"- **{title}:** {'; '.join(found) or 'none'}.")
     return "\n".join(lines) + "\n"
 
@@ -458,7 +455,6 @@ def render(scores: Scores, answers: Sequence[Mapping[str, Any]]) -> str:
 
 PROBED: dict[str, Sequence[str]] = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS}
 PROBE_FRAMES, PROBE_SIZE, PROBE_SEED, PROBE_STEPS, PROBE_BATCH = 8, (64, 96), 11, 800, 24
-STILL = 32  # sub-pixels: an object that travels less does not move
 NOTHING = -1
 
 
@@ -487,21 +483,10 @@ def probe_video(index: int) -> tuple[Tensor, Tensor]:
     ids = torch.from_numpy(video.masks.astype(np.int64))
     names = torch.full((PROBE_FRAMES, 1 + len(PROBED), *PROBE_SIZE), NOTHING)
     names[:, 0] = ids
-    for thing in video.scene.objects:
-        for i, (name, words) in enumerate(
-            zip((thing.colour, thing.shape, _motion(thing)), PROBED.values(), strict=True)
-        ):
-            names[:, 1 + i][ids == thing.obj_id] = words.index(name)
+    for thing, motion in zip(video.scene.objects, Facts(video.scene).motions, strict=True):
+        for i, (name, words) in enumerate(zip((thing.colour, thing.shape, motion), PROBED.values(), strict=True), 1):
+            names[:, i][ids == thing.obj_id] = words.index(name) if name else NOTHING
     return frames, names
-
-
-def _motion(thing: ToyObject) -> str:
-    x, y = (int(way) for way in thing.centres[-1] - thing.centres[0])
-    if max(abs(x), abs(y)) < STILL:
-        return "still"
-    if abs(x) > abs(y):
-        return "right" if x > 0 else "left"
-    return "down" if y > 0 else "up"
 
 
 def probed_features(stack: FrozenStack, pixels: Tensor) -> dict[str, Tensor]:

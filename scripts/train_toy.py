@@ -72,12 +72,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(prog="python -m scripts.train_toy", description="Make the toy weights again from nothing.")
     part = parser.add_mutually_exclusive_group()
-    part.add_argument("--stack-only", action="store_true", help="only the frozen stack")
-    part.add_argument("--model-only", action="store_true", help="only the model, on the existing stack")
+    part.add_argument("--stack-only", action="store_true", help="make only the frozen stack")
+    part.add_argument("--model-only", action="store_true", help="train only the model, on the existing stack")
     parser.add_argument("--model", choices=tuple(PHASES), default="vdit")
-    parser.add_argument("--output_dir", type=Path, default=Path("toy"), help="gets stack/ and MODEL.safetensors")
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/toy"), help="data and states of stopped runs")
-    parser.add_argument("--share", type=float, default=1.0, help="of all steps; fewer steps make worse weights sooner")
+    parser.add_argument("--output_dir", type=Path, default=Path("toy"), help="folder for stack/ and MODEL.safetensors")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/toy"), help="data, and checkpoints to resume from")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="fraction of the steps to run (below 1: worse weights)"
+    )
     args = parser.parse_args(argv)
     if args.share <= 0:
         raise UserError(f"--share must be above 0, not {args.share:g}")
@@ -326,14 +328,10 @@ def fit(
 
 def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Average the gradients over processes."""
-    if world_size() == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    flat /= world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    for parameter in parameters if world_size() > 1 else ():
+        if parameter.grad is not None:
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= world_size()
 
 
 def pretrain_vae(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:

@@ -9,10 +9,13 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 from unittest import mock
 
 from tests.conftest import ROOT
+from util.checkpoint import check_content, read_content
 from util.errors import run_cli
 
 
@@ -41,3 +44,8 @@ def run_command(main: Callable[[], int | None], *words: object) -> CompletedProc
             status = end.code
     assert isinstance(status, int), status
     return CompletedProcess(argv, status, out.getvalue(), err.getvalue())
+
+
+def read_checkpoint(path: Path, model: str = "") -> dict[str, Any]:
+    """The content of a checkpoint of this project; ``model`` is the one it must be of."""
+    return check_content(read_content(path), path, model)

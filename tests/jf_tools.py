@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from util.metrics import fixed_scores
+
 SIZE = (24, 32)
 
 
@@ -29,6 +31,12 @@ def blocks(seed: int, highest: int) -> np.ndarray:
     index = np.random.default_rng(seed).integers(0, highest + 1, (4, 4))
     index[0, 0] = highest
     return np.kron(index, np.ones((6, 8))).astype(np.uint8)
+
+
+def expression_scores(gt_masks: np.ndarray, pred: np.ndarray) -> tuple[float, float]:
+    """Mean J and F over the frames of one object, bool ``[T, H, W]`` each."""
+    j, f = fixed_scores(zip(gt_masks.astype(np.uint8), pred.astype(np.uint8), strict=True), 1)
+    return float(j.mean()), float(f.mean())
 
 
 def edit_json(path: Path, change: Callable[[Any], Any]) -> None:

@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 import inference_davis
@@ -251,9 +252,9 @@ def stack(source: Path, out: Path) -> None:
 
 
 def pretraining(source: Path, out: Path) -> None:
-    """The toy stack, with one training step of one part. The VAE also stands for the UNet, which takes longer."""
+    """The toy stack, with one training step of one part. A VAE stands for the UNet, which takes longer."""
     with (
-        patch.object(tiny, "_unet", tiny._vae),
+        patch.object(tiny, "UNet3DConditionModel", lambda **options: AutoencoderKL()),
         patch.object(train_toy, "make_corpus", lambda *of, **sizes: train_toy.Corpus(torch.zeros(0), [["a red disc"]])),
         patch.object(train_toy, "PARTS", {TRAINED: train_toy.PARTS[TRAINED]}),
         patch.object(train_toy, "SIZES", {**train_toy.SIZES, **TINY}),

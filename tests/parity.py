@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from datasets.clip import Sample, Target, collate
 from models import build_criterion, build_model, frozen_sources
-from models.authors import convert_name
+from models.authors import authors_model, authors_names
 from models.checkpoints import load_weights, open_checkpoint
 from models.diffusion.encoder import VideoEncoder
 from models.segmenter import Segmenter, Selector, all_queries, best_query
@@ -272,8 +272,9 @@ def compare_training(model: Segmenter, cfg: Config, fixture: Fixture) -> list[Ro
 
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     compared = set()
+    names = authors_names(authors_model(numbers["grad_norm"]))
     for name, value in numbers["grad_norm"].items():
-        ours = convert_name(name)
+        ours = names.ours(name)
         if ours is None:
             continue
         compared.add(ours)

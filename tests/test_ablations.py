@@ -24,9 +24,9 @@ from models.backbones import BackboneEncoder
 from models.diffusion.encoder import VideoEncoder
 from models.diffusion.noise import GaussianNoise, PredictedNoise
 from models.diffusion.stride4 import TemporalStem, VAETap
+from tests.commands import read_checkpoint
 from tests.conftest import ROOT
 from tests.tiny_models import model_config, tiny_flags
-from util.checkpoint import read_checkpoint
 from util.config import Config
 from util.errors import UserError
 
@@ -180,8 +180,8 @@ def test_a_file_builds_on_another(tmp_path: Path) -> None:
 
 
 BASES = {
-    "base: a.yaml": "base in {a}, line 1 names {a}, which builds on this file in turn",
-    "lr: 1\nbase: ./b.yaml": "base in {b}, line 1 names {a}, which builds on this file in turn",
+    "base: a.yaml": "base in {a}, line 1 names {a}, whose base is this file again",
+    "lr: 1\nbase: ./b.yaml": "base in {b}, line 1 names {a}, whose base is this file again",
     "base: absent.yaml": "the config file {absent} is missing, which base in {a}, line 1 names",
     "base: wrong.yaml": "unknown key 'lrr' in {wrong}, line 2; did you mean 'lr'?",
     "base: [b.yaml]": "base in {a}, line 1 must be the path of another config file, not ['b.yaml']",

@@ -216,7 +216,7 @@ def test_no_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("timm:resnet5", "timm has no model 'resnet5', which --backbone names; did you mean timm:resnet5"),
         ("timm:qqqqq", "timm.list_models"),
-        ("timm:vit_tiny_patch16_224", "timm:vit_tiny_patch16_224 does not give features at strides 4, 8, 16, 32"),
+        ("timm:vit_tiny_patch16_224", "timm:vit_tiny_patch16_224 has no features at strides 4, 8, 16, 32"),
         ("timm:levit_128", "choose a model such as timm:resnet50"),
     ],
 )

@@ -108,5 +108,8 @@ def test_the_stock_parts_have_the_projects_weights(pair: Pair) -> None:
         own, stock = (getattr(model.encoder, name).module.state_dict() for model in (pair.fast, pair.slow))
         assert len(stock) > len(own) > 10  # the last up block, the decoder
         assert all(torch.equal(value, stock[key]) for key, value in own.items())
-    for parameter in (*pair.slow.encoder.unet.parameters(), *pair.slow.encoder.vae.parameters()):
+    for parameter in (
+        *pair.slow.encoder.get_submodule("unet").parameters(),
+        *pair.slow.encoder.get_submodule("vae").parameters(),
+    ):
         assert not parameter.requires_grad

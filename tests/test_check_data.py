@@ -253,7 +253,7 @@ def test_frames_without_puppet_masks_are_a_note(sets: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["ytvos", "{root}/nowhere"], "nowhere is no folder"),
+        (["ytvos", "{root}/nowhere"], "nowhere is not a folder"),
         (["ytvos", "{root}/ytvos", "--split", "val"], "unknown split 'val'"),
         (["ytvos", "{root}/ytvos", "--limit", "0"], "--limit must be at least 1"),
     ],

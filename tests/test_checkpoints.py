@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import AutoencoderKL, UNet3DConditionModel
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import RobertaConfig, RobertaModel
 
 import main
 from models import Segmenter, build_model, frozen_sources, load_pretrained
@@ -33,14 +35,14 @@ from models.checkpoints import (
     save_checkpoint,
     trained_state,
 )
-from models.diffusion.stack import empty_stock_parts
+from models.diffusion.stack import StockParts
 from models.lora import merged_state
 from models.pretrained import Pretrained
 from scripts import convert_checkpoint
 from scripts.count_parameters import FULL_SIZE, empty_model
-from tests.commands import run_command
+from tests.commands import read_checkpoint, run_command
 from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_model, write_authors
-from util.checkpoint import read_checkpoint, read_content, save_weights
+from util.checkpoint import read_content, save_weights
 from util.config import Config, config_dict
 from util.errors import UserError, run_cli
 
@@ -659,8 +661,16 @@ def full_size(request: pytest.FixtureRequest) -> dict[str, list[int]]:
     """Names and shapes of a full-size export, on the meta device; under "" the index of the model."""
     model = request.param
     state = merged_state(empty_model(Config(model=model)))
-    exported = authors_state(state, model, empty_stock_parts(FULL_SIZE), _full_size_projection())
+    exported = authors_state(state, model, _full_size_stock(), _full_size_projection())
     return {"": [MODELS.index(model)], **{name: list(value.shape) for name, value in exported.items()}}
+
+
+def _full_size_stock() -> StockParts:
+    with torch.device("meta"):
+        unet = UNet3DConditionModel.from_config(UNet3DConditionModel.load_config(FULL_SIZE / "unet"))
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(FULL_SIZE / "vae"))
+        roberta = RobertaModel(RobertaConfig.from_pretrained(FULL_SIZE / "roberta"), add_pooling_layer=True)
+    return StockParts(unet.state_dict(), vae.state_dict(), roberta.state_dict())
 
 
 def _full_size_projection() -> dict[str, Tensor]:

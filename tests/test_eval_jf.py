@@ -16,9 +16,8 @@ from PIL import Image
 
 from datasets.scoring import score_davis, score_expressions
 from scripts import eval_jf
-from tests.jf_tools import SIZE, blocks, edit_json, write_davis, write_mask, write_ytvos
+from tests.jf_tools import SIZE, blocks, edit_json, expression_scores, write_davis, write_mask, write_ytvos
 from util.errors import UserError
-from util.metrics import expression_scores
 
 CASES = [
     "semi_main",
@@ -233,9 +232,9 @@ def spoil_value(path: Path) -> None:
 
 SPOILS = [
     (Path.unlink, "is missing"),
-    (spoil_truncated, "broken or no PNG"),
-    (spoil_checksum, "broken or no PNG"),
-    (spoil_content, "broken or no PNG"),
+    (spoil_truncated, "broken or not a PNG"),
+    (spoil_checksum, "broken or not a PNG"),
+    (spoil_content, "broken or not a PNG"),
     (spoil_mode, "mode RGB"),
     (spoil_size, "is 33×24 pixels"),
 ]
@@ -298,7 +297,7 @@ def test_missing_folders(davis: Path) -> None:
 def test_options_that_do_not_fit(davis: Path) -> None:
     folders = ("--gt", davis / "gt", "--pred", davis / "pred")
     names = davis / "names.txt"
-    refuse("cannot read .*names.txt", *folders, "--sequences", names)
+    refuse("names.txt is missing", *folders, "--sequences", names)
     names.write_text("\n")
     refuse("names.txt is empty", *folders, "--sequences", names)
     names.write_text("bird\n")

@@ -46,21 +46,21 @@ from engine import build_mask_identity, build_record
 from models import build_model, pretrained
 from models.diffusion.stack import load_stack
 from scripts import make_toy_data, quickstart
-from tests.commands import run_command
+from tests.commands import read_checkpoint, run_command
 from tests.conftest import ROOT
 from tests.inference_tools import StubModel, finish, run_inference, write_halves
+from tests.jf_tools import expression_scores
 from tests.kill import JOBS
 from tests.tiny_models import backward, model_config
 from tests.ytvos_tools import HEIGHT, NAMES, WIDTH, config, expressions_path, train_error, write_dataset, write_mask
 from util import files as locking
-from util.checkpoint import Keeper, newest_intact, read_checkpoint, write_pickle
+from util.checkpoint import Keeper, newest_intact, write_pickle
 from util.config import Config
 from util.device import is_out_of_memory, memory_advice
 from util.drawing import write_picture
 from util.errors import RunError, UserError, run_cli
 from util.files import read_json, sole_run, write_json
 from util.hub import checkpoint_path
-from util.metrics import expression_scores
 from util.plain_pickle import read_plain_pickle
 from util.video import open_media, read_video_frames
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from models import trained_parameters
-from models.authors import convert_authors, convert_name
+from models.authors import authors_names, convert_authors
 from models.segmenter import Segmenter
 from scripts.count_parameters import FULL_SIZE, empty_model, stack_of
 from util.config import Config
@@ -61,9 +61,10 @@ def test_every_name_of_a_released_checkpoint_is_known(full_size: Segmenter, shar
 
 
 def test_an_unknown_name_is_an_error_that_names_it() -> None:
-    assert convert_name("sentence_proj.fc.weight") is None
+    names = authors_names("vdit")
+    assert names.ours("sentence_proj.fc.weight") is None
     with pytest.raises(UserError, match=r"backbone\.0\.surprise"):
-        convert_name("backbone.0.surprise")
+        names.ours("backbone.0.surprise")
 
 
 def test_full_size_configs_have_the_published_parameter_counts(root: Path) -> None:

@@ -69,10 +69,10 @@ def test_durations() -> None:
 
 def test_a_log_line_has_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path, total_steps=4, first_step=0, processes=2) as log:
-        for _ in log.timed(range(2)):
+        for _ in log.speed.timed(range(2)):
             log.advance(clips=1, frames=5)
         log.write(2, dict(TERMS), epoch=0)
-        assert log.step == 2
+        assert log.speed.step == 2
         log.write(2, {"valid.J&F": 61.25})
     first, second = lines_of(tmp_path)
     assert first | TERMS == first and first["step"] == 2 and first["epoch"] == 0
@@ -89,7 +89,7 @@ def test_a_log_line_has_everything(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_an_inactive_log_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path / "run", 4, 0, active=False) as log:
-        for _ in log.timed(range(1)):
+        for _ in log.speed.timed(range(1)):
             log.advance(1, 5)
         log.write(1, dict(TERMS))
     assert not (tmp_path / "run").exists() and capsys.readouterr().out == ""

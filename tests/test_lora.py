@@ -14,9 +14,9 @@ from models import build_model, trained_parameters
 from models.lora import add_lora, has_lora, merge_lora, merged_state
 from models.segmenter import Segmenter
 from scripts.count_parameters import empty_model
+from tests.commands import read_checkpoint
 from tests.forks import Forks
 from tests.tiny_models import backward, model_config, random_clips
-from util.checkpoint import read_checkpoint
 from util.config import Config
 
 LORA = ".lora_"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import main
 from models.checkpoints import save_checkpoint
+from tests.commands import read_checkpoint
 from tests.forks import Forks
-from util.checkpoint import read_checkpoint
 from util.errors import run_cli
 
 OPTIONS = ("--config", "configs/vdit_toy.yaml", "--device", "cpu", "--batch_size", "2", "--dim_feedforward", "64")

@@ -208,7 +208,7 @@ def run_length(change: Any) -> Callable[[Any], None]:
 def test_damaged_run_lengths(mevis: Path, change: Any) -> None:
     edit(mevis / "valid_u" / "mask_dict.json", run_length(change))
     message = error_of(lambda: whole_videos(mevis)[0])
-    assert "mask_dict.json, frame 1, instance 0" in message
+    assert "mask_dict.json, frame 1 of video 'bird', instance 0" in message
 
 
 def test_missing_files(mevis: Path) -> None:

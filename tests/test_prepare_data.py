@@ -215,7 +215,7 @@ FIRST_TEXT = f"davis_text_annotations/{TEXTS[0]}"
         (edit(FIRST_TEXT, add_line(b'bear 2 "caf\xe9"')), f"cannot read {{root}}/{FIRST_TEXT}"),
         (edit("DAVIS/ImageSets/2017/val.txt", Path.unlink), "val.txt is missing"),
         (edit("DAVIS/ImageSets/2017/val.txt", lambda path: path.write_text("")), "val.txt is empty"),
-        (edit("DAVIS/ImageSets/2017/val.txt", add_line(b"../bear")), "val.txt holds '../bear'"),
+        (edit("DAVIS/ImageSets/2017/val.txt", add_line(b"../bear")), "val.txt: a video is named '../bear'"),
         (edit("DAVIS/davis_semantics.json", Path.unlink), "davis_semantics.json is missing"),
         (edit("DAVIS/davis_semantics.json", lambda path: path.write_text("[]")), "has a different structure"),
         (edit("DAVIS/JPEGImages/480p/bear", shutil.rmtree), "480p/bear is missing; it should hold the frames of bear"),

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.commands import read_checkpoint
 from tests.forks import Forks
-from util.checkpoint import read_checkpoint
 
 STEPS = 3
 RUNS = {"one": (1, 4, 1), "two": (2, 2, 1), "four": (4, 1, 1), "accumulated": (1, 1, 4), "both": (2, 1, 2)}

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from models.checkpoints import open_checkpoint, open_resumed, save_checkpoint
-from util.checkpoint import BEST, NEWEST, Keeper, begin_folder, newest_intact, numbered, read_checkpoint
+from tests.commands import read_checkpoint
+from util.checkpoint import BEST, NEWEST, Keeper, begin_folder, newest_intact, numbered
 from util.errors import UserError
 
 MEGABYTE = 2**20
@@ -115,7 +116,7 @@ def test_where_there_is_none_a_run_begins_anew(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / NEWEST).write_text("no checkpoint")
     assert open_resumed("auto", tmp_path, "vdit") is None
     skipped, anew = capsys.readouterr().out.splitlines()
-    assert "skipped" in skipped and "the run begins anew" in anew
+    assert "skipped" in skipped and "a new run begins" in anew
     assert open_resumed("", tmp_path, "vdit") is None
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.commands import read_checkpoint
 from tests.forks import Forks
 from tests.tiny_models import tiny_flags
-from util.checkpoint import NEWEST, newest_intact, numbered, read_checkpoint
+from util.checkpoint import NEWEST, newest_intact, numbered
 from util.errors import REQUEUE_STATUS
 
 pytestmark = pytest.mark.slow

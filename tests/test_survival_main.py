@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import main
-from tests.commands import run_command
+from tests.commands import read_checkpoint, run_command
 from tests.tiny_models import tiny_flags
 from tests.true_formats import write_toy_a2d
-from util.checkpoint import BEST, NEWEST, read_checkpoint
+from util.checkpoint import BEST, NEWEST
 
 pytestmark = pytest.mark.slow
 SMALL = ("--num_frames", "2", "--train_scales", "48", "--eval_size", "48", "--batch_size", "2")
@@ -72,7 +72,7 @@ def test_resume_auto(flags: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = run_command(main.main, *flags, "--resume", "auto", "--max_steps", 2, "--save_every", 1)
     assert first.returncode == 0, first.stderr
-    assert f"{run} holds no intact checkpoint; the run begins anew" in first.stdout
+    assert f"{run} holds no intact checkpoint; a new run begins" in first.stdout
     assert first.stdout.count("parameters, millions") == first.stdout.count("group 0 of AdamW") == 1
     newest = run / "checkpoint_000002.pth"
     newest.write_bytes(newest.read_bytes()[:-100])  # which is checkpoint.pth, too

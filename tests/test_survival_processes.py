@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.commands import read_checkpoint
 from tests.forks import Forks
-from util.checkpoint import NEWEST, read_checkpoint
+from util.checkpoint import NEWEST
 from util.errors import REQUEUE_STATUS, USER_ERROR_STATUS
 
 pytestmark = pytest.mark.slow

@@ -47,8 +47,8 @@ BASE, RANDOM, GAUSSIAN = VARIANTS[:3]
 SIZES = {"channels": (32, 32, 32, 32), "layers_per_block": 1, "image_size": 32, "image_patch": 16, "max_tokens": 400}
 
 
-def scores(*jf: float) -> dict[str, list[float]]:
-    return {"jf": list(jf), "swapped_jf": [value / 2 for value in jf], "seconds": [10.0 for _ in jf]}
+def scores(*jf: float) -> list[dict[str, float]]:
+    return [{"jf": value, "swapped_jf": value / 2, "seconds": 10.0} for value in jf]
 
 
 # ---------------------------------------------------------------- statistics
@@ -97,7 +97,7 @@ def test_answers_and_their_report() -> None:
     }
     assert numbers["pooled_deviation"] == pytest.approx(math.sqrt(3)) and numbers["degrees_of_freedom"] == 6
 
-    text = render(own, answers)
+    text = render(numbers)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert [rows[2][0], *rows[2][2:]] == ["base", "42.0 ± 2.0", "21.0 ± 1.0", "3", "10"]
     assert rows[7][2:] == ["base − random_stack", "+10.00", "1.41", "**holds**"]
@@ -109,9 +109,9 @@ def test_answers_and_their_report() -> None:
 def test_the_opposite_of_a_claim() -> None:
     claim = Claim("Gaussian noise helps", "nobody", "gaussian_noise", "base")
     own = {"base": scores(40, 42, 44), "gaussian_noise": scores(20, 22, 24)}
-    answers = report(own, [claim])["claims"]
-    assert [given["verdict"] for given in answers] == [FAILS]
-    assert "- **Does not hold here:** Gaussian noise helps." in render(own, answers)
+    numbers = report(own, [claim])
+    assert [given["verdict"] for given in numbers["claims"]] == [FAILS]
+    assert "- **Does not hold here:** Gaussian noise helps." in render(numbers)
 
 
 def test_one_seed_has_no_spread() -> None:
@@ -119,7 +119,7 @@ def test_one_seed_has_no_spread() -> None:
     numbers = report(own)
     (given,) = numbers["claims"]
     assert (given["standard_error"], given["verdict"]) == (None, UNKNOWN)
-    text = render(own, [given])
+    text = render(numbers)
     assert "One seed has no spread" in text and "±" not in text
     assert numbers["variants"]["base"]["jf_deviation"] is None
 
@@ -145,7 +145,7 @@ def test_claims_are_about_variants_and_variants_are_options(tmp_path: Path) -> N
         "empty_sentence": {"unet_text": False},
     }
     options = lab.options(RANDOM, 3)
-    assert options[options.index("--pretrained") + 1] == str(lab.random_stack(3))
+    assert options[options.index("--pretrained") + 1] == str(lab.output / "random_stacks" / "seed_3")
     assert options[options.index("--text_encoder") + 1] == str(lab.stack / "roberta")
 
 
@@ -192,17 +192,19 @@ def test_a_finished_run_is_kept_unless_its_parameters_differ(tmp_path: Path) -> 
 
 def test_only_unfinished_runs_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab, done = Lab(tmp_path / "stack", tmp_path / "out"), []
-    prepared: list[list[int]] = []
+    prepared: list[list[tuple[str, int]]] = []
 
     def run(lab: Lab, variant: Variant, seed: int, stop: threading.Event) -> dict[str, float]:
         done.append((variant.name, seed))
         return {"jf": 10.0 + seed, "swapped_jf": 1.0, "seconds": 3.0}
 
     monkeypatch.setattr(toy_lab, "run_variant", run)
-    monkeypatch.setattr(toy_lab, "prepare", lambda lab, seeds: prepared.append(seeds))
+    monkeypatch.setattr(
+        toy_lab, "prepare", lambda lab, jobs: prepared.append([(variant.name, seed) for variant, seed in jobs])
+    )
     finish(lab, BASE, 1, 77.0)
     results: Results = run_all(lab, [BASE, RANDOM], [0, 1], processes=1)
-    assert done == [("base", 0), ("random_stack", 0), ("random_stack", 1)] and prepared == [[0, 1]]
+    assert done == [("base", 0), ("random_stack", 0), ("random_stack", 1)] and prepared == [done]
     found = {key: score["jf"] for key, score in results.items()}
     assert found == {("base", 0): 10, ("base", 1): 77, ("random_stack", 0): 10, ("random_stack", 1): 11}
 
@@ -218,7 +220,7 @@ def test_a_failed_run_stops_the_others(tmp_path: Path, monkeypatch: pytest.Monke
         raise AssertionError("it was not stopped")
 
     monkeypatch.setattr(toy_lab, "run_variant", run)
-    monkeypatch.setattr(toy_lab, "prepare", lambda lab, seeds: None)
+    monkeypatch.setattr(toy_lab, "prepare", lambda lab, jobs: None)
     with pytest.raises(RunError, match="diverged"):
         run_all(Lab(tmp_path / "stack", tmp_path / "out"), [BASE, RANDOM], [0, 1, 2], processes=2)
 

@@ -57,22 +57,19 @@ def write_pickle(path: str | Path, content: dict[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written; an older one stays intact.
     """
-    try:
-        # An open file: given a path, torch stores its name, so that equal content would have different bytes.
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())  # else a machine that crashes may leave the new name without the content
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write {path}: {_reason(error)}; an older file there is intact") from error
-
-
-def _reason(error: BaseException) -> str:
-    """Why a file cannot be written, in the words of the system, which PyTorch's message may hide."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
-    return (cause.strerror if isinstance(cause, OSError) else None) or str(error).splitlines()[0]
+    with atomic_path(path) as temporary:
+        try:
+            # An open file: given a path, torch stores its name, so that equal content would have different bytes.
+            with temporary.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())  # else a machine that crashes may leave the new name without the content
+        except (OSError, RuntimeError) as error:
+            cause: BaseException | None = error  # PyTorch's message may hide that of the system
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__
+            reason = (cause.strerror if cause is not None else None) or str(error).splitlines()[0]
+            raise UserError(f"cannot write {path}: {reason}; an older file there is intact") from error
 
 
 def save_weights(path: str | Path, content: dict[str, Any]) -> None:
@@ -102,19 +99,6 @@ def save_weights(path: str | Path, content: dict[str, Any]) -> None:
         raise UserError(f"cannot write the checkpoint {path}: {error}; an older one there is intact") from error
 
 
-def read_checkpoint(path: str | Path, expected_model: str = "") -> dict[str, Any]:
-    """Read a checkpoint of this project, of either kind, on the CPU.
-
-    Args:
-        path: the file.
-        expected_model: the model that the configuration builds; empty: any.
-
-    Raises:
-        UserError: the file is missing, truncated, not a checkpoint, or of a different model.
-    """
-    return check_content(read_content(path), path, expected_model)
-
-
 def read_content(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint file of any kind, memory-mapped: a safetensors file or a dict written by ``torch.save``.
 
@@ -141,10 +125,8 @@ def check_content(content: dict[str, Any], path: str | Path, expected_model: str
     """
     if content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project ({FORMAT})")
-    if not is_state(content.get("weights")):
-        raise UserError(f"{path} holds no weights; main.py did not write it")
-    if not content.keys() >= {"model", "config"}:
-        raise UserError(f"{path} does not say with which options it was made; main.py did not write it")
+    if not is_state(content.get("weights")) or not content.keys() >= {"model", "config"}:
+        raise UserError(f"{path} lacks the weights, or the options it was made with; main.py did not write it")
     content = {"frozen": {}, **content}
     for key, kind in _TYPES.items():
         if key in content and not isinstance(content[key], kind):
@@ -412,11 +394,8 @@ def _link(source: Path, target: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    try:
-        with atomic_path(target) as temporary:
-            try:
-                os.link(source, temporary)
-            except OSError:
-                shutil.copyfile(source, temporary)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}; {source} is intact") from error
+    with atomic_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)

@@ -193,7 +193,7 @@ def _draw_masks(frame: Picture, masks: np.ndarray, colours: Sequence[Colour], li
         line: width in pixels.
         seam: width of the dark line below, which makes the outline visible on any background.
     """
-    shown = [i for i in range(len(masks)) if masks[i].any()]
+    shown = [i for i, mask in enumerate(masks) if mask.any()]
     picture = np.where(np.logical_or.reduce(masks)[..., None], frame, cv2.convertScaleAbs(frame, alpha=SHADE))
     for i in shown:
         tinted = cv2.addWeighted(picture, 1 - TINT, np.full_like(picture, colours[i]), TINT, 0)
@@ -568,11 +568,8 @@ def write_picture(path: Path, picture: Picture) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    try:
-        with atomic_path(path) as temporary:
-            Image.fromarray(picture).save(temporary, compress_level=3)  # three times as fast at the same size
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
+    with atomic_path(path) as temporary:
+        Image.fromarray(picture).save(temporary, compress_level=3)  # three times as fast at the same size
 
 
 def _resized(picture: Picture, size: Size) -> Picture:

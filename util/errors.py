@@ -89,18 +89,16 @@ class Parser(argparse.ArgumentParser):
 
 def unknown_flag(flag: str, names: Sequence[str]) -> str:
     """The message for a flag that is none of ``names`` (without dashes)."""
-    near = nearest_flag(flag.lstrip("-").replace("-", "_"), names) or nearest(flag.lstrip("-"), names)
+    plain = flag.lstrip("-")
+    name = plain.replace("-", "_")
+    begins = next((known for known in names if name.startswith(known)), None)  # as ``output_dir`` begins with ``out``
+    near = nearest(name, names) or begins or nearest(plain, names)
     return f"unknown flag {flag}" + (f"; did you mean --{near}?" if near else "; see --help")
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:
     """The known name closest to a mistyped one, or None."""
     return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.6)), None)
-
-
-def nearest_flag(name: str, names: Sequence[str]) -> str | None:
-    """The known flag closest to ``name``, else one that begins with it, as ``output_dir`` does with ``out``."""
-    return nearest(name, names) or next((known for known in names if name.startswith(known)), None)
 
 
 def help_asked() -> bool:

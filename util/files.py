@@ -46,25 +46,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     it was. The suffix of ``path`` is kept, because encoders choose their format by it.
 
     Raises:
-        UserError: the folder cannot be made or written, or ``path`` is a folder itself.
+        UserError: ``path`` cannot be written, or is a folder. Every ``OSError`` of the block counts as such, but for a
+            ``FileNotFoundError``, which is about a file that the block reads.
     """
     path = Path(path)
-    try:
+    temporary = path.with_name(f".{path.stem[:80]}.{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    with _reported(path):
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder; remove it, or choose another output folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-    except (NotADirectoryError, FileExistsError) as error:
-        raise UserError(f"cannot write {path}: a part of its folder is a file; choose another output folder") from error
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
-    temporary = path.with_name(f".{path.stem[:80]}.{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except PermissionError as error:
-        raise UserError(f"cannot write {path}: permission denied; choose another output folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -79,28 +74,33 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     staging = path.with_name(f".{path.name[:80]}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     old = staging.with_name(f"{staging.name}.old")
-    try:
+    with _reported(path):
         try:
             staging.mkdir(parents=True)
-        except (NotADirectoryError, FileExistsError) as error:
-            raise UserError(
-                f"cannot write {path}: a part of its folder is a file; choose another output folder"
-            ) from error
-        yield staging
-        if path.exists():
-            path.rename(old)  # rather than removed: half a folder may be mistaken for a whole one
-        staging.rename(path)
+            yield staging
+            if path.exists():
+                path.rename(old)  # rather than removed: half a folder may be mistaken for a whole one
+            staging.rename(path)
+        finally:
+            if old.exists() and not path.exists():  # interrupted between the two renames
+                old.rename(path)
+            for left in (staging, old):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Report in one sentence that ``path`` cannot be written."""
+    try:
+        yield
     except OSError as error:
-        first = (
-            error.args[0][0][-1] if isinstance(error, shutil.Error) else error
-        )  # the first of many errors, for a copied tree
+        if isinstance(error, FileNotFoundError) and path.parent.is_dir():  # about a file that the block reads
+            raise
+        first = error.args[0][0][-1] if isinstance(error, shutil.Error) else error  # of many, for a copied tree
         reason = getattr(first, "strerror", None) or first
+        if isinstance(error, (NotADirectoryError, FileExistsError)):
+            reason = "a part of its folder is a file"
         raise UserError(f"cannot write {path}: {reason}; choose another output folder") from error
-    finally:
-        if old.exists() and not path.exists():  # interrupted between the two renames
-            old.rename(path)
-        for left in (staging, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def is_unfinished(path: Path) -> bool:
@@ -121,12 +121,9 @@ def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
         UserError: the file cannot be written.
     """
     text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
-    try:
-        with atomic_path(path) as temporary:
-            # The name of a folder may hold bytes that are not text; a record of it must not fail.
-            temporary.write_text(text, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
+    with atomic_path(path) as temporary:
+        # The name of a folder may hold bytes that are not text; a record of it must not fail.
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def read_json(path: str | Path, what: str) -> Any:

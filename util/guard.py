@@ -9,17 +9,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn, Self
 
 import torch
 import torch.distributed as dist
 
+from util.checkpoint import write_pickle
 from util.distributed import gather_objects, is_main, rank, world_size
 from util.errors import RunError, Stopped, UserError
-from util.run_log import Meter, Step, save_batches
+from util.run_log import Meter, Step
 
 ROOT = Path(__file__).resolve().parents[1]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -32,7 +34,6 @@ FAREWELL = 30.0  # seconds that a process which fails beside others has to end b
 GRACE = 5.0  # seconds for which a process that lost its peers lets the one that failed report first
 LOST = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "nccl", "gloo")
 """Parts of the messages that collectives fail with when another process is gone."""
-GO, STOP, FAULT = 0, 1, 2
 
 
 class Guard:
@@ -74,9 +75,7 @@ class Guard:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=LONG_WAIT))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
                 try:
@@ -131,11 +130,11 @@ class Guard:
             fault: whether this process met one.
             now: wait for the answer about this step.
         """
-        word = FAULT if fault else STOP if self.received else GO
+        stop = bool(self.received) and not fault
         if self._group is None:
-            return word == STOP, word == FAULT
+            return stop, fault
         answer = self._answer()
-        flags = torch.tensor([word == STOP, word == FAULT], dtype=torch.int32)
+        flags = torch.tensor([stop, fault], dtype=torch.int32)
         self._asked = dist.all_reduce(flags, dist.ReduceOp.MAX, self._group, async_op=True), flags
         if now:
             answer = answer | self._answer()
@@ -189,12 +188,14 @@ class Guard:
         )
 
     def _keep(self, fault: Step) -> str:
-        """Save the batches of a step, and say where they are."""
+        """Save the batches of a step for ``torch.load(weights_only=True)``, and say where they are."""
         if self.folder is None or not fault.batches:
             return ""
         path = self.folder / f"not_finite_step_{fault.number:06d}_process_{rank()}.pt"
+        batches = [{entry.name: getattr(batch, entry.name) for entry in fields(batch)} for batch in fault.batches]
+        content = {"step": fault.number, "clips": fault.clips, "terms": fault.terms, "batches": batches}
         try:
-            save_batches(path, fault, process=rank(), processes=world_size(), **self.about)
+            write_pickle(path, {**content, "process": rank(), "processes": world_size(), **self.about})
         except UserError as error:
             return f"its batch is lost ({error}); "
         return f"its batch is in {path}; "

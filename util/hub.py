@@ -29,11 +29,6 @@ SUFFIXES = (".pth", ".safetensors")
 SECONDS = 10  # timeout of the first request to the hub
 
 
-def without_scheme(source: str) -> str:
-    """A local folder or hub id without ``hf://``, as the libraries expect it."""
-    return source.removeprefix(HUB)
-
-
 def checkpoint_path(source: str, flag: str) -> Path:
     """Find the file of a checkpoint, and download it from the hub if necessary.
 
@@ -119,9 +114,7 @@ def only_cached(repo: str, file: str, flag: str) -> bool:
             HfApi().model_info(repo, timeout=SECONDS)
         except (RepositoryNotFoundError, HFValidationError):
             raise
-        except (
-            Exception
-        ) as error:  # no network: the HTTP library, the hub's library and the system raise different kinds
+        except Exception as error:  # no network, for which the libraries and the system raise different kinds
             if cached_revision(repo, file) is None:
                 raise _unreachable(repo, flag) from error
             return True
@@ -156,7 +149,7 @@ def _list_files(repo: str, revision: str | None) -> list[str]:
         return [file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()]
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
-    except Exception:  # no network: the HTTP library, the hub's library and the system raise different kinds
+    except Exception:  # no network
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 

@@ -164,22 +164,6 @@ def shape_scores(gt: Shape, pred: Shape) -> tuple[float, float]:
 # J and F of a sequence
 
 
-def expression_scores(gt_masks: np.ndarray, pred: np.ndarray) -> tuple[float, float]:
-    """Compute J and F of one expression, the means over its frames.
-
-    Args:
-        gt_masks: bool ``[T, H, W]``, the ground truth (empty where the object is not visible).
-        pred: bool ``[T, H, W]``, the predicted masks.
-
-    Returns:
-        (J, F), each 0…1.
-    """
-    assert gt_masks.shape == pred.shape and gt_masks.ndim == 3 and len(gt_masks), (gt_masks.shape, pred.shape)
-    pairs = zip(gt_masks.astype(bool, copy=False), pred.astype(bool, copy=False), strict=True)
-    j, f = np.mean([shape_scores(Shape.of(gt), Shape.of(mask)) for gt, mask in pairs], axis=0)
-    return float(j), float(f)
-
-
 def fixed_scores(frames: Iterable[tuple[np.ndarray, np.ndarray]], objects: int) -> tuple[np.ndarray, np.ndarray]:
     """Compute J and F with fixed identities: object k of the ground truth against id k of the prediction.
 

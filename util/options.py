@@ -198,13 +198,13 @@ def read_yaml(cls: type, path: str | Path) -> Options:
     options, where = _read_file(cls, path, f"the config file {path} is missing; the project's own are in configs/")
     chain = [path]
     while BASE in options:
-        named = chain[-1].parent / home_expanded(options.pop(BASE))
-        if any(_same(named, file) for file in chain):
-            raise UserError(f"{where} names {named}, whose base is this file again; remove one of the two")
+        named = chain[-1].parent / home_expanded(text_of(options.pop(BASE), where))
         missing = f"the config file {named} is missing, which {where} names; the path is relative to {chain[-1].parent}"
+        below, below_where = _read_file(cls, named, missing)
+        if named.resolve() in [file.resolve() for file in chain]:
+            raise UserError(f"{where} names {named}, whose base is this file again; remove one of the two")
         chain.append(named)
-        below, where = _read_file(cls, named, missing)
-        options = {**below, **options}
+        options, where = {**below, **options}, below_where
     return options
 
 
@@ -273,11 +273,6 @@ def _choices(rule: Rule) -> list[str]:
 def shown(value: Any) -> str:
     """A value for a message, shortened if it is long."""
     return "null" if value is None else reprlib.repr(list(value) if isinstance(value, tuple) else value)
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether two paths lead to the same file."""
-    return one.resolve() == other.resolve()
 
 
 def _read_file(cls: type, path: Path, missing: str) -> tuple[Options, str]:

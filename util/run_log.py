@@ -14,10 +14,9 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import psutil
@@ -25,7 +24,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from util.checkpoint import write_pickle
 from util.device import device_name
 from util.distributed import average_over_processes, gather_objects
 from util.drawing import Picture
@@ -59,6 +57,9 @@ class RunLog:
         writers: further places to log to; they are closed with the log.
         sample: draws a clip of the last step, or returns None.
         sample_every: steps between two such pictures; 0: none.
+
+    Attributes:
+        speed: counts the steps and the time spent waiting for batches.
 
     Raises:
         UserError: the logs cannot be written.
@@ -105,15 +106,6 @@ class RunLog:
             file=sys.stdout,
             disable=not sys.stdout.isatty(),  # in a file, the lines alone
         )
-
-    @property
-    def step(self) -> int:
-        """Number of steps done."""
-        return self.speed.step
-
-    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """Yield the same batches, and count the time until each arrives as waiting."""
-        return self.speed.timed(batches)
 
     def advance(self, clips: int = 0, frames: int = 0) -> None:
         """Count one step of this process."""
@@ -163,9 +155,7 @@ class RunLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.active:
             self.bar.close()
             for writer in self.writers:
@@ -419,7 +409,7 @@ class Step:
         values: float32 ``[2, terms]``, on the CPU: of this process, and means over all processes; valid when
             ``ready``.
         copied: on CUDA, the event that follows the copy.
-        batches: of the step, kept until it is known to be finite.
+        batches: of the step, as dataclasses, kept until it is known to be finite.
     """
 
     number: int
@@ -507,21 +497,6 @@ class Meter:
         return dict(zip(names, means, strict=True))
 
 
-def save_batches(path: Path, step: Step, **about: Any) -> None:
-    """Write the batches of a step as plain values and tensors, readable by ``torch.load(weights_only=True)``.
-
-    Args:
-        path: the file.
-        step: with its batches, which are dataclasses.
-        about: further entries.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    batches = [{entry.name: getattr(batch, entry.name) for entry in fields(batch)} for batch in step.batches]
-    write_pickle(path, {"step": step.number, "clips": step.clips, "terms": step.terms, **about, "batches": batches})
-
-
 class RunSummary:
     """``run.json``: how each session of a run was started, and how it ended. A resumed run keeps its id.
 
@@ -577,9 +552,7 @@ class RunSummary:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not self.session:
             return
         self.session |= {**how_it_ended(error), "ended": _now(), "step": self.last_step()}

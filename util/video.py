@@ -676,8 +676,6 @@ def open_video(path: Path, rate: Fraction, sound: Sound | None = None) -> Iterat
             writer = VideoWriter(container, rate, sound)
             yield writer
             writer.finish()
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another output folder") from error
     except av.FFmpegError as error:  # for example a size that H.264 does not support
         raise UserError(f"cannot write {path} as a video: {error.strerror or error}") from error
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,24 +64,34 @@ class ToySummary:
     """Counts of a set. ``created`` is False if the set existed already; ``size`` is in bytes."""
 
     created: bool
-    size: int = 0
-    videos: dict[str, int] = field(default_factory=dict)
-    expressions: dict[str, int] = field(default_factory=dict)
-    kinds: dict[str, dict[str, int]] = field(default_factory=dict)
+    size: int
+    videos: dict[str, int]
+    expressions: dict[str, int]
+    kinds: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
 class ToyParameters:
-    """The parameters that determine the content of a set."""
+    """The parameters that determine the content of a set.
 
-    num_train: int
-    num_valid: int
-    num_test: int
-    frames: int
-    height: int
-    width: int
-    seed: int
-    kinds: tuple[str, ...]
+    Args:
+        num_train, num_valid, num_test: videos per split.
+        frames: per video; height, width: in pixels.
+        kinds: kinds of sentences, some of KINDS.
+        negatives: sentences per video that refer to nothing in it. The other sentences do not depend on them.
+
+    Raises:
+        UserError: a parameter is out of range.
+    """
+
+    num_train: int = 400
+    num_valid: int = 40
+    num_test: int = 4
+    frames: int = 8
+    height: int = 64
+    width: int = 96
+    seed: int = 0
+    kinds: tuple[str, ...] = KINDS
     negatives: int = 0
 
     def __post_init__(self) -> None:
@@ -111,40 +120,22 @@ class ToyParameters:
         return values if self.negatives else {key: value for key, value in values.items() if key != "negatives"}
 
 
-def make_toy(
-    root: str | Path,
-    *,
-    num_train: int = 400,
-    num_valid: int = 40,
-    num_test: int = 4,
-    frames: int = 8,
-    height: int = 64,
-    width: int = 96,
-    seed: int = 0,
-    kinds: Sequence[str] | None = None,
-    negatives: int = 0,
-    workers: int = 1,
-    force: bool = False,
-) -> ToySummary:
+def make_toy(root: str | Path, *, workers: int = 1, force: bool = False, **options: Any) -> ToySummary:
     """Write the toy benchmark below ``root``.
 
     A video depends only on the seed, its split, its index and the parameters of a video, so a larger set begins with
     the smaller one. A finished set with the same parameters is kept; an unfinished one is made again.
 
     Args:
-        frames: per video; height, width: in pixels.
-        kinds: kinds of sentences, some of KINDS; None for all.
-        negatives: sentences per video that refer to nothing in it. The other sentences do not depend on them.
+        root: folder of the set.
         workers: number of processes; 1 uses the calling one.
         force: replace a toy set with other parameters, and one whose files have another total size than when written.
+        options: fields of ``ToyParameters``.
 
     Raises:
         UserError: a parameter is out of range, or ``root`` holds another set or other files.
     """
-    root = Path(root)
-    parameters = ToyParameters(
-        num_train, num_valid, num_test, frames, height, width, seed, KINDS if kinds is None else tuple(kinds), negatives
-    )
+    root, parameters = Path(root), ToyParameters(**options)
     try:
         with sole_run(root):
             return _examine(root, parameters, force) or _write_set(root, parameters, workers)
@@ -155,15 +146,22 @@ def make_toy(
 def _write_set(root: Path, parameters: ToyParameters, workers: int) -> ToySummary:
     """Write everything, the complete stamp last."""
     write_json(root / STAMP, {"parameters": parameters.identity})
-    summary = ToySummary(created=True)
     jobs = [(split, index) for split, count in parameters.counts.items() for index in range(count)]
-    results = dict(zip(jobs, map_videos(partial(_write_video, root, parameters), jobs, workers), strict=True))
-    documents = {split: _write_meta(root, split, parameters, results, summary) for split in SPLITS}
+    results = map_videos(partial(_write_video, root, parameters), jobs, workers)
+    documents: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
+    looks: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
+    for (split, index), (described, objects) in zip(jobs, results, strict=True):
+        documents[split][_video_name(split, index)] = described
+        looks[split][_video_name(split, index)] = {"objects": objects}
+    for split in ("train", "valid"):
+        write_json(root / split / "meta.json", {"videos": looks[split]})
     # As in the real challenge, the valid file also lists the test videos, and test sentences have no answers.
     test = {name: _without_answers(video) for name, video in documents["test"].items()}
     for split, videos in {**documents, "valid": documents["valid"] | test, "test": test}.items():
         write_json(root / "meta_expressions" / split / "meta_expressions.json", {"videos": videos})
-    summary.size = _size(root)
+    kinds = {split: _count(videos, parameters) for split, videos in documents.items()}
+    sentences = {split: sum(counts.values()) for split, counts in kinds.items()}
+    summary = ToySummary(True, _size(root), dict(parameters.counts), sentences, kinds)
     content = {key: value for key, value in asdict(summary).items() if key != "created"}
     write_json(root / STAMP, {"parameters": parameters.identity, "content": content})
     return summary
@@ -244,26 +242,11 @@ def _write_video(root: Path, parameters: ToyParameters, job: tuple[str, int]) ->
     return describe_video(video, names)
 
 
-def _write_meta(
-    root: Path,
-    split: str,
-    parameters: ToyParameters,
-    results: dict[tuple[str, int], tuple[dict, dict]],
-    summary: ToySummary,
-) -> dict[str, Any]:
-    """Write ``meta.json`` of a split and count its content; return its part of the expressions file."""
-    named = {_video_name(split, index): results[split, index] for index in range(parameters.counts[split])}
-    if split != "test":
-        write_json(
-            root / split / "meta.json", {"videos": {name: {"objects": looks} for name, (_, looks) in named.items()}}
-        )
-    expressions = {name: described for name, (described, _) in named.items()}
-    kinds = Counter(item["kind"] for video in expressions.values() for item in video["expressions"].values())
-    summary.videos[split] = len(named)
-    summary.expressions[split] = kinds.total()
+def _count(videos: dict[str, Any], parameters: ToyParameters) -> dict[str, int]:
+    """Number of sentences of each kind."""
+    counts = Counter(item["kind"] for video in videos.values() for item in video["expressions"].values())
     listed = (*parameters.kinds, NEGATIVE) if parameters.negatives else parameters.kinds
-    summary.kinds[split] = {kind: kinds[kind] for kind in listed}
-    return expressions
+    return {kind: counts[kind] for kind in listed}
 
 
 def describe_video(video: ToyVideo, frame_names: list[str]) -> tuple[dict, dict]:

@@ -29,7 +29,7 @@ from transformers import logging as transformers_logging
 from models.diffusion.unet import TapUNet3D
 from models.diffusion.vae import VAEEncoder
 from util.errors import UserError
-from util.hub import only_cached, without_scheme
+from util.hub import HUB, only_cached
 
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 DEFAULT_TEXT_ENCODER = "roberta-base"
@@ -64,15 +64,12 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
         UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
     sources = part_sources(pretrained, image_encoder, text_encoder)
-    pretrained, image_encoder, text_encoder = (sources[p] for p in ("unet", "image_encoder", "sentence_encoder"))
-
     _quiet_loading()
-    t2v = _find(pretrained, "--pretrained", "unet/")
+    t2v = _find(sources["unet"], "--pretrained", "unet/")
     scheduler = _part("scheduler", t2v, DDIMScheduler.from_pretrained, subfolder="scheduler")
-    images = _find(image_encoder, "--image_encoder")
-    sentence_encoder, sentence_tokenizer = _sentence_encoder(
-        text_encoder
-    )  # before the large parts, so that a mistake shows early
+    images = _find(sources["image_encoder"], "--image_encoder")
+    # Before the large parts, so that a mistake shows early.
+    sentence_encoder, sentence_tokenizer = _sentence_encoder(sources["sentence_encoder"])
     wide = {"dtype": torch.float32}
     stack = FrozenStack(
         unet=_weights("UNet", t2v, TapUNet3D.from_pretrained, subfolder="unet", **wide),
@@ -86,12 +83,12 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
         sentence_tokenizer=sentence_tokenizer,
         signal_rate=float(scheduler.alphas_cumprod[0]),
     )
-    _check_tokenizer(stack.tokenizer, stack.text_encoder.config, f"{pretrained}/tokenizer", "--pretrained")
-    if stack.tokenizer.model_max_length > stack.text_encoder.config.max_position_embeddings:
+    config, where = stack.text_encoder.config, f"{t2v.name}/tokenizer"
+    _check_tokenizer(stack.tokenizer, config, where, t2v.flag)
+    if stack.tokenizer.model_max_length > config.max_position_embeddings:
         raise UserError(
-            f"the tokenizer of {pretrained}/tokenizer does not limit a text to the "
-            f"{stack.text_encoder.config.max_position_embeddings} tokens of its encoder; tokenizer_config.json may be "
-            "missing there; give a complete folder or hub id with --pretrained"
+            f"the tokenizer of {where} does not limit a text to the {config.max_position_embeddings} tokens of its "
+            f"encoder; tokenizer_config.json may be missing there; give a complete folder or hub id with {t2v.flag}"
         )
     return stack
 
@@ -126,7 +123,7 @@ def part_sources(pretrained: str, image_encoder: str = "", text_encoder: str = "
     """
     image_encoder = image_encoder or _beside(pretrained, "clip", DEFAULT_IMAGE_ENCODER)
     text_encoder = text_encoder or _beside(pretrained, "roberta", DEFAULT_TEXT_ENCODER)
-    stack, image, sentence = (without_scheme(source) for source in (pretrained, image_encoder, text_encoder))
+    stack, image, sentence = (source.removeprefix(HUB) for source in (pretrained, image_encoder, text_encoder))
     return {"unet": stack, "vae": stack, "text_encoder": stack, "image_encoder": image, "sentence_encoder": sentence}
 
 
@@ -187,16 +184,6 @@ def load_stock_parts(pretrained: str, text_encoder: str = "") -> StockParts:
     sentences = sentence_encoder.state_dict()
     sentences.update({name: torch.zeros_like(sentences[name]) for name in info["missing_keys"]})
     return StockParts(unet.state_dict(), vae.state_dict(), sentences)
-
-
-def empty_stock_parts(folder: str | Path) -> StockParts:
-    """``load_stock_parts`` on the meta device, from the configuration files that ``empty_stack`` reads."""
-    folder = Path(folder)
-    with torch.device("meta"):
-        unet = UNet3DConditionModel.from_config(UNet3DConditionModel.load_config(folder / "unet"))
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
-        roberta = RobertaModel(RobertaConfig.from_pretrained(folder / "roberta"), add_pooling_layer=True)
-    return StockParts(unet.state_dict(), vae.state_dict(), roberta.state_dict())
 
 
 @dataclass(frozen=True)

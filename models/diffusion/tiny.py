@@ -21,8 +21,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
@@ -50,36 +49,34 @@ STAMP = "tiny_stack.json"
 VERSION = 1
 """Raised whenever the same parameters make other files."""
 
-
-CLIP_LENGTH = 77
 ROBERTA_LENGTH = 512
 
-WORDS_BY_KIND = {
-    "function": "a an the this that these those and or of to in on at by with from into onto for as its it his her "
-    "their he she they him them who which while when then there is are was be being has have not no other another "
-    "each both one two three four five six seven eight nine ten first second third last all only same someone",
-    "colour": "red green blue yellow orange purple pink brown black white grey gray cyan magenta golden silver beige "
-    "violet turquoise dark light bright pale colourful colored striped spotted plain colour color",
-    "shape": "square circle triangle rectangle ellipse diamond star cross ring pentagon hexagon disc ball box cube "
-    "shape object thing round flat oval line arrow heart moon",
-    "size": "small large big tiny huge little tall short long wide narrow thin thick medium smaller larger bigger "
-    "smallest largest biggest taller shorter longer size",
-    "motion": "moving moves move going goes go turning turns turn rotating spinning still standing stands staying "
-    "stationary static fast slow quickly slowly faster slower upward upwards downward downwards leftward "
-    "leftwards rightward rightwards forward backward around across away towards toward through along back up down "
-    "left right top bottom motion running walking jumping riding flying swimming sitting lying holding carrying eating "
-    "playing throwing catching driving falling climbing dancing looking facing wearing kicking hitting pushing "
-    "pulling following passing crossing entering leaving stopping starting bouncing sliding rolling diagonally",
-    "relation": "above below under over behind before front beside near next between inside outside closest nearest "
-    "farthest far side middle center centre corner edge opposite than more most less least leftmost rightmost",
-    "thing": "man woman person people boy girl child kid baby lady guy player rider dog cat horse cow sheep bird duck "
-    "fish elephant giraffe zebra lion tiger bear panda monkey rabbit snake turtle fox deer goat pig mouse parrot "
-    "car bus truck train bike bicycle motorbike motorcycle boat ship plane airplane skateboard surfboard scooter "
-    "shirt t-shirt pants jeans dress hat cap jacket coat shoes helmet glasses bag backpack umbrella hand hands arm "
-    "leg head face hair tail wing body racket bat ball frisbee rope stick phone camera cup bottle bowl plate "
-    "knife chair table bed sofa tree grass road street wall floor ground water sea river snow sand sky field "
-    "house door window background animal vehicle video",
-}
+_WORDS = (
+    "a an the this that these those and or of to in on at by with from into onto for as its it his her their he she "
+    "they him them who which while when then there is are was be being has have not no other another each both one "
+    "two three four five six seven eight nine ten first second third last all only same someone red green blue "
+    "yellow orange purple pink brown black white grey gray cyan magenta golden silver beige violet turquoise dark "
+    "light bright pale colourful colored striped spotted plain colour color square circle triangle rectangle ellipse "
+    "diamond star cross ring pentagon hexagon disc ball box cube shape object thing round flat oval line arrow heart "
+    "moon small large big tiny huge little tall short long wide narrow thin thick medium smaller larger bigger "
+    "smallest largest biggest taller shorter longer size moving moves move going goes go turning turns turn rotating "
+    "spinning still standing stands staying stationary static fast slow quickly slowly faster slower upward upwards "
+    "downward downwards leftward leftwards rightward rightwards forward backward around across away towards toward "
+    "through along back up down left right top bottom motion running walking jumping riding flying swimming sitting "
+    "lying holding carrying eating playing throwing catching driving falling climbing dancing looking facing wearing "
+    "kicking hitting pushing pulling following passing crossing entering leaving stopping starting bouncing sliding "
+    "rolling diagonally above below under over behind before front beside near next between inside outside closest "
+    "nearest farthest far side middle center centre corner edge opposite than more most less least leftmost "
+    "rightmost man woman person people boy girl child kid baby lady guy player rider dog cat horse cow sheep bird "
+    "duck fish elephant giraffe zebra lion tiger bear panda monkey rabbit snake turtle fox deer goat pig mouse "
+    "parrot car bus truck train bike bicycle motorbike motorcycle boat ship plane airplane skateboard surfboard "
+    "scooter shirt t-shirt pants jeans dress hat cap jacket coat shoes helmet glasses bag backpack umbrella hand "
+    "hands arm leg head face hair tail wing body racket bat frisbee rope stick phone camera cup bottle bowl plate "
+    "knife chair table bed sofa tree grass road street wall floor ground water sea river snow sand sky field house "
+    "door window background animal vehicle video"
+)
+WORDS = tuple(_WORDS.split())
+"""Words that referring expressions are mostly made of; the tokenizers learn them."""
 
 BRANCH_ENDS = (
     *("conv2.weight", "conv4.3.weight", "proj_out.weight", "to_out.0.weight", "ff.net.2.weight"),  # diffusers
@@ -112,7 +109,7 @@ class TinySizes:
     """Of the VAE's latents, which the UNet takes and predicts."""
     text_width: int = 64
     """Width of the diffusion text encoder and of the UNet's cross-attention."""
-    text_tokens: int = CLIP_LENGTH
+    text_tokens: int = 77
     """Tokens of a text for the diffusion text encoder."""
     image_width: int = 64
     image_size: int = 224
@@ -153,9 +150,10 @@ def make_tiny_stack(
     chosen = TinySizes(**sizes)
     parameters = json.loads(json.dumps({"version": VERSION, "seed": seed, **asdict(chosen)}))
     parameters["sentences"] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / STAMP).is_file():
-            raise UserError(f"{folder} is not a tiny stack; choose a new or empty folder")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names or folder.is_file():
+        if STAMP not in names or names - {*PARTS, STAMP}:
+            raise UserError(f"{folder} holds something other than a tiny stack; choose a new or empty folder")
         if read_json(folder / STAMP, "the parameters of a tiny stack")["parameters"] == parameters:
             return folder
         if not force:
@@ -166,10 +164,11 @@ def make_tiny_stack(
     return folder
 
 
+@torch.no_grad()
 def _write_parts(folder: Path, texts: list[str], seed: int, sizes: TinySizes) -> None:
     """Write every subfolder of the stack."""
-    clip_tokens = write_clip_tokenizer(folder / "tokenizer", texts, sizes.max_tokens, sizes.text_tokens)
-    sentence_tokens = write_roberta_tokenizer(folder / "roberta", texts, sizes.max_tokens)
+    clip_tokens = _write_clip_tokenizer(folder / "tokenizer", texts, sizes.max_tokens, sizes.text_tokens)
+    sentence_tokens = _write_roberta_tokenizer(folder / "roberta", texts, sizes.max_tokens)
     scheduler: Any = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -180,27 +179,23 @@ def _write_parts(folder: Path, texts: list[str], seed: int, sizes: TinySizes) ->
     )
     scheduler.save_pretrained(folder / "scheduler")
     CLIPImageProcessor().save_pretrained(folder / "clip")
-    with torch.random.fork_rng(devices=[]), _no_progress_bars():  # building a model draws its initial weights
-        models: dict[str, Any] = {
-            "unet": _unet(sizes),
-            "vae": _vae(sizes),
-            "text_encoder": CLIPTextModel(_text_config(sizes, clip_tokens)),
-            "clip": CLIPVisionModelWithProjection(_image_config(sizes)),
-            "roberta": RobertaModel(_sentence_config(sizes, sentence_tokens)),
-        }
-        for part, model in models.items():
-            randomise(model, part, seed)
-            weights = model.state_dict()
+    transformers_logging.disable_progress_bar()
+    with torch.random.fork_rng(devices=[]):  # building a model draws its initial weights
+        for part, model in _models(sizes, clip_tokens, sentence_tokens).items():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(random_weight(part, name.removeprefix("text_model."), parameter.shape, seed))
+            options = {}
             if part == "text_encoder":
                 # transformers 5 drops this prefix from its names; with it, as published, version 4 reads them too.
-                weights = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in weights.items()}
-                model.save_pretrained(folder / part, state_dict=weights)
-            else:
-                model.save_pretrained(folder / part)
+                state = {name.removeprefix("text_model."): value for name, value in model.state_dict().items()}
+                options["state_dict"] = {f"text_model.{name}": value for name, value in state.items()}
+            model.save_pretrained(folder / part, **options)
 
 
-def _unet(sizes: TinySizes) -> UNet3DConditionModel:
-    return UNet3DConditionModel(
+def _models(sizes: TinySizes, clip_tokens: int, sentence_tokens: int) -> dict[str, Any]:
+    """The models by subfolder, with the initial weights of the libraries."""
+    levels, layers = len(sizes.vae_channels), {"num_hidden_layers": sizes.encoder_layers, "num_attention_heads": 4}
+    unet = UNet3DConditionModel(
         sample_size=32,
         in_channels=sizes.latent_channels,
         out_channels=sizes.latent_channels,
@@ -209,11 +204,7 @@ def _unet(sizes: TinySizes) -> UNet3DConditionModel:
         attention_head_dim=sizes.head_dim,
         cross_attention_dim=sizes.text_width,
     )
-
-
-def _vae(sizes: TinySizes) -> AutoencoderKL:
-    levels = len(sizes.vae_channels)
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=sizes.vae_channels,
@@ -222,75 +213,46 @@ def _vae(sizes: TinySizes) -> AutoencoderKL:
         latent_channels=sizes.latent_channels,
         sample_size=64,
     )
-
-
-def _text_config(sizes: TinySizes, tokens: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=tokens,
+    text = CLIPTextConfig(
+        vocab_size=clip_tokens,
         hidden_size=sizes.text_width,
         intermediate_size=4 * sizes.text_width,
-        num_hidden_layers=sizes.encoder_layers,
-        num_attention_heads=4,
         max_position_embeddings=sizes.text_tokens,
         projection_dim=sizes.text_width // 2,
         hidden_act="gelu",
-        bos_token_id=tokens - 2,
-        eos_token_id=tokens - 1,
+        bos_token_id=clip_tokens - 2,
+        eos_token_id=clip_tokens - 1,
         pad_token_id=0,
+        **layers,
     )
-
-
-def _image_config(sizes: TinySizes) -> CLIPVisionConfig:
-    return CLIPVisionConfig(
+    image = CLIPVisionConfig(
         hidden_size=sizes.image_width,
         intermediate_size=2 * sizes.image_width,
-        num_hidden_layers=sizes.encoder_layers,
-        num_attention_heads=4,
         image_size=sizes.image_size,
         patch_size=sizes.image_patch,
         projection_dim=sizes.image_width // 2,
         hidden_act="gelu",
+        **layers,
     )
-
-
-def _sentence_config(sizes: TinySizes, tokens: int) -> RobertaConfig:
-    return RobertaConfig(
-        vocab_size=tokens,
+    sentence = RobertaConfig(
+        vocab_size=sentence_tokens,
         hidden_size=sizes.sentence_width,
         intermediate_size=2 * sizes.sentence_width,
-        num_hidden_layers=sizes.encoder_layers,
-        num_attention_heads=4,
         max_position_embeddings=ROBERTA_LENGTH + 2,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
         bos_token_id=0,
         pad_token_id=1,
         eos_token_id=2,
+        **layers,
     )
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-@torch.no_grad()
-def randomise(model: nn.Module, part: str, seed: int) -> None:
-    """Give every parameter of a model its random value, in place.
-
-    Args:
-        model: a model of the stack.
-        part: its subfolder in the stack.
-        seed: of the stack.
-    """
-    for name, parameter in model.named_parameters():
-        parameter.copy_(random_weight(part, name.removeprefix("text_model."), parameter.shape, seed))
+    return {
+        "unet": unet,
+        "vae": vae,
+        "text_encoder": CLIPTextModel(text),
+        "clip": CLIPVisionModelWithProjection(image),
+        "roberta": RobertaModel(sentence),
+    }
 
 
 def random_weight(part: str, name: str, shape: torch.Size, seed: int) -> Tensor:
@@ -368,28 +330,14 @@ def _byte_symbols() -> list[str]:
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def built_in_words() -> list[str]:
-    """The default corpus: the words that referring expressions are mostly made of, without repetition."""
-    return list(dict.fromkeys(word for words in WORDS_BY_KIND.values() for word in words.split()))
-
-
-def write_clip_tokenizer(folder: Path, sentences: Sequence[str], max_tokens: int, length: int = CLIP_LENGTH) -> int:
-    """Train and write a CLIP tokenizer: lower-casing BPE with ``</w>`` at word ends.
+def _write_clip_tokenizer(folder: Path, sentences: Sequence[str], max_tokens: int, length: int) -> int:
+    """Train and write a CLIP tokenizer: lower-casing BPE with ``</w>`` at word ends. Returns the number of tokens.
 
     The layout is the published one: bytes, bytes that end a word, merges, ``<|startoftext|>``, ``<|endoftext|>``.
     Padding is "!" (id 0), as in the published text-to-video stack.
-
-    Args:
-        folder: where the files go.
-        sentences: text to learn merges from, beside the built-in words.
-        max_tokens: upper limit of the vocabulary, more than 514.
-        length: tokens of a text, 77 as published.
-
-    Returns:
-        The number of tokens; the last two ids are start and end of text.
     """
     symbols, suffix, special = _byte_symbols(), "</w>", ["<|startoftext|>", "<|endoftext|>"]
-    corpus = [text.lower() for text in (*built_in_words(), *sentences)]
+    corpus = [text.lower() for text in (*WORDS, *sentences)]
     merges = _train_merges(corpus, symbols, max_tokens - len(special), suffix)
     tokens = [*symbols, *(symbol + suffix for symbol in symbols), *(left + right for left, right in merges), *special]
     config: dict[str, object] = {
@@ -406,22 +354,15 @@ def write_clip_tokenizer(folder: Path, sentences: Sequence[str], max_tokens: int
     return _write(folder, tokens, merges, config)
 
 
-def write_roberta_tokenizer(folder: Path, sentences: Sequence[str], max_tokens: int) -> int:
+def _write_roberta_tokenizer(folder: Path, sentences: Sequence[str], max_tokens: int) -> int:
     """Train and write a RoBERTa tokenizer: byte-level BPE in which a space belongs to the word after it.
 
     The layout is the published one: ``<s>``, ``<pad>``, ``</s>``, ``<unk>`` (ids 0…3), bytes, merges, ``<mask>``.
-
-    Args:
-        folder: where the files go.
-        sentences: text to learn merges from, beside the built-in words.
-        max_tokens: upper limit of the vocabulary, more than 261.
-
-    Returns:
-        The number of tokens.
+    Returns the number of tokens.
     """
     symbols, special = _byte_symbols(), ["<s>", "<pad>", "</s>", "<unk>"]
     # A word has one spelling at the start of a sentence and another after a space.
-    corpus = [*(prefix + word for word in built_in_words() for prefix in ("", " ")), *sentences]
+    corpus = [*(prefix + word for word in WORDS for prefix in ("", " ")), *sentences]
     merges = _train_merges(corpus, symbols, max_tokens - len(special) - 1, suffix="")
     tokens = [*special, *symbols, *(left + right for left, right in merges), "<mask>"]
     config: dict[str, object] = {

@@ -112,26 +112,20 @@ def backend_for(value: Tensor) -> str:
 
 @cache
 def _choose(device: str, forced: str) -> str:
-    name = forced or next((name for name, kind in KERNELS.items() if kind == device), "torch")
-    if name == "torch":
-        _report(device, "torch")
-        return name
-    if KERNELS[name] != device:
-        raise UserError(f"MSDA_BACKEND={name} runs on {KERNELS[name]}, but the tensors are on {device}; unset it")
-    try:
-        library = build.load(KERNELS[name])
-    except build.BuildError as error:
-        if forced:
-            raise UserError(f"MSDA_BACKEND={name} is not available: {error}") from error
-        _report(device, f"torch, many times slower than {name}: {error}")
-        return "torch"
-    _report(device, f"{name} ({library})")
-    return name
-
-
-def _report(device: str, choice: str) -> None:
+    """Choose the backend for a type of device, load its kernel, and report it once."""
+    name = report = forced or next((name for name, kind in KERNELS.items() if kind == device), "torch")
+    if name in KERNELS:
+        if KERNELS[name] != device:
+            raise UserError(f"MSDA_BACKEND={name} runs on {KERNELS[name]}, but the tensors are on {device}; unset it")
+        try:
+            report = f"{name} ({build.load(KERNELS[name])})"
+        except build.BuildError as error:
+            if forced:
+                raise UserError(f"MSDA_BACKEND={name} is not available: {error}") from error
+            name, report = "torch", f"torch, many times slower than {name}: {error}"
     if is_main():
-        print(f"multi-scale deformable attention on {device}: {choice}", file=sys.stderr, flush=True)
+        print(f"multi-scale deformable attention on {device}: {report}", file=sys.stderr, flush=True)
+    return name
 
 
 @torch.library.custom_op(
