@@ -462,7 +462,7 @@ class _Run:
     def _images(self) -> Iterator[np.ndarray]:
         """Yield the frames for the segmenter, and record their names and times."""
         for frame in self.media.frames():
-            self.frames.append(replace(frame, image=np.empty(0, np.uint8)))
+            self.frames.append(replace(frame, load=partial(np.empty, 0)))
             yield frame.image
 
     def _again(self) -> Iterator[MediaFrame]:

@@ -94,17 +94,18 @@ class MediaFrame:
         time: seconds since the beginning of the file.
         duration: seconds until the next frame of the excerpt.
         name: the stem of the frame's file in a folder of images; otherwise its number in the excerpt, ``00000``.
+        load: converts the image when it is first asked for.
     """
 
     time: Fraction
     duration: Fraction
     name: str
-    _load: Callable[[], np.ndarray]
+    load: Callable[[], np.ndarray]
 
     @cached_property
     def image(self) -> np.ndarray:
         """uint8 RGB ``[H, W, 3]``."""
-        return self._load()
+        return self.load()
 
 
 class Media(ABC):
