@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sentences,
             folder,
             window=options.window,
-            overlap=None if options.overlap == "auto" else int(options.overlap),
+            overlap=options.overlap,
             save_prob=options.save_prob,
             force=options.force,
         )
@@ -256,7 +256,7 @@ def segment_to_folder(
     folder: Path,
     *,
     window: int = WINDOW,
-    overlap: int | None = None,
+    overlap: int | str = "auto",
     threshold: float | None = None,
     score_threshold: float | None = None,
     **output: Any,
@@ -269,7 +269,7 @@ def segment_to_folder(
         sentences: as typed.
         folder: the output folder; see ``run_demo``.
         window: number of frames that the model sees together.
-        overlap: number of frames that two windows share; None: 6, or half of a short window.
+        overlap: number of frames that two windows share; "auto": 6, or half of a short window.
         threshold: mask probability from which a pixel belongs to the object; None: as in
             ``pretrained.options``.
         score_threshold: mean score below which a sentence counts as not found; None: as in ``pretrained.options``.
@@ -285,7 +285,8 @@ def segment_to_folder(
 
     options = pretrained.options
     named = [normalise_sentence(sentence) for sentence in sentences]
-    segmenter = VideoSegmenter(pretrained.model, options, named, window, overlap)
+    shared = None if overlap == "auto" else int(overlap)
+    segmenter = VideoSegmenter(pretrained.model, options, named, window, shared)
     return run_demo(
         media,
         sentences,

@@ -73,7 +73,7 @@ class StopRun(Exception):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until a signal ends it (``argv`` without the program's name; None: the process's own)."""
-    options, given = read_command(argv)
+    options, given, _ = read_options(PageOptions, argv, DESCRIPTION)
     if find_spec("gradio") is None:
         raise UserError("the page needs Gradio, which is not installed; run: bash scripts/setup.sh --web")
     options = dataclasses.replace(options, port=free_port(options.host, options.port))
@@ -86,17 +86,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"note: {note}")
         if options.host not in (LOOPBACK, "localhost", "::1"):
             print(f"note: everyone who can reach {options.host} can use this page", file=sys.stderr)
-        overlap = None if options.overlap == "auto" else int(options.overlap)
-        segment = partial(segment_to_folder, pretrained, window=options.window, overlap=overlap, show=False)
+        window = {"window": options.window, "overlap": options.overlap}
+        segment = partial(segment_to_folder, pretrained, **window, show=False)
         with serve(pretrained, segment, options) as address:
             print(f"serving {address} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
-
-
-def read_command(argv: Sequence[str] | None = None) -> tuple[PageOptions, dict[str, Any]]:
-    """Return the page's options and those of ``Config`` that are set; raise ``UserError`` if a flag is wrong."""
-    options, given, _ = read_options(PageOptions, argv, DESCRIPTION)
-    return options, given
 
 
 def free_port(host: str, port: int) -> int:
@@ -124,9 +118,6 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
         pretrained: the model.
         segment: ``demo.segment_to_folder`` with its model.
         options: of the page.
-
-    Raises:
-        UserError: the port was taken in the meantime.
     """
     running: dict[str, threading.Event] = {}
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
@@ -134,22 +125,19 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
         unproxied = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
         os.environ["no_proxy"] = ",".join(filter(None, (unproxied, options.host, "localhost")))
         page = build_page(pretrained, segment, options, Path(folder), running)
-        try:
-            _, address, _ = page.launch(
-                server_name=f"[{options.host}]" if ":" in options.host else options.host,
-                server_port=options.port,
-                max_file_size=int(options.max_megabytes * 2**20),
-                prevent_thread_lock=True,
-                quiet=True,
-                share=False,
-                ssr_mode=False,
-                mcp_server=False,
-                enable_monitoring=False,
-                run_history=False,
-                footer_links=[],
-            )
-        except OSError as error:
-            raise UserError(f"port {options.port} is in use; choose another --port") from error
+        _, address, _ = page.launch(
+            server_name=f"[{options.host}]" if ":" in options.host else options.host,
+            server_port=options.port,
+            max_file_size=int(options.max_megabytes * 2**20),
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+        )
         try:
             yield address
         finally:
