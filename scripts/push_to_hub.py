@@ -143,9 +143,7 @@ def push(folder: Path, repo: str, private: bool) -> str:
             raise UserError(f"you cannot write to {repo}; log in as its owner with `hf auth login`") from error
         raise UserError(f"the hub refuses {repo}: {str(error).splitlines()[0]}") from error
     except Exception as error:  # without a network, the libraries and the system raise many kinds
-        raise UserError(
-            f"the hub cannot be reached ({type(error).__name__}); check the network, then repeat"
-        ) from error
+        raise UserError(f"the hub cannot be reached ({type(error).__name__}); check the network") from error
     return f"https://huggingface.co/{repo}"
 
 
