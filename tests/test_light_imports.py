@@ -73,6 +73,7 @@ ENTRIES = ("main.py", "inference_ytvos.py", "inference_davis.py", "demo.py")
 def test_help_imports_nothing_heavy(root: Path) -> None:
     """Nor does it run on to what is imported after it was given."""
     sources = {f"scripts.{path.stem}": path.read_text(encoding="utf-8") for path in (root / "scripts").glob("*.py")}
+    del sources["scripts.launch"]  # launch.sh prints its help
     scripts = sorted(name for name, source in sources.items() if "run_cli(main)" in source and "Parser(" in source)
     assert len(scripts) > 10
     run = subprocess.run(

@@ -18,7 +18,7 @@ from datasets.clip import denormalise
 from util import run_log as throughput
 from util.drawing import GAP, LastClip, Picture
 from util.errors import REQUEUE_STATUS, RunError, Stopped, UserError
-from util.run_log import RunLog, RunSummary, Throughput, Wandb, duration, git_state, progress_line
+from util.run_log import RunLog, RunSummary, Throughput, Wandb, git_state, progress_line
 
 TERMS = {"loss": 3.5, "grad_norm": 2.0, "loss_ce": 0.5, "loss_dice_low": 0.25, "loss_ce_0": 0.75, "lr": 1e-4}
 
@@ -61,10 +61,6 @@ def test_speed_waiting_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
         "eta_seconds": pytest.approx(87 * 10 / 3, rel=1e-3),
     }
     assert speed.flush() == {}
-
-
-def test_durations() -> None:
-    assert [duration(s) for s in (0, 42.4, 3723, 183845)] == ["0:00", "0:42", "1:02:03", "2 d 03:04:05"]
 
 
 def test_a_log_line_has_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

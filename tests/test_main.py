@@ -82,7 +82,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(
         main.main()
     told = capsys.readouterr().out
     assert told.count("wrote ") == 1
-    assert told.count("nothing left to train") == 2 and "from step 2, and this run has 1 steps" in told
+    assert told.count("nothing is left to train") == 2 and "from step 2, and this run has 1 steps" in told
     assert not (tmp_path / "other").exists()
 
 

@@ -178,20 +178,15 @@ def progress_line(step: int, total_steps: int, values: Mapping[str, float], labe
         last = ", ".join(f"{name} {value:.3g}" for name, value in terms.items() if not name[-1].isdigit())
         parts.append(f"loss {values['loss']:.4g}" + (f" ({last})" if last else ""))
     known = {"loss", "lr", "grad_norm", "clips_per_second", "frames_per_second", "waiting", "eta_seconds", "memory_gib"}
-    parts += [
-        f"{name} {value:.4g}" for name, value in values.items() if name not in known and not name.startswith("loss_")
-    ]
-    if "grad_norm" in values:
-        parts.append(f"gradient {values['grad_norm']:.3g}")
-    if "lr" in values:
-        parts.append(f"lr {values['lr']:.3g}")
+    parts += [f"{name} {value:.4g}" for name, value in values.items() if name not in known and name[:5] != "loss_"]
+    parts += [f"{word} {values[key]:.3g}" for key, word in (("grad_norm", "gradient"), ("lr", "lr")) if key in values]
     if "clips_per_second" in values:
         parts.append(f"{values['clips_per_second']:.3g} clips/s, {values['frames_per_second']:.3g} frames/s")
         parts.append(f"waiting {100 * values['waiting']:.0f} %")
     if "memory_gib" in values:
         parts.append(f"{values['memory_gib']:.2f} GiB")
     if "eta_seconds" in values:
-        parts.append(f"{duration(values['eta_seconds'])} left")
+        parts.append(f"{tqdm.format_interval(values['eta_seconds'])} left")
     return " · ".join(parts)
 
 
@@ -227,7 +222,6 @@ class JsonLines(LogWriter):
         self.file.flush()
 
     def close(self) -> None:
-        """Close the file."""
         self.file.close()
 
 
@@ -244,16 +238,13 @@ class TensorBoard(LogWriter):
         self.board = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def numbers(self, step: int, labels: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        """Add a point to every curve."""
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, picture: Picture) -> None:
-        """Add a picture."""
         self.board.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush and close."""
         self.board.close()
 
 
@@ -289,11 +280,9 @@ class Wandb(LogWriter):
             ) from error
 
     def numbers(self, step: int, labels: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        """Log the numbers of a step."""
         self.run.log({**labels, **values}, step=step)
 
     def picture(self, step: int, name: str, picture: Picture) -> None:
-        """Log a picture."""
         self.run.log({name: self.wandb.Image(picture)}, step=step)
 
     def close(self) -> None:
@@ -386,16 +375,6 @@ def memory_gib() -> dict[str, float]:
     on_gpu = torch.cuda.is_initialized()  # the allocator knows the number: no synchronisation
     taken = torch.cuda.max_memory_allocated() if on_gpu else psutil.Process().memory_info().rss
     return {"memory_gib": round(taken / 2**30, 3)}
-
-
-def duration(seconds: float) -> str:
-    """Format seconds: ``0:42``, ``1:02:03``, ``2 d 03:04:05``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days} d {hour:02}:{minute:02}:{second:02}"
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 @dataclass
@@ -544,9 +523,6 @@ class RunSummary:
         self.session = {"state": "running", "started": _now(), "processes": len(devices), "devices": Counter(devices)}
         self.session |= {**session_facts(), "first_step": first_step, **facts, "config": config}
         self.content["sessions"].append(self.session)
-        self._write()
-
-    def _write(self) -> None:
         write_json(self.folder / RUN_FILE, self.content)
 
     def __enter__(self) -> Self:
@@ -557,7 +533,7 @@ class RunSummary:
             return
         self.session |= {**how_it_ended(error), "ended": _now(), "step": self.last_step()}
         try:
-            self._write()
+            write_json(self.folder / RUN_FILE, self.content)
         except UserError as full:  # the reason why the run ended matters more
             print(f"note: {full}", file=sys.stderr)
 
