@@ -477,7 +477,7 @@ class _Run:
         """Yield the annotation of each frame and sentence, empty masks included."""
         from pycocotools import mask as coco  # slow to import
 
-        for number in tqdm(range(len(self.frames)), "masks.json", disable=not self.show, **bar_style()):
+        for number in tqdm(range(len(self.frames)), "masks.json", unit="frame", disable=not self.show, **bar_style()):
             for i, sentence in enumerate(self.sentences):
                 mask = self._mask(sentence, number)
                 x0, y0, x1, y1 = (float(side) for side in self.boxes[number][i])

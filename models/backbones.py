@@ -246,7 +246,7 @@ def _fitting(name: str) -> tuple[TimmFeatures, dict[str, Any]]:
             problems += str(error).splitlines() or [type(error).__name__]
     raise UserError(
         f"{TIMM}{name} has no features at strides {', '.join(map(str, STRIDES))} for frames of any size "
-        f"({reason}); choose a model such as {TIMM}resnet50"
+        f"({problems[0]}); choose a model such as {TIMM}resnet50"
     )
 
 
