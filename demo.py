@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import; wrong options and videos a
 
 MASKS, PROBABILITIES = "masks", "probabilities"
 MASKS_FILE, OVERLAY, STILL, SHEET = "masks.json", "overlay.mp4", "overlay.png", "contact_sheet.png"
-MAKER = "demo.py"  # marks masks.json, and thereby its folder, as written by this command
+MAKER = "demo.py"  # in masks.json, marks its folder as a result of this command
 WINDOW = 36
 WRITERS = 2  # threads that write masks
 SLUG_LETTERS = 40
@@ -60,7 +60,7 @@ _demo = partial(option, "demo")
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The options of ``demo.py`` itself; the others are those of ``Config``."""
+    """The options of ``demo.py``, in addition to those of ``Config``."""
 
     out: str = _demo("", "folder for everything that is written; empty is runs/demo/VIDEO", path=True, empty=True)
     force: bool = _demo(False, "replace what an earlier run of the demo wrote to --out")
@@ -77,15 +77,6 @@ class DemoOptions:
     )
     save_prob: bool = _demo(False, "also write the mask probabilities, as 8-bit PNGs (255 = 1)")
 
-    def excerpt(self) -> Excerpt:
-        """Return the selected frames.
-
-        Raises:
-            UserError: a time cannot be parsed, or the end comes before the start.
-        """
-        start = parse_time(self.start, "--start") if self.start else Fraction(0)
-        return Excerpt(start, parse_time(self.end, "--end") if self.end else None, self.stride)
-
     def folder(self, video: Path) -> Path:
         """Return the output folder."""
         return Path(self.out or Path("runs") / "demo" / (video.stem or video.resolve().name))
@@ -100,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     folder = options.folder(path)
     require_free(folder, options.force)  # before minutes of work rather than after
-    media = open_media(path, options.excerpt(), Fraction(options.fps).limit_denominator(1001))
+    start = parse_time(options.start, "--start") if options.start else Fraction(0)
+    excerpt = Excerpt(start, parse_time(options.end, "--end") if options.end else None, options.stride)
+    media = open_media(path, excerpt, Fraction(options.fps).limit_denominator(1001))
     from models.pretrained import open_pretrained
 
     pretrained = open_pretrained(given.pop("resume"), "--resume", {"device": "auto", **given})
@@ -365,7 +358,7 @@ def run_demo(
 
 
 class _Run:
-    """The stages of ``run_demo``, and what later stages need of earlier ones."""
+    """The stages of ``run_demo`` and the data that they share."""
 
     def __init__(
         self,

@@ -61,8 +61,8 @@ class PageOptions:
     max_frames: int = _page(900, "most frames that are segmented at once", minimum=1)
     max_side: int = _page(4096, "longer side of a video, in pixels", minimum=1)
     max_sentences: int = _page(8, "most sentences at once", minimum=1)
-    queue: int = _page(8, "visitors who may wait while another video is segmented", minimum=1)
-    keep_minutes: float = _page(30.0, "remove uploads and results that were not used for so long", above=0)
+    queue: int = _page(8, "most visitors who wait while another video is segmented", minimum=1)
+    keep_minutes: float = _page(30.0, "remove uploads and results that were not used for N minutes", above=0)
     window: int = _page(36, "frames that the model sees together", minimum=1)
     overlap: int | str = _page("auto", "frames that two windows share (see demo.py)", minimum=0, auto=True)
 
@@ -86,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"note: {note}")
         if options.host not in (LOOPBACK, "localhost", "::1"):
             print(f"note: everyone who can reach {options.host} can use this page", file=sys.stderr)
-        window = {"window": options.window, "overlap": options.overlap}
-        segment = partial(segment_to_folder, pretrained, **window, show=False)
+        segment = partial(segment_to_folder, pretrained, window=options.window, overlap=options.overlap, show=False)
         with serve(pretrained, segment, options) as address:
             print(f"serving {address} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
@@ -196,7 +195,7 @@ def build_page(
 
         def report(now: Progress) -> None:
             if stop.is_set():
-                raise StopRun
+                raise StopRun(STOPPED)
             check_length(now.done, media.rate, options)
             total = max(now.done, now.total or 0)
             progress((now.done, total), f"{STAGES[now.stage]}, {now.rate:.1f} frames/s", unit="frames")
@@ -257,7 +256,7 @@ def build_page(
             return gr.Image(image, label=f"Frame {i + 1} · score " + ", ".join(f"{s:.2f}" for s in result.scores[i]))
 
     def leave(request: gr.Request) -> None:
-        """Stop the run of a visitor."""
+        """Stop the run of a visitor who closes the page."""
         if stop := running.get(str(request.session_hash)):
             stop.set()
 
@@ -335,9 +334,7 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
         return
-    except StopRun:
-        message = STOPPED
-    except (UserError, RunError) as error:
+    except (StopRun, UserError, RunError) as error:
         message = without_folders(str(error))
     except Exception:  # a bug: the terminal gets the traceback, the visitor does not
         traceback.print_exc()
