@@ -92,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = options.folder(path)
     require_free(folder, options.force)  # before minutes of work rather than after
     start = parse_time(options.start, "--start") if options.start else Fraction(0)
-    excerpt = Excerpt(start, parse_time(options.end, "--end") if options.end else None, options.stride)
-    media = open_media(path, excerpt, Fraction(options.fps).limit_denominator(1001))
+    end = parse_time(options.end, "--end") if options.end else None
+    media = open_media(path, Excerpt(start, end, options.stride), Fraction(options.fps).limit_denominator(1001))
     from models.pretrained import open_pretrained
 
     pretrained = open_pretrained(given.pop("resume"), "--resume", {"device": "auto", **given})
@@ -117,9 +117,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def read_command(argv: Sequence[str] | None = None) -> tuple[Path, list[str], DemoOptions, dict[str, Any]]:
     """Read the command line.
-
-    Args:
-        argv: the arguments; None takes those of the process.
 
     Returns:
         The video, the sentences, the demo's options, and the options of ``Config`` that the file of ``--config`` and
@@ -257,10 +254,7 @@ def segment_to_folder(
     """Segment a video with a model and write everything that ``docs/demo.md`` lists.
 
     Args:
-        pretrained: the model.
-        media: the video.
-        sentences: as typed.
-        folder: the output folder; see ``run_demo``.
+        media, sentences, folder: as in ``run_demo``.
         window: number of frames that the model sees together.
         overlap: number of frames that two windows share; "auto": 6, or half of a short window.
         threshold: mask probability from which a pixel belongs to the object; None: as in
@@ -320,17 +314,12 @@ def run_demo(
     disk; memory holds a few numbers per frame.
 
     Args:
-        media: the video.
         sentences: S of them, in the order of the segmenter's results.
-        segment: segments the frames.
         folder: the output folder, which appears once everything is written.
         threshold: mask probability from which a pixel belongs to the object.
         score_threshold: mean score below which a sentence counts as not found.
-        save_prob: also write the probabilities.
-        force: replace an earlier result.
         about: further facts for ``masks.json``, as plain values.
         report: called after every frame.
-        show: print a progress bar.
 
     Raises:
         UserError: the video cannot be read, a file cannot be written, or the folder is taken.
@@ -517,9 +506,7 @@ def _write_rows(file: TextIO, name: str, rows: Iterable[Mapping[str, Any]]) -> N
 def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
     """Yield a folder to write into; it becomes ``path`` when the block succeeds, and is removed otherwise.
 
-    Args:
-        path: it must not exist, be empty or, with ``force``, hold an earlier result, which stays until it is replaced.
-        force: replace an earlier result.
+    With ``force``, an earlier result stays until it is replaced.
 
     Raises:
         UserError: the folder is taken or cannot be written.
@@ -531,16 +518,10 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
 
 
 def require_free(path: Path, force: bool) -> None:
-    """Refuse an output folder whose content must not be replaced.
-
-    Raises:
-        UserError: it is a file, or holds anything but an earlier result that ``force`` allows to replace.
-    """
-    if not path.exists():
-        return
-    if not path.is_dir():
+    """Raise ``UserError`` if a path is a file or a folder that holds anything but a result that may be replaced."""
+    if path.exists() and not path.is_dir():
         raise UserError(f"cannot write {path}: it is a file; choose another --out")
-    if not any(path.iterdir()):
+    if not path.exists() or not any(path.iterdir()):
         return
     try:
         with (path / MASKS_FILE).open(encoding="utf-8") as file:

@@ -56,19 +56,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Item:
-    """A sentence and the annotated frame of its object.
+    """A sentence and the annotated frame of its object."""
 
-    Attributes:
-        id: the item's id in the COCO annotations.
-        video: the video's name.
-        caption: the normalised sentence.
-        frame: number of the annotated frame, from 1.
-    """
-
-    id: str
+    id: str  # in the COCO annotations
     video: str
-    caption: str
-    frame: int
+    caption: str  # normalised
+    frame: int  # number of the annotated frame, from 1
 
 
 ItemT = TypeVar("ItemT", bound=Item)
@@ -78,11 +71,8 @@ class AnnotatedFrames(ClipDataset, Generic[ItemT]):
     """One clip per item. Subclasses read frames and masks.
 
     Args:
-        items: the annotated frames.
-        transform: applied to every clip.
         num_frames: frames of a clip, at least 1.
         train: replace clips whose object was cropped away, and accept repeated ids.
-        seed: the run's seed.
         listed_in: the file that lists the items, for messages.
 
     Raises:
@@ -193,8 +183,6 @@ def read_items_of(path: Path, split: str, form: str, make: Callable[..., ItemT])
     """Read a JSON list with one list of values per item.
 
     Args:
-        path: the file.
-        split: the split it describes, for messages.
         form: the names of an entry's values, for messages.
         make: builds an item from the values; any of Python's errors about a wrong value refuses the entry.
 
@@ -243,11 +231,6 @@ class A2dItem(Item):
 
 class A2dClips(AnnotatedFrames[A2dItem]):
     """Clips of A2D-Sentences: a window around each annotated frame, with one mask.
-
-    Args:
-        root: the dataset's folder.
-        split: train or test.
-        transform, num_frames, seed: as for ``AnnotatedFrames``.
 
     Raises:
         UserError: a folder or file is missing or malformed; clips and masks are opened when they are read.

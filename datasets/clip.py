@@ -9,7 +9,6 @@ import atexit
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -29,7 +28,6 @@ from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD, pad_clips
 
 LOCAL_REACH = 3  # frames: greatest distance of the two neighbours from the start frame
 MAX_REPLACEMENTS = 100
-MULTIPLE = 32  # pixels: the sides of a training batch are padded to a multiple of it
 
 
 class Target(TypedDict):
@@ -53,19 +51,12 @@ Sample = tuple[Tensor, Target]  # frames float32 [T, 3, h, w], ImageNet-normalis
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Clips padded with zeros (the mean colour) on the right and bottom to one size.
+    """Clips padded with zeros (the mean colour) on the right and bottom to one size."""
 
-    Attributes:
-        frames: float32 ``[B, T, 3, H, W]``.
-        padding: bool ``[B, H, W]``, True where there is no frame.
-        captions: B sentences.
-        targets: B targets; their masks keep each clip's own size ``[T, h, w]``.
-    """
-
-    frames: Tensor
-    padding: Tensor
+    frames: Tensor  # float32 [B, T, 3, H, W]
+    padding: Tensor  # bool [B, H, W], True where there is no frame
     captions: list[str]
-    targets: list[Target]
+    targets: list[Target]  # their masks keep each clip's own size [T, h, w]
 
     @property
     def annotated(self) -> Tensor | None:
@@ -144,7 +135,6 @@ def sample_frames(
         start: index of the start frame.
         num_frames: number of indices to return, at least 1.
         rng: the source of randomness.
-        reverse_probability: probability that the clip is reversed.
     """
     before = max(0, start - int(rng.integers(1, LOCAL_REACH, endpoint=True)))
     after = min(length - 1, start + int(rng.integers(1, LOCAL_REACH, endpoint=True)))
@@ -206,9 +196,7 @@ class ExpressionClips(ClipDataset):
     Args:
         videos: name → frames and expressions. An expression has a ``caption`` and says whether it is ``negative``.
         images: the folder of ``<video>/<frame>.jpg``.
-        transform: applied to every clip.
         num_frames: frames per clip, at least 1, or None.
-        seed: the run's seed.
         reverse_probability: share of reversed training clips.
 
     Raises:
@@ -314,7 +302,6 @@ class EpochBatches(Sampler[list[int]]):
     Args:
         length: number of clips.
         batch_size: clips per process and step.
-        seed: the run's seed.
         rank: this process, from 0.
         world_size: number of processes. Together they see each clip at most once per epoch.
         accumulate: batches per step. A step has the clips of one batch that is that many times larger.
@@ -353,12 +340,9 @@ class EpochLoader:
     """Training batches of this process, from any position in a run.
 
     Args:
-        dataset: the clips.
         batch_size: clips per process and batch.
-        seed: the run's seed.
         accumulate: batches per step.
         num_workers: processes that load clips; 0 loads them in this process.
-        pin_memory: put batches in page-locked memory.
     """
 
     def __init__(
@@ -370,7 +354,7 @@ class EpochLoader:
             dataset,
             batch_sampler=self.batches,
             num_workers=num_workers,
-            collate_fn=partial(collate, multiple=MULTIPLE),
+            collate_fn=collate,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
         )

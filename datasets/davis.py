@@ -100,7 +100,6 @@ def convert_davis(davis_root: str | Path, output_dir: str | Path, copy: bool = F
             ``meta_expressions/{train,valid}/meta_expressions.json``, with ``obj_id`` in both.
         copy: copy the images. Otherwise they are symbolic links to the source, or copies on a file system without
             links.
-        workers: processes.
 
     Raises:
         UserError: a file or folder is missing, malformed or broken.

@@ -225,7 +225,7 @@ class RefcocoEvaluator(Evaluator[Overlap]):
     boxes with an IoU strictly above 0.5.
 
     Args:
-        items: ids of all items, including those without a prediction. Equal sentences have different ids.
+        items: ids of all items. Equal sentences have different ids.
         ground_truth: reads an item's ground truth; called when the item is scored.
 
     Raises:
@@ -237,7 +237,10 @@ class RefcocoEvaluator(Evaluator[Overlap]):
         self.ground_truth = ground_truth
 
     def results(self) -> dict[str, float]:
-        overlaps = [self._kept.get(item) or self._missed(item) for item in self.items]
+        overlaps = [
+            self._kept.get(item) or Overlap(0, int(np.count_nonzero(self.ground_truth(item).mask)), 0.0)
+            for item in self.items
+        ]
         return {
             **overlap_metrics([overlap.intersection for overlap in overlaps], [overlap.union for overlap in overlaps]),
             f"box_P@{BOX_THRESHOLD}": 100 * float(np.mean([overlap.box_iou > BOX_THRESHOLD for overlap in overlaps])),
@@ -253,6 +256,3 @@ class RefcocoEvaluator(Evaluator[Overlap]):
             int(np.count_nonzero(mask | gt.mask)),
             box_iou(prediction.boxes[best], gt.box),
         )
-
-    def _missed(self, item: str) -> Overlap:
-        return Overlap(0, int(np.count_nonzero(self.ground_truth(item).mask)), 0.0)

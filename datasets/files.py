@@ -45,7 +45,6 @@ def require_folder(path: Path, holds: str) -> Path:
     """Return ``path`` if it is a folder.
 
     Args:
-        path: a folder of a dataset.
         holds: what it should hold, for the message.
 
     Raises:
@@ -60,9 +59,7 @@ def require_folder(path: Path, holds: str) -> Path:
 def require_files(paths: Iterable[Path], lister: Path | str) -> None:
     """Raise a ``UserError`` that names the first file or folder that does not exist and counts the others.
 
-    Args:
-        paths: the files and folders.
-        lister: the file that lists them, for the message.
+    ``lister`` is the file that lists them, for the message.
     """
     listed = dict.fromkeys(paths)
     folders = {path.parent for path in listed}
@@ -107,8 +104,7 @@ def plain_name(name: Any, path: Path, what: str) -> str:
     """Return ``name`` if it can be one component of a path.
 
     Args:
-        name: a value of the file ``path``.
-        path: the file, for the message.
+        path: the file that holds the name, for the message.
         what: what the name belongs to, for the message.
 
     Raises:
@@ -195,17 +191,11 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Video:
-    """A video on disk and the sentences to segment in it.
-
-    Attributes:
-        name: its folder's name.
-        frame_paths: every frame, in temporal order; the stem is the frame's name.
-        expressions: expression id → normalised sentence.
-    """
+    """A video on disk and the sentences to segment in it."""
 
     name: str
-    frame_paths: list[Path]
-    expressions: dict[str, str]
+    frame_paths: list[Path]  # every frame, in temporal order; the stem is the frame's name
+    expressions: dict[str, str]  # id → normalised sentence
 
 
 def load_clip(

@@ -166,9 +166,7 @@ class MevisClips(ExpressionClips):
     """Clips of MeViS with the union of an expression's instances as target; see ``ExpressionClips``.
 
     Args:
-        root: the dataset's folder.
         split: train or valid_u, which have masks.
-        transform, num_frames, seed, reverse_probability: as for ``ExpressionClips``.
 
     Raises:
         UserError: a folder or file is missing or malformed; images and run lengths are checked when they are read.
@@ -225,21 +223,13 @@ def list_expressions(root: Path, split: str, expressions_file: str | None) -> Ma
 
 @dataclass(frozen=True)
 class ScoredVideo:
-    """A video and its ground truth, as ``datasets.scoring`` scores it. It can be pickled.
-
-    Attributes:
-        name: its folder's name.
-        frames: frame names.
-        targets: expression id → the ids of its instances, sorted.
-        masks: instance → run lengths, or None, for each frame.
-        where: the file of the masks, for messages.
-    """
+    """A video and its ground truth, as ``datasets.scoring`` scores it. It can be pickled."""
 
     name: str
     frames: list[str]
-    targets: dict[str, tuple[str, ...]]
-    masks: dict[str, list[Any]]
-    where: Path
+    targets: dict[str, tuple[str, ...]]  # expression id → the ids of its instances, sorted
+    masks: dict[str, list[Any]]  # instance → run lengths, or None, for each frame
+    where: Path  # the file of the masks, for messages
 
     @property
     def size(self) -> tuple[int, int] | None:

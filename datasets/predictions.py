@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -174,7 +174,6 @@ class MaskLayout:
             predictions: by expression id, in the order of ``folders``; all are consumed. Each has ``masks``, bool
                 ``[T, H0, W0]``, and for layouts that are ``soft`` also ``probabilities``, float32 ``[T, H0, W0]``, 0
                 outside of the masks.
-            shape: (T, H0, W0).
 
         Returns:
             bool or uint8 ``[T, H0, W0]``, one plane per frame, as ``write`` takes them.
@@ -359,21 +358,19 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> BinaryIO:
         return io.BytesIO(file.read(MAX_MASK_BYTES))
 
 
-class _Mask(NamedTuple):
-    video: Video
-    frame: Path
-
-
 def _faults(
-    found: Mapping[str, int], read: Callable[[str], BinaryIO], expected: Mapping[str, _Mask], layout: MaskLayout
+    found: Mapping[str, int],
+    read: Callable[[str], BinaryIO],
+    expected: Mapping[str, tuple[Video, Path]],
+    layout: MaskLayout,
 ) -> Iterator[str]:
     size_of = cache(frame_size)  # the folders of a video share its frames
-    for name, mask in expected.items():
+    for name, (video, frame) in expected.items():
         if name not in found:
             yield f"{name} is missing"
             continue
         with read(name) as file:
-            fault = layout.fault(file, mask.video, size_of(mask.frame))
+            fault = layout.fault(file, video, size_of(frame))
         if fault:
             yield f"{name} {fault}"
     for name, count in found.items():
@@ -383,10 +380,10 @@ def _faults(
             yield f"{name} is there {count} times"
 
 
-def _expected(videos: Iterable[Video], layout: MaskLayout) -> dict[str, _Mask]:
+def _expected(videos: Iterable[Video], layout: MaskLayout) -> dict[str, tuple[Video, Path]]:
     """Map the name of every mask below the output folder to its video and frame."""
     return {
-        f"{folder}/{frame.stem}.png": _Mask(video, frame)
+        f"{folder}/{frame.stem}.png": (video, frame)
         for video in videos
         for folder in layout.folders(video)
         for frame in video.frame_paths

@@ -170,10 +170,7 @@ class RefcocoImages(ClipDataset):
         root: the folder of ``train2014/`` and ``instances_<set>_<split>.json``.
         name: refcoco, refcoco+ or refcocog.
         split: train, val, testA, testB or test.
-        transform: applied to every clip.
         motion: makes a clip of an image. If None, an item is the image alone, and none is replaced.
-        num_frames: frames per clip.
-        seed: the run's seed.
 
     Raises:
         UserError: a folder, file or image is missing, or a file is malformed; images are checked when they are read.

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -71,7 +71,6 @@ def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, wor
         pred: folder of ``<video>/<exp_id>/<frame>.png``, 8-bit PNGs of 0 and 255.
         expressions: ``meta_expressions.json`` whose expressions have an ``obj_id`` (null for the kind ``negative``) and
             optionally a ``kind``; None: ``default_expressions(gt)``.
-        workers: number of processes.
 
     Returns:
         Ready for JSON, all scores 0…1, ``JF`` is the mean of J and F:
@@ -189,7 +188,6 @@ def _score_masks(
 
     Args:
         pred: folder of ``<exp_id>/<frame>.png``.
-        frames: frame names.
         targets: expression id → key of its target in ``ground_truth``; None marks a negative of Ref-YouTube-VOS.
         ground_truth: for each frame, target → mask, bool ``[H, W]``.
 
@@ -234,10 +232,8 @@ def score_unions(videos: Sequence[ScoredVideo], pred: Path, version: str, worker
     like others; their ground truth is empty in every frame.
 
     Args:
-        videos: the videos with their ground truth.
         pred: folder of ``<video>/<exp_id>/<frame>.png``, 8-bit PNGs of 0 and 255.
         version: of the dataset; the same video and expression id can be a different sentence in another version.
-        workers: number of processes.
 
     Returns:
         Ready for JSON, all scores 0…1, ``JF`` is the mean of J and F:
@@ -313,9 +309,7 @@ def score_davis(
     Args:
         gt: folder of ``<sequence>/<frame>.png``, palette PNGs whose value is the object id.
         pred: folder of the same layout; the value is the id of the object or proposal.
-        task: the protocol.
         sequences: names of the sequences to score; None: every folder in ``gt``.
-        workers: number of processes.
 
     Returns:
         Ready for JSON, all scores 0…1 (decay −1…1), objects named by ground-truth id:
@@ -343,7 +337,6 @@ def score_ref_davis(gt: Path, pred: Path, sequences: Sequence[str] | None = None
         gt: folder of ``<sequence>/<frame>.png``, palette PNGs whose value is the object id.
         pred: folder of ``anno_<a>/<sequence>/<frame>.png`` of the same kind, a = 0…3.
         sequences: names of the sequences to score; None: every folder in ``gt``.
-        workers: number of processes.
 
     Returns:
         Ready for JSON, all scores 0…1 (decay −1…1), for ``matched`` and ``fixed`` each:
@@ -387,12 +380,7 @@ class _Run:
         return files[1:-1] if self.task == SEMI_SUPERVISED else files
 
 
-class _Job(NamedTuple):
-    run: _Run
-    name: str  # of the sequence
-    files: list[str]  # all frames
-
-
+_Job = tuple[_Run, str, list[str]]  # the run, the name of a sequence and all its frames
 _Result = tuple[np.ndarray, np.ndarray, list[int | None]]  # J and F [objects, T], and the matched proposals
 
 
@@ -404,8 +392,8 @@ def _score_runs(gt: Path, runs: Sequence[_Run], sequences: Sequence[str] | None,
     names = sequences or sorted(path.name for path in gt.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise UserError(f"{gt} holds no folder; it must hold <sequence>/<frame>.png, the ground truth")
-    jobs = [_Job(run, name, _frames(gt / name, run)) for run in runs for name in names]
-    require_masks(job.run.pred / job.name / file for job in jobs for file in job.run.scored(job.files))
+    jobs = [(run, name, _frames(gt / name, run)) for run in runs for name in names]
+    require_masks(run.pred / name / file for run, name, files in jobs for file in run.scored(files))
     results = map_videos(partial(_score_sequence, gt=gt), jobs, workers)
     return [
         _report(run.task, dict(zip(names, results[i * len(names) : (i + 1) * len(names)], strict=True)))

@@ -200,10 +200,11 @@ class Lab:
     def training(self, variant: Variant, seed: int) -> list[str]:
         """All flags of a training."""
         words = (
+            *self.options(variant, seed),
             *("--num_frames", FRAMES, "--batch_size", BATCH, "--epochs", self.steps, "--max_steps", self.steps),
             *("--lr", RATE, "--lr_schedule", "cosine", "--warmup_steps", WARMUP, "--save_every", SAVE_EVERY),
         )
-        return [*self.options(variant, seed), *map(str, words)]
+        return [str(word) for word in words]
 
     def settings(self) -> dict[str, Any]:
         """The settings in ``lab.json``."""
@@ -233,11 +234,8 @@ def run_all(lab: Lab, variants: Sequence[Variant], seeds: Sequence[int], process
         RunError: a run failed; the others are stopped and resume with the next start.
     """
     jobs = [(variant, seed) for seed in seeds for variant in variants]  # a stopped lab has whole seeds
-    scores = {(variant.name, seed): find_score(lab, variant, seed) for variant, seed in jobs}
-    results: Results = {key: score for key, score in scores.items() if score is not None}
+    results: Results = {(job[0].name, job[1]): score for job in jobs if (score := find_score(lab, *job))}
     waiting = [job for job in jobs if (job[0].name, job[1]) not in results]
-    if results:
-        print(f"{len(results)} of {len(jobs)} runs are finished already")
     if waiting:
         prepare(lab, waiting)
     stop = threading.Event()

@@ -313,7 +313,9 @@ def fit(
         value = loss(torch.Generator().manual_seed((rank() << 20) * 1_000_003 + step), step)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
-        _average_gradients(parameters)
+        for gradient in [p.grad for p in parameters if p.grad is not None] if world_size() > 1 else ():
+            torch.distributed.all_reduce(gradient)
+            gradient /= world_size()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if not torch.isfinite(value):
@@ -326,28 +328,18 @@ def fit(
     holder.eval()
 
 
-def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Average the gradients over processes."""
-    for parameter in parameters if world_size() > 1 else ():
-        if parameter.grad is not None:
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= world_size()
-
-
 def pretrain_vae(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
     """Train the VAE to reconstruct crops of single frames, and scale its latents to standard deviation 1."""
-    size = corpus.frames.shape[-2:]
+    height, width = corpus.frames.shape[-2:]
     vae = AutoencoderKL.from_pretrained(stack / "vae", torch_dtype=torch.float32)
     nn.init.constant_(vae.quant_conv.bias[vae.config.latent_channels :], -6.0)
 
     def loss(generator: torch.Generator, step: int) -> Tensor:
         which = torch.randint(corpus.frames.shape[1], (8,), generator=generator)
-        top, left = (
-            int(torch.randint(side - crop + 1, (1,), generator=generator))
-            for side, crop in zip(size, CROP, strict=True)
-        )
-        window = (slice(None), slice(None), slice(top, top + CROP[0]), slice(left, left + CROP[1]))
-        pixels = corpus.frames[corpus.pick(generator, 8), which][window].float() / 127.5 - 1
+        top = int(torch.randint(height - CROP[0] + 1, (1,), generator=generator))
+        left = int(torch.randint(width - CROP[1] + 1, (1,), generator=generator))
+        crops = corpus.frames[corpus.pick(generator, 8), which, :, top : top + CROP[0], left : left + CROP[1]]
+        pixels = crops.float() / 127.5 - 1
         posterior = vae.encode(pixels).latent_dist
         latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         decoded = vae.decode(latents).sample

@@ -113,10 +113,7 @@ def free_port(host: str, port: int) -> int:
 def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOptions) -> Iterator[str]:
     """Serve the page while the block runs, and yield its address. Uploads and results are removed afterwards.
 
-    Args:
-        pretrained: the model.
-        segment: ``demo.segment_to_folder`` with its model.
-        options: of the page.
+    ``segment`` is ``demo.segment_to_folder`` with its model.
     """
     running: dict[str, threading.Event] = {}
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
@@ -155,7 +152,6 @@ def build_page(
     """Lay out the page and connect its parts.
 
     Args:
-        pretrained, segment, options: as those of ``serve``.
         folder: for the example, uploads and results.
         running: is filled with an event for each visitor whose video is being segmented; setting it stops the run.
 

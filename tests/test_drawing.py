@@ -309,6 +309,13 @@ def test_long_labels_end_with_an_ellipsis():
     assert wrap_text("one", letters(14), 60, limit=2) == ["one"]
 
 
+def test_a_label_whose_last_line_is_short_is_drawn():
+    frame, masks = scene((100, 90, 140, 130))
+    label = "the dog behind the white cat"  # "cat" does not fit into the first line
+    named, bare = (ObjectPainter([text], (240, 320)).draw(frame, masks) for text in (label, ""))
+    assert wrap_text(label, letters(10), 138)[-1] == "cat" and (named != bare).any()
+
+
 def test_the_legend_grows_with_its_entries():
     entries = [("the dog", "score 0.90"), ("the cat " * 30, "not found")]
     picture = legend("video.mp4", entries, 400)

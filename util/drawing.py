@@ -86,10 +86,7 @@ def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int, limit: int | 
 def text_bar(text: str, width: int, size: int | None = None) -> Picture:
     """Draw wrapped text on a dark bar ``[h, width, 3]`` with an even h.
 
-    Args:
-        text: any Unicode text.
-        width: in pixels.
-        size: of the letters, in pixels; None: it follows the width.
+    Letters of ``size`` pixels are used; None: the size follows the width.
     """
     size = size or max(15, width // 38)
     font, margin, step = letters(size), size // 2, size + size // 3
@@ -102,13 +99,9 @@ def text_bar(text: str, width: int, size: int | None = None) -> Picture:
 
 
 def legend(title: str, entries: Sequence[tuple[str, str]], width: int, size: int = 18) -> Picture:
-    """Draw a dark bar with a title, and a line with the number and colour of each object.
+    """Draw a dark bar with a title, and a line for each object: its number and colour, its sentence and a remark.
 
-    Args:
-        title: the first line.
-        entries: sentence and remark of each object, in order.
-        width: in pixels.
-        size: of the letters, in pixels.
+    Both ``width`` and the letters' ``size`` are in pixels.
     """
     rows, indent = [text_bar(title, width, size)], 3 * size
     for i, (sentence, remark) in enumerate(entries):
@@ -150,7 +143,6 @@ def draw_overlay(
         sentence: any Unicode text; no bar if it is empty.
         box: (x0, y0, x1, y1) in pixels of ``frame``.
         score: 0…1, written at the box.
-        colour: of the mask.
     """
     assert frame.shape[:2] == mask.shape, (frame.shape, mask.shape)
     size = overlay_size(*mask.shape)
@@ -172,10 +164,7 @@ def _draw_masks(frame: Picture, masks: np.ndarray, colours: Sequence[Colour], li
     """Darken a frame outside of the masks, tint it inside, and draw outlines ``line`` pixels wide on a dark ``seam``.
 
     Args:
-        frame: uint8 RGB ``[H, W, 3]``; it is left as it is.
         masks: bool ``[S, H, W]``. Without any mask the whole frame is dark, which shows that nothing was found.
-        colours: S of them.
-        line: width in pixels.
         seam: width of the dark line below, which makes the outline visible on any background.
     """
     shown = [i for i, mask in enumerate(masks) if mask.any()]
@@ -185,16 +174,16 @@ def _draw_masks(frame: Picture, masks: np.ndarray, colours: Sequence[Colour], li
         np.copyto(picture, tinted, where=masks[i][..., None])
     kind = cv2.LINE_AA if line > 1 else cv2.LINE_8  # an anti-aliased line of one pixel would be pale
     for number, i in enumerate(shown):
-        inset = sum(_same(masks[i], masks[j]) for j in shown[:number]) * ((line + seam) // 2 + 1)
+        same = [
+            np.count_nonzero(masks[i] & masks[j]) >= SAME_IOU * np.count_nonzero(masks[i] | masks[j])
+            for j in shown[:number]
+        ]
+        inset = int(np.count_nonzero(same)) * ((line + seam) // 2 + 1)
         outline = _shrunk(masks[i], inset).astype(np.uint8)
         outlines, _ = cv2.findContours(outline, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, outlines, -1, PAPER, seam, kind)
         cv2.drawContours(picture, outlines, -1, colours[i], line, kind)
     return picture
-
-
-def _same(mask: np.ndarray, other: np.ndarray) -> bool:
-    return bool(np.count_nonzero(mask & other) >= SAME_IOU * np.count_nonzero(mask | other))
 
 
 def _shrunk(mask: np.ndarray, inset: int) -> np.ndarray:
@@ -231,8 +220,6 @@ def write_overlays(
     """Write the overlays of one expression for some frames of its video.
 
     Args:
-        folder: of the expression's overlays.
-        sentence: written below each.
         frames: T image files; each overlay is named after its frame.
         masks: bool ``[T, H0, W0]``.
         boxes: ``[T, 4]``, (x0, y0, x1, y1) in pixels.
@@ -254,9 +241,7 @@ def write_movie(folder: Path, frames: Sequence[Path]) -> None:
 def write_sheet(path: Path, expressions: Sequence[tuple[Path, str, Sequence[Path]]]) -> None:
     """Write a contact sheet of some expressions and some frames of each, evenly spread.
 
-    Args:
-        path: the PNG.
-        expressions: folder of the overlays, sentence, and frames of the video.
+    Each expression is a tuple of the folder of its overlays, its sentence, and the frames of the video.
     """
     rows = []
     for folder, sentence, frames in spread(expressions, SHEET_ROWS):
@@ -279,14 +264,12 @@ def contact_sheet(
 
     Args:
         rows: titles, which may be empty, and images, which may differ in size and number.
-        path: the PNG.
         tile_width: width of an image in the sheet, in pixels.
         header: an image above all, at least as wide as the rows; the sheet gets its width.
 
     Raises:
         UserError: the file cannot be written.
     """
-    assert rows and all(tiles for _, tiles in rows), "a contact sheet needs images"
     width = GAP + max(len(tiles) for _, tiles in rows) * (tile_width + GAP) if header is None else header.shape[1]
     strips = [] if header is None else [header]
     for title, images in rows:
@@ -424,12 +407,6 @@ class _Label:
         return plane[y : y + self.h, x : x + self.w]
 
 
-def tile_width(size: Size) -> int:
-    """Return the width in pixels at which frames ``(H0, W0)`` are drawn on the sheet of a video."""
-    height, width = size
-    return min((SHEET_WIDTH - GAP) // SHEET_TILES_PER_ROW - GAP, max(1, TILE_HEIGHT * width // height))
-
-
 def sheet_tile(frame: Picture, masks: np.ndarray, time: float) -> Picture:
     """Draw a frame for ``object_sheet``: small, with its time, and the objects' numbers if there are several.
 
@@ -438,8 +415,9 @@ def sheet_tile(frame: Picture, masks: np.ndarray, time: float) -> Picture:
         masks: bool ``[S, H0, W0]``.
         time: in seconds.
     """
-    width = tile_width(masks.shape[1:])
-    size = max(1, round(width * len(frame) / frame.shape[1])), width
+    height, width = frame.shape[:2]
+    tile_width = min((SHEET_WIDTH - GAP) // SHEET_TILES_PER_ROW - GAP, max(1, TILE_HEIGHT * width // height))
+    size = max(1, round(tile_width * height / width)), tile_width
     smaller = np.stack([_resized_mask(mask, size) for mask in masks])
     labels = [str(i) if len(masks) > 1 else "" for i in range(1, len(masks) + 1)]
     return _stamped(ObjectPainter(labels, size, letter_scale=1.7).draw(_resized(frame, size), smaller), clock(time))
@@ -448,11 +426,7 @@ def sheet_tile(frame: Picture, masks: np.ndarray, time: float) -> Picture:
 def object_sheet(path: Path, title: str, entries: Sequence[tuple[str, str]], tiles: Sequence[Picture]) -> None:
     """Write the contact sheet of a video: frames drawn by ``sheet_tile`` below a legend.
 
-    Args:
-        path: the PNG.
-        title: the first line.
-        entries: sentence and remark of each object.
-        tiles: the frames, all of one size.
+    All tiles have one size; ``title`` and ``entries`` are those of ``legend``.
 
     Raises:
         UserError: the file cannot be written.

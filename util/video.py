@@ -186,7 +186,6 @@ def open_media(path: str | Path, excerpt: Excerpt = WHOLE, fps: Fraction = DEFAU
     """Open a video file, a GIF, a folder of images or a single image.
 
     Args:
-        path: the file or folder.
         excerpt: which frames to read.
         fps: frames per second of a folder of images, which has no times of its own.
 
@@ -370,7 +369,6 @@ def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, l
     The file is decoded from its beginning, because a seek by time does not hit the same frame in every file.
 
     Args:
-        path: the file.
         indices: frame numbers from 0, in rising order; a number beyond the end stands for the last frame.
 
     Returns:
@@ -382,7 +380,7 @@ def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, l
     if not path.is_file():
         raise UserError(f"video {path} is missing; download or extract it again")
     wanted, found = set(indices), {}
-    frame, last, reason = None, -1, "no frame can be decoded"
+    frame, last = None, -1
     with open_container(path) as container:
         stream = video_stream(container, path)
         stream.codec_context.thread_count = 1  # data workers read side by side
@@ -393,10 +391,10 @@ def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, l
                 if last == indices[-1]:
                     break
         except (av.FFmpegError, OSError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            frame = None
+            reason = error.strerror or str(error)
+            raise UserError(f"video {path} is broken ({reason}); download or extract it again") from error
     if frame is None:
-        raise UserError(f"video {path} is broken ({reason}); download or extract it again")
+        raise UserError(f"video {path} is broken (no frame can be decoded); download or extract it again")
     if last not in found:
         found[last] = frame.to_ndarray(format="rgb24")
     if len({image.shape for image in found.values()}) > 1:
@@ -415,8 +413,11 @@ def open_container(path: Path) -> InputContainer:
         # an absolute path cannot be mistaken for an address
         container = av.open(str(path.resolve()), metadata_errors="replace", options=READ_OPTIONS)
     except (av.FFmpegError, OSError) as error:
-        denied = isinstance(error, PermissionError)
-        reason = "permission denied" if denied else "it is not a video, or it is damaged or cut off"
+        reason = (
+            "permission denied"
+            if isinstance(error, PermissionError)
+            else "it is not a video, or it is damaged or cut off"
+        )
         raise UserError(f"cannot read {path} as a video: {reason}") from error
     if NOT_VIDEO & set(container.format.name.split(",")):
         container.close()
@@ -440,16 +441,13 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
 
 def _packets(container: InputContainer, stream: Any) -> Generator[av.Packet | None]:
     """Yield the packets of a stream; None at a place where the file breaks off."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except (av.FFmpegError, OSError):
-            yield None
-            return
-        if packet is None or packet.size == 0:
-            return
-        yield packet
+    try:
+        for packet in container.demux(stream):
+            if packet.size == 0:
+                return
+            yield packet
+    except (av.FFmpegError, OSError):
+        yield None
 
 
 def _decoded(packets: Iterable[av.Packet | None], decoder: Any) -> Generator[list[Any] | None]:
@@ -588,7 +586,6 @@ def open_sound(path: Path, start: Fraction, end: Fraction | None = None, cut: bo
     """Open the sound of a video for the block; None if it has no sound or an unknown codec.
 
     Args:
-        path: the video.
         start: the time in this video at which the new file begins, in seconds.
         end: the length of the new file in seconds; None: it ends with this one.
         cut: leave out the sound before ``start``.
@@ -619,7 +616,6 @@ class VideoWriter:
         context.color_range = _LIMITED
         self._container, self._stream, self._sound = container, stream, sound
         self._reformatter = VideoReformatter()
-        self._size: tuple[int, int] | None = None
         self._last = -1
         if sound is not None:
             sound.add_to(container)
@@ -634,9 +630,9 @@ class VideoWriter:
             duration: for how long, in seconds.
         """
         even = np.pad(image, ((0, len(image) % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
-        if self._size is None:
-            self._size = self._stream.height, self._stream.width = even.shape[:2]
-        assert self._size == even.shape[:2], f"images of one size, not {self._size} and {even.shape[:2]}"
+        if self._last < 0:
+            self._stream.height, self._stream.width = even.shape[:2]
+        assert even.shape[:2] == (self._stream.height, self._stream.width), "all images of a video have one size"
         frame = av.VideoFrame.from_ndarray(even, format="rgb24")
         frame = self._reformatter.reformat(frame, format="yuv420p", dst_colorspace=Colorspace.ITU709)
         self._last = max(self._last + 1, round(time / self._tick))
@@ -648,7 +644,6 @@ class VideoWriter:
 
     def finish(self) -> None:
         """Write the images that the encoder still holds, and the rest of the sound."""
-        assert self._size is not None, "a video needs images"
         self._container.mux(self._stream.encode())
         for packet in self._sound.packets() if self._sound else ():
             self._container.mux(packet)

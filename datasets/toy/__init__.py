@@ -156,10 +156,17 @@ def _write_set(root: Path, parameters: ToyParameters, workers: int) -> ToySummar
     for split in ("train", "valid"):
         write_json(root / split / "meta.json", {"videos": looks[split]})
     # As in the real challenge, the valid file also lists the test videos, and test sentences have no answers.
-    test = {name: _without_answers(video) for name, video in documents["test"].items()}
+    test = {
+        name: {**video, "expressions": {key: {"exp": entry["exp"]} for key, entry in video["expressions"].items()}}
+        for name, video in documents["test"].items()
+    }
     for split, videos in {**documents, "valid": documents["valid"] | test, "test": test}.items():
         write_json(root / "meta_expressions" / split / "meta_expressions.json", {"videos": videos})
-    kinds = {split: _count(videos, parameters) for split, videos in documents.items()}
+    listed = (*parameters.kinds, NEGATIVE) if parameters.negatives else parameters.kinds
+    kinds = {}
+    for split, videos in documents.items():
+        counts = Counter(item["kind"] for video in videos.values() for item in video["expressions"].values())
+        kinds[split] = {kind: counts[kind] for kind in listed}
     sentences = {split: sum(counts.values()) for split, counts in kinds.items()}
     summary = ToySummary(True, _size(root), dict(parameters.counts), sentences, kinds)
     content = {key: value for key, value in asdict(summary).items() if key != "created"}
@@ -239,18 +246,6 @@ def _write_video(root: Path, parameters: ToyParameters, job: tuple[str, int]) ->
             image.putpalette(object_palette())
             with atomic_path(root / split / "Annotations" / name / f"{frame_name}.png") as path:
                 image.save(path)
-    return describe_video(video, names)
-
-
-def _count(videos: dict[str, Any], parameters: ToyParameters) -> dict[str, int]:
-    """Number of sentences of each kind."""
-    counts = Counter(item["kind"] for video in videos.values() for item in video["expressions"].values())
-    listed = (*parameters.kinds, NEGATIVE) if parameters.negatives else parameters.kinds
-    return {kind: counts[kind] for kind in listed}
-
-
-def describe_video(video: ToyVideo, frame_names: list[str]) -> tuple[dict, dict]:
-    """The entries of a video in the expressions file and of its objects in ``meta.json``."""
     expressions = {
         str(number): {
             "exp": sentence.text,
@@ -268,14 +263,9 @@ def describe_video(video: ToyVideo, frame_names: list[str]) -> tuple[dict, dict]
             "colour": obj.colour,
             "size": size,
             "motion": motion,
-            "frames": [name for name, seen in zip(frame_names, visible, strict=True) if seen],
+            "frames": [name for name, seen in zip(names, visible, strict=True) if seen],
         }
-    return {"frames": frame_names, "expressions": expressions}, dict(sorted(looks.items()))
-
-
-def _without_answers(video: dict[str, Any]) -> dict[str, Any]:
-    expressions = {exp_id: {"exp": expression["exp"]} for exp_id, expression in video["expressions"].items()}
-    return {**video, "expressions": expressions}
+    return {"frames": names, "expressions": expressions}, dict(sorted(looks.items()))
 
 
 def _video_name(split: str, index: int) -> str:

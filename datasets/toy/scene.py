@@ -116,7 +116,16 @@ def sample_scene(
     Two of the objects differ in nothing but what ``focus`` speaks of; further pairs are made for other ``kinds``.
     Whether a sentence really holds is verified on the finished scene (``sentences.Facts``).
     """
-    plans = _plan(rng, focus, kinds)
+    count = rng.randint(3 if focus == "relation" else 2, MAX_OBJECTS)
+    plans = _related_trio(rng) if focus == "relation" else _pair(rng, focus)
+    pair_kinds = [kind for kind in kinds if kind != "relation"]
+    if focus != "relation" and "relation" in kinds and count == MAX_OBJECTS:
+        plans += _related_trio(rng)
+    while len(plans) < count:
+        if pair_kinds and count - len(plans) >= 2 and rng.random() < 0.6:
+            plans += _pair(rng, rng.choice(pair_kinds))
+        else:
+            plans.append(_look_alike(rng, rng.choice(plans)))
     rng.shuffle(plans)
     ids = list(range(1, len(plans) + 1))
     rng.shuffle(ids)  # so that ids do not reveal which object covers which
@@ -130,20 +139,6 @@ def free_scene(rng: random.Random, num_frames: int, height: int, width: int, cou
     """Draw a scene of ``count`` unrelated objects."""
     objects = tuple(_place(rng, _any_plan(rng), i + 1, num_frames, height, width) for i in range(count))
     return Scene(height, width, objects, background_seed=rng.getrandbits(32))
-
-
-def _plan(rng: random.Random, focus: str, kinds: Sequence[str]) -> list[Plan]:
-    count = rng.randint(3 if focus == "relation" else 2, MAX_OBJECTS)
-    plans = _related_trio(rng) if focus == "relation" else _pair(rng, focus)
-    pair_kinds = [kind for kind in kinds if kind != "relation"]
-    if focus != "relation" and "relation" in kinds and count == MAX_OBJECTS:
-        plans += _related_trio(rng)
-    while len(plans) < count:
-        if pair_kinds and count - len(plans) >= 2 and rng.random() < 0.6:
-            plans += _pair(rng, rng.choice(pair_kinds))
-        else:
-            plans.append(_look_alike(rng, rng.choice(plans)))
-    return plans
 
 
 def _any_plan(rng: random.Random) -> Plan:

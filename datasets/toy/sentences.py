@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from datasets.expressions import NEGATIVE
-from datasets.toy.scene import COLOURS, KINDS, MOTIONS, SHAPES, SIZES, SUBPIXELS, Scene, ToyObject
+from datasets.toy.scene import COLOURS, MOTIONS, SHAPES, SIZES, SUBPIXELS, Scene, ToyObject
 
 # Shares of the shorter side: radii below / above are small / large.
 SMALL_BELOW, LARGE_ABOVE = 0.165, 0.210
@@ -28,7 +28,7 @@ LEAST_TRAVEL, MOST_DRIFT = 0.2, 0.3
 # more horizontal than vertical by STEEPNESS; it is false if the centres are never apart in that direction.
 RELATION_MARGIN, STEEPNESS = 0.11, 1.2
 
-MOST_OF_A_KIND = 2  # sentences of a video; more where only a few kinds are made
+MOST, MOST_OF_A_KIND = 6, 2  # sentences of a video; more of a kind where only a few kinds are made
 
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
@@ -130,10 +130,6 @@ class Facts:
         """All objects of which the description is true."""
         return [index for index in range(len(self.objects)) if self.judge(index, description)]
 
-    def denies(self, description: Description) -> bool:
-        """Whether the description is clearly false of every object."""
-        return all(self.judge(index, description) is False for index in range(len(self.objects)))
-
 
 def _size(obj: ToyObject, side: int) -> str | None:
     if obj.radius < SMALL_BELOW * side:
@@ -166,14 +162,17 @@ def _relation(relation: str, obj: ToyObject, other: ToyObject, margin: float) ->
     return True if ((apart >= margin) & (apart >= STEEPNESS * across)).all() else None
 
 
-def descriptions(facts: Facts, target: int, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, Description]]:
+def descriptions(facts: Facts, target: int, kinds: Sequence[str]) -> Iterator[tuple[str, Description]]:
     """Every (kind, description) that refers to this object and to no other."""
     obj = facts.objects[target]
     for size, colour, shape in product((facts.sizes[target], None), (obj.colour, None), (obj.shape, None)):
         head = Description(size=size, colour=colour, shape=shape)
         for kind in kinds:
             for description in _complete(facts, target, head, kind):
-                if facts.named(description) == target and _decides(facts, kind, description):
+                needed = len(facts.fitting(description.without(kind))) > 1
+                if kind in ("colour", "shape"):  # which must also suffice on their own
+                    needed &= facts.named(Description(**{kind: getattr(description, kind)})) is not None
+                if needed and facts.named(description) == target:
                     yield kind, description
 
 
@@ -192,15 +191,6 @@ def _complete(facts: Facts, target: int, head: Description, kind: str) -> Iterat
                     yield replace(head, relation=relation, reference=reference)
     elif getattr(head, kind) is not None and (kind == "size" or head.size is None):
         yield head
-
-
-def _decides(facts: Facts, kind: str, description: Description) -> bool:
-    """Whether the words of this kind are needed. Colour and shape must also suffice on their own."""
-    if len(facts.fitting(description.without(kind))) < 2:
-        return False
-    if kind in ("colour", "shape"):
-        return facts.named(Description(**{kind: getattr(description, kind)})) is not None
-    return True
 
 
 def phrase(rng: random.Random, description: Description, comparative: bool = False) -> str:
@@ -245,13 +235,11 @@ def pick_description(rng: random.Random, options: Sequence[Description]) -> Desc
     return rng.choices(options, [3 if option.shape else 1 for option in options])[0]
 
 
-def choose_sentences(
-    rng: random.Random, facts: Facts, kinds: Sequence[str], focus: str, most: int = 6
-) -> list[Sentence]:
+def choose_sentences(rng: random.Random, facts: Facts, kinds: Sequence[str], focus: str) -> list[Sentence]:
     """Sentences for a scene, as even over kinds and objects as it allows; the first is of kind ``focus``.
 
     Returns:
-        at most ``most`` sentences, no two with the same text. Empty if the scene offers none of kind ``focus`` or
+        at most ``MOST`` sentences, no two with the same text. Empty if the scene offers none of kind ``focus`` or
         if they would all name the same object.
     """
     pool: dict[str, dict[int, list[Description]]] = {kind: {} for kind in kinds}
@@ -262,8 +250,8 @@ def choose_sentences(
     texts: set[str] = set()
     times_named = [0] * len(facts.objects)
     order = [focus, *rng.sample([kind for kind in kinds if kind != focus], len(kinds) - 1)]
-    for kind in order * max(MOST_OF_A_KIND, most // len(kinds)):
-        if len(chosen) == most or not pool[focus]:
+    for kind in order * max(MOST_OF_A_KIND, MOST // len(kinds)):
+        if len(chosen) == MOST or not pool[focus]:
             break
         if not pool[kind]:
             continue
@@ -318,10 +306,7 @@ def describe_object(rng: random.Random, scene: Scene) -> str:
     if facts.motions[index] is not None and rng.random() < SAID / 2:
         return phrase(rng, replace(said, motion=facts.motions[index]))
     beside = [
-        (relation, other)
-        for relation in RELATIONS
-        for other in range(len(scene.objects))
-        if other != index and facts.relations[relation, index, other]
+        (relation, other) for (relation, i, other), holds in facts.relations.items() if i == index != other and holds
     ]
     if beside and rng.random() < SAID:
         relation, other = rng.choice(beside)
@@ -383,6 +368,7 @@ def near_misses(facts: Facts, description: Description) -> list[Description]:
         for group, words in WORDS.items()
         if getattr(description, group) is not None
         for word in words
-        if facts.denies(changed := replace(description, **{group: word}))
+        for changed in [replace(description, **{group: word})]
+        if all(facts.judge(index, changed) is False for index in range(len(facts.objects)))
     ]
     return [changed for near, changed in false if near] or [changed for _, changed in false]
