@@ -30,15 +30,7 @@ from models.segmenter import all_queries
 from util.checkpoint import Keeper
 from util.config import Config
 from util.device import device_name
-from util.distributed import (
-    balanced_share,
-    gather_objects,
-    is_main,
-    rank,
-    tell,
-    wait_for_all,
-    world_size,
-)
+from util.distributed import balanced_share, gather_objects, is_main, rank, tell, wait_for_all, world_size
 from util.drawing import OVERLAYS, movie_path, write_movie, write_overlays
 from util.errors import RunError, UserError
 from util.files import file_sha256, read_json, write_json
@@ -290,10 +282,7 @@ def parameter_lines(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
 
 
 def build_scoring(
-    cfg: Config,
-    device: torch.device,
-    checkpoint: Path | None = None,
-    on_clip: Callable[[], None] = lambda: None,
+    cfg: Config, device: torch.device, checkpoint: Path | None = None, on_clip: Callable[[], None] = lambda: None
 ) -> Scoring:
     """Prepare to score a model on ``cfg.dataset_file``: read the data and its ground truth.
 

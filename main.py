@@ -27,24 +27,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.clip import denormalise
-from engine import (
-    VALIDATION_FOLDER,
-    Run,
-    Scoring,
-    Validation,
-    build_schedule,
-    build_scoring,
-    parameter_lines,
-    train,
-)
-from models import (
-    build_criterion,
-    build_model,
-    frozen_sources,
-    has_lora,
-    prepare_training,
-    trained_parameters,
-)
+from engine import VALIDATION_FOLDER, Run, Scoring, Validation, build_schedule, build_scoring, parameter_lines, train
+from models import build_criterion, build_model, frozen_sources, has_lora, prepare_training, trained_parameters
 from models.checkpoints import (
     frozen_identity,
     load_weights,

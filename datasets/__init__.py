@@ -30,7 +30,7 @@ def build_dataset(cfg: Config, split: str) -> ClipDataset:
             f"{cfg.dataset_file} is a mixture for training; name one of its parts "
             f"({', '.join(scored_parts(cfg.dataset_file))}) by --dataset_file for the split {split!r}"
         )
-    from datasets.joint import JointClips
+    from datasets.clip import JointClips
 
     parts = MIXTURES[cfg.dataset_file].items()
     return JointClips(

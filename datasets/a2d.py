@@ -29,14 +29,7 @@ from torch import Tensor
 from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings, faults_of
 from datasets.clip import ClipDataset, Sample, make_target
 from datasets.evaluators import A2dEvaluator, Rle, encode_masks
-from datasets.files import (
-    DATA_PAGE,
-    plain_name,
-    read_coco_masks,
-    read_names,
-    require_files,
-    require_folder,
-)
+from datasets.files import DATA_PAGE, plain_name, read_coco_masks, read_names, require_files, require_folder
 from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
@@ -80,13 +73,7 @@ class AnnotatedFrames(ClipDataset, Generic[ItemT]):
     """
 
     def __init__(
-        self,
-        items: Sequence[ItemT],
-        transform: ClipTransform,
-        num_frames: int,
-        train: bool,
-        seed: int,
-        listed_in: Path,
+        self, items: Sequence[ItemT], transform: ClipTransform, num_frames: int, train: bool, seed: int, listed_in: Path
     ) -> None:
         super().__init__(seed, replace_invisible=train)
         if not items:

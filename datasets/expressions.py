@@ -153,8 +153,5 @@ def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> Expres
             "make that null, or use another kind"
         )
     return Expression(
-        caption,
-        None if obj_id is None else int(obj_id),
-        kind == NEGATIVE,
-        None if kind is None else str(kind),
+        caption, None if obj_id is None else int(obj_id), kind == NEGATIVE, None if kind is None else str(kind)
     )

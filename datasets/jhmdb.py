@@ -20,16 +20,7 @@ import torch
 from scipy.io import loadmat, whosmat
 from torch import Tensor
 
-from datasets.a2d import (
-    AnnotatedFrames,
-    Item,
-    clamp,
-    fit_mask,
-    group_by_video,
-    number_of,
-    read_items_of,
-    sentence_of,
-)
+from datasets.a2d import AnnotatedFrames, Item, clamp, fit_mask, group_by_video, number_of, read_items_of, sentence_of
 from datasets.checks import SAMPLE_VIDEOS, Findings, faults_of
 from datasets.evaluators import A2dEvaluator
 from datasets.files import (

@@ -20,15 +20,7 @@ from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings, faults_of
 from datasets.clip import ExpressionClips
 from datasets.evaluators import Scorer
 from datasets.expressions import Entry, make_videos, read_caption, read_entries, require_mapping
-from datasets.files import (
-    DATA_PAGE,
-    PackedItems,
-    Video,
-    decode_segmentation,
-    read_frame,
-    require_files,
-    require_folder,
-)
+from datasets.files import DATA_PAGE, PackedItems, Video, decode_segmentation, read_frame, require_files, require_folder
 from datasets.predictions import ANNOTATIONS
 from datasets.registry import Dataset, root_of
 from datasets.scoring import MASK_FILE, score_unions
@@ -157,8 +149,7 @@ def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> MevisE
     ):
         raise UserError(f"{path}: 'anno_id' of {where} is {instances!r}; it should be a list of instances")
     return MevisExpression(
-        read_caption(path, where, expression),
-        None if instances is None else tuple(dict.fromkeys(map(str, instances))),
+        read_caption(path, where, expression), None if instances is None else tuple(dict.fromkeys(map(str, instances)))
     )
 
 

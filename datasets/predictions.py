@@ -473,10 +473,5 @@ class InferenceRecord:
     def _write(self) -> None:
         write_json(
             self.path,
-            {
-                "identity": self.identity,
-                "about": self.about,
-                "timing": self.timing(),
-                "expressions": self.expressions,
-            },
+            {"identity": self.identity, "about": self.about, "timing": self.timing(), "expressions": self.expressions},
         )

@@ -274,12 +274,7 @@ def load_weights(
 
 
 def save_checkpoint(
-    path: str | Path,
-    model: nn.Module,
-    name: str,
-    config: dict[str, Any],
-    frozen: Identity | None = None,
-    **state: Any,
+    path: str | Path, model: nn.Module, name: str, config: dict[str, Any], frozen: Identity | None = None, **state: Any
 ) -> None:
     """Write a checkpoint beside ``path`` and rename it.
 

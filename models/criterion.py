@@ -115,12 +115,7 @@ def loss_masks(prediction: LayerPrediction, target: BatchTargets, count: Tensor,
     low = _of_chosen(prediction.low_masks, prediction.chosen)
     refined = _mask_terms(prediction.masks, target.masks, target.present, count, alpha)
     coarse = _mask_terms(low, target.low_masks, target.present, count, alpha)
-    return {
-        "loss_mask": refined[0],
-        "loss_dice": refined[1],
-        "loss_mask_low": coarse[0],
-        "loss_dice_low": coarse[1],
-    }
+    return {"loss_mask": refined[0], "loss_dice": refined[1], "loss_mask_low": coarse[0], "loss_dice_low": coarse[1]}
 
 
 LOSSES: dict[str, Callable[[LayerPrediction, BatchTargets, Tensor, float], dict[str, Tensor]]] = {

@@ -151,10 +151,7 @@ def sentence_outputs(
         count = len(group)
         shared = pixels.repeat(count) if count > 1 else pixels
         torch.manual_seed(options.seed)
-        yield (
-            first,
-            model.segment_pixels(shared, padding.expand(count, -1, -1), group, select=select(first, count)),
-        )
+        yield (first, model.segment_pixels(shared, padding.expand(count, -1, -1), group, select=select(first, count)))
 
 
 def _predict(

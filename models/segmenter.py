@@ -167,9 +167,7 @@ class Segmenter(nn.Module):
 
         queries = self.language_queries(*self.sentence_encoder(captions))
         decoded = self.transformer(
-            pyramid[1:],
-            padding.repeat_interleave(frames, dim=0),
-            queries.repeat_interleave(frames, dim=0),
+            pyramid[1:], padding.repeat_interleave(frames, dim=0), queries.repeat_interleave(frames, dim=0)
         )
         features = sum_memories(decoded.memory)
         sizes = unpadded_size(padding).repeat_interleave(frames, dim=0)[:, None]

@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--frames", type=int, nargs="+", default=[5, 36], help="numbers of frames of a clip")
     parser.add_argument("--layers", nargs="+", default=["encoder", "decoder"], choices=["encoder", "decoder"])
-    parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement, at least 3 calls")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     return parser.parse_args()
 
@@ -44,6 +44,7 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 import psutil
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 from models.ops import multi_scale_deformable_attention, plain
 from models.ops.functional import KERNELS, backend_for
@@ -105,8 +106,8 @@ def measure(layer: str, frames: int, device: torch.device, dtype: torch.dtype, s
         with torch.no_grad():
             result = operator(*inputs)
             expected = result if expected is None else expected
-            forward = best_time(lambda run=operator: run(*inputs), device, seconds)  # type: ignore[misc]
-        row = Row(layer, frames, name, forward, best_time(step, device, seconds), _peak_memory(step, device))
+            forward = best_time(partial(operator, *inputs), seconds)
+        row = Row(layer, frames, name, forward, best_time(step, seconds), _peak_memory(step, device))
         first = rows[0] if rows else row
         row.forward_speedup = first.forward / forward
         row.forward_backward_speedup = first.forward_backward / row.forward_backward
@@ -138,19 +139,9 @@ def make_inputs(layer: str, frames: int, device: torch.device, dtype: torch.dtyp
     return value.to(device, dtype), locations.to(device), weights.to(device)
 
 
-def best_time(call: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """The shortest time of a call in milliseconds, over ``seconds`` and at least 3 calls."""
-    wait: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    call()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or (time.perf_counter() < end and len(times) < 1000):
-        wait()
-        started = time.perf_counter()
-        call()
-        wait()
-        times.append(1e3 * (time.perf_counter() - started))
-    return min(times)
+def best_time(call: Callable[[], Any], seconds: float) -> float:
+    """The shortest time of a call in milliseconds, in blocks of calls that take about ``seconds`` together."""
+    return 1e3 * min(Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=seconds).times)
 
 
 def _implementations(device: torch.device) -> Iterator[tuple[str, Operator]]:

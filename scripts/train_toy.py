@@ -96,13 +96,7 @@ from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import (
-    AutoTokenizer,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-    RobertaForMaskedLM,
-)
+from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection, RobertaForMaskedLM
 from transformers import logging as transformers_logging
 
 from datasets.toy import ToyParameters, make_video

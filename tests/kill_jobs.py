@@ -47,12 +47,8 @@ from scripts import (
     train_toy,
     web_demo,
 )
-from scripts import (
-    quickstart as quickstart_script,
-)
-from scripts import (
-    toy_lab as lab_script,
-)
+from scripts import quickstart as quickstart_script
+from scripts import toy_lab as lab_script
 from tests.conftest import ROOT
 from tests.inference_tools import StubModel, finish, run_inference, write_halves
 from tests.media_tools import write_film

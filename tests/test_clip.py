@@ -11,15 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.clip import (
-    ClipDataset,
-    ClipLoader,
-    Sample,
-    collate,
-    denormalise,
-    make_target,
-    sample_frames,
-)
+from datasets.clip import ClipDataset, ClipLoader, Sample, collate, denormalise, make_target, sample_frames
 from util.errors import UserError
 from util.preprocessing import normalise
 from util.text import normalise_sentence

@@ -33,13 +33,7 @@ from datasets.expressions import read_expressions
 from datasets.files import decode_segmentation, read_coco_masks, read_frame
 from datasets.jhmdb import count_puppet_masks, read_puppet_mask
 from datasets.mevis import InstanceMasks, list_split, unite
-from datasets.predictions import (
-    check_submission,
-    frame_size,
-    mask_fault,
-    read_binary_mask,
-    read_index_mask,
-)
+from datasets.predictions import check_submission, frame_size, mask_fault, read_binary_mask, read_index_mask
 from datasets.refcoco import convert_refcoco, draw_mask, instances_name, read_items
 from datasets.registry import load_config
 from demo import read_command

@@ -52,11 +52,7 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("kind", BAD_INPUT)
 def test_bad_input_is_one_sentence_and_status_2(
-    kind: str,
-    script: list[str],
-    tiny_checkpoint: Path,
-    data: Path,
-    tmp_path: Path,
+    kind: str, script: list[str], tiny_checkpoint: Path, data: Path, tmp_path: Path
 ):
     (tmp_path / "half.pth").write_bytes(tiny_checkpoint.read_bytes()[:1000])
     other_model(tiny_checkpoint, tmp_path / "hcd.pth")

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from datasets import build_dataset
-from datasets.clip import ClipDataset, ClipLoader, EpochBatches, Sample, collate, make_target
-from datasets.joint import JointClips
+from datasets.clip import ClipDataset, ClipLoader, EpochBatches, JointClips, Sample, collate, make_target
 from datasets.refcoco import SPLITS, convert_refcoco
 from datasets.registry import load_config
 from datasets.toy import make_toy

@@ -118,10 +118,7 @@ def test_the_parts_of_a_mixture(flags: list[str], call: Callable, tmp_path: Path
 BAD = {
     "no checkpoint": (["--resume", ""], "no checkpoint is given; name the one to score with --resume"),
     "no truth": (["--dataset_file", "mevis", "--split", "valid"], "valid/mask_dict.json is missing; it should hold"),
-    "no masks": (
-        ["--ytvos_path", "{tmp}/bare"],
-        "bare/valid/Annotations is missing; it should hold the ground truth",
-    ),
+    "no masks": (["--ytvos_path", "{tmp}/bare"], "bare/valid/Annotations is missing; it should hold the ground truth"),
     "no object ids": (
         ["--expressions_file", "{tmp}/plain.json"],
         "has no 'obj_id'; name a file whose expressions have",

@@ -302,10 +302,7 @@ class Clips(StubModel):
 
 SENTENCES = {"0": "the left half", "1": "the right half", "4": "the right half", "5": "the left half"}
 LENGTHS = {"long": 2 * CLIP_FRAMES + 3, "short": 4}
-IDS = {
-    "davis": SENTENCES | {"2": "left", "3": "left", "6": "left", "7": "left"},
-    "mevis": SENTENCES,
-}
+IDS = {"davis": SENTENCES | {"2": "left", "3": "left", "6": "left", "7": "left"}, "mevis": SENTENCES}
 
 
 def make_set(root: Path, name: str, lengths: dict[str, int] = LENGTHS) -> Config:

@@ -119,10 +119,7 @@ def test_expression_ids_objects_and_text(davis_root: Path, tmp_path: Path) -> No
     assert read(tmp_path / "train" / "meta.json") == {
         "bear": {"objects": {"1": {"category": "bear", "frames": FRAMES}}},
         "dogs-scale": {
-            "objects": {
-                "1": {"category": "dog", "frames": FRAMES},
-                "2": {"category": "dog", "frames": FRAMES[1:]},
-            }
+            "objects": {"1": {"category": "dog", "frames": FRAMES}, "2": {"category": "dog", "frames": FRAMES[1:]}}
         },
     }
     assert read(tmp_path / "valid" / "meta.json")["motorbike"]["objects"]["2"]["category"] == "unknown"

@@ -380,8 +380,7 @@ def test_sentences_survive_a_horizontal_flip(videos: list[ToyVideo]) -> None:
         scene = video.scene
         width = np.array((scene.width * SUBPIXELS, 0))
         mirrored = replace(
-            scene,
-            objects=tuple(replace(obj, centres=abs(width - obj.centres)) for obj in scene.objects),
+            scene, objects=tuple(replace(obj, centres=abs(width - obj.centres)) for obj in scene.objects)
         )
         for sentence in video.sentences:
             text = " ".join(swap.get(word, word) for word in sentence.text.split())

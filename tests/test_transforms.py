@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.transforms import (
-    EvalTransform,
-    TrainTransform,
-    distort_colours,
-    flip,
-    resize,
-    swap_sides,
-)
+from datasets.transforms import EvalTransform, TrainTransform, distort_colours, flip, resize, swap_sides
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise, resize_frames, resized_size
 
 SMALL: dict[str, Any] = {"train_scales": (48, 56, 64), "crop_scales": (60, 80), "crop_range": (50, 90), "max_size": 96}
