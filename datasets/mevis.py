@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +19,10 @@ from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings, faults_of
 from datasets.clip import ExpressionClips
 from datasets.evaluators import Scorer
 from datasets.expressions import Entry, make_videos, read_caption, read_entries, require_mapping
-from datasets.files import DATA_PAGE, PackedItems, Video, decode_segmentation, read_frame, require_files, require_folder
+from datasets.files import DATA_PAGE, PackedItems, Video, read_frame, require_files, require_folder
 from datasets.predictions import ANNOTATIONS
 from datasets.registry import Dataset, root_of
-from datasets.scoring import MASK_FILE, score_unions
+from datasets.scoring import MASK_FILE, ScoredVideo, score_unions, unite
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
 from util.files import read_json
@@ -87,24 +86,6 @@ class InstanceMasks:
     def read(self, instance: str, frame: int) -> Any:
         """Return an instance's run lengths in one frame, as the file has them; None if it is not visible."""
         return self._masks[self._first[instance][0] + frame]
-
-
-def unite(segmentations: Mapping[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
-    """Return the union of instances in one frame, bool ``[H, W]``.
-
-    Args:
-        segmentations: run lengths by instance; None if it is not visible.
-        size: (H, W).
-        where: the file and the frame, for messages.
-
-    Raises:
-        UserError: run lengths are damaged or have a different size.
-    """
-    mask = np.zeros(size, dtype=bool)
-    for instance, segmentation in segmentations.items():
-        if segmentation is not None:
-            mask |= decode_segmentation(segmentation, *size, f"{where}, instance {instance}")
-    return mask
 
 
 def list_split(root: Path, split: str) -> dict[str, MevisEntry]:
@@ -210,35 +191,6 @@ def build_scorer(cfg: Config) -> Scorer:
 def list_expressions(root: Path, split: str, expressions_file: str | None) -> Mapping[str, MevisEntry]:
     """Read all expressions of a split, which may include negatives, for ``scripts.calibrate_score``."""
     return list_split(root, split)
-
-
-@dataclass(frozen=True)
-class ScoredVideo:
-    """A video and its ground truth, as ``datasets.scoring`` scores it. It can be pickled."""
-
-    name: str
-    frames: list[str]
-    targets: dict[str, tuple[str, ...]]  # expression id → the ids of its instances, sorted
-    masks: dict[str, list[Any]]  # instance → run lengths, or None, for each frame
-    where: Path  # the file of the masks, for messages
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(H, W) of the first mask; None if no instance is ever visible."""
-        first = next((mask for frames in self.masks.values() for mask in frames if mask), None)
-        return tuple(first["size"]) if first else None
-
-    def ground_truth(self, frame: int, size: tuple[int, int]) -> dict[tuple[str, ...], np.ndarray]:
-        """Return the union, bool ``[H, W]``, of every distinct target in a frame.
-
-        Raises:
-            UserError: run lengths are damaged or have a different size.
-        """
-        where = f"{self.where}, frame {frame} of video {self.name!r}"
-        return {
-            target: unite({instance: self.masks[instance][frame] for instance in target}, size, where)
-            for target in set(self.targets.values())
-        }
 
 
 def read_ground_truth(folder: Path, version: str = AUTO_VERSION) -> tuple[list[ScoredVideo], str]:

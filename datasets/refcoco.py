@@ -39,8 +39,7 @@ from datasets.image_motion import ImageMotion
 from datasets.registry import DATASETS, Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
-from util.files import bring_file, read_json, write_json
-from util.plain_pickle import read_plain_pickle
+from util.files import bring_file, read_json, read_plain_pickle, write_json
 from util.text import normalise_sentence
 
 if TYPE_CHECKING:

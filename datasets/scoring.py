@@ -14,19 +14,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from datasets.expressions import VideoEntry, read_expressions
-from datasets.files import require_folder
+from datasets.files import decode_segmentation, require_folder
 from datasets.predictions import LAYOUTS, read_binary_mask, read_index_mask, require_masks
 from util.errors import UserError
 from util.metrics import MAX_PROPOSALS, VOID, Shape, fixed_scores, matched_scores, shape_scores, statistics
 from util.parallel import map_videos
-
-if TYPE_CHECKING:
-    from datasets.mevis import ScoredVideo
 
 MASK_FILE = "mask_dict.json"  # in the folder of a split of MeViS
 
@@ -223,6 +220,53 @@ def _counted_mean_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 # MeViS
+
+
+def unite(segmentations: Mapping[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
+    """Return the union of instances in one frame, bool ``[H, W]``.
+
+    Args:
+        segmentations: run lengths by instance; None if it is not visible.
+        size: (H, W).
+        where: the file and the frame, for messages.
+
+    Raises:
+        UserError: run lengths are damaged or have a different size.
+    """
+    mask = np.zeros(size, dtype=bool)
+    for instance, segmentation in segmentations.items():
+        if segmentation is not None:
+            mask |= decode_segmentation(segmentation, *size, f"{where}, instance {instance}")
+    return mask
+
+
+@dataclass(frozen=True)
+class ScoredVideo:
+    """A video and its ground truth, as ``score_unions`` scores it. It can be pickled."""
+
+    name: str
+    frames: list[str]
+    targets: dict[str, tuple[str, ...]]  # expression id → the ids of its instances, sorted
+    masks: dict[str, list[Any]]  # instance → run lengths, or None, for each frame
+    where: Path  # the file of the masks, for messages
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) of the first mask; None if no instance is ever visible."""
+        first = next((mask for frames in self.masks.values() for mask in frames if mask), None)
+        return tuple(first["size"]) if first else None
+
+    def ground_truth(self, frame: int, size: tuple[int, int]) -> dict[tuple[str, ...], np.ndarray]:
+        """Return the union, bool ``[H, W]``, of every distinct target in a frame.
+
+        Raises:
+            UserError: run lengths are damaged or have a different size.
+        """
+        where = f"{self.where}, frame {frame} of video {self.name!r}"
+        return {
+            target: unite({instance: self.masks[instance][frame] for instance in target}, size, where)
+            for target in set(self.targets.values())
+        }
 
 
 def score_unions(videos: Sequence[ScoredVideo], pred: Path, version: str, workers: int = 1) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.deformable_transformer import sine_position_1d
 from models.frozen import Frozen
-from models.position_encoding import sine_position_1d
 
 
 class SentenceEncoder(nn.Module):

@@ -59,9 +59,8 @@ from util.config import Config
 from util.device import is_out_of_memory, memory_advice
 from util.drawing import write_picture
 from util.errors import RunError, UserError, run_cli
-from util.files import read_json, sole_run, write_json
+from util.files import read_json, read_plain_pickle, sole_run, write_json
 from util.hub import checkpoint_path
-from util.plain_pickle import read_plain_pickle
 from util.video import open_media, read_video_frames
 
 LIMIT = 300  # MB of memory that reading a small file may take

@@ -41,9 +41,8 @@ from tests.commands import read_checkpoint
 from tests.media_tools import write_film
 from util.config import Config, config_dict
 from util.errors import UserError
-from util.files import read_json
+from util.files import read_json, read_plain_pickle
 from util.options import read_yaml
-from util.plain_pickle import read_plain_pickle
 from util.video import open_media, parse_time, read_video_frames
 
 few = settings(

@@ -15,7 +15,7 @@ import pytest
 
 from tests.true_formats import python2_pickle
 from util.errors import UserError
-from util.plain_pickle import read_plain_pickle
+from util.files import read_plain_pickle
 
 VALUE = [{"split": "val", "ids": [1, 2**40, -3], "point": (1.5, None, True), "text": "café"}]
 

@@ -20,7 +20,7 @@ from models import build_criterion, build_model, frozen, prepare_inference, prep
 from models.checkpoints import open_checkpoint, save_carried, save_checkpoint
 from models.diffusion import attention
 from models.diffusion.attention import blocked_attention
-from models.inference import build_for_inference, sentence_outputs
+from models.inference import InferenceOptions, build_for_inference, sentence_outputs
 from models.mask_heads import DynamicMaskHead
 from models.precision import call_in_float32, in_float32, precision_name, resolve_precision
 from models.segmenter import Segmenter
@@ -181,6 +181,7 @@ def test_trained_masks_in_bf16_follow_those_in_float32(name: str, tmp_path: Path
     for precision in ("fp32", "bf16"):
         cfg = load_config([*flags, "--pretrained", str(ROOT / "toy" / "stack"), "--precision", precision], "")
         checkpoint = open_checkpoint(str(ROOT / "toy" / f"{name}.safetensors"), "--resume")
+        options = InferenceOptions.from_config(cfg)
         model, _ = build_for_inference(cfg, checkpoint, CPU)
         with torch.inference_mode():
             outputs[precision] = [
@@ -190,8 +191,7 @@ def test_trained_masks_in_bf16_follow_those_in_float32(name: str, tmp_path: Path
                     model,
                     load_clip(video.frame_paths, cfg.eval_size, cfg.max_size)[0],
                     list(video.expressions.values()),
-                    cfg,
-                    CPU,
+                    options,
                 )
                 for masks in output.masks
             ]

@@ -1,13 +1,12 @@
-"""Files: written so that a killed run never leaves half of one, JSON, links and copies, one run per output folder.
-
-Also the versions that records name.
-"""
+"""Files: written so that a killed run never leaves half of one, JSON, pickles, links, locks, and library versions."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import pickle
 import platform
 import re
 import shutil
@@ -19,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 from PIL import Image
 
@@ -136,15 +135,19 @@ def read_json(path: str | Path, what: str) -> Any:
     Raises:
         UserError: the file is missing, unreadable or not JSON.
     """
-    path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; it should hold {what}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} ({what}): {error}") from error
+        return json.loads(_read_bytes(path, what).decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} ({what}) is not valid JSON: {error}") from error
+
+
+def _read_bytes(path: str | Path, what: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; it should hold {what}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({what}): {error.strerror or error}") from error
 
 
 def bring_file(source: Path, target: Path, copy: bool) -> None:
@@ -256,3 +259,61 @@ def project_version() -> str:
     """The version of this project in ``pyproject.toml``; "unknown" where the file is missing."""
     file = ROOT / "pyproject.toml"
     return tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"] if file.is_file() else "unknown"
+
+
+# Pickles from strangers. A pickle is a program: it may name any function of any module and have it called. Only
+# containers, texts and numbers are read; a pickle that names anything else is refused.
+
+
+class _Foreign(pickle.UnpicklingError):
+    """The pickle refers to a class, a function or an object outside of the file."""
+
+
+class _PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
+    """Python's own reader: it is slower, but the one in C allocates as much memory as a file asks for."""
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch}  # type: ignore[attr-defined]
+
+    def load_bytearray8(self) -> NoReturn:
+        """Refuse a byte array, for which this reader would also allocate memory."""
+        raise _Foreign("a byte array")
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8  # type: ignore[attr-defined]
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise _Foreign(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise _Foreign(f"the outside object {str(pid)[:40]!r}")
+
+
+def read_plain_pickle(path: str | Path, what: str) -> Any:
+    """Read a pickle of containers, strings and numbers, written with any protocol.
+
+    Byte strings of Python 2 are decoded as UTF-8, or all as Latin-1 if one of them is not UTF-8.
+
+    Args:
+        path: the file.
+        what: the expected content, for error messages ("the referring expressions of RefCOCO").
+
+    Raises:
+        UserError: the file is missing, unreadable, damaged, or names classes or functions.
+    """
+    content = _read_bytes(path, what)
+    try:
+        try:
+            return _load(content, "utf-8")
+        except UnicodeDecodeError:
+            return _load(content, "latin-1")
+    except _Foreign as error:
+        raise UserError(
+            f"{path} ({what}) is refused: it should hold only containers, strings and numbers, but names {error}; "
+            "download the file from its publisher again"
+        ) from error
+    except Exception as error:  # a damaged pickle may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} ({what}) is not a complete pickle file ({reason}); download it again") from error
+
+
+def _load(content: bytes, encoding: str) -> Any:
+    return _PlainUnpickler(io.BytesIO(content), encoding=encoding).load()
