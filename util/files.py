@@ -261,8 +261,8 @@ def project_version() -> str:
     return tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"] if file.is_file() else "unknown"
 
 
-# Pickles from strangers. A pickle is a program: it may name any function of any module and have it called. Only
-# containers, texts and numbers are read; a pickle that names anything else is refused.
+# Untrusted pickles. A pickle is a program that can call any function of any module. This reader only builds containers,
+# strings and numbers, and refuses a pickle that names a class or function.
 
 
 class _Foreign(pickle.UnpicklingError):
