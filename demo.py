@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import; wrong options and videos a
 
 MASKS, PROBABILITIES = "masks", "probabilities"
 MASKS_FILE, OVERLAY, STILL, SHEET = "masks.json", "overlay.mp4", "overlay.png", "contact_sheet.png"
-MAKER = "demo.py"  # marks masks.json, and thereby its folder, as written by this command
+MAKER = "demo.py"  # in masks.json, marks its folder as a result of this command
 WINDOW = 36
 WRITERS = 2  # threads that write masks
 SLUG_LETTERS = 40
@@ -60,7 +60,7 @@ _demo = partial(option, "demo")
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The options of ``demo.py`` itself; the others are those of ``Config``."""
+    """The options of ``demo.py``, in addition to those of ``Config``."""
 
     out: str = _demo("", "folder for everything that is written; empty is runs/demo/VIDEO", path=True, empty=True)
     force: bool = _demo(False, "replace what an earlier run of the demo wrote to --out")
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sentences,
             folder,
             window=options.window,
-            overlap=None if options.overlap == "auto" else int(options.overlap),
+            overlap=options.overlap,
             save_prob=options.save_prob,
             force=options.force,
         )
@@ -246,7 +246,7 @@ def segment_to_folder(
     folder: Path,
     *,
     window: int = WINDOW,
-    overlap: int | None = None,
+    overlap: int | str = "auto",
     threshold: float | None = None,
     score_threshold: float | None = None,
     **output: Any,
@@ -256,7 +256,7 @@ def segment_to_folder(
     Args:
         media, sentences, folder: as in ``run_demo``.
         window: number of frames that the model sees together.
-        overlap: number of frames that two windows share; None: 6, or half of a short window.
+        overlap: number of frames that two windows share; "auto": 6, or half of a short window.
         threshold: mask probability from which a pixel belongs to the object; None: as in
             ``pretrained.options``.
         score_threshold: mean score below which a sentence counts as not found; None: as in ``pretrained.options``.
@@ -272,7 +272,8 @@ def segment_to_folder(
 
     options = pretrained.options
     named = [normalise_sentence(sentence) for sentence in sentences]
-    segmenter = VideoSegmenter(pretrained.model, options, named, window, overlap)
+    shared = None if overlap == "auto" else int(overlap)
+    segmenter = VideoSegmenter(pretrained.model, options, named, window, shared)
     return run_demo(
         media,
         sentences,
@@ -346,7 +347,7 @@ def run_demo(
 
 
 class _Run:
-    """The stages of ``run_demo``, and what later stages need of earlier ones."""
+    """The stages of ``run_demo`` and the data that they share."""
 
     def __init__(
         self,
@@ -444,7 +445,7 @@ class _Run:
     def _images(self) -> Iterator[np.ndarray]:
         """Yield the frames for the segmenter, and record their names and times."""
         for frame in self.media.frames():
-            self.frames.append(replace(frame, image=np.empty(0, np.uint8)))
+            self.frames.append(replace(frame, load=partial(np.empty, 0)))
             yield frame.image
 
     def _again(self) -> Iterator[MediaFrame]:
@@ -458,7 +459,7 @@ class _Run:
         """Yield the annotation of each frame and sentence, empty masks included."""
         from pycocotools import mask as coco  # slow to import
 
-        for number in tqdm(range(len(self.frames)), "masks.json", disable=not self.show, **bar_style()):
+        for number in tqdm(range(len(self.frames)), "masks.json", unit="frame", disable=not self.show, **bar_style()):
             for i, sentence in enumerate(self.sentences):
                 mask = self._mask(sentence, number)
                 x0, y0, x1, y1 = (float(side) for side in self.boxes[number][i])

@@ -1,7 +1,7 @@
-"""Discriminative backbones that replace the text-to-video stack for comparison: frames → pyramid.
+"""Discriminative backbones that replace the text-to-video stack in comparisons.
 
 ``swin3d_t``, ``swin3d_s`` and ``swin3d_b`` are torchvision's Video Swin Transformers; ``timm:NAME`` is any timm model
-that returns features at strides 4, 8, 16 and 32. Like the text-to-video stack they are frozen by default. 1×1
+that returns features at strides 4, 8, 16 and 32. They are frozen by default, like the text-to-video stack. 1×1
 convolutions map their levels to the channels of the pyramid.
 """
 
@@ -32,23 +32,24 @@ _log = logging.getLogger(__name__)
 
 STRIDES = (4, 8, 16, 32)
 TIMM = "timm:"
-DOWNLOAD = "DEFAULT"
-"""The pretrained weights that the library downloads."""
-RANDOM_SEED = 0
-"""Seed of random weights: no checkpoint stores a frozen backbone, so every run must draw the same weights."""
+DOWNLOAD = "DEFAULT"  # selects the pretrained weights that the library downloads
+RANDOM_SEED = 0  # no checkpoint stores a frozen backbone, so every run must draw the same random weights
 
 
 @dataclass
 class PyramidFeatures:
-    """The output of a backbone that never sees the sentence: the pyramid itself."""
+    """The pyramid of a clip, which does not depend on the sentence.
+
+    Attributes:
+        levels: four maps ``[B·T, C, H/s, W/s]``, s = 4, 8, 16, 32.
+        batch_shape: (B, T).
+    """
 
     levels: list[Tensor]
-    """Four maps ``[B·T, C, H/s, W/s]`` for s = 4, 8, 16, 32."""
     batch_shape: tuple[int, int]
-    """(B, T)."""
 
     def repeat(self, count: int) -> PyramidFeatures:
-        """The same clips ``count`` times, one after the other, for as many sentences."""
+        """Repeat the batch ``count`` times, once for each sentence."""
         batch, frames = self.batch_shape
         return PyramidFeatures([level.repeat(count, 1, 1, 1) for level in self.levels], (count * batch, frames))
 
@@ -59,8 +60,8 @@ class BackboneEncoder(nn.Module):
     Args:
         backbone: frames ``[B, T, 3, H, W]`` → four maps ``[B·T, C, h, w]``; ``channels`` lists their C.
         pyramid_channels: channels of the four levels.
-        trained: whether the backbone is trained. Batch normalisation keeps its statistics even then, because a
-            process sees few clips.
+        trained: whether the backbone is trained. Batch normalisation always keeps its statistics, because a process
+            sees few clips.
 
     Attributes:
         precision: of matrix products and convolutions (``models.precision``).
@@ -77,7 +78,7 @@ class BackboneEncoder(nn.Module):
         )
 
     def train(self, mode: bool = True) -> BackboneEncoder:
-        """Set the mode; batch normalisation always keeps its statistics."""
+        """Set the mode of all modules but batch normalisation, which stays in evaluation mode."""
         super().train(mode)
         for module in self.backbone.modules():
             if isinstance(module, _BatchNorm):
@@ -97,7 +98,7 @@ class BackboneEncoder(nn.Module):
         return PyramidFeatures(levels, (frames.shape[0], frames.shape[1]))
 
     def forward(self, pixels: PyramidFeatures, captions: list[str]) -> list[Tensor]:
-        """The pyramid ``4 × [B·T, C, H/s, W/s]`` of B clips; the sentences are not used."""
+        """Return the pyramid, four maps ``[B·T, C, H/s, W/s]``; the B sentences are not used."""
         assert len(captions) == pixels.batch_shape[0]
         return pixels.levels
 
@@ -105,15 +106,15 @@ class BackboneEncoder(nn.Module):
 class VideoSwin(nn.Module):
     """torchvision's Video Swin Transformer (Liu et al., CVPR 2022), with a feature for every frame.
 
-    It was trained with patches of 2×4×4: two frames make one token. Here patches are 1×4×4, and the two temporal
-    slices of the embedding kernel are summed, as in ReferFormer. This equals the trained network on a clip in which
-    every frame occurs twice. Windows of 8 steps then span 8 frames.
+    The network was trained with patches of 2×4×4, in which two frames make one token. Here, patches are 1×4×4, and the
+    two temporal slices of the embedding kernel are summed, as in ReferFormer. The result equals that of the trained
+    network on a clip in which every frame occurs twice. A window of 8 steps then spans 8 frames.
 
-    The output of each stage passes a layer normalisation without parameters, as in detectors with Swin; the 1×1
-    convolutions provide scale and shift.
+    The output of each stage is layer-normalised without parameters, as in detectors with Swin; the 1×1 convolutions
+    provide scale and shift.
 
     Args:
-        network: as torchvision builds it; its embedding is changed, and its head is not used.
+        network: torchvision's model; its embedding is modified, and its head is not used.
     """
 
     def __init__(self, network: Any) -> None:
@@ -141,13 +142,13 @@ class VideoSwin(nn.Module):
 
 
 class TimmFeatures(nn.Module):
-    """A timm model applied to each frame.
+    """A timm model that is applied to each frame.
 
-    Frames are padded to a multiple of 32 on the right and bottom, and the levels are cropped, so that level s is ⌈H/s⌉
-    high with every model.
+    Frames are padded to a multiple of 32 on the right and bottom, and the levels are cropped, so that every model gives
+    levels of height ⌈H/s⌉ and width ⌈W/s⌉.
 
     Args:
-        network: made with ``features_only=True``.
+        network: created with ``features_only=True``.
 
     Raises:
         ValueError: the model has no features at one of the strides.
@@ -188,11 +189,11 @@ def build_backbone(name: str, weights: str = "") -> VideoSwin | TimmFeatures:
 
     Args:
         name: ``swin3d_t``, ``swin3d_s``, ``swin3d_b`` or ``timm:NAME``.
-        weights: ``DEFAULT`` downloads those of the library; a path names a local ``.pth`` or ``.safetensors`` file with
-            the library's names; empty: random, the same in every run.
+        weights: ``DEFAULT``: the pretrained weights that the library downloads; a path: a ``.pth`` or ``.safetensors``
+            file with the library's parameter names; empty: random weights, the same in every run.
 
     Raises:
-        UserError: the model is unknown or has no such pyramid, or the weights are not available or do not fit.
+        UserError: the model is unknown or lacks a stride, or the weights are not available or do not fit.
     """
     if not weights:
         _log.warning("backbone %s has random weights; --backbone_weights DEFAULT downloads pretrained ones", name)
@@ -225,17 +226,15 @@ def _timm(name: str, weights: str) -> TimmFeatures:
         options["pretrained"] = True
         if weights != DOWNLOAD:
             options["pretrained_cfg_overlay"] = {"file": weights}
-            timm.create_model(
-                name, **options
-            )  # the whole model: a feature extractor would accept a file that lacks weights
+            timm.create_model(name, **options)  # fails if the file lacks a weight, unlike a feature extractor
         return TimmFeatures(timm.create_model(name, features_only=True, **options))
 
 
 def _fitting(name: str) -> tuple[TimmFeatures, dict[str, Any]]:
-    """A timm model with random weights, tested on frames of an unusual size, and the options it was created with."""
+    """Build a timm model with random weights that accepts frames of any size; return it and its options."""
     import timm
 
-    problem: Exception | None = None
+    problems = []
     options: dict[str, Any]
     for options in ({}, {"strict_img_size": False}):  # the latter for models that otherwise accept one size only
         try:
@@ -244,16 +243,15 @@ def _fitting(name: str) -> tuple[TimmFeatures, dict[str, Any]]:
                 backbone(torch.zeros(1, 1, 3, 64, 96))
             return backbone, options
         except Exception as error:  # models raise many kinds
-            problem = problem or error
-    reason = next(iter(str(problem).splitlines()), type(problem).__name__)
+            problems += str(error).splitlines() or [type(error).__name__]
     raise UserError(
         f"{TIMM}{name} has no features at strides {', '.join(map(str, STRIDES))} for frames of any size "
-        f"({reason}); choose a model such as {TIMM}resnet50"
+        f"({problems[0]}); choose a model such as {TIMM}resnet50"
     )
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without running code that the file may carry."""
+    """Read a state dict, of a ``.pth`` file without running code."""
     if path.suffix == ".safetensors":
         return load_file(path)
     content = torch.load(path, map_location="cpu", weights_only=True)
@@ -262,10 +260,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _weights_of(name: str, weights: str) -> Iterator[None]:
-    """Report any failure to load the weights of a backbone in one sentence; the libraries raise many kinds."""
+    """Report any failure to load the weights of a backbone as a UserError."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # the libraries raise many kinds
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if weights == DOWNLOAD:
             raise UserError(
@@ -274,6 +272,6 @@ def _weights_of(name: str, weights: str) -> Iterator[None]:
             ) from error
         reason = lines[1] if len(lines) > 1 and lines[0].startswith("Error") else lines[0]  # by load_state_dict
         raise UserError(
-            f"{weights} does not hold the weights of {name}: {reason[:200].rstrip('.: ')}; give another file with "
+            f"{weights} does not hold the weights of {name}: {reason[:200].rstrip('.: ')}; give a different file with "
             "--backbone_weights"
         ) from error

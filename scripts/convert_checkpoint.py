@@ -1,4 +1,4 @@
-"""Convert a checkpoint into a file of weights to pass on, or into the authors' layout (docs/checkpoints.md).
+"""Convert a checkpoint to a safetensors file of weights or to the authors' layout (docs/checkpoints.md).
 
 python -m scripts.convert_checkpoint IN OUT.safetensors [--dtype float16]
 python -m scripts.convert_checkpoint IN OUT.pth --to authors [--pretrained FOLDER]
@@ -24,43 +24,46 @@ OPTIONS = {
     "project": ("dtype", "carry", "stack"),
     "authors": ("pretrained", "image_encoder", "text_encoder", "ignore_frozen_identity"),
 }
-"""The options that only one direction has."""
+"""The options that only one direction uses."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line (``argv`` without the program's name; None takes the process's own)."""
+    """Parse the command line (``argv`` without the program's name; None: the process's own).
+
+    Raises:
+        UserError: the suffix of OUT is wrong, or an option has no effect.
+    """
     parser = Parser(
         prog="python -m scripts.convert_checkpoint",
-        description="Convert a checkpoint of this project or of the authors into a file of weights to pass on "
-        "(.safetensors), or into the authors' layout (.pth).",
+        description="Convert a checkpoint of this project or of the authors to a file of weights (.safetensors), or to "
+        "the authors' layout (.pth).",
     )
     parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or hf://org/repo[/file]")
     parser.add_argument("output", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument("--to", choices=("project", "authors"), default="project", help="layout of OUT")
     project = parser.add_argument_group("to this project's format")
-    project.add_argument("--dtype", choices=DTYPES, help="precision of the weights; default: as they are")
+    project.add_argument("--dtype", choices=DTYPES, help="precision of the weights; default: unchanged")
     project.add_argument(
         "--carry",
         nargs="+",
         choices=FROZEN,
         default=[],
-        help="frozen parts of an authors' checkpoint to keep in OUT (HCD's UNet always is, as LoRA is merged into it)",
+        help="frozen parts of an authors' checkpoint to keep in OUT; HCD's UNet is always kept, as it contains LoRA",
     )
     project.add_argument(
         "--stack",
         type=Path,
         default=FULL_SIZE,
-        help="configuration files of the frozen parts that an authors' checkpoint was made with "
-        "(default: the published sizes)",
+        help="folder with the configurations of the frozen parts of an authors' checkpoint; default: published sizes",
     )
-    authors = parser.add_argument_group("to the authors' layout: where the frozen parts are, as in main.py")
+    authors = parser.add_argument_group("to the authors' layout: the frozen parts, as in main.py")
     for name in ("pretrained", "image_encoder", "text_encoder"):
-        authors.add_argument(f"--{name}", help="a folder or hub id; default: what the checkpoint was made with")
-    authors.add_argument("--ignore_frozen_identity", action="store_true", help="accept other frozen parts")
+        authors.add_argument(f"--{name}", help="a folder or hub id; default: the one of the checkpoint")
+    authors.add_argument("--ignore_frozen_identity", action="store_true", help="accept different frozen parts")
     args = parser.parse_args(argv)
     suffix = ".pth" if args.to == "authors" else ".safetensors"
     if args.output.suffix != suffix:
-        raise UserError(f"{args.output} should end in {suffix}, as that is what --to {args.to} writes")
+        raise UserError(f"{args.output} should end in {suffix}, the format that --to {args.to} writes")
     for to, names in OPTIONS.items():
         for name in names:
             if to != args.to and getattr(args, name) != parser.get_default(name):
@@ -93,29 +96,30 @@ from util.config import Config, config_dict
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Convert as the command line says."""
+    """Convert as the command line says (``argv`` without the program's name; None: the process's own)."""
     args = parse_args(argv)
     checkpoint = open_checkpoint(args.input, IN)
     if args.output.exists() and args.output.samefile(checkpoint.path):
-        raise UserError(f"OUT is IN itself, {args.output}, which is memory-mapped while it is read; name another file")
+        raise UserError(f"OUT and IN are the same file, {args.output}; give a different OUT")
     convert = to_authors if args.to == "authors" else to_project
     print("\n".join(convert(checkpoint, args)))
 
 
 def to_project(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
-    """Write the trained weights as a safetensors file, of an authors' HCD also its UNet, and the parts of ``--carry``.
+    """Write the trained weights as a safetensors file, with the parts of ``--carry`` and the UNet of an authors' HCD.
 
     Returns:
-        lines for the user.
+        Messages for the user.
 
     Raises:
-        UserError: a weight of the authors is missing, unknown or of a different shape, or the file cannot be written.
+        UserError: a weight of an authors' checkpoint is missing, unknown or has a different shape, or the file cannot
+            be written.
     """
     path, weights, frozen = checkpoint.path, dict(checkpoint.weights), dict(checkpoint.frozen)
     dropped: set[str] = set()
     if args.carry and not set(args.carry) <= held_parts(weights):
         lost = min(set(args.carry) - held_parts(weights))
-        raise UserError(f"{path} does not hold the {PARTS[lost][1]}, so that --carry {lost} cannot keep it")
+        raise UserError(f"{path} does not hold the {PARTS[lost][1]}; leave out --carry {lost}")
     if checkpoint.released:
         model = empty_model(checkpoint.config(), args.stack)
         try:
@@ -147,11 +151,11 @@ def to_authors(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
     """Write the whole model in the authors' layout, with its adapters merged.
 
     Returns:
-        lines for the user.
+        Messages for the user.
 
     Raises:
-        UserError: the weights do not fit, a frozen part differs from the one it was trained with, an option has no
-            place in that layout, or the file cannot be written.
+        UserError: the weights do not fit, a frozen part is not the one used in training, the layout cannot store an
+            option, or the file cannot be written.
     """
     given = {name: getattr(args, name) for name in ("pretrained", "image_encoder", "text_encoder")}
     cfg = checkpoint.config(ignore_frozen_identity=args.ignore_frozen_identity, **given)
@@ -159,8 +163,8 @@ def to_authors(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
         value = resolved(cfg.model, name, getattr(cfg, name))
         if value != resolved(cfg.model, name, getattr(Config, name)):
             raise UserError(
-                f"{checkpoint.path} was made with {name} {value}, for which the authors' layout has no place; keep "
-                "it in this project's format"
+                f"{checkpoint.path} was made with {name} {value}, which the authors' layout cannot store; keep it in "
+                "this project's format"
             )
     model = build_model(cfg)
     checkpoint.require_options(config_dict(cfg))

@@ -1,9 +1,9 @@
-"""Pass a checkpoint on through the Hugging Face hub: its weights, and a model card that says what they are.
+"""Publish a checkpoint on the Hugging Face hub: its weights and a model card.
 
 python -m scripts.push_to_hub IN org/repo [--results results.json] [--dtype float16] [--private]
-python -m scripts.push_to_hub IN org/repo --folder FOLDER      # writes what would be pushed, and pushes nothing
+python -m scripts.push_to_hub IN org/repo --folder FOLDER      # writes the files to a folder instead
 
-Back comes it with ``--resume hf://org/repo``, or ``load_pretrained("org/repo")``.
+Load it with ``--resume hf://org/repo`` or ``load_pretrained("org/repo")``.
 """
 
 # ruff: noqa: E402
@@ -23,13 +23,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
     parser = Parser(prog="python -m scripts.push_to_hub", description=__doc__.split("\n")[0])
     parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or hf://org/repo[/file]")
-    parser.add_argument("repo", help="org/name on the hub; it is made if it is missing")
-    parser.add_argument("--folder", type=Path, help="write what would be pushed here, and push nothing")
+    parser.add_argument("repo", help="org/name on the hub; it is created if it does not exist")
+    parser.add_argument("--folder", type=Path, help="write the files to this folder instead of the hub")
     parser.add_argument("--results", type=Path, help="results.json of main.py --eval, for the model card")
     parser.add_argument(
         "--dtype", choices=("float16", "bfloat16", "float32"), help="precision of the weights; default: as they are"
     )
-    parser.add_argument("--private", action="store_true", help="a new repository is private")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
     return parser.parse_args(argv)
 
 
@@ -47,11 +47,11 @@ TITLES = {"vdit": "VD-IT (arXiv 2403.12042)", "hcd": "HCD (arXiv 2508.13584)"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the folder that the command line asks for, and push it."""
+    """Write the files and push them, as the command line says (``argv`` without the program's name)."""
     args = parse_args(argv)
     repo = args.repo.removeprefix("hf://")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise UserError(f"{args.repo} names no repository; write org/name")
+        raise UserError(f"{args.repo} is not the name of a repository; write org/name")
     results = read_json(args.results, "the results of main.py --eval") if args.results else None
     if results is not None and not (isinstance(results, dict) and isinstance(results.get("metrics"), dict)):
         raise UserError(f"{args.results} has no 'metrics'; give the results.json that main.py --eval wrote")
@@ -68,10 +68,10 @@ def fill(folder: Path, source: str, repo: str, results: dict[str, Any] | None, d
     """Write ``weights.safetensors`` and ``README.md`` into a folder.
 
     Raises:
-        UserError: the checkpoint cannot be read, or a file not written.
+        UserError: the checkpoint cannot be read, or a file cannot be written.
     """
     weights = folder / "weights.safetensors"
-    open_checkpoint(source, "IN")  # reports what is wrong with it before anything is written
+    open_checkpoint(source, "IN")  # reports a broken checkpoint before anything is written
     convert([source, str(weights), *(["--dtype", dtype] if dtype else [])])
     checkpoint = open_checkpoint(str(weights), "IN")
     with atomic_path(folder / "README.md") as temporary:
@@ -79,7 +79,7 @@ def fill(folder: Path, source: str, repo: str, results: dict[str, Any] | None, d
 
 
 def model_card(checkpoint: Checkpoint, repo: str, results: dict[str, Any] | None = None) -> str:
-    """The text of a model card.
+    """Return the text of a model card.
 
     Args:
         checkpoint: the file of weights.
@@ -100,8 +100,8 @@ def model_card(checkpoint: Checkpoint, repo: str, results: dict[str, Any] | None
         "---",
         f"# {repo.partition('/')[2]}",
         "",
-        f"Weights of {TITLES[model]} for referring video object segmentation: a video and a sentence in, the mask of "
-        "the object that the sentence names in every frame out.",
+        f"Weights of {TITLES[model]} for referring video object segmentation: given a video and a sentence, the model "
+        "segments the referred object in every frame.",
         "",
         "```python",
         "from models import load_pretrained",
@@ -109,8 +109,8 @@ def model_card(checkpoint: Checkpoint, repo: str, results: dict[str, Any] | None
         f'result = load_pretrained("{repo}").segment("video.mp4", ["a red car"])',
         "```",
         "",
-        f"The file holds the {count / 1e6:.1f} M parameters that were trained. The frozen parts come from elsewhere, "
-        "and are verified when the weights are loaded:",
+        f"The file holds the {count / 1e6:.1f} M trained parameters. The frozen parts come from other sources and are "
+        "verified when the weights are loaded:",
         "",
         *("| part | from | sha256 |", "|---|---|---|"),
         *frozen,
@@ -127,32 +127,28 @@ def model_card(checkpoint: Checkpoint, repo: str, results: dict[str, Any] | None
 
 
 def push(folder: Path, repo: str, private: bool) -> str:
-    """Upload a folder; the address of the repository.
+    """Upload a folder and return the address of the repository.
 
     Raises:
-        UserError: the hub cannot be reached, or does not let this user write there.
+        UserError: the hub cannot be reached, or refuses the upload.
     """
     api = HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder)
     except LocalTokenNotFoundError as error:
-        raise UserError("the hub does not know you; log in with `hf auth login`") from error
+        raise UserError("you are not logged in to the hub; run `hf auth login`") from error
     except (HFValidationError, HfHubHTTPError) as error:
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-            raise UserError(
-                f"the hub does not let you write to {repo}; log in with `hf auth login` as its owner"
-            ) from error
+            raise UserError(f"you cannot write to {repo}; log in as its owner with `hf auth login`") from error
         raise UserError(f"the hub refuses {repo}: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # no network: the HTTP library, the hub's and the system each have their own kinds
-        raise UserError(
-            f"the hub cannot be reached ({type(error).__name__}); connect to the network and repeat"
-        ) from error
+    except Exception as error:  # without a network, the libraries and the system raise many kinds
+        raise UserError(f"the hub cannot be reached ({type(error).__name__}); check the network") from error
     return f"https://huggingface.co/{repo}"
 
 
 def _flat(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, float | None]]:
-    """Names and values; those of a mixture's parts with the part's name."""
+    """List names and values; metrics of a mixture's part get the part's name in front."""
     rows: list[tuple[str, float | None]] = []
     for name, value in metrics.items():
         rows += _flat(value, f"{prefix}{name} ") if isinstance(value, dict) else [(prefix + name, value)]

@@ -61,8 +61,8 @@ class PageOptions:
     max_frames: int = _page(900, "most frames that are segmented at once", minimum=1)
     max_side: int = _page(4096, "longer side of a video, in pixels", minimum=1)
     max_sentences: int = _page(8, "most sentences at once", minimum=1)
-    queue: int = _page(8, "visitors who may wait while another video is segmented", minimum=1)
-    keep_minutes: float = _page(30.0, "remove uploads and results that were not used for so long", above=0)
+    queue: int = _page(8, "most visitors who wait while another video is segmented", minimum=1)
+    keep_minutes: float = _page(30.0, "remove uploads and results that were not used for N minutes", above=0)
     window: int = _page(36, "frames that the model sees together", minimum=1)
     overlap: int | str = _page("auto", "frames that two windows share (see demo.py)", minimum=0, auto=True)
 
@@ -73,7 +73,7 @@ class StopRun(Exception):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until a signal ends it (``argv`` without the program's name; None: the process's own)."""
-    options, given = read_command(argv)
+    options, given, _ = read_options(PageOptions, argv, DESCRIPTION)
     if find_spec("gradio") is None:
         raise UserError("the page needs Gradio, which is not installed; run: bash scripts/setup.sh --web")
     options = dataclasses.replace(options, port=free_port(options.host, options.port))
@@ -86,17 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"note: {note}")
         if options.host not in (LOOPBACK, "localhost", "::1"):
             print(f"note: everyone who can reach {options.host} can use this page", file=sys.stderr)
-        overlap = None if options.overlap == "auto" else int(options.overlap)
-        segment = partial(segment_to_folder, pretrained, window=options.window, overlap=overlap, show=False)
+        segment = partial(segment_to_folder, pretrained, window=options.window, overlap=options.overlap, show=False)
         with serve(pretrained, segment, options) as address:
             print(f"serving {address} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
-
-
-def read_command(argv: Sequence[str] | None = None) -> tuple[PageOptions, dict[str, Any]]:
-    """Return the page's options and those of ``Config`` that are set; raise ``UserError`` if a flag is wrong."""
-    options, given, _ = read_options(PageOptions, argv, DESCRIPTION)
-    return options, given
 
 
 def free_port(host: str, port: int) -> int:
@@ -121,9 +114,6 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
     """Serve the page while the block runs, and yield its address. Uploads and results are removed afterwards.
 
     ``segment`` is ``demo.segment_to_folder`` with its model.
-
-    Raises:
-        UserError: the port was taken in the meantime.
     """
     running: dict[str, threading.Event] = {}
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
@@ -131,22 +121,19 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
         unproxied = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
         os.environ["no_proxy"] = ",".join(filter(None, (unproxied, options.host, "localhost")))
         page = build_page(pretrained, segment, options, Path(folder), running)
-        try:
-            _, address, _ = page.launch(
-                server_name=f"[{options.host}]" if ":" in options.host else options.host,
-                server_port=options.port,
-                max_file_size=int(options.max_megabytes * 2**20),
-                prevent_thread_lock=True,
-                quiet=True,
-                share=False,
-                ssr_mode=False,
-                mcp_server=False,
-                enable_monitoring=False,
-                run_history=False,
-                footer_links=[],
-            )
-        except OSError as error:
-            raise UserError(f"port {options.port} is in use; choose another --port") from error
+        _, address, _ = page.launch(
+            server_name=f"[{options.host}]" if ":" in options.host else options.host,
+            server_port=options.port,
+            max_file_size=int(options.max_megabytes * 2**20),
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+        )
         try:
             yield address
         finally:
@@ -204,7 +191,7 @@ def build_page(
 
         def report(now: Progress) -> None:
             if stop.is_set():
-                raise StopRun
+                raise StopRun(STOPPED)
             check_length(now.done, media.rate, options)
             total = max(now.done, now.total or 0)
             progress((now.done, total), f"{STAGES[now.stage]}, {now.rate:.1f} frames/s", unit="frames")
@@ -265,7 +252,7 @@ def build_page(
             return gr.Image(image, label=f"Frame {i + 1} · score " + ", ".join(f"{s:.2f}" for s in result.scores[i]))
 
     def leave(request: gr.Request) -> None:
-        """Stop the run of a visitor."""
+        """Stop the run of a visitor who closes the page."""
         if stop := running.get(str(request.session_hash)):
             stop.set()
 
@@ -343,9 +330,7 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
         return
-    except StopRun:
-        message = STOPPED
-    except (UserError, RunError) as error:
+    except (StopRun, UserError, RunError) as error:
         message = without_folders(str(error))
     except Exception:  # a bug: the terminal gets the traceback, the visitor does not
         traceback.print_exc()

@@ -849,7 +849,7 @@ def test_options_unknown_to_the_authors_are_not_exported(tiny_stack: Path, tmp_p
     cfg = tiny_config(tiny_stack, model="hcd", **option)
     save_checkpoint(tmp_path / "c.pth", tiny_model(cfg, seed=1), "hcd", config_dict(cfg))
     ((name, value),) = option.items()
-    with pytest.raises(UserError, match=f"was made with {name} {value}, for which the authors' layout has no place"):
+    with pytest.raises(UserError, match=f"was made with {name} {value}, which the authors' layout cannot store"):
         convert(tmp_path / "c.pth", tmp_path / "a.pth", "--to", "authors")
 
 

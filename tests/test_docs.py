@@ -202,7 +202,7 @@ def parse(module: str, arguments: list[str]) -> None:
         stack.enter_context(mock.patch.object(sys, "argv", [module, *arguments]))
         stack.enter_context(stopping(Parser, "parse_args"))
         modules = (script, import_module("inference_ytvos"))
-        readers = ((m, name) for m in modules for name in ("load_config", "read_command"))
+        readers = ((m, name) for m in modules for name in ("load_config", "read_options"))
         for reader in {pair for pair in readers if hasattr(*pair)}:
             stack.enter_context(stopping(*reader))
         try:

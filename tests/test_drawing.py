@@ -271,6 +271,13 @@ def test_labels_at_the_edges(box: tuple[int, int, int, int], label: str):
     assert 0 <= x <= 320 - chip.w and 0 <= y <= 240 - chip.h
 
 
+@pytest.mark.parametrize("width", [440, 560, 580, 620])
+def test_a_label_may_end_with_a_short_line(width: int):
+    """Such as "mat" in a line of its own: it does not mean that there is no room."""
+    (label,) = ObjectPainter(["the very big red dog that runs over the mat"], (300, width))._labels
+    assert label is not None
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (16, 12), (48, 64), (40, 3000)])
 def test_small_and_odd_frames(size: tuple[int, int]):
     frame = np.zeros((*size, 3), np.uint8)

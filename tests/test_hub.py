@@ -236,7 +236,7 @@ def test_preview_without_pushing(hub_folder: Path, tiny_checkpoint: Path, tmp_pa
     ("words", "sentence"),
     [
         (("nowhere.pth", "me/x"), "nowhere.pth does not exist"),
-        (("{ok}", "justaname"), "justaname names no repository"),
+        (("{ok}", "justaname"), "justaname is not the name of a repository"),
         (("{ok}", "me/x", "--results", "{tmp}/none.json"), "none.json"),
         (("{ok}", "me/x", "--results", "{tmp}/list.json"), "has no 'metrics'"),
     ],
@@ -255,7 +255,7 @@ def test_mistakes_are_one_sentence(
     [
         (LocalTokenNotFoundError("no token"), "hf auth login"),
         (OSError("no route"), "cannot be reached (OSError)"),
-        (403, "does not let you write to me/x"),
+        (403, "you cannot write to me/x"),
         (500, "the hub refuses me/x"),
     ],
 )

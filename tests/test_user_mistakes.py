@@ -154,7 +154,11 @@ def test_a_checkpoint_is_not_converted_onto_itself(tmp_path: Path, root: Path) -
     (tmp_path / "link.safetensors").symlink_to(weights)
     for target in (weights, tmp_path / "link.safetensors"):
         done = run_command(convert_checkpoint.main, weights, target)
-        assert done.returncode == 2 and "OUT is IN itself" in done.stderr and Path(weights).read_bytes() == before
+        assert (
+            done.returncode == 2
+            and "OUT and IN are the same file" in done.stderr
+            and Path(weights).read_bytes() == before
+        )
 
 
 def test_another_datasets_folder(toy_data: Path, tmp_path: Path) -> None:
@@ -182,7 +186,7 @@ def test_videos_that_are_none(toy_data: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             open_media(video)
-    with pytest.raises(UserError, match=r"lasts 0\.\d+ s and ends before --start"):
+    with pytest.raises(UserError, match=r"no frame from --start 100 s on .* it lasts 0\.\d+ s"):
         open_media(frames / first, Excerpt(Fraction(100)))
 
 

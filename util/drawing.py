@@ -7,6 +7,7 @@ that follows it; the demo and the web page use it. An image is a uint8 RGB array
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -56,7 +57,7 @@ FEWEST_LETTERS = 5  # a label without room for so many letters is left out
 INERTIA = 0.75  # weight of a label's old position; without it, labels would tremble with the masks
 RANK = 0.02  # by how much each side of an object is preferred to the next
 STAY = 0.3  # by how much a distant place must be better before a label moves there
-_FINE = 4  # supersampling of a label's round corners
+LABEL_COST = 10  # by how much hiding another label is worse than hiding an object
 
 SHEET_TILES, SHEET_TILES_PER_ROW, SHEET_MOST_PER_ROW = 12, 4, 6
 SHEET_WIDTH, SHEET_LEAST_WIDTH, TILE_HEIGHT = 1280, 640, 400  # pixels
@@ -75,24 +76,11 @@ def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int, limit: int | 
 
     With a ``limit``, at most so many lines are returned, and the last one ends with an ellipsis if there is more.
     """
-    lines = [""]
-    for word in text.split():
-        candidate = f"{lines[-1]} {word}".lstrip()
-        if font.getlength(candidate) <= width:
-            lines[-1] = candidate
-            continue
-        if lines[-1]:
-            lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    if limit is None or len(lines) <= limit:
-        return lines
-    last = lines[limit - 1]
-    while last and font.getlength(f"{last}…") > width:
-        last = last[:-1].rstrip()
-    return [*lines[: limit - 1], f"{last}…"]
+    for columns in range(max(1, int(2 * width / font.size)), 0, -1):
+        lines = textwrap.wrap(text, columns, max_lines=limit, placeholder="…") or [""]
+        if max(map(font.getlength, lines)) <= width:
+            break
+    return lines
 
 
 def text_bar(text: str, width: int, size: int | None = None) -> Picture:
@@ -118,13 +106,10 @@ def legend(title: str, entries: Sequence[tuple[str, str]], width: int, size: int
     rows, indent = [text_bar(title, width, size)], 3 * size
     for i, (sentence, remark) in enumerate(entries):
         bar = text_bar(f"{sentence}  ·  {remark}", width - indent, size)
-        image = Image.new("RGB", (indent, len(bar)), PAPER)
-        draw = ImageDraw.Draw(image)
-        x0, y0, x1, y1 = size // 2, size // 2, size // 2 + 2 * size - size // 3, size // 2 + size + size // 3
-        draw.rounded_rectangle((x0, y0, x1, y1), radius=size // 4, fill=colour_of(i))
-        centre = (x0 + x1) / 2, (y0 + y1) / 2
-        draw.text(centre, str(i + 1), fill=_ink_on(colour_of(i)), font=letters(size), anchor="mm")
-        rows.append(np.concatenate([np.asarray(image), bar], axis=1))
+        image = Image.new("RGB", (width, len(bar)), PAPER)
+        image.paste(Image.fromarray(bar), (indent, 0))
+        _paste(image, _chip(str(i + 1), colour_of(i), size, indent), size // 2, size // 3)
+        rows.append(np.asarray(image))
     return np.concatenate(rows)
 
 
@@ -217,16 +202,11 @@ def _draw_box(picture: Picture, box: Sequence[float], score: float | None) -> No
     y0, y1 = (int(np.clip(round(y), 0, height - 1)) for y in (box[1], box[3]))
     cv2.rectangle(picture, (x0, y0), (x1, y1), PAPER, 4)
     cv2.rectangle(picture, (x0, y0), (x1, y1), BOX_COLOUR, 2)
-    if score is None:
-        return
-    text, font = f"{score:.2f}", letters(14)
-    image = Image.fromarray(picture)
-    draw = ImageDraw.Draw(image)
-    label_width = int(draw.textlength(text, font=font)) + 7
-    x, y = min(x0, width - label_width), max(0, y0 - 19)
-    draw.rectangle((x, y, x + label_width, y + 18), fill=BOX_COLOUR)
-    draw.text((x + 4, y + 1), text, fill=PAPER, font=font)
-    picture[:] = np.asarray(image)
+    if score is not None:
+        chip = _chip(f"{score:.2f}", BOX_COLOUR, 14, width)
+        image = Image.fromarray(picture)
+        _paste(image, chip, x0, y0 - 20)
+        picture[:] = np.asarray(image)
 
 
 def movie_path(folder: Path) -> Path:
@@ -328,7 +308,7 @@ class ObjectPainter:
         room = max(1, round(LABEL_WIDTH * width))
         chips = [_chip(label, colour, letter, room) for label, colour in zip(labels, self.colours, strict=True)]
         self._labels = [
-            None if chip is None or chip.shape[0] > height / 3 or chip.shape[1] > width else _Label(chip, size)
+            None if chip is None or chip.height > height / 3 or chip.width > width else _Label(chip, size)
             for chip in chips
         ]
 
@@ -340,14 +320,13 @@ class ObjectPainter:
             masks: bool ``[S, H, W]``, one for each label.
         """
         assert frame.shape[:2] == self.size and masks.shape == (len(self.colours), *self.size), masks.shape
-        picture = _draw_masks(frame, masks, self.colours, self.line, self.seam)
-        covered = cv2.integral(np.asarray(masks.any(axis=0), np.uint8))
-        placed: list[Box] = []
+        picture = Image.fromarray(_draw_masks(frame, masks, self.colours, self.line, self.seam))
+        taken = np.asarray(masks.any(axis=0), np.uint8)
         for label, mask in zip(self._labels, masks, strict=True):
             if label is not None and mask.any():
-                placed.append(label.place(_main_part(mask), placed, covered, self.seam))
+                label.move(_main_part(mask), taken, self.seam)
                 label.paste(picture)
-        return picture
+        return np.asarray(picture)
 
 
 def _main_part(mask: np.ndarray) -> Box:
@@ -357,39 +336,43 @@ def _main_part(mask: np.ndarray) -> Box:
     return left, top, width, height
 
 
-def _chip(text: str, colour: Colour, size: int, width: int) -> np.ndarray | None:
-    """Draw a label as RGBA ``[h, w, 4]``: letters on a rounded background; None if there is no room for it."""
-    font, pad = letters(size), max(2, size // 3)
+def _chip(text: str, colour: Colour, size: int, width: int) -> Image.Image | None:
+    """Draw a label, RGBA: letters on a rounded background; None if it is empty or there is no room for it."""
+    font, pad, text = letters(size), max(2, size // 3), text.strip()
     lines = wrap_text(text, font, width - 2 * pad, LABEL_LINES)
-    if not text.strip() or max(map(len, lines)) < min(FEWEST_LETTERS, len(text.strip())):
+    if not text or max(map(len, lines)) < min(FEWEST_LETTERS, len(text)):
         return None
     step = size + max(2, size // 6)
-    w, h = int(max(map(font.getlength, lines))) + 2 * pad + 1, step * len(lines) + pad
-    ground = Image.new("L", (w * _FINE, h * _FINE))
-    ImageDraw.Draw(ground).rounded_rectangle((0, 0, w * _FINE - 1, h * _FINE - 1), radius=pad * _FINE, fill=235)
-    image = Image.new("RGB", (w, h), colour)
-    draw = ImageDraw.Draw(image)
-    for number, row in enumerate(lines):
-        draw.text((pad, pad // 2 + number * step), row, fill=_ink_on(colour), font=font)
-    return np.dstack([np.asarray(image), np.asarray(ground.resize((w, h), Image.Resampling.BOX))])
+    chip = Image.new("RGBA", (int(max(map(font.getlength, lines))) + 2 * pad + 1, step * len(lines) + pad))
+    draw = ImageDraw.Draw(chip)
+    draw.rounded_rectangle((0, 0, chip.width - 1, chip.height - 1), radius=pad, fill=(*colour, 235))
+    for number, line in enumerate(lines):
+        draw.text((pad, pad // 2 + number * step), line, fill=_ink_on(colour), font=font)
+    return chip
+
+
+def _paste(image: Image.Image, chip: Image.Image | None, x: float, y: float) -> None:
+    """Draw a label into an image, moved inside of it if necessary."""
+    if chip is not None:
+        inside = max(0, min(round(x), image.width - chip.width)), max(0, min(round(y), image.height - chip.height))
+        image.paste(chip, inside, chip)
 
 
 class _Label:
     """A label and its current position."""
 
-    def __init__(self, chip: np.ndarray, size: Size) -> None:
+    def __init__(self, chip: Image.Image, size: Size) -> None:
         self.chip = chip
-        self.h, self.w = chip.shape[:2]
+        self.w, self.h = chip.size
         self.room = size[1] - self.w, size[0] - self.h  # largest x and y
         self.at: np.ndarray | None = None  # x, y
 
-    def place(self, target: Box, taken: Sequence[Box], covered: np.ndarray, gap: int) -> Box:
-        """Move towards the place near an object at which the label hides least, and return the label's box.
+    def move(self, target: Box, taken: np.ndarray, gap: int) -> None:
+        """Move towards the place near an object at which the label hides least.
 
         Args:
             target: the object.
-            taken: the other labels of the frame.
-            covered: ``[H + 1, W + 1]``, the integral image of all objects.
+            taken: uint8 ``[H, W]``: 1 on objects, ``LABEL_COST`` on the other labels; this label is added.
             gap: pixels between the object and its label.
         """
         left, top, width, height = target
@@ -403,33 +386,25 @@ class _Label:
         goals = np.clip(places, 0, self.room)
 
         def cost(number: int) -> float:
-            x, y = goals[number].astype(int)
-            corners = covered[[[y], [y + self.h]], [x, x + self.w]]
-            hidden = corners[0, 0] + corners[1, 1] - corners[0, 1] - corners[1, 0]
-            hidden += 10 * sum(self._overlap(goals[number], box) for box in taken)
             far = self.at is not None and np.abs(goals[number] - self.at).max() > self.h
-            return hidden / (self.w * self.h) + RANK * number + STAY * far
+            return self._below(taken, goals[number]).mean() + RANK * number + STAY * far
 
         goal = goals[min(range(len(goals)), key=cost)]
         if self.at is not None and np.abs(goal - self.at).max() < 2 * self.w:
             moved = INERTIA * self.at + (1 - INERTIA) * goal
-            goal = goal if any(self._overlap(moved, box) for box in taken) else moved
+            goal = goal if self._below(taken, moved).max() == LABEL_COST else moved
         self.at = goal
-        return goal[0], goal[1], self.w, self.h
+        self._below(taken, goal)[:] = LABEL_COST
 
-    def paste(self, picture: Picture) -> None:
+    def paste(self, picture: Image.Image) -> None:
         """Draw the label at its position."""
         assert self.at is not None
-        x, y = (round(side) for side in self.at)
-        ground = picture[y : y + self.h, x : x + self.w]
-        alpha = self.chip[..., 3:].astype(np.float32) / 255
-        ground[:] = (self.chip[..., :3] * alpha + ground * (1 - alpha)).round().astype(np.uint8)
+        _paste(picture, self.chip, *self.at)
 
-    def _overlap(self, place: np.ndarray, box: Box) -> float:
-        """Return the area that the label at a place has in common with a box."""
-        x, y, width, height = box
-        across = min(place[0] + self.w, x + width) - max(place[0], x)
-        return max(0, across) * max(0, min(place[1] + self.h, y + height) - max(place[1], y))
+    def _below(self, plane: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """Return the part ``[h, w]`` of a plane ``[H, W]`` that the label covers at a place."""
+        x, y = place.round().astype(int)
+        return plane[y : y + self.h, x : x + self.w]
 
 
 def sheet_tile(frame: Picture, masks: np.ndarray, time: float) -> Picture:
@@ -466,13 +441,10 @@ def _stamped(picture: Picture, text: str) -> Picture:
     """Write text into the lower left corner, if there is room."""
     height, width = picture.shape[:2]
     size = max(10, width // 26)
-    length = int(letters(size).getlength(text)) + size
-    if length > width // 2:
+    if letters(size).getlength(text) + size > width // 2:
         return picture
     image = Image.fromarray(picture)
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((0, height - size - size // 2, length, height), fill=PAPER)
-    draw.text((size // 2, height - size // 4), text, fill=INK, font=letters(size), anchor="ls")
+    _paste(image, _chip(text, PAPER, size, width), 0, height)
     return np.asarray(image)
 
 

@@ -261,21 +261,21 @@ def project_version() -> str:
     return tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"] if file.is_file() else "unknown"
 
 
-# Pickles from strangers. A pickle is a program: it may name any function of any module and have it called. Only
-# containers, texts and numbers are read; a pickle that names anything else is refused.
+# Untrusted pickles. A pickle is a program that can call any function of any module. This reader only builds containers,
+# strings and numbers, and refuses a pickle that names a class or function.
 
 
 class _Foreign(pickle.UnpicklingError):
-    """The pickle names a class or function, or an object outside of itself."""
+    """The pickle refers to a class, a function or an object outside of the file."""
 
 
 class _PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
-    """The reader in Python, three times slower: the one in C reserves memory for whatever number a file names."""
+    """Python's own reader: it is slower, but the one in C allocates as much memory as a file asks for."""
 
     dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch}  # type: ignore[attr-defined]
 
     def load_bytearray8(self) -> NoReturn:
-        """It would reserve memory, too."""
+        """Refuse a byte array, for which this reader would also allocate memory."""
         raise _Foreign("a byte array")
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8  # type: ignore[attr-defined]
@@ -288,13 +288,13 @@ class _PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
 
 def read_plain_pickle(path: str | Path, what: str) -> Any:
-    """Read a pickle of plain containers, texts and numbers, of any protocol, Python 2's too.
+    """Read a pickle of containers, strings and numbers, written with any protocol.
 
-    Python 2's byte strings become texts: they are UTF-8, or, in a file where one is not, all of them latin-1.
+    Byte strings of Python 2 are decoded as UTF-8, or all as Latin-1 if one of them is not UTF-8.
 
     Args:
         path: the file.
-        what: what it should hold, for the message ("the referring expressions of RefCOCO").
+        what: the expected content, for error messages ("the referring expressions of RefCOCO").
 
     Raises:
         UserError: the file is missing, unreadable, damaged, or names classes or functions.
@@ -307,8 +307,8 @@ def read_plain_pickle(path: str | Path, what: str) -> Any:
             return _load(content, "latin-1")
     except _Foreign as error:
         raise UserError(
-            f"{path} ({what}) is refused: it should hold plain containers, texts and numbers, and names {error}; "
-            "fetch the file from its publisher again"
+            f"{path} ({what}) is refused: it should hold only containers, strings and numbers, but names {error}; "
+            "download the file from its publisher again"
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -12,11 +12,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import av
 import cv2
@@ -41,9 +41,9 @@ TICK = Fraction(1, 90000)  # of the MP4s that are written, in seconds
 NOT_VIDEO = frozenset({"tty", "hls", "dash", "concat", "lavfi", "srt", "webvtt", "ass"})
 READ_OPTIONS = {"protocol_whitelist": "file"}  # a file cannot make FFmpeg open a network address
 
-# Codecs that MP4 can hold and that players expect there; other sound is encoded as AAC, which has these sample rates.
+# Codecs that MP4 can hold and that players expect there; other sound is encoded as AAC.
 COPIED_SOUND = frozenset({"aac", "mp3", "opus", "flac", "alac", "ac3", "eac3"})
-AAC_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000})
+SOUND_RATE = 48000  # samples per second of encoded sound
 
 _UNSPECIFIED, _BT709, _LIMITED = 2, 1, 1  # FFmpeg's codes: unknown colour space, BT.709, limited range
 _HD_LINES = 720  # players assume BT.709 from this height on if the colour space is unknown
@@ -82,41 +82,32 @@ class Excerpt:
         if self.end is not None and self.end <= self.start:
             raise UserError(f"--end ({float(self.end):g} s) must be after --start ({float(self.start):g} s)")
 
-    def is_past(self, time: Fraction) -> bool:
-        """Whether a time lies at or after the end."""
-        return self.end is not None and time >= self.end
-
 
 WHOLE = Excerpt()
 
 
-@dataclass(frozen=True)
+@dataclass
 class MediaFrame:
     """One frame.
 
     Attributes:
-        image: uint8 RGB ``[H, W, 3]``.
         time: seconds since the beginning of the file.
         duration: seconds until the next frame of the excerpt.
         name: the stem of the frame's file in a folder of images; otherwise its number in the excerpt, ``00000``.
+        load: converts the image when it is first asked for.
     """
-
-    image: np.ndarray
-    time: Fraction
-    duration: Fraction
-    name: str
-
-
-class RawFrame(NamedTuple):
-    """A frame before conversion to RGB; ``load`` converts it. ``name`` is empty unless the frame has its own file."""
 
     time: Fraction
     duration: Fraction
     name: str
     load: Callable[[], np.ndarray]
 
+    @cached_property
+    def image(self) -> np.ndarray:
+        """uint8 RGB ``[H, W, 3]``."""
+        return self.load()
 
-@dataclass
+
 class Media(ABC):
     """A video, a folder of images or a single image, opened by ``open_media``.
 
@@ -130,17 +121,34 @@ class Media(ABC):
         notes: messages for the user; complete once all frames have been read.
     """
 
-    path: Path
-    excerpt: Excerpt = WHOLE
-    size: tuple[int, int] = (0, 0)
-    rate: Fraction = DEFAULT_FPS
-    count: int | None = None
-    still: bool = False
-    notes: list[str] = field(default_factory=list)
+    def __init__(self, path: Path, excerpt: Excerpt, rate: Fraction, length: Fraction, still: bool = False) -> None:
+        """Read the first frame; ``rate`` and ``length`` (seconds; 0: unknown) are those of the whole file."""
+        self.path, self.excerpt, self.still = path, excerpt, still
+        self.size = (0, 0)
+        self.rate = rate / excerpt.stride
+        self.count: int | None = None
+        self.notes: list[str] = []
+        if length:
+            frames = round((min(length, excerpt.end or length) - excerpt.start) * rate)
+            self.count = max(1, -(-frames // excerpt.stride))
+        with closing(self.frames()) as excerpt_frames:
+            first = next(excerpt_frames, None)
+        if first is None:
+            end = max((frame.time + frame.duration for frame in self.all_frames()), default=None)
+            if end is None:
+                raise UserError(f"{path} has no frame that can be decoded; it is damaged, cut off or not a video")
+            raise UserError(
+                f"{path} has no frame from --start {float(excerpt.start):g} s on and before --end; it lasts "
+                f"{float(end):.2f} s"
+            )
+        self.size = first.image.shape[:2]
 
     @abstractmethod
-    def raw_frames(self) -> Generator[RawFrame]:
-        """Yield all frames from the excerpt's start, or from before it, in order of time."""
+    def all_frames(self) -> Generator[MediaFrame]:
+        """Yield all frames in order of time, beginning with the excerpt or earlier.
+
+        Their durations last until the next frame of the file, and names are empty unless a frame has its own file.
+        """
 
     def frames(self) -> Generator[MediaFrame]:
         """Yield the frames of the excerpt in order of time; at most two are in memory.
@@ -148,33 +156,25 @@ class Media(ABC):
         Raises:
             UserError: the file or an image of the folder cannot be read.
         """
-        kept: RawFrame | None = None
-        image = np.empty(0, np.uint8)
-        end = Fraction(0)
-        seen = yielded = 0
-        for frame in self.raw_frames():
+        kept: MediaFrame | None = None
+        seen, end = 0, Fraction(0)
+        for frame in self.all_frames():
             if frame.time < self.excerpt.start:
                 continue
-            if self.excerpt.is_past(frame.time):
+            if self.excerpt.end is not None and frame.time >= self.excerpt.end:
                 break
             end = frame.time + frame.duration
             if seen % self.excerpt.stride == 0:
                 if kept is not None:
-                    yield MediaFrame(image, kept.time, frame.time - kept.time, kept.name or f"{yielded:05d}")
-                    yielded += 1
-                kept, image = frame, frame.load()
+                    kept.duration = frame.time - kept.time
+                    yield kept
+                kept = frame
+                kept.name = kept.name or f"{seen // self.excerpt.stride:05d}"
+                kept.image  # noqa: B018 - decode it before the file is read on
             seen += 1
         if kept is not None:
-            yield MediaFrame(image, kept.time, end - kept.time, kept.name or f"{yielded:05d}")
-
-    def _measure(self, times: Sequence[Fraction], end: Fraction) -> None:
-        """Set count and size of images whose times are known; refuse an excerpt that has none of them."""
-        contained = sum(time >= self.excerpt.start and not self.excerpt.is_past(time) for time in times)
-        if not contained:
-            raise UserError(f"{self.path} lasts {float(end):.2f} s and ends before --start")
-        self.count = -(-contained // self.excerpt.stride)
-        with closing(self.frames()) as frames:
-            self.size = next(frames).image.shape[:2]
+            kept.duration = end - kept.time
+            yield kept
 
     def note(self, text: str) -> None:
         """Add a message for the user unless it is there already."""
@@ -199,7 +199,7 @@ def open_media(path: str | Path, excerpt: Excerpt = WHOLE, fps: Fraction = DEFAU
     try:
         if path.is_dir():
             return ImageFolder(path, excerpt, fps)
-        if not path.exists():
+        if not path.is_file():
             raise UserError(f"{path} does not exist; give a video, a GIF, an image or a folder of images")
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes); copy or download the video again")
@@ -213,16 +213,10 @@ class ImageFolder(Media):
 
     def __init__(self, path: Path, excerpt: Excerpt, fps: Fraction) -> None:
         self.fps = fps
-        self.files = sorted(
-            (
-                file
-                for file in path.iterdir()
-                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
-            ),
-            key=natural_order,
-        )
+        content = [entry for entry in sorted(path.iterdir(), key=natural_order) if not entry.name.startswith(".")]
+        self.files = [entry for entry in content if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file()]
         if not self.files:
-            inner = next((folder.name for folder in sorted(path.iterdir()) if folder.is_dir()), None)
+            inner = next((entry.name for entry in content if entry.is_dir()), None)
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             advice = f"give a folder in it, such as {inner}" if inner else f"a folder of frames holds {kinds} files"
             raise UserError(f"{path} is a folder without an image; {advice}")
@@ -230,15 +224,14 @@ class ImageFolder(Media):
         for file in self.files:
             if stems.setdefault(file.stem, file) is not file:
                 raise UserError(f"{path} holds both {stems[file.stem].name} and {file.name}; keep one image per frame")
-        super().__init__(path, excerpt, rate=fps / excerpt.stride)
-        self._measure([i / fps for i in range(len(self.files))], len(self.files) / fps)
+        super().__init__(path, excerpt, fps, len(self.files) / fps)
 
-    def raw_frames(self) -> Generator[RawFrame]:
+    def all_frames(self) -> Generator[MediaFrame]:
         for number, file in enumerate(self.files):
-            yield RawFrame(number / self.fps, 1 / self.fps, file.stem, partial(self._load, file))
+            yield MediaFrame(number / self.fps, 1 / self.fps, file.stem, partial(self._load, file))
 
     def _load(self, file: Path) -> np.ndarray:
-        with _image_errors(file), Image.open(file) as image:
+        with _open_image(file) as image:
             pixels = image_pixels(image)
         if self.size not in ((0, 0), pixels.shape[:2]):
             (h, w), (height, width) = pixels.shape[:2], self.size
@@ -252,31 +245,24 @@ class ImageFile(Media):
     """A single image as a video of one frame, or an animated PNG, WebP or AVIF; see ``open_media``."""
 
     def __init__(self, path: Path, excerpt: Excerpt, fps: Fraction) -> None:
-        super().__init__(path, excerpt, rate=fps)
-        with _image_errors(path), Image.open(path) as image:
+        self.path, self._step = path, 1 / fps
+        with _open_image(path) as image:
             self.still = image.format not in ("PNG", "WEBP", "AVIF") or getattr(image, "n_frames", 1) == 1
-        spans = [(frame.time, frame.duration) for frame in self.raw_frames()]
-        end = spans[-1][0] + spans[-1][1]
-        if not self.still:
-            self.rate = len(spans) / end / excerpt.stride
-        self._measure([time for time, _ in spans], end)
+        durations = [frame.duration for frame in self.all_frames()]
+        length = sum(durations, Fraction(0))
+        super().__init__(path, excerpt, len(durations) / length, length, self.still)
 
-    def raw_frames(self) -> Generator[RawFrame]:
+    def all_frames(self) -> Generator[MediaFrame]:
         time = Fraction(0)
-        with _image_errors(self.path), Image.open(self.path) as image:
-            if self.still:
-                yield RawFrame(time, 1 / self.rate, "", partial(self._load, image))
-                return
+        with _open_image(self.path) as image:
             for frame in ImageSequence.Iterator(image):
-                frame.load()
+                pixels = image_pixels(frame)
                 shown = round(frame.info.get("duration") or 0)
                 duration = Fraction(shown if shown >= _SHORTEST_MS else _USUAL_MS, 1000)
-                yield RawFrame(time, duration, "", partial(self._load, frame))
+                yield MediaFrame(time, self._step if self.still else duration, "", partial(np.asarray, pixels))
+                if self.still:  # phones store a preview as a second image
+                    return
                 time += duration
-
-    def _load(self, image: Image.Image) -> np.ndarray:
-        with _image_errors(self.path):
-            return image_pixels(image)
 
 
 def natural_order(path: Path) -> list[tuple[int, str]]:
@@ -286,10 +272,11 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
 
 
 @contextmanager
-def _image_errors(path: Path) -> Iterator[None]:
-    """Report a broken image file as a UserError."""
+def _open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image file for the block, and report a broken one as a UserError."""
     try:
-        yield
+        with Image.open(path) as image:
+            yield image
     except BROKEN_IMAGE as error:
         raise UserError(f"cannot read the image {path}; it is damaged or a different kind of file") from error
 
@@ -301,40 +288,23 @@ class VideoFile(Media):
     """
 
     def __init__(self, path: Path, excerpt: Excerpt = WHOLE) -> None:
-        super().__init__(path, excerpt)
+        self.path = path
         self._reformatter = VideoReformatter()
         with open_container(path) as container:
             stream = video_stream(container, path)
-            self.begin = Fraction(container.start_time or 0, av.time_base)
+            self._begin = Fraction(container.start_time or 0, av.time_base)
             self._clock = stream.time_base or TICK
             rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
-            self._source_rate = next((Fraction(rate) for rate in rates if rate and 0 < rate <= 1000), Fraction(25))
+            rate = next((Fraction(rate) for rate in rates if rate and 0 < rate <= 1000), Fraction(25))
+            self._step = 1 / rate
             self._expected = stream.frames  # 0 if the header does not say
             container_length = Fraction(container.duration or 0, av.time_base)
-            self._length: Fraction | None = None  # seconds of the images according to the header
-            if stream.duration and stream.time_base:
-                self._length = stream.duration * stream.time_base
-            elif container_length and not container.streams.audio:
+            self._length = (stream.duration or 0) * self._clock  # of the images according to the header; 0: unknown
+            if not self._length and not container.streams.audio:
                 self._length = container_length
-        self.rate = self._source_rate / excerpt.stride
-        length = self._expected / self._source_rate if self._expected else self._length or container_length
-        if length:
-            excerpt_end = min(length, excerpt.end or length)
-            self.count = max(1, round((excerpt_end - excerpt.start) * self.rate))
-        with closing(self.frames()) as frames:
-            first = next(frames, None)
-        if first is None:
-            with closing(self._decode(Fraction(0))) as decoded:
-                end = max((frame.time + frame.duration for frame in decoded), default=None)
-            if end is None:
-                raise UserError(f"{path} has no frame that can be decoded; it is damaged, cut off or not a video")
-            start = f"{float(excerpt.start):g}"
-            raise UserError(
-                f"{path} has no frame from --start {start} s on and before --end; it lasts {float(end):.2f} s"
-            )
-        self.size = first.image.shape[:2]
+        super().__init__(path, excerpt, rate, self._expected * self._step or self._length or container_length)
 
-    def raw_frames(self) -> Generator[RawFrame]:
+    def all_frames(self) -> Generator[MediaFrame]:
         start = self.excerpt.start
         if start >= SEEK_FROM:
             frames = self._decode(start)
@@ -346,43 +316,43 @@ class VideoFile(Media):
             frames.close()  # the seek went too far, as happens in containers without an index
         yield from self._decode(Fraction(0))
 
-    def _decode(self, seek: Fraction) -> Generator[RawFrame]:
+    def _decode(self, seek: Fraction) -> Generator[MediaFrame]:
         """Decode from the last key frame before ``seek`` (seconds; 0: from the first frame) to the end."""
         packets = damaged = decoded = 0
+        time = Fraction(-1)
         with open_container(self.path) as container:
             stream = video_stream(container, self.path)
             if seek:
                 try:
-                    container.seek(int((self.begin + seek) / self._clock), stream=stream)
+                    container.seek(int((self._begin + seek) / self._clock), stream=stream)
                 except (av.FFmpegError, OSError):
                     return
-            time, step = Fraction(-1), 1 / self._source_rate
-            for frames in _decoded_packets(container, stream):
+            for frames in _decoded(_packets(container, stream), _decoder(stream)):
                 packets += 1
                 damaged += frames is None
                 for frame in frames or ():
-                    time, duration = self._shown(frame, time, step)
+                    time, duration = self._shown(frame, time)
                     decoded += 1
-                    yield RawFrame(time, duration, "", partial(self._load, frame))
-        if decoded and not seek:
-            end = time + step
-            missing = self._expected - (packets - 1) if self._expected else 0
-            late = self._length is not None and self._length - end > max(Fraction(1, 2), 3 * step)
-            if damaged or missing > 1 or late:
-                whole = f" of {self._expected}" if self._expected else ""
-                read = f"only {decoded}{whole} frames ({float(end):.1f} s) could be read"
-                self.note(f"{self.path} is damaged or cut off: {read}")
+                    yield MediaFrame(time, duration, "", partial(self._load, frame))
+        end = time + self._step
+        missing = self._expected - (packets - 1) > 1 if self._expected else False  # the last one flushes the decoder
+        early = self._length and self._length - end > max(Fraction(1, 2), 3 * self._step)
+        if decoded and not seek and (damaged or missing or early):
+            whole = f" of {self._expected}" if self._expected else ""
+            self.note(
+                f"{self.path} is damaged or cut off: only {decoded}{whole} frames ({float(end):.1f} s) could be read"
+            )
 
-    def _shown(self, frame: av.VideoFrame, before: Fraction, step: Fraction) -> tuple[Fraction, Fraction]:
+    def _shown(self, frame: av.VideoFrame, before: Fraction) -> tuple[Fraction, Fraction]:
         """Return time and duration of a frame; missing and repeated times are replaced by plausible ones."""
         base = frame.time_base or self._clock  # frames that the decoder held back until the end have none
         stamp = frame.pts if frame.pts is not None else frame.dts
-        time = before + step if stamp is None else stamp * base - self.begin
+        time = before + self._step if stamp is None else stamp * base - self._begin
         if before < 0:
             time = max(time, Fraction(0))
         elif time <= before:
-            time = before + (min(step, TICK) if stamp is not None else step)
-        return time, frame.duration * base if frame.duration else step
+            time = before + min(self._step, TICK)
+        return time, frame.duration * base if frame.duration else self._step
 
     def _load(self, frame: av.VideoFrame) -> np.ndarray:
         image = frame_pixels(frame, self._reformatter)
@@ -480,10 +450,9 @@ def _packets(container: InputContainer, stream: Any) -> Generator[av.Packet | No
         yield None
 
 
-def _decoded_packets(container: InputContainer, stream: VideoStream) -> Generator[list[av.VideoFrame] | None]:
+def _decoded(packets: Iterable[av.Packet | None], decoder: Any) -> Generator[list[Any] | None]:
     """Yield the frames of each packet, None for a damaged one, and finally those that the decoder held back."""
-    decoder = _decoder(stream)
-    for packet in _packets(container, stream):
+    for packet in packets:
         try:
             yield None if packet is None else decoder.decode(packet)
         except (av.FFmpegError, OSError):
@@ -548,9 +517,10 @@ class Sound:
         self, container: InputContainer, stream: AudioStream, start: Fraction, end: Fraction | None, cut: bool
     ) -> None:
         self._source, self._stream = container, stream
-        self._shift = Fraction(container.start_time or 0, av.time_base) + start
-        self._end, self._cut = end, cut
         self._clock = stream.time_base or Fraction(1, stream.codec_context.sample_rate)
+        begin = Fraction(container.start_time or 0, av.time_base) + start
+        self._shift = round(begin / self._clock)  # in ticks of the sound
+        self._end, self._cut = end, cut
         self._waiting: av.Packet | None = None
         self._packets: Iterator[av.Packet] = iter(())
 
@@ -559,14 +529,12 @@ class Sound:
         context = self._stream.codec_context
         codec = context.codec.canonical_name
         if codec in COPIED_SOUND and (codec != "aac" or context.extradata_size > 0):  # MPEG-TS has no extradata
-            self._target = output.add_stream_from_template(self._stream)
-            self._packets = self._copy()
+            self._packets = self._copy(output.add_stream_from_template(self._stream))
             return
-        rate = context.sample_rate if context.sample_rate in AAC_RATES else 48000
         layout = "mono" if context.layout.nb_channels == 1 else "stereo"
-        self._target = output.add_stream("aac", rate=rate, layout=layout)
-        self._target.codec_context.open(strict=False)
-        self._packets = self._encode(rate, layout)
+        target = output.add_stream("aac", rate=SOUND_RATE, layout=layout)
+        target.codec_context.open(strict=False)
+        self._packets = self._encode(target, layout)
 
     def packets(self, until: Fraction | None = None) -> Iterator[av.Packet]:
         """Yield each packet once that begins before ``until`` (seconds of the new file); None: all that are left."""
@@ -582,42 +550,35 @@ class Sound:
         for piece in pieces:
             if piece.pts is None:
                 continue
-            time = piece.pts * self._clock - self._shift
-            if self._end is not None and time >= self._end:
+            piece.pts -= self._shift
+            if self._end is not None and piece.pts * self._clock >= self._end:
                 return
-            if not self._cut or time + (piece.duration or 0) * self._clock > 0:
-                piece.pts -= round(self._shift / self._clock)
+            if not self._cut or piece.pts + (piece.duration or 0) > 0:
                 yield piece
 
     def _demux(self) -> Iterator[av.Packet]:
         if self._cut:
             with suppress(av.FFmpegError, OSError):  # a container without an index is read from its beginning
-                self._source.seek(int(self._shift / self._clock), stream=self._stream)
-        for packet in _packets(self._source, self._stream):
-            if packet is not None and packet.dts is not None:
-                yield packet
+                self._source.seek(self._shift, stream=self._stream)
+        packets = _packets(self._source, self._stream)
+        return (packet for packet in packets if packet is not None and packet.dts is not None)
 
-    def _copy(self) -> Iterator[av.Packet]:
+    def _copy(self, target: AudioStream) -> Iterator[av.Packet]:
         for packet in self._excerpt(self._demux()):
-            packet.dts -= round(self._shift / self._clock)
-            packet.stream = self._target
+            packet.dts -= self._shift
+            packet.stream = target
             yield packet
 
-    def _encode(self, rate: int, layout: str) -> Iterator[av.Packet]:
-        size = self._target.codec_context.frame_size or 1024
-        resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate, frame_size=size)
-        for frame in self._excerpt(self._decoded()):
+    def _encode(self, target: AudioStream, layout: str) -> Iterator[av.Packet]:
+        size = target.codec_context.frame_size or 1024
+        resampler = av.AudioResampler(format="fltp", layout=layout, rate=SOUND_RATE, frame_size=size)
+        decoded = _decoded(self._demux(), self._stream.codec_context)  # a damaged packet leaves a gap
+        for frame in self._excerpt(frame for frames in decoded for frame in frames or ()):
             frame.time_base = self._clock
             for piece in resampler.resample(frame):
-                yield from self._target.encode(piece)
-        for piece in resampler.resample(None):
-            yield from self._target.encode(piece)
-        yield from self._target.encode(None)
-
-    def _decoded(self) -> Iterator[av.AudioFrame]:
-        for packet in self._demux():
-            with suppress(av.FFmpegError, OSError):  # a damaged packet leaves a gap
-                yield from self._stream.codec_context.decode(packet)
+                yield from target.encode(piece)
+        for last in (*resampler.resample(None), None):
+            yield from target.encode(last)
 
 
 @contextmanager
@@ -671,6 +632,7 @@ class VideoWriter:
         even = np.pad(image, ((0, len(image) % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
         if self._last < 0:
             self._stream.height, self._stream.width = even.shape[:2]
+        assert even.shape[:2] == (self._stream.height, self._stream.width), "all images of a video have one size"
         frame = av.VideoFrame.from_ndarray(even, format="rgb24")
         frame = self._reformatter.reformat(frame, format="yuv420p", dst_colorspace=Colorspace.ITU709)
         self._last = max(self._last + 1, round(time / self._tick))
