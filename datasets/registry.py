@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,9 @@ class Dataset:
         return getattr(import_module(f"datasets.{self.module}"), name, None)
 
 
+_refcoco = partial(
+    Dataset, module="refcoco", root="coco_path", evaluated="val", metrics=OVERLAPS_AND_BOXES, converted=True
+)
 _ROWS = (
     Dataset(
         "ytvos",
@@ -122,43 +126,25 @@ _ROWS = (
         metrics=AVERAGE_PRECISIONS,
         splits={"test": Size(928)},
     ),
-    Dataset(
+    _refcoco(
         "refcoco",
-        module="refcoco",
-        root="coco_path",
-        evaluated="val",
-        metrics=OVERLAPS_AND_BOXES,
         splits={
             "train": Size(16994, 120624),
             "val": Size(1500, 10834),
             "testA": Size(750, 5657),
             "testB": Size(750, 5095),
         },
-        converted=True,
     ),
-    Dataset(
+    _refcoco(
         "refcoco+",
-        module="refcoco",
-        root="coco_path",
-        evaluated="val",
-        metrics=OVERLAPS_AND_BOXES,
         splits={
             "train": Size(16992, 120191),
             "val": Size(1500, 10758),
             "testA": Size(750, 5726),
             "testB": Size(750, 4889),
         },
-        converted=True,
     ),
-    Dataset(
-        "refcocog",
-        module="refcoco",
-        root="coco_path",
-        evaluated="val",
-        metrics=OVERLAPS_AND_BOXES,
-        splits={"train": Size(21899, 80512), "val": Size(1300, 4896), "test": Size(2600, 9602)},
-        converted=True,
-    ),
+    _refcoco("refcocog", splits={"train": Size(21899, 80512), "val": Size(1300, 4896), "test": Size(2600, 9602)}),
 )
 DATASETS = {row.name: row for row in _ROWS}
 
