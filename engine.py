@@ -183,7 +183,7 @@ def training_step(
     max_norm: float,
     scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, Tensor]:
-    """One optimiser step: the update of one batch that holds the clips of all given batches.
+    """Run one optimiser step on the summed gradients of several batches.
 
     Args:
         model: processes exchange its gradients once, with the last batch.
@@ -569,7 +569,7 @@ def segment_videos(
 ) -> None:
     """Write the masks of every expression that is not written yet, in the folder of the record.
 
-    Memory holds two clips, whatever the length of a video: the one being segmented and the one being read.
+    At most two clips are in memory, whatever the length of a video: the one being segmented and the one being read.
 
     Args:
         model: in evaluation mode.

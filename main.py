@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def run(cfg: Config, device: torch.device) -> None:
-    """Train in this process and its peers, from the beginning or from the checkpoint that ``cfg.resume`` names.
+    """Train in all processes, from the beginning or from the checkpoint that ``cfg.resume`` names.
 
     Raises:
         Stopped: a signal ended the run; its work is saved.

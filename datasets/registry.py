@@ -1,4 +1,4 @@
-"""The table of datasets: one row each, and what follows from a row alone: names, splits, metrics and mask layouts.
+"""The registry of datasets: one row each with its options, splits, metrics and mask layout.
 
 A row's module is imported when the dataset is used, so that commands start without PyTorch, h5py and SciPy.
 """

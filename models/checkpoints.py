@@ -1,4 +1,4 @@
-"""From checkpoint files to models and back: which weights are stored, whose frozen parts they need, and loading them.
+"""Saves and loads checkpoints, and verifies the frozen parts that they were trained with.
 
 A checkpoint holds everything that is trained, and those frozen parts that came with a checkpoint and differ from the
 pretrained ones. It names its other frozen parts by a hash of their weights, which loading verifies. The hash covers

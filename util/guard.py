@@ -35,7 +35,7 @@ LOST = ("connection closed", "connection reset", "connection refused", "broken p
 
 
 class Guard:
-    """Ends a training run in order: all processes after the same step, with one sentence that says why.
+    """Handles signals, hangs and non-finite losses of a training run: all processes stop after the same step.
 
     Used as a context manager around the run. Inside it,
 
@@ -224,7 +224,7 @@ class Guard:
             raise Stopped(self.received)
 
     def _fail(self, error: BaseException) -> None:
-        """Prepare the end by an error.
+        """Stop or shorten the watchdog before the process ends with an error.
 
         Raises:
             RunError: a clearer one, if another process or a data worker caused it.
