@@ -135,7 +135,7 @@ class AuthorsNames:
             if match:
                 return ours.format(**match.groupdict())
         raise UserError(
-            f"the checkpoint holds {theirs}, which is part of neither VD-IT nor HCD, nor known to be unused"
+            f"the checkpoint holds {theirs}, which is a weight of neither VD-IT nor HCD; check the path"
         )
 
     def theirs(self, ours: str) -> list[str]:

@@ -451,9 +451,9 @@ def check_identity(
             difference = (
                 f"{path} was trained with a different {words} ({_shown(known)}) than the one loaded ({_shown(entry)})"
             )
-            advice = "the file is damaged" if part in held else f"give the right one with {flag}"
+            advice = "the file is damaged, get it again;" if part in held else f"pass the right one with {flag},"
             if not ignore:
-                raise UserError(f"{difference}; {advice}, or accept it with --ignore_frozen_identity")
+                raise UserError(f"{difference}; {advice} or accept the difference with --ignore_frozen_identity")
             notes.append(f"{difference}; ignored")
     if unknown:
         notes.append(f"{path} does not say with which {', '.join(unknown)} it was trained; the loaded one is used")
@@ -525,7 +525,7 @@ def check_state(
         if own[name].shape != value.shape:
             ours = list(own[name].shape)
             raise UserError(
-                f"{path} holds {shown(name)} of shape {list(value.shape)}, and this model's is {ours}; {cause}"
+                f"{path} holds {shown(name)} of shape {list(value.shape)}, but the model expects {ours}; {cause}"
             )
     missing = sorted(name for name in trained_state(model).keys() - weights.keys() if not optional(name))
     if missing:

@@ -69,7 +69,7 @@ def write_pickle(path: str | Path, content: dict[str, Any]) -> None:
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__cause__ or cause.__context__
             reason = (cause.strerror if cause is not None else None) or str(error).splitlines()[0]
-            raise UserError(f"cannot write {path}: {reason}; an older file there is intact") from error
+            raise UserError(f"cannot write {path}: {reason}; if there was an older file, it is intact") from error
 
 
 def save_weights(path: str | Path, content: dict[str, Any]) -> None:

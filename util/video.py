@@ -407,7 +407,7 @@ def open_container(path: Path) -> InputContainer:
     """Open a file with FFmpeg.
 
     Raises:
-        UserError: FFmpeg cannot read it, or it is a text.
+        UserError: FFmpeg cannot read it, or it is a text file.
     """
     try:
         # an absolute path cannot be mistaken for an address
@@ -421,7 +421,7 @@ def open_container(path: Path) -> InputContainer:
         raise UserError(f"cannot read {path} as a video: {reason}") from error
     if NOT_VIDEO & set(container.format.name.split(",")):
         container.close()
-        raise UserError(f"cannot read {path} as a video: it is a text ({container.format.name})")
+        raise UserError(f"cannot read {path} as a video: it is a text file ({container.format.name})")
     return container
 
 
