@@ -134,9 +134,7 @@ class AuthorsNames:
             match = pattern.fullmatch(theirs)
             if match:
                 return ours.format(**match.groupdict())
-        raise UserError(
-            f"the checkpoint holds {theirs}, which is a weight of neither VD-IT nor HCD; check the path"
-        )
+        raise UserError(f"the checkpoint holds {theirs}, which is a weight of neither VD-IT nor HCD; check the path")
 
     def theirs(self, ours: str) -> list[str]:
         """The released name of one of this project's parameters, and its alias if it has one.

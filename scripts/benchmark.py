@@ -416,7 +416,7 @@ def _with_weights(cfg: Config, frozen: FrozenStack, device: torch.device, dtype:
         "roberta": frozen.sentence_encoder,
     }
     for part, module in parts.items():
-        module.to(dtype).to_empty(device=device)
+        nn.Module.to(module, dtype).to_empty(device=device)  # the one of diffusers warns
         for name, parameter in module.named_parameters():
             parameter.copy_(random_weight(part, name, parameter.shape, 0))
         for name, buffer in module.named_buffers():
