@@ -298,7 +298,7 @@ def test_processes_are_joined_in_any_order_and_nothing_counts_twice() -> None:
 
 
 def test_equal_sentences_are_two_items() -> None:
-    """Items are told apart by id; were they by sentence, one of the two would vanish."""
+    """Items are identified by id, so two items with the same sentence both count."""
     found = RefcocoEvaluator(["refcoco_val_1", "refcoco_val_2"], lambda item: GROUND_TRUTH["a"])
     right, wrong = (0.5, flat_mask(10), [0, 0, 10, 10]), (0.5, flat_mask(10, start=100), FAR)
     found.update([refcoco_queries("refcoco_val_1", right), refcoco_queries("refcoco_val_2", wrong)])

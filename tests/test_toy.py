@@ -591,7 +591,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def carried_score(root: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
-    """J&F of the carried weights on their own stack."""
+    """J&F of the bundled weights with the bundled stack."""
     return _score(data, root / "toy" / "stack", root / "toy" / "vdit.safetensors", tmp_path_factory.mktemp("carried"))
 
 
