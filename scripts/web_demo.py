@@ -114,6 +114,9 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
     """Serve the page while the block runs, and yield its address. Uploads and results are removed afterwards.
 
     ``segment`` is ``demo.segment_to_folder`` with its model.
+
+    Raises:
+        UserError: the port was taken in the meantime.
     """
     running: dict[str, threading.Event] = {}
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
@@ -121,19 +124,22 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
         unproxied = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
         os.environ["no_proxy"] = ",".join(filter(None, (unproxied, options.host, "localhost")))
         page = build_page(pretrained, segment, options, Path(folder), running)
-        _, address, _ = page.launch(
-            server_name=f"[{options.host}]" if ":" in options.host else options.host,
-            server_port=options.port,
-            max_file_size=int(options.max_megabytes * 2**20),
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            ssr_mode=False,
-            mcp_server=False,
-            enable_monitoring=False,
-            run_history=False,
-            footer_links=[],
-        )
+        try:
+            _, address, _ = page.launch(
+                server_name=f"[{options.host}]" if ":" in options.host else options.host,
+                server_port=options.port,
+                max_file_size=int(options.max_megabytes * 2**20),
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                ssr_mode=False,
+                mcp_server=False,
+                enable_monitoring=False,
+                run_history=False,
+                footer_links=[],
+            )
+        except OSError as error:  # taken since it was checked
+            raise UserError(f"port {options.port} is in use; choose another --port") from error
         try:
             yield address
         finally:
