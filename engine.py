@@ -30,7 +30,7 @@ from models.segmenter import all_queries
 from util.checkpoint import Keeper
 from util.config import Config
 from util.device import device_name
-from util.distributed import balanced_share, gather_objects, is_main, rank, tell, wait_for_all, world_size
+from util.distributed import balanced_share, gather_objects, is_main, print_notes, rank, wait_for_all, world_size
 from util.drawing import OVERLAYS, movie_path, write_movie, write_overlays
 from util.errors import RunError, UserError
 from util.files import file_sha256, read_json, write_json
@@ -138,7 +138,7 @@ def train(run: Run) -> int:
     if validation and step and is_due(step, validation.every) and validation.missed(step):
         validate(run, validation, step)
     for epoch, batches in run.log.speed.timed(step_batches(run.loader, schedule, step, run.accumulate)):
-        guard.at(f"computes step {step + 1}")
+        guard.report_stage(f"computes step {step + 1}")
         torch.manual_seed((rank() << 32) + run.seed + step)
         rate = schedule.rate_at(step)
         for group in run.optimizer.param_groups:
@@ -154,24 +154,24 @@ def train(run: Run) -> int:
         validates = validation is not None and (ends or is_due(step, validation.every))
         saves = ends or validates or step % schedule.steps_per_epoch == 0 or is_due(step, run.save_every)
         logs = saves or is_due(step, run.log_every)
-        alone = not saves and run.keeper.due()  # in this process only: a checkpoint needs no other one
-        fault = meter.fault(wait=logs or alone) is not None
-        stops, faulty = guard.agree(fault, now=logs)
+        due = not saves and run.keeper.due()  # by the clock of this process, which alone writes the checkpoint
+        fault = meter.fault(wait=logs or due) is not None
+        stops, faulty = guard.exchange_flags(fault, now=logs)
         if stops and not logs:
             fault = meter.fault(wait=True) is not None
-            faulty = guard.agree(fault, now=True)[1]
+            faulty = guard.exchange_flags(fault, now=True)[1]
         if faulty:
             guard.raise_fault(meter)
         if logs and not fault:
             run.log.write(step, {**meter.flush(), "lr": rate}, epoch=epoch)
-        if saves or stops or (alone and not fault):
-            guard.at(f"saves step {step}")
+        if saves or stops or (due and not fault):
+            guard.report_stage(f"saves step {step}")
             run.keeper.save(step, ends or stops)
         if stops:
             guard.raise_stop(step)
         if validation is not None and validates:
             validate(run, validation, step)
-        guard.at(f"waits for the data of step {step + 1}")
+        guard.report_stage(f"waits for the data of step {step + 1}")
     return step
 
 
@@ -186,7 +186,7 @@ def training_step(
     """Run one optimiser step on the summed gradients of several batches.
 
     Args:
-        model: processes exchange its gradients once, with the last batch.
+        model: where it is distributed, gradients are averaged over the processes once, after the last batch.
         criterion: its terms are sums over clips, divided by the count over all batches.
         batches: on the device of the model.
         optimizer: of the trained parameters.
@@ -202,8 +202,8 @@ def training_step(
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for i, (batch, target) in enumerate(zip(batches, targets, strict=True)):
-        alone = nullcontext if i == len(batches) - 1 else getattr(model, "no_sync", nullcontext)
-        with alone():
+        context = nullcontext if i == len(batches) - 1 else getattr(model, "no_sync", nullcontext)
+        with context():
             output = model(batch.frames, batch.padding, batch.captions, criterion.select(target), batch.annotated)
             loss, terms = criterion(output, target, count)
             (loss if scaler is None else scaler.scale(loss)).backward()
@@ -358,7 +358,7 @@ class VideoScoring:
             return {}, {}
         scores = self.scorer(max(1, self.workers))
         write_json(record.path.parent / "scores.json", scores)
-        tell(scores.get("notes", []))
+        print_notes(scores.get("notes", []))
         frames = sum(len(video.frame_paths) for video in self.videos)
         return video_metrics(scores), {**video_counts(scores), "frames": frames}
 
@@ -522,7 +522,7 @@ class Validation:
 
 def validate(run: Run, validation: Validation, step: int) -> None:
     """Score the model of a run after ``step`` steps, log the metrics, and return to training mode."""
-    with run.guard.uncounted(f"validates step {step}"):
+    with run.guard.interruptible(f"validates step {step}"):
         metrics = validation.score(run.model, step)
     run.log.write(step, {f"valid.{name}": value for name, value in metrics.items()})
     run.model.train()

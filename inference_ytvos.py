@@ -32,7 +32,7 @@ from models.checkpoints import open_checkpoint
 from models.inference import InferenceOptions, build_for_inference
 from models.precision import inference_precision
 from util.device import INFERENCE, memory_advice, resolve_device
-from util.distributed import is_main, process_group, tell, wait_for_all
+from util.distributed import is_main, print_notes, process_group, wait_for_all
 from util.drawing import OVERLAYS, write_sheet
 from util.files import sole_run
 
@@ -71,7 +71,7 @@ def segment_split(cfg: Config, device: torch.device) -> None:
     require_frames(videos)
     record = build_record(cfg, checkpoint.path, device)
     model, notes = build_for_inference(cfg, checkpoint, device)
-    tell(notes)
+    print_notes(notes)
     del checkpoint  # and with it the memory map of its file
     layout = DATASETS[cfg.dataset_file].layout
     segment_videos(

@@ -33,14 +33,14 @@ from models.checkpoints import (
     load_weights,
     open_checkpoint,
     open_resumed,
-    save_carried,
     save_checkpoint,
+    save_loaded_parts,
 )
 from models.inference import build_for_inference
 from models.precision import inference_precision
 from util.checkpoint import NEWEST, Keeper, begin_folder
 from util.device import INFERENCE, TRAINING, device_name, memory_advice, resolve_device
-from util.distributed import is_main, process_group, tell, world_size
+from util.distributed import is_main, print_notes, process_group, world_size
 from util.drawing import LastClip
 from util.files import file_sha256, sole_run
 from util.guard import Guard
@@ -51,10 +51,10 @@ def main() -> None:
     """Train or score as the command line says."""
     cfg = load_config(sys.argv[1:], __doc__.split("\n")[0])
     with process_group(resolve_device(cfg.device)) as device, sole_run(cfg.output_dir, is_main()):
-        (evaluate if cfg.eval else run)(cfg, device)
+        (evaluate if cfg.eval else train_from_config)(cfg, device)
 
 
-def run(cfg: Config, device: torch.device) -> None:
+def train_from_config(cfg: Config, device: torch.device) -> None:
     """Train in all processes, from the beginning or from the checkpoint that ``cfg.resume`` names.
 
     Raises:
@@ -89,7 +89,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
         checkpoint = open_checkpoint(cfg.pretrained_weights, "--pretrained_weights", cfg.model)
     first_step = resumed.step if resumed else 0
     if checkpoint:
-        tell(checkpoint.notes)
+        print_notes(checkpoint.notes)
         checkpoint.require_options(config_dict(cfg), new_run=resumed is None)
     loader = build_loader(cfg, pin_memory=device.type == "cuda")
     schedule = build_schedule(cfg, loader.batches.steps_per_epoch)
@@ -98,7 +98,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     validate_every = max(1, round(cfg.eval_every * schedule.steps_per_epoch)) if cfg.eval_every else 0
     scorings = build_validation_scorings(cfg, device, guard) if validate_every else {}
     if resumed and first_step >= schedule.total_steps:
-        tell(
+        print_notes(
             [
                 f"nothing is left to train: {resumed.path} is from step {first_step}, and this run has "
                 f"{schedule.total_steps} steps; --epochs and --max_steps make it longer"
@@ -121,7 +121,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     else:
         frozen, notes = frozen_identity(model, frozen_sources(cfg)), []
     if is_main():
-        save_carried(output, model, cfg.model, frozen)  # before half precision removes digits
+        save_loaded_parts(output, model, cfg.model, frozen)  # before half precision removes digits
     scaler = prepare_training(model, cfg.precision, device, cfg.compile)
     fused = device.type == "cuda" or None  # the fused optimiser needs no synchronisation for a scaled gradient
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -132,7 +132,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
             scaler.load_state_dict(resumed.training["scaler"])
     del resumed, checkpoint  # and with them the memory map of a file that will be replaced
     if is_main():
-        tell([*notes, *begin_folder(output, first_step)])
+        print_notes([*notes, *begin_folder(output, first_step)])
         print("\n".join(parameter_lines(model, optimizer)))
         print(
             f"{cfg.model}: {sum(trained_parameters(model).values()) / 1e6:.2f} M trained parameters; "
@@ -208,7 +208,7 @@ def build_validation_scorings(cfg: Config, device: torch.device, guard: Guard) -
         part: build_scoring(
             resolve(replace(cfg, dataset_file=part, split=split, output_dir=str(folder / part), visualize=False)),
             device,
-            on_clip=guard.pass_on,
+            on_clip=guard.report_progress,
         )
         for part in scored_parts(name)
     }
@@ -233,7 +233,7 @@ def evaluate(cfg: Config, device: torch.device) -> None:
     with memory_advice(INFERENCE):
         model, notes = build_for_inference(cfg, checkpoint, device)
         del checkpoint  # and with it the memory map of its file
-        tell(notes)
+        print_notes(notes)
         scores = {name: scoring.score(model) for name, scoring in scorings.items()}
     if not is_main():
         return

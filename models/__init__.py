@@ -51,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hcd": {"noise": "none", "stride4": "stem", "lora_rank": 16},
 }
 """Model → the values that "auto" stands for."""
-FUNCTION = ("noise", "image_tokens", "unet_text", "stride4", "backbone")
+ARCHITECTURE_OPTIONS = ("noise", "image_tokens", "unet_text", "stride4", "backbone")
 """Options that decide what a model computes. The weights do not always show it: two kinds of noise have none."""
 
 

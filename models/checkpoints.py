@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import FUNCTION, VARIANTS, resolved
+from models import ARCHITECTURE_OPTIONS, VARIANTS, resolved
 from models.authors import SIZES, authors_names, is_authors, read_authors
 from models.precision import HALVES
 from util.checkpoint import (
@@ -36,7 +36,7 @@ from util.checkpoint import (
     write_pickle,
 )
 from util.config import Config
-from util.distributed import gather_objects, is_main, tell
+from util.distributed import gather_objects, is_main, print_notes
 from util.errors import UserError, nearest
 from util.hub import cached_revision, checkpoint_path
 
@@ -83,7 +83,7 @@ class Checkpoint:
     """``optimizer``, ``step``, ``steps_per_epoch`` and perhaps ``scaler``; empty where it holds weights only."""
     notes: list[str] = field(default_factory=list)
     """What the user should know about how it was found."""
-    released: bool = False
+    authors_layout: bool = False
     """Whether the file has the authors' layout."""
     extras: dict[str, Any] = field(default_factory=dict)
     """What an authors' file holds besides, kept when it is converted: ``unused`` tensors, ``args`` and ``epoch``."""
@@ -95,7 +95,7 @@ class Checkpoint:
 
     def file_name(self, name: str) -> str:
         """The name that the file has for a parameter of this project."""
-        if not self.released:
+        if not self.authors_layout:
             return name
         try:
             return authors_names(self.model).theirs(name)[0]
@@ -135,15 +135,15 @@ class Checkpoint:
         names = {*SIZES, "pyramid_channels"} - {"dropout"}  # dropout has no weights and may change
         if any(LORA in name for name in self.weights):
             names |= {"lora_rank", "lora_alpha"}
-        theirs = {name: self.options[name] for name in names if name in self.options}
+        stored = {name: self.options[name] for name in names if name in self.options}
         if not new_run:  # a checkpoint older than an option was made with the option's default
-            theirs.update({name: self.options.get(name, getattr(Config, name)) for name in FUNCTION})
-        for name in sorted(theirs):
-            their = resolved(self.model, name, theirs[name])
-            our = resolved(options["model"], name, options[name])
-            if their != our:
+            stored.update({name: self.options.get(name, getattr(Config, name)) for name in ARCHITECTURE_OPTIONS})
+        for name in sorted(stored):
+            before = resolved(self.model, name, stored[name])
+            now = resolved(options["model"], name, options[name])
+            if before != now:
                 raise UserError(
-                    f"{self.path} was made with {name} {their}, and this configuration has {our}; use the "
+                    f"{self.path} was made with {name} {before}, but this configuration has {now}; use the "
                     "configuration that the checkpoint was made with"
                 )
 
@@ -174,8 +174,8 @@ def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
     """
     path = checkpoint_path(source, flag)
     content = read_content(path)
-    released = is_authors(content)
-    if released:
+    authors_layout = is_authors(content)
+    if authors_layout:
         content = read_authors(content, path)
         check_model(content["model"], path, model)
     else:
@@ -190,7 +190,7 @@ def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
         content["weights"],
         content["frozen"],
         training if training.keys() >= TRAINING_KEYS else {},
-        released=released,
+        authors_layout=authors_layout,
         extras={name: content[name] for name in ("unused", "args", "epoch") if name in content},
     )
 
@@ -212,7 +212,7 @@ def open_resumed(resume: str, folder: Path, model: str) -> Checkpoint | None:
         found = newest_intact(folder) if is_main() else None
         path, notes = gather_objects(found)[0]  # one process decides, as files may come and go
         if path is None:
-            tell([*notes, f"{folder} holds no intact checkpoint; a new run begins"])
+            print_notes([*notes, f"{folder} holds no intact checkpoint; a new run begins"])
             return None
         resume, notes = str(path), [*notes, f"resuming from {path}"]
     if not resume:
@@ -293,14 +293,14 @@ def save_checkpoint(
     content = {"format": FORMAT, "model": name, "config": config, "weights": trained_state(model), **state}
     if frozen:
         content["frozen"] = frozen
-        beside = save_carried(Path(path).parent, model, name, frozen)
+        beside = save_loaded_parts(Path(path).parent, model, name, frozen)
         content.update({"beside": beside} if beside else {})
     else:
-        content["weights"].update(carried_state(model))
+        content["weights"].update(loaded_parts_state(model))
     write_pickle(path, content)
 
 
-def save_carried(folder: Path, model: nn.Module, name: str, frozen: Identity) -> str:
+def save_loaded_parts(folder: Path, model: nn.Module, name: str, frozen: Identity) -> str:
     """Write the frozen parts that came with a checkpoint into a file of their own, unless it is there.
 
     A run that holds frozen parts in half precision calls this before their digits are lost.
@@ -317,18 +317,18 @@ def save_carried(folder: Path, model: nn.Module, name: str, frozen: Identity) ->
     Raises:
         UserError: it cannot be written, or it is gone and the model no longer has all digits.
     """
-    carried = carried_state(model)
-    if not carried:
+    loaded = loaded_parts_state(model)
+    if not loaded:
         return ""
-    hashes = json.dumps([{part: entry["sha256"] for part, entry in frozen.items()}, sorted(carried)], sort_keys=True)
+    hashes = json.dumps([{part: entry["sha256"] for part, entry in frozen.items()}, sorted(loaded)], sort_keys=True)
     file = folder / f"{BESIDE}{hashlib.sha256(hashes.encode()).hexdigest()[:16]}.safetensors"
     if not file.is_file():
-        if any(tensor.dtype in HALVES for tensor in carried.values()):
+        if any(tensor.dtype in HALVES for tensor in loaded.values()):
             raise UserError(
                 f"{file} is gone, and the frozen weights in it are now held in half precision; restore the file, and "
                 "resume from the last checkpoint"
             )
-        save_weights(file, {"model": name, "weights": carried})
+        save_weights(file, {"model": name, "weights": loaded})
     return file.name
 
 
@@ -404,14 +404,14 @@ def frozen_identity(model: nn.Module, sources: Mapping[str, str]) -> Identity:
         sources: where each part was loaded from (``models.frozen_sources``).
     """
     weights: dict[str, Tensor] = {}
-    carried = set()
+    from_checkpoint = set()
     for name, module in frozen_parts(model):
         weights.update(part_state(module, name))
-        if module.carried:
-            carried.add(f"{name}.module")
+        if module.from_checkpoint:
+            from_checkpoint.add(f"{name}.module")
     identity = weights_identity(weights)
     for part, entry in identity.items():
-        if PARTS[part][0] in carried:
+        if PARTS[part][0] in from_checkpoint:
             entry["source"] = "a checkpoint"
             continue
         entry["source"] = source = sources[part]
@@ -481,15 +481,15 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def carried_state(model: nn.Module) -> dict[str, Tensor]:
+def loaded_parts_state(model: nn.Module) -> dict[str, Tensor]:
     """The weights of the frozen parts that came with a checkpoint, by name."""
-    parts = (part_state(part, name) for name, part in frozen_parts(model) if part.carried)
+    parts = (part_state(part, name) for name, part in frozen_parts(model) if part.from_checkpoint)
     return {name: value for part in parts for name, value in part.items()}
 
 
 def frozen_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of every frozen part, recognised by its attribute ``carried`` (``models.frozen``)."""
-    return ((name, module) for name, module in model.named_modules() if hasattr(module, "carried"))
+    """Name and module of every frozen part, recognised by its attribute ``from_checkpoint`` (``models.frozen``)."""
+    return ((name, module) for name, module in model.named_modules() if hasattr(module, "from_checkpoint"))
 
 
 def part_state(part: nn.Module, prefix: str) -> dict[str, Tensor]:
@@ -523,9 +523,9 @@ def check_state(
         if name not in own:
             raise UserError(f"{path} holds {shown(name)}, which this model lacks; {cause}")
         if own[name].shape != value.shape:
-            ours = list(own[name].shape)
+            expected = list(own[name].shape)
             raise UserError(
-                f"{path} holds {shown(name)} of shape {list(value.shape)}, but the model expects {ours}; {cause}"
+                f"{path} holds {shown(name)} of shape {list(value.shape)}, but the model expects {expected}; {cause}"
             )
     missing = sorted(name for name in trained_state(model).keys() - weights.keys() if not optional(name))
     if missing:
@@ -545,7 +545,7 @@ def load_state(
     optional: Callable[[str], bool] = lambda name: False,
     shown: Callable[[str], str] = str,
 ) -> None:
-    """Copy weights into a model. A frozen part whose weights change is ``carried`` from then on.
+    """Copy weights into a model. A frozen part whose weights change is ``from_checkpoint`` from then on.
 
     Args:
         model: changed only if all weights fit.
@@ -560,7 +560,7 @@ def load_state(
     for name, part in frozen_parts(model):
         given = [key for key in part_state(part, name) if key in weights]
         if not all(torch.equal(own[key], weights[key].to(own[key])) for key in given):
-            part.carried = True  # type: ignore[assignment]
+            part.from_checkpoint = True  # type: ignore[assignment]
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)

@@ -20,14 +20,14 @@ class Frozen(nn.Module):
     """Holds a module that is never trained: no gradients for its weights, evaluation mode always.
 
     Attributes:
-        carried: its weights came with a checkpoint and differ from the pretrained ones, so that checkpoints of this
-            model hold them too (``models.checkpoints``).
+        from_checkpoint: its weights came with a checkpoint and differ from the pretrained ones, so that checkpoints
+            of this model hold them too (``models.checkpoints``).
         awake: adapter layers inside it (``models.lora``), which follow the mode of the parent.
         held: the half precision in which its weights are held and its outputs computed, or None.
         compiled: the compiled form of the module, or None.
     """
 
-    carried: bool = False
+    from_checkpoint: bool = False
     awake: tuple[nn.Module, ...] = ()
     held: torch.dtype | None = None
     compiled: Callable[..., Any] | None = None

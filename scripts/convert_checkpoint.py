@@ -76,7 +76,7 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 
 import torch
 
-from models import FUNCTION, build_model, frozen_sources, resolved
+from models import ARCHITECTURE_OPTIONS, build_model, frozen_sources, resolved
 from models.authors import authors_state
 from models.checkpoints import (
     PARTS,
@@ -120,7 +120,7 @@ def to_project(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
     if args.carry and not set(args.carry) <= held_parts(weights):
         lost = min(set(args.carry) - held_parts(weights))
         raise UserError(f"{path} does not hold the {PARTS[lost][1]}; leave out --carry {lost}")
-    if checkpoint.released:
+    if checkpoint.authors_layout:
         model = empty_model(checkpoint.config(), args.stack)
         try:
             check_state(model, weights, path, shown=checkpoint.file_name)
@@ -159,7 +159,7 @@ def to_authors(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
     """
     given = {name: getattr(args, name) for name in ("pretrained", "image_encoder", "text_encoder")}
     cfg = checkpoint.config(ignore_frozen_identity=args.ignore_frozen_identity, **given)
-    for name in FUNCTION:
+    for name in ARCHITECTURE_OPTIONS:
         value = resolved(cfg.model, name, getattr(cfg, name))
         if value != resolved(cfg.model, name, getattr(Config, name)):
             raise UserError(

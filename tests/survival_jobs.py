@@ -124,7 +124,7 @@ def train_line(
     validation: Validation | None = None,
     log_every: int = 10,
 ) -> nn.Module:
-    """Train a ``Line`` as ``main.run`` trains a model; the trained one."""
+    """Train a ``Line`` as ``main.train_from_config`` trains a model; the trained one."""
     model = Line()
     with guard or Guard(folder, patience, seed=1) as watched, RunLog(folder, steps, 0, active=False) as log:
 

@@ -27,9 +27,9 @@ from models.authors import BACKBONE, authors_model, authors_names, authors_state
 from models.checkpoints import (
     CLASS_HEADS,
     PARTS,
-    carried_state,
     frozen_identity,
     load_state,
+    loaded_parts_state,
     open_checkpoint,
     part_hash,
     save_checkpoint,
@@ -170,7 +170,7 @@ def test_both_kinds_hold_the_same(
     assert ("step" in content) == (kind == "pth")
     assert load_into(target, files[kind], cfg) == []
     assert differences(target.state_dict(), original.state_dict()) == []
-    assert not carried_state(target), "no frozen part came with the file"
+    assert not loaded_parts_state(target), "no frozen part came with the file"
 
 
 def test_files_have_the_same_permissions(files: dict[str, Path]) -> None:
@@ -248,17 +248,17 @@ def test_new_adapters_on_weights_without(files: dict[str, Path], tiny_stack: Pat
 
 
 def test_other_sizes_are_named(files: dict[str, Path], tiny_stack: Path, target: Segmenter) -> None:
-    with pytest.raises(UserError, match="was made with nheads 4, and this configuration has 2"):
+    with pytest.raises(UserError, match="was made with nheads 4, but this configuration has 2"):
         load_into(target, files["pth"], tiny_config(tiny_stack, nheads=2))
 
 
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("noise", "gaussian", "noise predicted, and this configuration has gaussian"),
-        ("unet_text", False, "unet_text True, and this configuration has False"),
-        ("stride4", "stem", "stride4 vae, and this configuration has stem"),
-        ("backbone", "swin3d_t", "backbone t2v, and this configuration has swin3d_t"),
+        ("noise", "gaussian", "noise predicted, but this configuration has gaussian"),
+        ("unet_text", False, "unet_text True, but this configuration has False"),
+        ("stride4", "stem", "stride4 vae, but this configuration has stem"),
+        ("backbone", "swin3d_t", "backbone t2v, but this configuration has swin3d_t"),
     ],
 )
 def test_another_function_is_named(
@@ -278,7 +278,7 @@ def test_noise_options_without_weights_are_distinguished(tiny_stack: Path, tmp_p
         config_dict(gaussian),
         frozen=frozen_identity(model, frozen_sources(gaussian)),
     )
-    with pytest.raises(UserError, match="noise gaussian, and this configuration has none"):
+    with pytest.raises(UserError, match="noise gaussian, but this configuration has none"):
         load_into(tiny_model(none, seed=2), tmp_path / "c.pth", none)
     notes = load_into(tiny_model(none, seed=2), tmp_path / "c.pth", none, new_run=True)
     assert len(notes) == 1 and "new class heads" in notes[0], "a new run may use a different function"
@@ -291,7 +291,7 @@ def test_a_different_rank_is_named_and_auto_means_16(tiny_stack: Path, tmp_path:
         tmp_path / "c.pth", model, "hcd", config_dict(auto), frozen=frozen_identity(model, frozen_sources(auto))
     )
     assert load_into(tiny_model(same, seed=2), tmp_path / "c.pth", same) == []
-    with pytest.raises(UserError, match="lora_rank 16, and this configuration has 8"):
+    with pytest.raises(UserError, match="lora_rank 16, but this configuration has 8"):
         load_into(tiny_model(other, seed=2), tmp_path / "c.pth", other)
 
 
@@ -414,7 +414,7 @@ def copied(written: Path, tmp_path: Path) -> Path:
 def changed_model(hcd_cfg: Config, factor: float) -> Segmenter:
     model = tiny_model(hcd_cfg, seed=1)
     change_unet(model, factor)
-    model.encoder.unet.carried = True
+    model.encoder.unet.from_checkpoint = True
     return model
 
 
@@ -439,7 +439,7 @@ def test_a_checkpoint_holds_what_is_trained_and_names_the_rest(written: Path, hc
 def test_it_comes_back_whole(written: Path, hcd_source: Segmenter, hcd_cfg: Config) -> None:
     model, notes = load(written, hcd_cfg)
     assert notes == [] and differences(model.state_dict(), hcd_source.state_dict()) == []
-    assert model.encoder.unet.carried and not model.encoder.vae.carried
+    assert model.encoder.unet.from_checkpoint and not model.encoder.vae.from_checkpoint
     assert frozen_identity(model, frozen_sources(hcd_cfg))["unet"]["source"] == "a checkpoint"
 
 
@@ -528,7 +528,7 @@ def test_every_weight_comes_in(released: dict) -> None:
     model, notes = load(released["path"], released["cfg"])
     assert differences(model.state_dict(), released["model"].state_dict()) == []
     assert notes == [], "the file has all parts, so there is nothing to report"
-    assert [part.carried for part in (model.encoder.unet, model.encoder.vae)] == [True, False]
+    assert [part.from_checkpoint for part in (model.encoder.unet, model.encoder.vae)] == [True, False]
 
 
 def test_a_run_from_it_keeps_the_unet_that_it_brought(released: dict, tmp_path: Path) -> None:
@@ -538,7 +538,7 @@ def test_a_run_from_it_keeps_the_unet_that_it_brought(released: dict, tmp_path: 
     save_checkpoint(tmp_path / "c.pth", model, cfg.model, {}, frozen=frozen)
     again, notes = load(tmp_path / "c.pth", cfg)
     assert notes == [] and differences(again.state_dict(), model.state_dict()) == []
-    assert {name.split(".module.")[0] for name in carried_state(again)} == {"encoder.unet"}
+    assert {name.split(".module.")[0] for name in loaded_parts_state(again)} == {"encoder.unet"}
 
 
 def test_the_two_names_of_a_tensor_are_stored_once(released: dict) -> None:
@@ -652,7 +652,7 @@ def test_a_checkpoint_of_the_other_model_is_recognised_by_its_keys(released: dic
 
 def test_other_sizes_of_a_released_checkpoint_are_named(released: dict, tiny_stack: Path) -> None:
     cfg = tiny_config(tiny_stack, model=released["cfg"].model, nheads=2)
-    with pytest.raises(UserError, match="nheads 4, and this configuration has 2"):
+    with pytest.raises(UserError, match="nheads 4, but this configuration has 2"):
         load(released["path"], cfg)
 
 
@@ -786,7 +786,7 @@ def test_half_precision(run: tuple[Segmenter, Config, Path], tmp_path: Path) -> 
     assert differences(own, expected) == []
 
 
-def test_half_precision_of_carried_parts(tiny_stack: Path, tmp_path: Path) -> None:
+def test_half_precision_of_loaded_parts(tiny_stack: Path, tmp_path: Path) -> None:
     cfg = tiny_config(tiny_stack, model="hcd")
     model = tiny_model(cfg, seed=1)
     change_unet(model)
@@ -797,7 +797,8 @@ def test_half_precision_of_carried_parts(tiny_stack: Path, tmp_path: Path) -> No
     assert notes == []
     for name in ("encoder.unet.module.conv_in.weight", "encoder.vae.module.encoder.conv_in.weight"):
         assert torch.equal(loaded.state_dict()[name], model.state_dict()[name].bfloat16().float())
-    assert loaded.encoder.unet.carried and loaded.encoder.vae.carried and not loaded.encoder.text_encoder.carried
+    encoder = loaded.encoder
+    assert [part.from_checkpoint for part in (encoder.unet, encoder.vae, encoder.text_encoder)] == [True, True, False]
 
 
 def test_adapters_are_merged_for_the_authors(run: tuple[Segmenter, Config, Path], tmp_path: Path) -> None:
@@ -864,7 +865,7 @@ def test_another_stack_is_refused_on_the_way_to_the_authors(
     assert not (tmp_path / "a.pth").exists()
 
 
-def test_every_frozen_part_can_be_carried() -> None:
+def test_every_frozen_part_can_come_from_a_checkpoint() -> None:
     """The script has its own list of names, because importing the models takes seconds."""
     assert set(convert_checkpoint.FROZEN) == set(PARTS)
 

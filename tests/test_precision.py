@@ -17,7 +17,7 @@ from datasets.registry import load_config
 from datasets.toy import make_toy
 from engine import training_step
 from models import build_criterion, build_model, frozen, prepare_inference, prepare_training, set_precision
-from models.checkpoints import open_checkpoint, save_carried, save_checkpoint
+from models.checkpoints import open_checkpoint, save_checkpoint, save_loaded_parts
 from models.diffusion import attention
 from models.diffusion.attention import blocked_attention
 from models.inference import InferenceOptions, build_for_inference, sentence_outputs
@@ -171,7 +171,7 @@ def test_masks_in_bf16_follow_those_in_float32(tiny_stack: Path, name: str) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vdit", "hcd"])
 def test_trained_masks_in_bf16_follow_those_in_float32(name: str, tmp_path: Path) -> None:
-    """The carried weights: 99.8 % of all pixels, and 98 % of any sentence's, within 2 % of the range of its logits.
+    """The bundled weights: 99.8 % of all pixels, and 98 % of any sentence's, within 2 % of the range of its logits.
 
     At the worst pixel, on an outline or where the model wavers between two objects, it can be more.
     """
@@ -267,9 +267,9 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_halved(tiny_stack: Path
 
 def test_frozen_weights_of_a_checkpoint_are_stored_with_all_digits(tiny_stack: Path, tmp_path: Path) -> None:
     model = _model(tiny_stack)
-    model.encoder.vae.carried = True
+    model.encoder.vae.from_checkpoint = True
     identity = {"vae": {"sha256": "0" * 64}}
-    name = save_carried(tmp_path, model, "vdit", identity)
+    name = save_loaded_parts(tmp_path, model, "vdit", identity)
     set_precision(model, torch.bfloat16)
     save_checkpoint(tmp_path / "checkpoint.pth", model, "vdit", {}, identity)
     (tmp_path / name).unlink()

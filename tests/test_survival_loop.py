@@ -66,7 +66,7 @@ def test_ctrl_c_again_after_a_while_ends_it_at_once(monkeypatch: pytest.MonkeyPa
         os.kill(os.getpid(), signal.SIGINT)
         now[0] = 1.0  # launchers pass a signal on to processes that have got it already
         os.kill(os.getpid(), signal.SIGINT)
-        assert guard.agree(False, now=True) == (True, False)
+        assert guard.exchange_flags(False, now=True) == (True, False)
         now[0] = 6.0
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -157,7 +157,7 @@ def test_a_signal_breaks_a_validation_off(tmp_path: Path) -> None:
 
     def score(model: nn.Module) -> Scores:
         os.kill(os.getpid(), signal.SIGTERM)
-        guard.pass_on()
+        guard.report_progress()
         pytest.fail("a clip after the signal")
 
     validation = Validation(tmp_path, {"ytvos": SimpleNamespace(score=score)}, {"ytvos": "J&F"}, {}, every=4)

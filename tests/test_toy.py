@@ -590,46 +590,46 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def carried_score(root: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+def bundled_score(root: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
     """J&F of the bundled weights with the bundled stack."""
-    return _score(data, root / "toy" / "stack", root / "toy" / "vdit.safetensors", tmp_path_factory.mktemp("carried"))
+    return _score(data, root / "toy" / "stack", root / "toy" / "vdit.safetensors", tmp_path_factory.mktemp("bundled"))
 
 
-def test_the_carried_weights_are_small(root: Path) -> None:
+def test_the_bundled_weights_are_small(root: Path) -> None:
     files = [path for path in (root / "toy" / "stack").rglob("*") if path.is_file()] + [root / "toy/vdit.safetensors"]
     assert sum(path.stat().st_size for path in files) <= MOST_MEGABYTES * 1e6
     assert (root / "toy/hcd.safetensors").stat().st_size <= MOST_OF_HCD * 1e6
 
 
 @pytest.mark.slow
-def test_hcd_is_as_good(root: Path, data: Path, carried_score: float, tmp_path: Path) -> None:
-    assert _score(data, root / "toy" / "stack", root / "toy" / "hcd.safetensors", tmp_path) >= carried_score - 3
+def test_hcd_is_as_good(root: Path, data: Path, bundled_score: float, tmp_path: Path) -> None:
+    assert _score(data, root / "toy" / "stack", root / "toy" / "hcd.safetensors", tmp_path) >= bundled_score - 3
 
 
 @pytest.mark.slow
-def test_sixty_steps_hold_the_score(root: Path, data: Path, carried_score: float, tmp_path: Path) -> None:
-    stack, carried = root / "toy" / "stack", root / "toy" / "vdit.safetensors"
+def test_sixty_steps_hold_the_score(root: Path, data: Path, bundled_score: float, tmp_path: Path) -> None:
+    stack, bundled = root / "toy" / "stack", root / "toy" / "vdit.safetensors"
     options = ("--config", "configs/vdit_toy.yaml", "--pretrained", stack, "--ytvos_path", data)
-    begin = ("--pretrained_weights", carried, "--keep_class_heads", "--max_steps", "60")
+    begin = ("--pretrained_weights", bundled, "--keep_class_heads", "--max_steps", "60")
     trained = run_command(main.main, *options, *begin, "--output_dir", tmp_path / "train")
     assert trained.returncode == 0, trained.stderr[-2000:]
     checkpoint = (tmp_path / "train" / "checkpoint.pth").rename(tmp_path / "train" / "vdit.pth")
     after = _score(data, stack, checkpoint, tmp_path / "after")
-    assert after > carried_score - 3
-    assert carried_score > 30  # far above what ignores the sentence on this set
+    assert after > bundled_score - 3
+    assert bundled_score > 30  # far above what ignores the sentence on this set
 
 
 @pytest.mark.slow
 def test_another_stack_is_refused_and_lowers_the_score(
-    root: Path, data: Path, carried_score: float, tmp_path: Path
+    root: Path, data: Path, bundled_score: float, tmp_path: Path
 ) -> None:
-    carried = root / "toy" / "vdit.safetensors"
+    bundled = root / "toy" / "vdit.safetensors"
     known = json.loads((data / "meta_expressions" / "train" / "meta_expressions.json").read_text())
     texts = [entry["exp"] for video in known["videos"].values() for entry in video["expressions"].values()]
     random = make_tiny_stack(tmp_path / "random", texts, 0, **SIZES)
     options = ("--config", "configs/vdit_toy.yaml", "--pretrained", random, "--ytvos_path", data)
-    refused = run_command(inference_ytvos.main, *options, "--resume", carried, "--output_dir", tmp_path / "refused")
+    refused = run_command(inference_ytvos.main, *options, "--resume", bundled, "--output_dir", tmp_path / "refused")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
-    with_random = _score(data, random, carried, tmp_path / "other", "--ignore_frozen_identity")
-    assert with_random < carried_score - 10
+    with_random = _score(data, random, bundled, tmp_path / "other", "--ignore_frozen_identity")
+    assert with_random < bundled_score - 10

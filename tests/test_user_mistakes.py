@@ -41,7 +41,7 @@ def test_a_checkpoint_of_other_options_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(inference, "build_model", built.append)
     flags = [word for name, value in option.items() for word in (f"--{name}", str(value))]
     cfg = load_config([*tiny_config, *flags], "")
-    with pytest.raises(UserError, match=rf"was made with {next(iter(option))} .*, and this configuration has"):
+    with pytest.raises(UserError, match=rf"was made with {next(iter(option))} .*, but this configuration has"):
         build_for_inference(cfg, open_checkpoint(str(tiny_checkpoint), "--resume"), torch.device("cpu"))
     assert not built
 

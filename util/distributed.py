@@ -63,7 +63,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def tell(notes: Iterable[str]) -> None:
+def print_notes(notes: Iterable[str]) -> None:
     """Print notes for the user, in the main process only."""
     if is_main():
         for note in notes:

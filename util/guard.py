@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,13 +26,13 @@ from util.run_log import Meter, Step
 ROOT = Path(__file__).resolve().parents[1]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Sent by schedulers and terminals. ``scripts/slurm_train.sbatch`` asks for SIGUSR1 before the time limit."""
-TWICE = 5.0  # seconds after which a second Ctrl-C ends the run at once; launchers forward the first one twice
+SECOND_SIGINT_DELAY = 5.0  # seconds after which a second Ctrl-C ends the run; launchers forward the first one twice
 TICK = 1.0  # seconds between two checks of the watchdog
 SLOW_START = 3  # patience multiplier for the start: a slow disk may hold the frozen weights
-FAREWELL = 30.0  # seconds that a process which fails beside others has to end by itself
-GRACE = 5.0  # seconds for which a process that lost its peers lets the one that failed report first
-LOST = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "nccl", "gloo")
-"""Parts of the messages that collectives fail with when another process is gone."""
+EXIT_TIMEOUT = 30.0  # seconds that a process which fails beside others has to end by itself
+PEER_REPORT_DELAY = 5.0  # seconds for which a process that lost its peers lets the one that failed report first
+LOST_PEER = re.compile("connection (closed|reset|refused)|broken pipe|timed out|nccl|gloo", re.IGNORECASE)
+"""Found in the messages that collectives fail with when another process is gone."""
 
 
 class Guard:
@@ -39,7 +40,7 @@ class Guard:
 
     Used as a context manager around the run. Inside it,
 
-    - SIGTERM, SIGINT and SIGUSR1 let the current step finish and be saved (``agree``, ``raise_stop``),
+    - SIGTERM, SIGINT and SIGUSR1 let the current step finish and be saved (``exchange_flags``, ``raise_stop``),
     - a process that makes no progress for ``patience`` seconds ends with its rank, step and line on stderr,
     - a loss that is not finite stops all processes and keeps its batch (``raise_fault``).
 
@@ -67,7 +68,7 @@ class Guard:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
             self._handlers = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
-        self.at("prepares the training", SLOW_START * self.watchdog.patience)
+        self.report_stage("prepares the training", SLOW_START * self.watchdog.patience)
         self.watchdog.start()
         if world_size() > 1:
             self._group = dist.new_group(backend="gloo", timeout=LONG_WAIT)
@@ -77,7 +78,7 @@ class Guard:
         try:
             if error is None:
                 try:
-                    self.at("waits for the others to finish", LONG_WAIT.total_seconds())
+                    self.report_stage("waits for the others to finish", LONG_WAIT.total_seconds())
                     self._join()
                 except RuntimeError as lost:
                     self._fail(lost)
@@ -96,7 +97,7 @@ class Guard:
         Before, there is nothing to save, and a signal ends the process at once.
         """
         self._training = True
-        self.at(f"waits for the data of step {step + 1}")
+        self.report_stage(f"waits for the data of step {step + 1}")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
@@ -104,12 +105,12 @@ class Guard:
         if not self._training:
             print(f"stopped by {name} before the first step", file=sys.stderr)
             raise Stopped(name)
-        if number == signal.SIGINT and self.received and time.monotonic() - self._received_at > TWICE:
+        if number == signal.SIGINT and self.received and time.monotonic() - self._received_at > SECOND_SIGINT_DELAY:
             raise KeyboardInterrupt
         if not self.received:
             self.received, self._received_at = name, time.monotonic()
 
-    def at(self, stage: str, patience: float = 0.0) -> None:
+    def report_stage(self, stage: str, patience: float = 0.0) -> None:
         """Report progress.
 
         Args:
@@ -118,7 +119,7 @@ class Guard:
         """
         self.watchdog.progress(stage, patience)
 
-    def agree(self, fault: bool, now: bool) -> tuple[bool, bool]:
+    def exchange_flags(self, fault: bool, now: bool) -> tuple[bool, bool]:
         """Whether any process was asked to stop, and whether any met a fault. The answer is the same in all processes.
 
         It is about the previous step unless ``now``: the exchange of a step is collected after the next one, when it
@@ -159,7 +160,7 @@ class Guard:
         Raises:
             Stopped: always.
         """
-        self.at("waits for the others to stop", LONG_WAIT.total_seconds())
+        self.report_stage("waits for the others to stop", LONG_WAIT.total_seconds())
         self._join()
         name = self.received or "a signal to another process"
         if is_main():
@@ -199,13 +200,13 @@ class Guard:
         return f"its batch is in {path}; "
 
     @contextmanager
-    def uncounted(self, stage: str) -> Iterator[None]:
+    def interruptible(self, stage: str) -> Iterator[None]:
         """Context manager for a stage, such as a validation, that a signal may interrupt at any point.
 
         Raises:
             Stopped: it was interrupted.
         """
-        self.at(stage, LONG_WAIT.total_seconds())
+        self.report_stage(stage, LONG_WAIT.total_seconds())
         try:
             yield
         except Exception as error:
@@ -213,8 +214,8 @@ class Guard:
                 raise Stopped(self.received) from error
             raise
 
-    def pass_on(self) -> None:
-        """Report progress within ``uncounted``, such as a clip that is done.
+    def report_progress(self) -> None:
+        """Report progress within ``interruptible``, such as a clip that is done.
 
         Raises:
             Stopped: a signal has come.
@@ -233,7 +234,7 @@ class Guard:
         if world_size() == 1:
             self.watchdog.stop()
         else:  # leaving the process group may hang; the reason must be reported in any case
-            self.watchdog.progress(f"fails ({_first_line(error)})", FAREWELL)
+            self.watchdog.progress(f"fails ({_first_line(error)})", EXIT_TIMEOUT)
         if not isinstance(error, RuntimeError) or isinstance(error, RunError):
             return
         if "DataLoader worker" in str(error):
@@ -241,8 +242,8 @@ class Guard:
                 f"a process that loads data was killed ({_first_line(error).rstrip('. ')}), most often for lack of "
                 "memory; use fewer --num_workers or more shared memory (/dev/shm)"
             ) from error
-        if world_size() > 1 and any(word in str(error).lower() for word in LOST):
-            end = time.monotonic() + GRACE
+        if world_size() > 1 and LOST_PEER.search(str(error)):
+            end = time.monotonic() + PEER_REPORT_DELAY
             while not self.received and time.monotonic() < end:  # the launcher sends SIGTERM when it has seen the cause
                 time.sleep(0.1)
             raise RunError(
