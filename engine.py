@@ -163,7 +163,8 @@ def train(run: Run) -> int:
         if faulty:
             guard.raise_fault(meter)
         if logs and not fault:
-            run.log.write(step, {**meter.flush(), "lr": rate}, epoch=epoch)
+            broken = {"broken_clips": count} if (count := run.loader.dataset.broken) else {}
+            run.log.write(step, {**meter.flush(), "lr": rate, **broken}, epoch=epoch)
         if saves or stops or (due and not fault):
             guard.report_stage(f"saves step {step}")
             run.keeper.save(step, ends or stops)

@@ -52,6 +52,7 @@ def build_loader(cfg: Config, pin_memory: bool) -> EpochLoader:
     from datasets.clip import EpochLoader
 
     dataset = build_dataset(cfg, "train")
+    dataset.skip_broken = cfg.skip_broken
     return EpochLoader(dataset, cfg.batch_size, cfg.seed, cfg.accumulate, cfg.num_workers, pin_memory)
 
 

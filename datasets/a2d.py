@@ -29,11 +29,11 @@ from torch import Tensor
 from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings, faults_of
 from datasets.clip import ClipDataset, Sample, make_target
 from datasets.evaluators import A2dEvaluator, Rle, encode_masks
-from datasets.files import DATA_PAGE, plain_name, read_coco_masks, read_names, require_files, require_folder
+from datasets.files import DATA_PAGE, plain_name, read_coco_masks, read_names, require_files, require_folder, visible
 from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
-from util.files import read_json
+from util.files import read_json, reason_of
 from util.text import normalise_sentence
 from util.video import read_video_frames
 
@@ -299,8 +299,9 @@ def read_instance_mask(path: Path, instance: int) -> Tensor:
         with h5py.File(path, "r") as file:
             ids, masks = np.ravel(file["instance"][()]).tolist(), np.asarray(file["reMask"][()])
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"mask {path} is broken ({reason}); fetch or extract this file again") from error
+        raise UserError(
+            f"mask {path} is broken ({reason_of(path, error)}); fetch or extract this file again"
+        ) from error
     if masks.ndim == 2:
         masks = masks[None]
     if masks.ndim != 3 or len(masks) != len(ids):
@@ -347,7 +348,7 @@ def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -
     clips = findings.attempt(clip_folder, root)
     masks = findings.attempt(mask_folder, root)
     if clips is not None:
-        findings.count("clips", sum(1 for _ in clips.glob("*.mp4")), CLIPS)
+        findings.count("clips", len(visible(clips.glob("*.mp4"))), CLIPS)
     for split in splits:
         items = findings.attempt(read_items, root, split)
         if items is None:

@@ -15,17 +15,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets.expressions import Entry
-from datasets.files import DATA_PAGE, read_frame, require_folder, require_same_size
+from datasets.files import DATA_PAGE, and_more, read_frame, require_folder, require_same_size
 from datasets.predictions import read_index_mask
 from datasets.registry import DATASETS, Dataset, Size
 from util.errors import UserError
 from util.parallel import map_videos
 
 SAMPLE_VIDEOS, SAMPLE_FRAMES, SAMPLE_IMAGES = 40, 3, 200  # per split, per video, per split of images
+NOTE = "note: "  # marks what is no fault among the sentences of a job
 CHILDREN = 20  # folders inside a wrong root that are searched for the dataset
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
+
+
+class Remark(UserError):
+    """What a check reports as a note: the loaders accept it."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,10 @@ def check(name: str, root: Path, splits: Sequence[str] = (), every: bool = False
         above = root / ".." if root.name in ("", "..") else root.parent
         folders = (above, *islice((path for path in sorted(root.iterdir()) if path.is_dir()), CHILDREN))
         findings.elsewhere = next((folder for folder in folders if _run(row, folder, splits, False).files), None)
-    for faults in map_videos(run_job, findings.jobs, workers, unit="part"):
-        findings.faults += faults
+    sentences = [sentence for found in map_videos(run_job, findings.jobs, workers, unit="part") for sentence in found]
+    remarks = [sentence.removeprefix(NOTE) for sentence in sentences if sentence.startswith(NOTE)]
+    findings.notes += [f"{remarks[0]}{and_more(remarks)}"] if remarks else []
+    findings.faults += [sentence for sentence in sentences if not sentence.startswith(NOTE)]
     findings.faults = list(dict.fromkeys(findings.faults))
     return findings
 
@@ -179,6 +186,8 @@ def faults_of(reads: Iterable[Callable[[], object]]) -> list[str]:
     for read in reads:
         try:
             read()
+        except Remark as error:
+            faults.append(f"{NOTE}{error}")
         except UserError as error:
             faults.append(str(error))
     return faults

@@ -6,6 +6,8 @@ Letters: B clips, T frames, H×W padded size, h×w size of one clip after its tr
 from __future__ import annotations
 
 import atexit
+import multiprocessing
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -156,13 +158,24 @@ class ClipDataset(Dataset[Sample], ABC):
         seed: the run's seed, at least 0.
         replace_invisible: replace a clip whose object has no pixel left in any frame. Negatives are kept, because they
             have none by definition.
+
+    Attributes:
+        skip_broken: also replace a clip whose files are broken, and report it on stderr.
     """
+
+    skip_broken = False
 
     def __init__(self, seed: int, replace_invisible: bool) -> None:
         self.seed = seed
         self.replace_invisible = replace_invisible
         # In shared memory, so that persistent workers see the new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._broken = multiprocessing.Value("q", 0)
+
+    @property
+    def broken(self) -> int:
+        """Number of broken clips that this process and its data workers have replaced."""
+        return self._broken.value
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, from 0, before the loader is iterated."""
@@ -178,14 +191,29 @@ class ClipDataset(Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, int(self._epoch), index])
         for _ in range(MAX_REPLACEMENTS):
-            frames, target = self.load(index, rng)
-            if not self.replace_invisible or target["negative"] or target["valid"].any():
-                return frames, target
+            try:
+                frames, target = self.load(index, rng)
+            except UserError as error:
+                if not self.replace_invisible:
+                    raise
+                if not self.skip_broken:
+                    raise UserError(f"{error}; or use --skip_broken to train without such clips") from error
+                self._report_broken(index, error)
+                fault = f"are broken, the last one because {error}"
+            else:
+                if not self.replace_invisible or target["negative"] or target["valid"].any():
+                    return frames, target
+                fault = (
+                    f"show no pixel of their object, the last one of video {target['video']!r}, expression "
+                    f"{target['exp_id']!r}; check that the masks hold the object ids"
+                )
             index = int(rng.integers(len(self)))
-        raise UserError(
-            f"{MAX_REPLACEMENTS} clips drawn one after another show no pixel of their object, the last one of "
-            f"video {target['video']!r}, expression {target['exp_id']!r}; check that the masks hold the object ids"
-        )
+        raise UserError(f"{MAX_REPLACEMENTS} clips drawn one after another {fault}")
+
+    def _report_broken(self, index: int, error: UserError) -> None:
+        with self._broken.get_lock():
+            self._broken.value += 1
+        print(f"note: clip {index} is replaced with another one (--skip_broken): {error}", file=sys.stderr, flush=True)
 
 
 class ExpressionClips(ClipDataset):

@@ -17,7 +17,17 @@ import numpy as np
 from datasets.checks import Findings
 from datasets.evaluators import Scorer
 from datasets.expressions import read_expressions
-from datasets.files import DATA_PAGE, Conversion, Video, read_names, read_text, require_files, require_folder
+from datasets.files import (
+    DATA_PAGE,
+    Conversion,
+    Video,
+    read_names,
+    read_text,
+    require_files,
+    require_folder,
+    video_folders,
+    visible,
+)
 from datasets.predictions import davis_object, frame_size, read_index_mask
 from datasets.registry import Dataset, root_of
 from datasets.scoring import score_ref_davis
@@ -75,7 +85,8 @@ def build_scorer(cfg: Config) -> Scorer:
         UserError: the ground truth is missing.
     """
     names = [video.name for video in build_videos(cfg) if video.expressions]
-    ground_truth = require_folder(root_of(cfg) / cfg.split / "Annotations", "a folder of palette PNG masks per video")
+    annotations = root_of(cfg) / cfg.split / "Annotations"
+    ground_truth = video_folders(require_folder(annotations, "a folder of palette PNG masks per video"))
     require_files([ground_truth / name for name in names], "the expressions file")
     return partial(score_ref_davis, ground_truth, Path(cfg.output_dir), names)
 
@@ -193,7 +204,7 @@ def _convert_video(davis: Path, target: Path, copy: bool, name: str) -> _Video:
     """Link a video's frames and masks into ``target``, and read the masks to find the objects and broken files."""
     images = require_folder(davis / "JPEGImages" / "480p" / name, f"the frames of {name} as JPEG files")
     masks = require_folder(davis / "Annotations_unsupervised" / "480p" / name, f"the masks of {name} as PNG files")
-    frames = sorted(path.stem for path in images.glob("*.jpg"))
+    frames = [path.stem for path in visible(images.glob("*.jpg"))]
     if not frames:
         raise UserError(f"{images} holds no JPEG file; it should hold the frames of {name} (see {DATA_PAGE})")
     objects: dict[int, list[str]] = {}
@@ -227,6 +238,8 @@ def _number(
 
 
 def _read_categories(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.is_file():  # it is distributed on its own, and nothing here needs it
+        return {}
     categories = read_json(path, "the category of every object: {video: {object id: category}}")
     if not isinstance(categories, dict) or not all(isinstance(objects, dict) for objects in categories.values()):
         raise UserError(f"{path} has a different structure; it should hold {{video: {{object id: category}}}}")
@@ -261,7 +274,7 @@ def _check_distributed(row: Dataset, root: Path, splits: Sequence[str], findings
         frames, masks = {}, {}
         for name in names:
             images = folder / "JPEGImages" / "480p" / name
-            frames[name] = sorted(images.glob("*.jpg"))
+            frames[name] = visible(images.glob("*.jpg"))
             if not frames[name]:
                 findings.faults.append(f"{images} is missing or without JPEG files, and {listed} lists the video")
             files = [f"{path.stem}.png" for path in frames[name]]

@@ -21,16 +21,21 @@ class Expression:
     """A sentence about one object.
 
     Attributes:
-        caption: the normalised sentence.
+        sentence: as it is written.
         obj_id: the object's value in the masks, 1…254; None if the file has none, and for negatives.
         negative: whether the sentence refers to nothing in the video.
         kind: the sentence's group, for scores per group; None if the file has none.
     """
 
-    caption: str
+    sentence: str
     obj_id: int | None
     negative: bool = False
     kind: str | None = None
+
+    @property
+    def caption(self) -> str:
+        """The normalised sentence."""
+        return normalise_sentence(self.sentence)
 
 
 ExpressionT = TypeVar("ExpressionT")
@@ -41,7 +46,7 @@ _MASK_VALUES = frozenset(map(str, range(1, 255)))
 
 @dataclass(frozen=True)
 class Entry(Generic[ExpressionT]):
-    """A video of an expressions file: its frame names in temporal order, and its expressions by id."""
+    """A video of an expressions file: its frame names, sorted as they are in time, and its expressions by id."""
 
     frames: list[str]
     expressions: dict[str, ExpressionT]
@@ -66,6 +71,21 @@ def read_expressions(path: Path, split: str) -> dict[str, VideoEntry]:
     return read_entries(path, split, _expression)
 
 
+def expressions_path(root: Path, split: str) -> Path:
+    """Return the expressions file of a split of Ref-YouTube-VOS: the first of ``expressions_paths`` that exists."""
+    paths = expressions_paths(root, split)
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def expressions_paths(root: Path, split: str) -> list[Path]:
+    """Return the places of a split's expressions file; the ground truth of 2026 has it in the folder of the split."""
+    return [
+        root / "meta_expressions" / split / "meta_expressions.json",
+        root / split / "meta_expressions_challenge.json",
+        root / split / "meta_expressions.json",
+    ]
+
+
 def read_entries(
     path: Path, split: str, read: Callable[[Path, str, Mapping[str, Any]], ExpressionT]
 ) -> dict[str, Entry[ExpressionT]]:
@@ -84,8 +104,8 @@ def read_entries(
     return {plain_name(name, path, "video"): _entry(path, name, video, read) for name, video in videos.items()}
 
 
-def read_caption(path: Path, where: str, expression: Mapping[str, Any]) -> str:
-    """Return the normalised sentence of an expression.
+def read_sentence(path: Path, where: str, expression: Mapping[str, Any]) -> str:
+    """Return the sentence of an expression as it is written.
 
     Raises:
         UserError: there is none, or it is empty.
@@ -93,14 +113,22 @@ def read_caption(path: Path, where: str, expression: Mapping[str, Any]) -> str:
     sentence = expression.get("exp")
     if not isinstance(sentence, str):
         raise UserError(f"{path}: {where} should have its sentence under 'exp' (see {DATA_PAGE})")
-    caption = normalise_sentence(sentence)
-    if not caption:
+    if not normalise_sentence(sentence):
         raise UserError(f"{path}: the sentence of {where} is empty; write what it refers to, or remove it")
-    return caption
+    return sentence
+
+
+def object_id(value: Any) -> int:
+    """Return an object id, a number or text, as a number; raise a ``ValueError`` if it is no mask value, 1 to 254."""
+    if str(value) not in _MASK_VALUES:
+        raise ValueError(f"{value!r} is no mask value")
+    return int(value)
 
 
 def make_videos(images: Path, videos: Mapping[str, Entry[Any]]) -> list[Video]:
-    """List videos for inference, with all their frames and sentences.
+    """List videos for inference, with all their frames, and their sentences as they are written.
+
+    The published inference of whole videos does not lower the case of sentences, unlike training.
 
     Args:
         images: the folder of ``<video>/<frame>.jpg``.
@@ -114,7 +142,7 @@ def make_videos(images: Path, videos: Mapping[str, Entry[Any]]) -> list[Video]:
         Video(
             name,
             [images / name / f"{frame}.jpg" for frame in video.frames],
-            {exp_id: expression.caption for exp_id, expression in video.expressions.items()},
+            {exp_id: expression.sentence for exp_id, expression in video.expressions.items()},
         )
         for name, video in videos.items()
     ]
@@ -140,18 +168,20 @@ def _entry(
         where = f"expression {exp_id!r} of video {name!r}"
         expression = require_mapping(expression, path, where)
         expressions[plain_name(exp_id, path, f"expression of video {name!r}")] = read(path, where, expression)
-    return Entry([plain_name(frame, path, f"frame of video {name!r}") for frame in frames], expressions)
+    return Entry(sorted(plain_name(frame, path, f"frame of video {name!r}") for frame in frames), expressions)
 
 
 def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> Expression:
-    caption, obj_id, kind = read_caption(path, where, expression), expression.get("obj_id"), expression.get("kind")
-    if obj_id is not None and str(obj_id) not in _MASK_VALUES:
-        raise UserError(f"{path}: 'obj_id' of {where} is {obj_id!r:.40}; it should be a mask value, 1 to 254")
+    sentence, obj_id, kind = read_sentence(path, where, expression), expression.get("obj_id"), expression.get("kind")
+    try:
+        number = None if obj_id is None else object_id(obj_id)
+    except ValueError as error:
+        raise UserError(
+            f"{path}: 'obj_id' of {where} is {obj_id!r:.40}; it should be a mask value, 1 to 254"
+        ) from error
     if kind == NEGATIVE and obj_id is not None:
         raise UserError(
             f"{path}: {where} is of the kind {NEGATIVE!r}, which refers to nothing, but has the obj_id {obj_id!r}; "
             "make that null, or use another kind"
         )
-    return Expression(
-        caption, None if obj_id is None else int(obj_id), kind == NEGATIVE, None if kind is None else str(kind)
-    )
+    return Expression(sentence, number, kind == NEGATIVE, None if kind is None else str(kind))

@@ -11,6 +11,7 @@ read names and folders start at once.
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
 import pickle
@@ -24,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from util.errors import UserError
-from util.files import BROKEN_IMAGE, read_json
+from util.files import BROKEN_IMAGE, read_json, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,14 +70,28 @@ def require_files(paths: Iterable[Path], lister: Path | str) -> None:
         raise UserError(f"{missing[0]} is missing{and_more(missing)}, but {lister} lists it (see {DATA_PAGE})")
 
 
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """Return paths sorted by name, without hidden ones, such as the ``._00000.jpg`` that macOS leaves beside frames."""
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def video_folders(folder: Path) -> Path:
+    """Return the folder of ``<video>/``: ``folder``, or ``folder/480p`` as in DAVIS, which some converters keep."""
+    inner = folder / "480p"
+    return inner if inner.is_dir() else folder
+
+
 def read_text(path: Path, what: str, encoding: str = "utf-8") -> str:
-    """Read a text file; ``what`` says what it should hold, for messages.
+    """Read a text file; ``what`` says what it should hold, for messages. A byte order mark means UTF-8.
 
     Raises:
         UserError: it is missing or cannot be read.
     """
     try:
-        return path.read_text(encoding=encoding)
+        content = path.read_bytes()
+        if content.startswith(codecs.BOM_UTF8):  # Windows editors write it
+            encoding = "utf-8-sig"
+        return content.decode(encoding)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; it should hold {what} (see {DATA_PAGE})") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -137,8 +152,9 @@ def read_frame(path: Path) -> Tensor:
     try:
         return decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
     except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"frame {path} is broken ({reason}); fetch or extract this file again") from error
+        raise UserError(
+            f"frame {path} is broken ({reason_of(path, error)}); fetch or extract this file again"
+        ) from error
 
 
 def read_frames(paths: list[Path]) -> list[Tensor]:
@@ -195,7 +211,7 @@ class Video:
 
     name: str
     frame_paths: list[Path]  # every frame, in temporal order; the stem is the frame's name
-    expressions: dict[str, str]  # id → normalised sentence
+    expressions: dict[str, str]  # id → sentence, as it is written
 
 
 def load_clip(
@@ -293,7 +309,9 @@ def decode_segmentation(segmentation: Any, height: int, width: int, where: str) 
     if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
         raise UserError(f"{where} has an image of {width!r}×{height!r}; its sides should be 1 to {MAX_SIDE} pixels")
     if isinstance(segmentation, list):
-        polygons = _polygons(segmentation, 2 * max(height, width), where)
+        polygons = [part for part in _polygons(segmentation, 2 * max(height, width), where) if is_area(part)]
+        if not polygons:
+            raise UserError(f"{where} has an outline of fewer than three corners; remove it, or correct the file")
         return coco.decode(coco.merge(coco.frPyObjects(polygons, height, width))).astype(bool)
     if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), (str, list)):
         raise UserError(f"{where} has no COCO 'segmentation': a list of polygons, or run lengths")
@@ -317,15 +335,20 @@ def decode_segmentation(segmentation: Any, height: int, width: int, where: str) 
     raise UserError(f"{where} has damaged run lengths (they end before the last pixel); fetch the file again")
 
 
+def is_area(polygon: Sequence[float] | np.ndarray) -> bool:
+    """Return whether a polygon ``[x0, y0, …]`` has three corners. COCO has some with fewer, which draw nothing."""
+    return len(polygon) >= 6
+
+
 def _polygons(polygons: list[Any], reach: int, where: str) -> list[np.ndarray]:
     """Check polygons, whose coordinates may be outside of the image, up to ``reach``; return each as ``[2 · corners]``.
 
-    pycocotools takes four numbers for a box, and draws outlines of any length.
+    pycocotools takes an outline of four numbers for a box where it comes first, and draws outlines of any length.
     """
     try:
         corners = [np.array(polygon, dtype=float) for polygon in polygons]
     except (TypeError, ValueError, OverflowError):
         corners = []
-    if not corners or any(c.ndim != 1 or c.size < 6 or c.size % 2 or not (abs(c) <= reach).all() for c in corners):
-        raise UserError(f"{where} has polygons that are not lists of three or more x, y pairs in pixels of its image")
+    if not corners or any(c.ndim != 1 or c.size < 2 or c.size % 2 or not (abs(c) <= reach).all() for c in corners):
+        raise UserError(f"{where} has polygons that are not lists of x, y pairs in pixels of its image")
     return corners

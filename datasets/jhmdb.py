@@ -31,10 +31,12 @@ from datasets.files import (
     read_frames,
     require_files,
     require_folder,
+    visible,
 )
 from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
+from util.files import reason_of
 
 if TYPE_CHECKING:
     from util.config import Config
@@ -47,6 +49,7 @@ MAT_NUMERIC_TYPES = (1, 2, 3, 4, 5, 6, 7, 9, 12, 13)
 MAT_NUMERIC_CLASSES = range(6, 16)  # of arrays, from double to uint64
 COCO_FILE = "jhmdb_sentences_gt_annotations_in_coco_format.json"
 MASK_KEY = "part_mask"
+FRAMES, MASKS = "Rename_Images", "puppet_mask"  # folders
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +82,8 @@ class JhmdbClips(AnnotatedFrames[JhmdbItem]):
 
     def __init__(self, root: Path, transform: ClipTransform, num_frames: int, seed: int = 0) -> None:
         require_folder(root, "the folders Rename_Images and puppet_mask of JHMDB, and its list of sentences")
-        require_folder(root / "Rename_Images", "a folder of PNG frames per action and video")
-        require_folder(root / "puppet_mask", "a folder per action and video with its puppet_mask.mat")
+        require_folder(root / FRAMES, "a folder of PNG frames per action and video")
+        require_folder(root / MASKS, "a folder per action and video with its puppet_mask.mat")
         listed_in = root / LIST_FILE
         items = _with_masks(read_items(root))
         super().__init__(items, transform, num_frames, False, seed, listed_in)
@@ -96,12 +99,18 @@ class JhmdbClips(AnnotatedFrames[JhmdbItem]):
 
 def build_clips(cfg: Config, split: str) -> JhmdbClips:
     """Build the items for evaluation; ``test`` is the only split."""
-    return JhmdbClips(root_of(cfg), build_transform(cfg, False), cfg.num_frames, cfg.seed)
+    return JhmdbClips(find_root(root_of(cfg)), build_transform(cfg, False), cfg.num_frames, cfg.seed)
 
 
 def build_evaluator(cfg: Config) -> A2dEvaluator:
     """Build the evaluator, whose metrics are those of A2D-Sentences."""
-    return A2dEvaluator(build_clips(cfg, cfg.split).ground_truth(root_of(cfg) / COCO_FILE))
+    return A2dEvaluator(build_clips(cfg, cfg.split).ground_truth(find_root(root_of(cfg)) / COCO_FILE))
+
+
+def find_root(folder: Path) -> Path:
+    """Return the dataset's folder: ``folder``, or the one inside it that holds the list of sentences."""
+    inside = () if (folder / LIST_FILE).is_file() else visible(folder.glob(f"*/{LIST_FILE}"))
+    return inside[0].parent if inside else folder
 
 
 def read_items(root: Path) -> list[JhmdbItem]:
@@ -113,7 +122,8 @@ def read_items(root: Path) -> list[JhmdbItem]:
     path = root / LIST_FILE
 
     def make(video: Any, frame_path: Any, mask_path: Any, frames: Any, sentence: Any) -> JhmdbItem:
-        name, frame, masks = plain_name(video, path, "a video"), _inside(root, frame_path), _inside(root, mask_path)
+        name = plain_name(video, path, "a video")
+        frame, masks = _inside(root, FRAMES, frame_path), _inside(root, MASKS, mask_path)
         number, length = number_of(frame.stem), number_of(frames)
         if number > length:
             raise UserError(f"{path} lists frame {number} of video {name}, which has {length}; fetch the file again")
@@ -165,8 +175,9 @@ def _read_mat(path: Path, read: Callable[[], Any]) -> Any:
         check_mat_tags(path.read_bytes())
         return read()
     except Exception as error:  # scipy raises many kinds of exceptions for a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"masks {path} are broken ({reason}); fetch or extract this file again") from error
+        raise UserError(
+            f"masks {path} are broken ({reason_of(path, error)}); fetch or extract this file again"
+        ) from error
 
 
 def check_mat_tags(content: bytes) -> None:
@@ -211,15 +222,22 @@ def _mat_elements(content: bytes, order: str, cut: bool = False) -> Iterator[tup
         place = start + size + (0 if kind == MAT_COMPRESSED else -(start + size) % 8)
 
 
-def _inside(root: Path, path: str) -> Path:
-    """Return the path in ``root`` that an entry names; raise a ``UserError`` if it is outside."""
-    if ".." in PurePosixPath(path).parts or PurePosixPath(path).is_absolute():
-        raise UserError(f"{root / LIST_FILE} lists the path {path!r}; it should be relative to {root}, and stay in it")
-    return root / path
+def _inside(root: Path, folder: str, path: str) -> Path:
+    """Return the path in ``root`` of an entry. Lists differ in what is before ``folder``, such as ./jhmdb_sentences/.
+
+    Raises:
+        UserError: the path does not contain the folder, or leaves it.
+    """
+    parts = PurePosixPath(path).parts
+    inner = parts[parts.index(folder) :] if folder in parts else ()
+    if not inner or ".." in inner:
+        raise UserError(f"{root / LIST_FILE} lists the path {path!r}; it should be of the form {folder}/…")
+    return root.joinpath(*inner)
 
 
 def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
     """Check JHMDB-Sentences."""
+    root = find_root(root)
     items = findings.attempt(read_items, root)
     if items is None:
         return

@@ -18,7 +18,7 @@ from torch import Tensor
 from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings, faults_of
 from datasets.clip import ExpressionClips
 from datasets.evaluators import Scorer
-from datasets.expressions import Entry, make_videos, read_caption, read_entries, require_mapping
+from datasets.expressions import Entry, make_videos, read_entries, read_sentence, require_mapping
 from datasets.files import DATA_PAGE, PackedItems, Video, read_frame, require_files, require_folder
 from datasets.predictions import ANNOTATIONS
 from datasets.registry import Dataset, root_of
@@ -26,19 +26,26 @@ from datasets.scoring import MASK_FILE, ScoredVideo, score_unions, unite
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
 from util.files import read_json
+from util.text import normalise_sentence
 
 if TYPE_CHECKING:
     from util.config import Config
 
 AUTO_VERSION = "auto"
+EXPRESSIONS_FILES = ("meta_expressions.json", "meta_expressions_v2.json", "meta_expressions_v2_release.json")
 
 
 @dataclass(frozen=True)
 class MevisExpression:
-    """A normalised sentence and the ids of the instances it refers to; None if the file has none."""
+    """A sentence as it is written, and the ids of the instances it refers to; None if the file has none."""
 
-    caption: str
+    sentence: str
     instances: tuple[str, ...] | None
+
+    @property
+    def caption(self) -> str:
+        """The normalised sentence."""
+        return normalise_sentence(self.sentence)
 
     @property
     def negative(self) -> bool:
@@ -88,7 +95,18 @@ class InstanceMasks:
         return self._masks[self._first[instance][0] + frame]
 
 
-def list_split(root: Path, split: str) -> dict[str, MevisEntry]:
+def expressions_path(folder: Path, version: str = AUTO_VERSION) -> Path:
+    """Return the expressions file of a split's folder. Version 2 is distributed under names of its own.
+
+    Where a folder has the files of both versions, auto means version 1.
+    """
+    names = EXPRESSIONS_FILES if version != "v2" else (*EXPRESSIONS_FILES[1:], EXPRESSIONS_FILES[0])
+    return next((folder / name for name in names if (folder / name).is_file()), folder / EXPRESSIONS_FILES[0])
+
+
+def list_split(
+    root: Path, split: str, version: str = AUTO_VERSION, images_needed: bool = True
+) -> dict[str, MevisEntry]:
     """Read the videos, frames and expressions of a split.
 
     Raises:
@@ -96,10 +114,12 @@ def list_split(root: Path, split: str) -> dict[str, MevisEntry]:
     """
     require_folder(root, "the MeViS folders train, valid_u and valid")
     require_folder(root / split, f"the {split} split of MeViS: JPEGImages and meta_expressions.json")
-    require_folder(root / split / "JPEGImages", f"a folder of JPEG frames per video of the {split} split")
-    videos = read_entries(root / split / "meta_expressions.json", split, _expression)
+    if images_needed:
+        require_folder(root / split / "JPEGImages", f"a folder of JPEG frames per video of the {split} split")
+    path = expressions_path(root / split, version)
+    videos = read_entries(path, split, _expression)
     if not videos:
-        raise UserError(f"{root / split / 'meta_expressions.json'} lists no video; fetch it again (see {DATA_PAGE})")
+        raise UserError(f"{path} lists no video; fetch it again (see {DATA_PAGE})")
     return videos
 
 
@@ -116,7 +136,7 @@ def open_masks(folder: Path, videos: Mapping[str, MevisEntry]) -> InstanceMasks:
             where = f"expression {exp_id!r} of video {name!r}"
             if expression.instances is None:
                 raise UserError(
-                    f"{folder / 'meta_expressions.json'}: {where} has no 'anno_id', so its masks are unknown; it "
+                    f"the expressions file of {folder}: {where} has no 'anno_id', so its masks are unknown; it "
                     "should be the list of the instances that it names"
                 )
             masks.require(expression.instances, len(video.frames), where)
@@ -130,7 +150,7 @@ def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> MevisE
     ):
         raise UserError(f"{path}: 'anno_id' of {where} is {instances!r}; it should be a list of instances")
     return MevisExpression(
-        read_caption(path, where, expression), None if instances is None else tuple(dict.fromkeys(map(str, instances)))
+        read_sentence(path, where, expression), None if instances is None else tuple(dict.fromkeys(map(str, instances)))
     )
 
 
@@ -139,6 +159,7 @@ class MevisClips(ExpressionClips):
 
     Args:
         split: train or valid_u, which have masks.
+        version: chooses the expressions file, see ``expressions_path``.
 
     Raises:
         UserError: a folder or file is missing or malformed; images and run lengths are checked when they are read.
@@ -152,8 +173,9 @@ class MevisClips(ExpressionClips):
         num_frames: int | None,
         seed: int = 0,
         reverse_probability: float = 0.3,
+        version: str = AUTO_VERSION,
     ) -> None:
-        videos = list_split(root, split)
+        videos = list_split(root, split, version)
         self.masks = open_masks(root / split, videos)
         images = root / split / "JPEGImages"
         require_files([images / name for name in videos], "the expressions file")
@@ -168,14 +190,21 @@ class MevisClips(ExpressionClips):
 def build_clips(cfg: Config, split: str) -> MevisClips:
     """Build the augmented training clips (``train``), or the whole videos of another split with their ground truth."""
     train = split == "train"
-    num_frames = cfg.num_frames if train else None
-    return MevisClips(root_of(cfg), split, build_transform(cfg, train), num_frames, cfg.seed, cfg.reverse_probability)
+    return MevisClips(
+        root_of(cfg),
+        split,
+        build_transform(cfg, train),
+        cfg.num_frames if train else None,
+        cfg.seed,
+        cfg.reverse_probability,
+        cfg.mevis_version,
+    )
 
 
 def build_videos(cfg: Config) -> list[Video]:
     """List the videos of ``cfg.split`` with all their frames and sentences."""
     root = root_of(cfg)
-    return make_videos(root / cfg.split / "JPEGImages", list_split(root, cfg.split))
+    return make_videos(root / cfg.split / "JPEGImages", list_split(root, cfg.split, cfg.mevis_version))
 
 
 def build_scorer(cfg: Config) -> Scorer:
@@ -206,7 +235,7 @@ def read_ground_truth(folder: Path, version: str = AUTO_VERSION) -> tuple[list[S
     Raises:
         UserError: a file is missing, broken or malformed.
     """
-    videos = list_split(folder.parent, folder.name)
+    videos = list_split(folder.parent, folder.name, version, images_needed=False)
     masks = open_masks(folder, videos)
     scored = []
     for name, video in videos.items():

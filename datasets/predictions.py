@@ -23,7 +23,7 @@ from PIL import Image
 
 from datasets.files import DATA_PAGE, and_more
 from util.errors import UserError
-from util.files import BROKEN_IMAGE, atomic_path, is_unfinished, library_versions, read_json, write_json
+from util.files import BROKEN_IMAGE, atomic_path, is_unfinished, library_versions, read_json, reason_of, write_json
 
 if TYPE_CHECKING:
     from datasets.files import Video
@@ -82,7 +82,7 @@ def read_index_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarr
     """Read a mask whose pixel value is the object id.
 
     Args:
-        path: a palette or 8-bit greyscale PNG.
+        path: a palette or greyscale PNG of at most 8 bits.
         size: (height, width) that the mask must have; None accepts any.
 
     Returns:
@@ -91,29 +91,14 @@ def read_index_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarr
     Raises:
         UserError: the file is missing or broken, or has another mode or size.
     """
-    try:
-        image = _open_png(path.read_bytes())
-        mask = np.array(image, dtype=np.uint8)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; every frame needs a mask there") from error
-    except BROKEN_IMAGE as error:
-        reason = getattr(error, "strerror", None) or "it is broken or not a PNG"
-        raise UserError(f"cannot read the mask {path}: {reason}; write the file again") from error
-    if image.mode not in ("P", "L", "1"):
-        raise UserError(f"{path} is an image of mode {image.mode}; a mask must be an 8-bit palette or greyscale PNG")
-    if size is not None and mask.shape != size:
-        raise UserError(
-            f"{path} is {mask.shape[1]}×{mask.shape[0]} pixels, but its frame is {size[1]}×{size[0]}; "
-            "masks must have the original size of their video"
-        )
-    return mask
+    return _read_plane(path, size)[0]
 
 
 def read_binary_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a mask of one object.
 
     Args:
-        path: an 8-bit PNG with the values 0 and 255 only (or a 1-bit PNG).
+        path: an 8-bit PNG with the values 0 and 255 only, or a 1-bit PNG.
         size: (height, width) that the mask must have; None accepts any.
 
     Returns:
@@ -122,12 +107,33 @@ def read_binary_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndar
     Raises:
         UserError: the file is missing or broken, or has another mode, size or value.
     """
-    plane = read_index_mask(path, size)
-    mask = plane == 255
+    plane, bits = _read_plane(path, size)
+    mask = plane == (1 if bits == 1 else 255)
     if cv2.countNonZero(plane) != cv2.countNonZero(mask.view(np.uint8)):
         other = int(plane[(plane != 0) & ~mask][0])
         raise UserError(f"{path} holds the value {other}; the mask of an expression must hold only 0 and 255")
     return mask
+
+
+def _read_plane(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, int]:
+    """Read the values of a PNG, uint8 ``[H, W]``, and its bits per value."""
+    try:
+        content = path.read_bytes()
+        image = _open_png(content)
+        plane = np.array(image, dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; every frame needs a mask there") from error
+    except BROKEN_IMAGE as error:
+        reason = reason_of(path, getattr(error, "strerror", None) or "it is broken or not a PNG")
+        raise UserError(f"cannot read the mask {path}: {reason}; write the file again") from error
+    if image.mode not in ("P", "L", "1"):
+        raise UserError(f"{path} is an image of mode {image.mode}; a mask must be an 8-bit palette or greyscale PNG")
+    if size is not None and plane.shape != size:
+        raise UserError(
+            f"{path} is {plane.shape[1]}×{plane.shape[0]} pixels, but its frame is {size[1]}×{size[0]}; "
+            "masks must have the original size of their video"
+        )
+    return plane, content[_BIT_DEPTH]
 
 
 def _open_png(content: bytes) -> Image.Image:
@@ -294,7 +300,9 @@ def frame_size(path: Path) -> tuple[int, int]:
     except FileNotFoundError as error:
         raise UserError(f"frame {path} is missing; the annotations list it (see {DATA_PAGE})") from error
     except BROKEN_IMAGE as error:
-        raise UserError(f"frame {path} is broken ({error}); fetch or extract this file again") from error
+        raise UserError(
+            f"frame {path} is broken ({reason_of(path, error)}); fetch or extract this file again"
+        ) from error
 
 
 def is_written(output: Path, video: Video, folder: str, layout: MaskLayout = LAYOUTS["ytvos"]) -> bool:

@@ -21,15 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.checks import SAMPLE_IMAGES, Findings, faults_of
+from datasets.checks import SAMPLE_IMAGES, Findings, Remark, faults_of
 from datasets.clip import ClipDataset, Sample, make_target
 from datasets.evaluators import GroundTruth, RefcocoEvaluator
 from datasets.files import (
     DATA_PAGE,
     Conversion,
     PackedItems,
+    and_more,
     coco_entries,
     decode_segmentation,
+    is_area,
     plain_name,
     read_frame,
     require_files,
@@ -143,6 +145,23 @@ def draw_mask(item: Item, name: str, split: str) -> np.ndarray:
     """
     where = f"image entry {item['id']} of {instances_name(name, split)}"
     return decode_segmentation(item["segmentation"], item["height"], item["width"], where)
+
+
+def outline_fault(segmentation: Any, height: Any, width: Any, where: str) -> str:
+    """Describe what is wrong with an object's outline, where pycocotools draws less than it lists; else empty.
+
+    Returns:
+        a sentence for outlines that cannot be drawn, cover no pixel, or have parts of fewer than three corners.
+    """
+    try:
+        mask = decode_segmentation(segmentation, height, width, where)
+    except UserError as error:
+        return str(error)
+    if not mask.any():
+        return f"{where} has an outline that covers no pixel"
+    if isinstance(segmentation, list) and not all(map(is_area, segmentation)):
+        return f"{where} has a part of fewer than three corners in its outline, which draws nothing"
+    return ""
 
 
 def _item(image: dict[str, Any], annotation: dict[str, Any], file_name: str) -> Item:
@@ -287,6 +306,7 @@ def convert_refcoco(
     require_files([source / file for file in sorted(names)], folder / INSTANCES)
     for file in sorted(names):
         bring_file(source / file, output_dir / IMAGES / file, copy)
+    summary.notes += _outline_notes(references, folder / INSTANCES)
     for split in SPLITS[name]:
         chosen = [reference for reference in references if reference.split == split]
         document = _document(name, chosen, content.get("categories", []))
@@ -334,6 +354,24 @@ def _read_references(name: str, path: Path, content: Any, instances: Path, summa
     return references
 
 
+def _outline_notes(references: Sequence[_Reference], instances: Path) -> list[str]:
+    """Return a note if objects have faulty outlines; see ``outline_fault``."""
+    faults = [
+        fault
+        for reference in references
+        for image, annotation in [(reference.image, reference.annotation)]
+        if (
+            fault := outline_fault(
+                annotation.get("segmentation"),
+                image.get("height"),
+                image.get("width"),
+                f"{instances}: object {annotation['id']} in image {image['id']}",
+            )
+        )
+    ]
+    return [f"{faults[0]}{and_more(faults)}"] if faults else []
+
+
 def _document(name: str, references: Iterable[_Reference], categories: Any) -> dict[str, Any]:
     """Return a split as COCO file, with one image entry and one annotation per expression, both numbered from 0."""
     images: list[dict[str, Any]] = []
@@ -373,5 +411,18 @@ def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -
             reads: list[Callable[[], object]] = []
             for path in part:
                 reads.append(partial(read_image, path, of_image[path.name][0], row.name))
-                reads += [partial(draw_mask, item, row.name, split) for item in of_image[path.name]]
+                reads += [partial(check_outline, item, row.name, split) for item in of_image[path.name]]
             findings.open_later(len(part), faults_of, reads)
+
+
+def check_outline(item: Item, name: str, split: str) -> None:
+    """Draw an item's object.
+
+    Raises:
+        UserError: it cannot be drawn.
+        Remark: less is drawn than its outline lists.
+    """
+    draw_mask(item, name, split)
+    where = f"image entry {item['id']} of {instances_name(name, split)}"
+    if fault := outline_fault(item["segmentation"], item["height"], item["width"], where):
+        raise Remark(fault)

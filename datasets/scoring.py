@@ -11,19 +11,21 @@ frame are computed in ``util.metrics``. Videos are scored in parallel processes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from datasets.expressions import VideoEntry, read_expressions
-from datasets.files import decode_segmentation, require_folder
+from datasets.expressions import NEGATIVE, VideoEntry, expressions_paths, object_id, read_expressions
+from datasets.files import and_more, decode_segmentation, require_folder, video_folders, visible
 from datasets.predictions import LAYOUTS, read_binary_mask, read_index_mask, require_masks
 from util.errors import UserError
+from util.files import read_json
 from util.metrics import MAX_PROPOSALS, VOID, Shape, fixed_scores, matched_scores, shape_scores, statistics
 from util.parallel import map_videos
+from util.text import normalise_sentence
 
 MASK_FILE = "mask_dict.json"  # in the folder of a split of MeViS
 
@@ -32,42 +34,262 @@ SEMI_SUPERVISED: DavisTask = "semi-supervised"
 UNSUPERVISED: DavisTask = "unsupervised"
 TASKS = {"matched": UNSUPERVISED, "fixed": SEMI_SUPERVISED}  # of Ref-DAVIS17
 
-_GT_PALETTE = "the ground truth, <video>/<frame>.png, palette PNGs whose value is the object id"
 _PRED_EXPRESSIONS = "the predictions, <video>/<exp_id>/<frame>.png"
 
 
 # Ref-YouTube-VOS
 
+OBJECTS_FILE = "meta_expressions_valid.json"
+"""The sentences of every object of the validation videos, without frames, as the authors once published them."""
+PALETTE, PER_EXPRESSION, PER_OBJECT = (
+    "palette masks",
+    "a folder of masks per expression",
+    "a folder of masks per object",
+)
+_NEEDED = (
+    "name a file whose expressions have the obj_id of their object with --expressions_file: "
+    f"meta_expressions_challenge.json of the published ground truth, or the authors' {OBJECTS_FILE}"
+)
 
-def default_expressions(gt: Path) -> Path:
-    """Return the expressions file of Ref-YouTube-VOS that belongs to the folder ``<root>/<split>/Annotations``."""
-    split = gt.absolute().parent
-    name = split.name if split.name in ("train", "valid", "test") else "valid"
-    return split.parent / "meta_expressions" / name / "meta_expressions.json"
+
+class UnknownObjects(UserError):
+    """Palette masks whose objects no expressions file names."""
 
 
-def require_ground_truth(gt: Path, expressions: Path) -> None:
-    """Check that ground truth can be scored against; arguments as for ``score_expressions``.
+@dataclass(frozen=True)
+class GroundTruth:
+    """The ground truth of Ref-YouTube-VOS, or of a set in its layout. It can be pickled.
+
+    Attributes:
+        masks: the folder of ``<video>/``.
+        layout: ``PALETTE``: ``<video>/<frame>.png``, value = object id. ``PER_EXPRESSION`` and ``PER_OBJECT``:
+            ``<video>/<exp_id or obj_id>/<frame>.png``, 0 where the object is not; a missing file is an empty mask.
+        videos: the scored videos, sorted by name.
+        source: the files that the sentences and object ids are from, for the report.
+        notes: sentences about videos that are left out.
+    """
+
+    masks: Path
+    layout: str
+    videos: dict[str, VideoEntry]
+    source: str
+    notes: list[str]
+
+    def __str__(self) -> str:
+        return f"ground truth: {self.layout} in {self.masks}, {self.source}"
+
+    def files(self) -> Iterator[tuple[str, Path]]:
+        """Yield the video and the path of each mask file. In folders, a missing one is an empty mask."""
+        for name, video in self.videos.items():
+            folders = {self.masks / name}
+            if self.layout != PALETTE:
+                folders = {self._folder(name, exp_id) for exp_id, key in self.targets(name).items() if key is not None}
+            for folder in sorted(folders):
+                yield from ((name, folder / f"{frame}.png") for frame in video.frames)
+
+    def targets(self, video: str) -> dict[str, Any]:
+        """Return the key of each expression's mask in ``read``; None for negatives."""
+        return {
+            exp_id: None if expression.negative else (expression.obj_id if self.layout == PALETTE else exp_id)
+            for exp_id, expression in self.videos[video].expressions.items()
+        }
+
+    def read(self, video: str) -> Iterator[dict[Any, np.ndarray]]:
+        """Yield target → mask, bool ``[H, W]``, for each frame of a video.
+
+        Raises:
+            UserError: a file is missing or broken, or differs in size.
+        """
+        targets, frames = self.targets(video), self.videos[video].frames
+        if self.layout == PALETTE:
+            for frame in frames:
+                ids = read_index_mask(self.masks / video / f"{frame}.png")
+                yield {key: np.zeros(ids.shape, bool) if key is None else ids == key for key in set(targets.values())}
+            return
+        paths = [
+            {key: self._folder(video, exp_id) / f"{frame}.png" for exp_id, key in targets.items() if key is not None}
+            for frame in frames
+        ]
+        first = next((path for row in paths for path in row.values() if path.is_file()), None)
+        if first is None:
+            raise UserError(f"{self.masks / video} holds no mask of an expression's frame; extract the masks again")
+        size = read_index_mask(first).shape
+        for row in paths:
+            masks = {key: read_index_mask(path, size) != 0 for key, path in row.items() if path.is_file()}
+            yield {key: masks.get(key, np.zeros(size, bool)) for key in targets.values()}
+
+    def _folder(self, video: str, exp_id: str) -> Path:
+        """The folder of an expression's masks; not for ``PALETTE``."""
+        obj_id = self.videos[video].expressions[exp_id].obj_id
+        return self.masks / video / (exp_id if self.layout == PER_EXPRESSION else str(obj_id))
+
+
+def find_ground_truth(gt: Path, expressions: Path | None = None) -> GroundTruth:
+    """Find out how the ground truth of Ref-YouTube-VOS is stored, and where its sentences and object ids are.
+
+    Videos of the expressions file without a folder in ``gt`` are left out, because the file of the challenge also lists
+    the test videos.
+
+    Args:
+        gt: ``<root>/<split>/Annotations``.
+        expressions: an expressions file, or ``OBJECTS_FILE``, whose sentences must then be those of the expressions
+            file, in the same order; None: the first of ``expressions_paths`` with all object ids.
 
     Raises:
-        UserError: masks or object ids are missing.
+        UserError: masks, sentences or object ids are missing, or do not belong together.
     """
-    require_folder(gt, _GT_PALETTE)
-    _choose_videos(expressions, gt)
+    masks = video_folders(require_folder(gt, "the ground truth, a folder per video"))
+    root, split = split_of(gt)
+    objects = expressions if expressions and lists_objects(expressions) else None
+    if expressions and not objects:
+        paths = [expressions]
+    else:
+        paths = expressions_paths(root, split)
+        paths = [path for path in paths if path.is_file()] or paths[:1]
+    if not paths[0].is_file():
+        raise UserError(f"{paths[0]} is missing; {_NEEDED}")
+    present = {folder.name for folder in visible(masks.iterdir()) if folder.is_dir()}
+    found = [(path, *_choose_videos(path, present, masks)) for path in paths]
+    path, videos, notes = next((row for row in found if not _first_unknown(row[1])), found[0])
+    inner = {name: {folder.name for folder in visible((masks / name).iterdir()) if folder.is_dir()} for name in videos}
+    source = f"sentences of {path}"
+    if not any(inner.values()):
+        layout = PALETTE
+        if objects is None and _first_unknown(videos):
+            places = (root / split, path.parent, root)
+            objects = next((folder / OBJECTS_FILE for folder in places if (folder / OBJECTS_FILE).is_file()), None)
+        if objects is not None:
+            videos = _with_objects(videos, path, objects)
+            source = f"object ids of {objects}, sentences of {path} in the same order"
+        if unknown := _first_unknown(videos):
+            raise UnknownObjects(f"{path}: {unknown} has no 'obj_id'; {_NEEDED}")
+    else:
+        layout = _layout_of_folders(videos, inner, masks)
+    if not any(not e.negative for video in videos.values() for e in video.expressions.values()):
+        raise UserError(f"{path}: no expression refers to an object, so there is no J and F; {_NEEDED}")
+    return GroundTruth(masks, layout, videos, source, notes)
 
 
-def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, workers: int = 1) -> dict[str, Any]:
+def split_of(gt: Path) -> tuple[Path, str]:
+    """Return the dataset's folder and the split of ``<root>/<split>/Annotations``; other folders count as valid."""
+    split = gt.absolute().parent
+    return split.parent, split.name if split.name in ("train", "valid", "test") else "valid"
+
+
+def lists_objects(path: Path) -> bool:
+    """Return whether a file has the form of ``OBJECTS_FILE``, and not that of an expressions file."""
+    return any("objects" in video and "expressions" not in video for video in _object_lists(path).values())
+
+
+def _object_lists(path: Path) -> dict[str, Any]:
+    """Return the videos of a file in the form of ``OBJECTS_FILE``; other values are left out."""
+    content = read_json(path, "the sentences of the validation videos") if path.is_file() else {}
+    videos = content.get("videos", content) if isinstance(content, dict) else {}
+    return (
+        {name: video for name, video in videos.items() if isinstance(video, dict)} if isinstance(videos, dict) else {}
+    )
+
+
+def _with_objects(videos: Mapping[str, VideoEntry], path: Path, objects_path: Path) -> dict[str, VideoEntry]:
+    """Add the object ids of ``OBJECTS_FILE`` to expressions that have none, by the order of the sentences.
+
+    Raises:
+        UserError: the sentences differ, or an object id is not a mask value.
+    """
+    listed, result = _object_lists(objects_path), {}
+    for name, video in videos.items():
+        objects = listed.get(name, {}).get("objects")
+        if not isinstance(objects, dict):
+            raise UserError(f"{objects_path} has no objects of video {name!r}, which {path} lists")
+        try:
+            pairs = [(text, object_id(obj_id)) for obj_id, entry in objects.items() for text in entry["expressions"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{objects_path}: video {name!r} should have a list of sentences, 'expressions', for every object id "
+                "from 1 to 254"
+            ) from error
+        expressions = {}
+        for number, (exp_id, expression) in enumerate(video.expressions.items()):
+            text, obj_id = pairs[number] if number < len(pairs) else (None, 0)
+            if not isinstance(text, str) or normalise_sentence(text) != expression.caption:
+                other = "no sentence" if text is None else repr(text)
+                raise UserError(
+                    f"expression {exp_id!r} of video {name!r} is {expression.sentence!r} in {path}, and {objects_path} "
+                    f"has {other} in its place; take both files from one release"
+                )
+            expressions[exp_id] = replace(expression, obj_id=obj_id)
+        if len(pairs) > len(expressions):
+            raise UserError(
+                f"{objects_path} has {len(pairs)} sentences of video {name!r}, and {path} has {len(expressions)}; take "
+                "both files from one release"
+            )
+        result[name] = replace(video, expressions=expressions)
+    return result
+
+
+def _layout_of_folders(videos: Mapping[str, VideoEntry], inner: Mapping[str, set[str]], masks: Path) -> str:
+    """Return what the folders inside of the videos' folders are named after.
+
+    Raises:
+        UserError: an expression has no folder.
+    """
+    named = [
+        (name, exp_id, expression)
+        for name, video in videos.items()
+        for exp_id, expression in video.expressions.items()
+        if not expression.negative
+    ]
+    missing = [f"{name}/{exp_id}" for name, exp_id, _ in named if exp_id not in inner[name]]
+    if not missing:
+        return PER_EXPRESSION
+    if all(str(expression.obj_id) in inner[name] for name, _, expression in named):
+        return PER_OBJECT
+    raise UserError(
+        f"{masks / missing[0]}, the masks of an expression, is missing{and_more(missing)}; extract the masks again"
+    )
+
+
+def _first_unknown(videos: Mapping[str, VideoEntry]) -> str:
+    """Return the place of the first expression whose object is unknown; empty if there is none."""
+    unknown = (
+        f"expression {exp_id!r} of video {name!r}"
+        for name, video in videos.items()
+        for exp_id, expression in video.expressions.items()
+        if expression.obj_id is None and not expression.negative
+    )
+    return next(unknown, "")
+
+
+def _choose_videos(path: Path, present: set[str], masks: Path) -> tuple[dict[str, VideoEntry], list[str]]:
+    """Return the videos to score, sorted by name, and notes about those left out."""
+    listed = read_expressions(path, "valid")
+    videos = {name: listed[name] for name in sorted(listed) if name in present}
+    if not videos:
+        raise UserError(
+            f"none of the {len(listed)} videos of {path} has a folder in {masks}; "
+            "give the folder of masks that belongs to these expressions"
+        )
+    for name, video in videos.items():
+        if not video.expressions:
+            raise UserError(f"{path}: video {name!r} has no expressions, so there is nothing to score; remove it")
+    notes = []
+    if len(videos) < len(listed):
+        absent = len(listed) - len(videos)
+        notes.append(f"{absent} of the {len(listed)} videos of {path} have no folder in {masks} and are left out")
+    if len(videos) < len(present):
+        notes.append(f"{len(present) - len(videos)} folders of {masks} are not in {path} and are left out")
+    return videos, notes
+
+
+def score_expressions(truth: GroundTruth, pred: Path, workers: int = 1) -> dict[str, Any]:
     """Compute J and F of every expression over all frames of its video, and their means over expressions.
 
     A negative (an expression that refers to nothing) scores 1 in a frame where its mask is empty, else 0. It counts
-    only in the means of its kind. Videos of the expressions file without a folder in ``gt`` are left out, because the
-    file of the challenge also lists the test videos.
+    only in the means of its kind.
 
     Args:
-        gt: folder of ``<video>/<frame>.png``, palette PNGs whose value is the object id.
-        pred: folder of ``<video>/<exp_id>/<frame>.png``, 8-bit PNGs of 0 and 255.
-        expressions: ``meta_expressions.json`` whose expressions have an ``obj_id`` (null for the kind ``negative``) and
-            optionally a ``kind``; None: ``default_expressions(gt)``.
+        truth: the ground truth, see ``find_ground_truth``.
+        pred: folder of ``<video>/<exp_id>/<frame>.png``, 8-bit PNGs of 0 and 255, or 1-bit PNGs.
 
     Returns:
         Ready for JSON, all scores 0…1, ``JF`` is the mean of J and F:
@@ -80,38 +302,40 @@ def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, wor
         - ``notes``: sentences that explain the scores, for example about videos left out
 
     Raises:
-        UserError: a folder or file is missing, an image is broken or has a wrong size, an expression has no ``obj_id``,
-            a prediction has other values than 0 and 255, or there are only negatives.
+        UserError: a folder or file is missing, an image is broken or has a wrong size, or a prediction has other values
+            than 0 and 255.
     """
-    require_folder(gt, _GT_PALETTE)
     require_folder(pred, _PRED_EXPRESSIONS)
-    videos, notes = _choose_videos(expressions or default_expressions(gt), gt)
     require_masks(
-        folder / f"{frame}.png"
-        for name, video in videos.items()
+        pred / name / exp_id / f"{frame}.png"
+        for name, video in truth.videos.items()
         for frame in video.frames
-        for folder in (gt / name, *(pred / name / exp_id for exp_id in video.expressions))
+        for exp_id in video.expressions
     )
-    results = map_videos(partial(_score_video, gt=gt, pred=pred), list(videos.items()), workers)
+    if truth.layout == PALETTE:
+        require_masks(path for _, path in truth.files())
+    results = map_videos(partial(_score_video, truth=truth, pred=pred), list(truth.videos), workers)
 
     per_expression: dict[str, dict[str, Any]] = {}
     per_video = {}
     invisible = []
-    for (name, video), (scores, visible) in zip(videos.items(), results, strict=True):
+    for (name, video), (scores, visible_targets) in zip(truth.videos.items(), results, strict=True):
+        targets = truth.targets(name)
         for (exp_id, expression), (j, f) in zip(video.expressions.items(), scores, strict=True):
             kind = {} if expression.kind is None else {"kind": expression.kind}
             per_expression[f"{name}/{exp_id}"] = {**_row(j, f), "obj_id": expression.obj_id, **kind}
-            if expression.obj_id not in visible:
+            if targets[exp_id] is not None and targets[exp_id] not in visible_targets:
                 invisible.append(f"{name}/{exp_id}")
         if rows := _with_object(per_expression[f"{name}/{exp_id}"] for exp_id in video.expressions):
             per_video[name] = _counted_mean_scores(rows)
+    notes = [*truth.notes]
     if invisible:
         notes.append(
-            f"the objects of {len(invisible)} expressions (first {invisible[0]}) are in no frame of {gt}; "
+            f"the objects of {len(invisible)} expressions (first {invisible[0]}) are in no frame of {truth.masks}; "
             "is their obj_id right?"
         )
     means = _mean_scores(_with_object(per_expression.values()))
-    if negatives := [row for row in per_expression.values() if row["obj_id"] is None]:
+    if negatives := [row for row in per_expression.values() if row.get("kind") == NEGATIVE]:
         means["negative_accuracy"] = float(np.mean([row["JF"] == 1 for row in negatives]))
     kinds = sorted({row["kind"] for row in per_expression.values() if "kind" in row})
     return {
@@ -127,60 +351,22 @@ def score_expressions(gt: Path, pred: Path, expressions: Path | None = None, wor
     }
 
 
-def _choose_videos(path: Path, gt: Path) -> tuple[dict[str, VideoEntry], list[str]]:
-    """Return the videos to score, sorted by name, and notes about those left out."""
-    needed = "name a file whose expressions have the obj_id of their object with --expressions_file"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; {needed}")
-    listed = read_expressions(path, "valid")
-    present = {folder.name for folder in gt.iterdir() if folder.is_dir() and not folder.name.startswith(".")}
-    videos = {name: listed[name] for name in sorted(listed) if name in present}
-    if not videos:
-        raise UserError(
-            f"none of the {len(listed)} videos of {path} has a folder in {gt}; "
-            "give the folder of masks that belongs to these expressions"
-        )
-    objects = 0
-    for name, video in videos.items():
-        if not video.expressions:
-            raise UserError(f"{path}: video {name!r} has no expressions, so there is nothing to score; remove it")
-        for exp_id, expression in video.expressions.items():
-            if expression.obj_id is None and not expression.negative:
-                raise UserError(f"{path}: expression {exp_id!r} of video {name!r} has no 'obj_id'; {needed}")
-            objects += not expression.negative
-    if not objects:
-        raise UserError(f"{path}: no expression refers to an object, so there is no J and F; {needed}")
-    notes = []
-    if len(videos) < len(listed):
-        absent = len(listed) - len(videos)
-        notes.append(f"{absent} of the {len(listed)} videos of {path} have no folder in {gt} and are left out")
-    if len(videos) < len(present):
-        notes.append(f"{len(present) - len(videos)} folders of {gt} are not in {path} and are left out")
-    return videos, notes
+def _score_video(name: str, truth: GroundTruth, pred: Path) -> tuple[np.ndarray, set[Any]]:
+    """Return the scores ``[expressions, 2]`` of a video, and the targets that are visible in any frame."""
+    seen: set[Any] = set()
 
-
-def _score_video(item: tuple[str, VideoEntry], gt: Path, pred: Path) -> tuple[np.ndarray, set[int | None]]:
-    """Return the scores ``[expressions, 2]`` of a video and the visible objects, None (nothing) among them."""
-    name, video = item
-    targets = {exp_id: expression.obj_id for exp_id, expression in video.expressions.items()}
-    visible: set[int | None] = {None}
-
-    def masks() -> Iterator[dict[int | None, np.ndarray]]:
-        for frame in video.frames:
-            index = read_index_mask(gt / name / f"{frame}.png")
-            found = {
-                target: np.zeros(index.shape, bool) if target is None else index == target
-                for target in set(targets.values())
-            }
-            visible.update(target for target, mask in found.items() if target not in visible and mask.any())
+    def masks() -> Iterator[dict[Any, np.ndarray]]:
+        for found in truth.read(name):
+            seen.update(target for target, mask in found.items() if target not in seen and mask.any())
             yield found
 
-    return _score_masks(pred / name, video.frames, targets, masks()), visible
+    scores, _ = _score_masks(pred / name, truth.videos[name].frames, truth.targets(name), masks())
+    return scores, seen
 
 
 def _score_masks(
     pred: Path, frames: Sequence[str], targets: Mapping[str, Any], ground_truth: Iterable[Mapping[Any, np.ndarray]]
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Score the expressions of one video.
 
     Args:
@@ -189,18 +375,20 @@ def _score_masks(
         ground_truth: for each frame, target → mask, bool ``[H, W]``.
 
     Returns:
-        J and F, float64 ``[expressions, 2]``.
+        J and F, float64 ``[expressions, 2]``, and whether anything is predicted in any frame, bool ``[expressions]``.
     """
     scores = []  # [T][expressions] of (J, F)
+    predicted = np.zeros(len(targets), bool)
     for frame, masks in zip(frames, ground_truth, strict=True):
         shapes = {target: Shape.of(mask) for target, mask in masks.items()}
         row = []
-        for exp_id, target in targets.items():
+        for number, (exp_id, target) in enumerate(targets.items()):
             guess = Shape.of(read_binary_mask(pred / exp_id / f"{frame}.png", masks[target].shape))
+            predicted[number] |= guess.area > 0
             # A full-frame mask has no boundary, so the F of a negative would be 1.
             row.append(shape_scores(shapes[target], guess) if target is not None else (not guess.area,) * 2)
         scores.append(row)
-    return np.mean(scores, axis=0)
+    return np.mean(scores, axis=0), predicted
 
 
 def _row(j: float, f: float) -> dict[str, Any]:
@@ -208,7 +396,7 @@ def _row(j: float, f: float) -> dict[str, Any]:
 
 
 def _with_object(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in rows if row["obj_id"] is not None]
+    return [row for row in rows if row.get("kind") != NEGATIVE]
 
 
 def _mean_scores(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
@@ -282,11 +470,13 @@ def score_unions(videos: Sequence[ScoredVideo], pred: Path, version: str, worker
     Returns:
         Ready for JSON, all scores 0…1, ``JF`` is the mean of J and F:
 
-        - ``per_expression``: ``<version>/<video>/<exp_id>`` → ``J F JF`` and ``target``, whether it refers to anything
+        - ``per_expression``: ``<version>/<video>/<exp_id>`` → ``J F JF``, ``target``, whether it refers to anything,
+          and ``predicted``, whether any frame has a mask
         - ``per_video``: name → ``J F JF expressions``, means and the number of expressions
-        - ``global``: ``J F JF``, means over all expressions
-        - ``with_target``, ``without_target`` (if there are such expressions): ``J F JF expressions``; without target
-          also ``accuracy``, the share of them whose masks are all empty
+        - ``global``: ``J F JF``, means over all expressions; of version 2 also ``final``, the mean of ``JF`` and the
+          two accuracies below
+        - ``with_target``, ``without_target`` (if there are such expressions): ``J F JF expressions`` and ``accuracy``:
+          the share of them with a mask in any frame (T-acc), or without one in every frame (N-acc)
 
     Raises:
         UserError: a folder or file is missing, an image is broken or has a wrong size, or a prediction has other values
@@ -304,8 +494,8 @@ def score_unions(videos: Sequence[ScoredVideo], pred: Path, version: str, worker
     results = map_videos(partial(_score_union_video, pred=pred), videos, workers)
     by_video = {
         video.name: {
-            exp_id: {**_row(j, f), "target": bool(target)}
-            for (exp_id, target), (j, f) in zip(video.targets.items(), result, strict=True)
+            exp_id: {**_row(j, f), "target": bool(target), "predicted": bool(predicted)}
+            for (exp_id, target), (j, f), predicted in zip(video.targets.items(), *result, strict=True)
         }
         for video, result in zip(videos, results, strict=True)
     }
@@ -320,16 +510,18 @@ def score_unions(videos: Sequence[ScoredVideo], pred: Path, version: str, worker
             f"{version}/{name}/{exp_id}": row for name, result in by_video.items() for exp_id, row in result.items()
         },
     }
-    if with_target := [row for row in rows if row["target"]]:
-        scores["with_target"] = _counted_mean_scores(with_target)
-    if without := [row for row in rows if not row["target"]]:
-        accuracy = float(np.mean([row["J"] == 1 for row in without]))
-        scores["without_target"] = {**_counted_mean_scores(without), "accuracy": accuracy}
+    for key, has_target in (("with_target", True), ("without_target", False)):
+        if part := [row for row in rows if row["target"] == has_target]:
+            accuracy = float(np.mean([row["predicted"] == has_target for row in part]))
+            scores[key] = {**_counted_mean_scores(part), "accuracy": accuracy}
+    if version == "v2" and "with_target" in scores and "without_target" in scores:
+        accuracies = [scores[key]["accuracy"] for key in ("without_target", "with_target")]
+        scores["global"]["final"] = float(np.mean([scores["global"]["JF"], *accuracies]))
     return scores
 
 
-def _score_union_video(video: ScoredVideo, pred: Path) -> np.ndarray:
-    """Return the scores ``[expressions, 2]`` of a video."""
+def _score_union_video(video: ScoredVideo, pred: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Score a video; see ``_score_masks``."""
     size = video.size
     if size is None:  # no instance is ever visible
         height, width = read_binary_mask(pred / video.name / next(iter(video.targets)) / f"{video.frames[0]}.png").shape
@@ -509,8 +701,8 @@ def video_metrics(scores: dict[str, Any]) -> dict[str, float]:
     """Return the metrics, 0…100 (decay −100…100), of a set of videos.
 
     ``J&F``, ``J`` and ``F`` are the benchmark's own. Ref-YouTube-VOS adds ``negative_accuracy`` and
-    ``kind.<kind>.J&F``…; MeViS ``with_target.J&F``…, ``without_target.J&F``… and ``no_target_accuracy``; Ref-DAVIS17
-    ``matched.J&F``…, ``fixed.J&F``… and the same of each annotation, ``matched.anno_0.J&F``….
+    ``kind.<kind>.J&F``…; MeViS ``with_target.J&F``…, ``without_target.J&F``…, and in version 2 ``N-acc``, ``T-acc`` and
+    ``Final``; Ref-DAVIS17 ``matched.J&F``…, ``fixed.J&F``… and the same of each annotation, ``matched.anno_0.J&F``….
 
     Args:
         scores: result of ``score_expressions``, ``score_unions`` or ``score_ref_davis``.
@@ -529,8 +721,9 @@ def video_metrics(scores: dict[str, Any]) -> dict[str, float]:
         metrics = {f"{prefix}{name}": row[key] for prefix, row in rows.items() for name, key in _KEYS.items()}
         if "negative_accuracy" in scores["global"]:
             metrics["negative_accuracy"] = scores["global"]["negative_accuracy"]
-        if "without_target" in scores:
-            metrics["no_target_accuracy"] = scores["without_target"]["accuracy"]
+        if "final" in scores["global"]:
+            metrics |= {"N-acc": scores["without_target"]["accuracy"], "T-acc": scores["with_target"]["accuracy"]}
+            metrics["Final"] = scores["global"]["final"]
     return {name: 100 * value for name, value in metrics.items()}
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from datasets.checks import Findings
 from datasets.clip import ExpressionClips
 from datasets.evaluators import Scorer
-from datasets.expressions import VideoEntry, make_videos, read_expressions
-from datasets.files import DATA_PAGE, Video, require_files, require_folder
+from datasets.expressions import VideoEntry, expressions_path, make_videos, read_expressions
+from datasets.files import DATA_PAGE, Video, and_more, require_files, require_folder, video_folders, visible
 from datasets.predictions import ANNOTATIONS, read_index_mask
 from datasets.registry import Dataset, Size, root_of
-from datasets.scoring import require_ground_truth, score_expressions
+from datasets.scoring import PALETTE, UnknownObjects, find_ground_truth, lists_objects, score_expressions
 from datasets.transforms import ClipTransform, EvalTransform, build_transform
+from util.distributed import print_notes
 from util.errors import UserError
 from util.files import read_json
 
@@ -58,9 +59,9 @@ class YtvosClips(ExpressionClips):
         challenge: bool = True,
     ) -> None:
         videos = list_split(root, split, expressions_file, challenge)
-        images = root / split / "JPEGImages"
-        self.annotations = require_folder(
-            root / split / "Annotations", "a folder of palette PNG masks per video, value = object id"
+        images = video_folders(root / split / "JPEGImages")
+        self.annotations = video_folders(
+            require_folder(root / split / "Annotations", "a folder of palette PNG masks per video, value = object id")
         )
         for folder in (images, self.annotations):
             require_files([folder / name for name in videos], "the expressions file")
@@ -92,7 +93,7 @@ def build_videos(cfg: Config) -> list[Video]:
     """List the videos of ``cfg.split`` with all their frames and sentences."""
     root = root_of(cfg)
     videos = list_split(root, cfg.split, cfg.expressions_file, cfg.dataset_file == CHALLENGE)
-    return make_videos(root / cfg.split / "JPEGImages", videos)
+    return make_videos(video_folders(root / cfg.split / "JPEGImages"), videos)
 
 
 def build_scorer(cfg: Config) -> Scorer:
@@ -101,16 +102,15 @@ def build_scorer(cfg: Config) -> Scorer:
     Raises:
         UserError: masks or object ids are missing.
     """
-    root = root_of(cfg)
-    ground_truth = root / cfg.split / "Annotations"
-    expressions = Path(cfg.expressions_file or expressions_path(root, cfg.split))
-    require_ground_truth(ground_truth, expressions)
-    return partial(score_expressions, ground_truth, Path(cfg.output_dir) / ANNOTATIONS, expressions)
+    expressions = Path(cfg.expressions_file) if cfg.expressions_file else None
+    truth = find_ground_truth(root_of(cfg) / cfg.split / "Annotations", expressions)
+    print_notes([str(truth)])
+    return partial(score_expressions, truth, Path(cfg.output_dir) / ANNOTATIONS)
 
 
 def list_expressions(root: Path, split: str, expressions_file: str | None) -> Mapping[str, VideoEntry]:
     """Read all expressions of a split, which may include negatives, for ``scripts.calibrate_score``."""
-    return read_expressions(Path(expressions_file or expressions_path(root, split)), split)
+    return read_expressions(_expressions_path(root, split, expressions_file), split)
 
 
 def list_split(
@@ -127,9 +127,9 @@ def list_split(
     """
     require_folder(root, "the Ref-YouTube-VOS folders meta_expressions, train and valid")
     images = require_folder(root / split / "JPEGImages", f"a folder of JPEG frames per video of the {split} split")
-    videos = read_expressions(Path(expressions_file or expressions_path(root, split)), split)
+    videos = read_expressions(_expressions_path(root, split, expressions_file), split)
     if split == "valid" and challenge:
-        videos = _without_test_videos(videos, expressions_path(root, "test"), images)
+        videos = _without_test_videos(videos, expressions_path(root, "test"), video_folders(images))
     if not videos:
         raise UserError(f"the {split} split of {root} has no video left; see {DATA_PAGE} for which videos it has")
     return videos
@@ -139,7 +139,7 @@ def _without_test_videos(videos: dict[str, VideoEntry], test_file: Path, images:
     if test_file.is_file():
         test_videos = read_expressions(test_file, "test")
         return {name: video for name, video in videos.items() if name not in test_videos}
-    present = {path.name for path in images.iterdir() if path.is_dir()}
+    present = {path.name for path in visible(images.iterdir()) if path.is_dir()}
     kept = {name: video for name, video in videos.items() if name in present}
     if len(kept) == len(videos):
         return kept
@@ -179,9 +179,10 @@ def _require_objects(root: Path, split: str, videos: dict[str, VideoEntry]) -> N
                 raise UserError(f"{where} refers to object {expression.obj_id}, which {meta_file} does not list")
 
 
-def expressions_path(root: Path, split: str) -> Path:
-    """Return the path of a split's expressions file."""
-    return root / "meta_expressions" / split / "meta_expressions.json"
+def _expressions_path(root: Path, split: str, given: str | Path | None) -> Path:
+    """Return the path of the expressions file to read, where ``given`` may also name a file of object ids only."""
+    path = Path(given) if given else None
+    return expressions_path(root, split) if path is None or lists_objects(path) else path
 
 
 def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
@@ -214,19 +215,41 @@ def check_split(root: Path, split: str, findings: Findings, size: Size, challeng
     if videos is None:
         return False
     findings.count_split(split, videos, size)
+    frames = findings.present_frames(video_folders(root / split / "JPEGImages"), videos, ".jpg")
     annotations = root / split / "Annotations"
-    frames = findings.present_frames(root / split / "JPEGImages", videos, ".jpg")
     masks: dict[str, list[Path]] = {}
-    if masks_needed or annotations.is_dir():
-        masks = findings.present_frames(annotations, videos, ".png")
-    else:
+    if masks_needed:
+        masks = findings.present_frames(video_folders(annotations), videos, ".png")
+        if len(findings.faults) == before:  # everything else that the loader needs
+            findings.attempt(partial(YtvosClips, root, split, EvalTransform(), None, challenge=challenge))
+    elif not annotations.is_dir():
         findings.notes.append(f"{annotations} is missing: the {split} split cannot be scored without its masks")
-    answers = [e.negative or e.obj_id is not None for video in videos.values() for e in video.expressions.values()]
-    if not (masks_needed or all(answers)):
-        findings.notes.append(
-            f"{answers.count(False)} expressions of the {split} split have no 'obj_id': scores need a file that has it"
-        )
-    elif masks and len(findings.faults) == before:  # everything else that the loader needs
-        findings.attempt(partial(YtvosClips, root, split, EvalTransform(), None, challenge=challenge))
+    else:
+        masks = _check_ground_truth(annotations, videos, findings)
     findings.open_videos(frames, masks)
     return len(findings.faults) == before
+
+
+def _check_ground_truth(
+    annotations: Path, videos: Mapping[str, VideoEntry], findings: Findings
+) -> dict[str, list[Path]]:
+    """Return the existing mask files of the challenge's ``valid``, by video. Unknown object ids are no fault."""
+    try:
+        truth = find_ground_truth(annotations)
+    except UnknownObjects as error:
+        findings.notes.append(f"the masks cannot be used for scores: {error}")
+        return findings.present_frames(video_folders(annotations), videos, ".png")
+    except UserError as error:
+        findings.faults.append(str(error))
+        return {}
+    findings.notes.append(str(truth))
+    absent = sorted(videos.keys() - truth.videos.keys())
+    if absent:
+        findings.faults.append(f"{truth.masks / absent[0]} is missing{and_more(absent)}; the videos have no masks")
+    masks: dict[str, list[Path]] = {name: [] for name in truth.videos}
+    for name, file in truth.files():
+        if file.is_file():
+            masks[name].append(file)
+        elif truth.layout == PALETTE:
+            findings.faults.append(f"{file} is missing, and the expressions file lists it")
+    return masks

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.expressions import NEGATIVE, read_expressions
+from datasets.expressions import NEGATIVE, expressions_path, read_expressions
 from datasets.files import read_names, require_folder
 from datasets.predictions import ANNOTATIONS, LAYOUTS
 from datasets.scoring import (
@@ -26,12 +26,13 @@ from datasets.scoring import (
     SEMI_SUPERVISED,
     TASKS,
     UNSUPERVISED,
-    default_expressions,
+    find_ground_truth,
     mean_over_objects,
     score_davis,
     score_expressions,
     score_ref_davis,
     score_unions,
+    split_of,
 )
 from util.errors import Parser, UserError, run_cli
 from util.files import write_json
@@ -65,8 +66,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--expressions",
         dest="expressions",
         type=Path,
-        help="meta_expressions.json with an obj_id per expression "
-        "(default: <gt>/../../meta_expressions/<split>/meta_expressions.json)",
+        help="expressions file with an obj_id per expression, or the authors' file of objects and their sentences "
+        "(default: found from --gt, see docs/data.md)",
     )
     parser.add_argument(
         "--sequences",
@@ -141,7 +142,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def score(args: argparse.Namespace) -> dict[str, Any]:
     """Compute the scores of ``args.task``; see ``datasets.scoring``."""
     if args.task == EXPRESSIONS:
-        return score_expressions(args.gt, args.pred, args.expressions, args.workers)
+        require_folder(args.pred, "the predictions, <video>/<exp_id>/<frame>.png")
+        truth = find_ground_truth(args.gt, args.expressions)
+        print(truth)
+        return score_expressions(truth, args.pred, args.workers)
     if args.task == MEVIS:
         # Imported here because it imports PyTorch, which every process of the other tasks would load.
         from datasets.mevis import AUTO_VERSION, read_ground_truth
@@ -150,7 +154,7 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
         return score_unions(videos, args.pred, version, args.workers)
     sequences = None if args.sequences is None else read_names(args.sequences)
     if args.task == REF_DAVIS:
-        listed = default_expressions(args.gt)
+        listed = expressions_path(*split_of(args.gt))
         if sequences is None and listed.is_file():
             sequences = [name for name, video in read_expressions(listed, "valid").items() if video.expressions]
         return score_ref_davis(args.gt, args.pred, sequences, args.workers)
@@ -161,7 +165,7 @@ def print_expressions(scores: dict[str, Any]) -> None:
     """Print tables per kind and per video, with the mean over expressions, and the accuracy on negatives."""
     for note in scores["notes"]:
         print(f"note: {note}")
-    negatives = sum(row["obj_id"] is None for row in scores["per_expression"].values())
+    negatives = sum(row.get("kind") == NEGATIVE for row in scores["per_expression"].values())
     mean = {**scores["global"], "expressions": len(scores["per_expression"]) - negatives}
     label = f"mean without {NEGATIVE}" if negatives else "mean"
     print_groups("kind", scores["per_kind"], label, mean)
@@ -178,8 +182,10 @@ def print_mevis(scores: dict[str, Any]) -> None:
     print(f"MeViS {scores['version']}")
     print_groups("video", scores["per_video"], "mean", mean)
     print_groups("sentences", parts, "mean", mean)
-    if "without_target" in scores:
-        print(f"\nwithout target and without any mask: {percent(scores['without_target']['accuracy'])} %")
+    if "final" in mean:
+        none, some = (percent(scores[key]["accuracy"]) for key in ("without_target", "with_target"))
+        print(f"\nN-acc (no target, no mask in any frame) {none}, T-acc (a target, a mask in some frame) {some}")
+        print(f"Final (mean of J&F, N-acc and T-acc) {percent(mean['final'])}")
 
 
 def print_ref_davis(scores: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from datasets.expressions import NEGATIVE, Expression, VideoEntry
-from datasets.scoring import score_expressions
+from datasets.scoring import find_ground_truth, score_expressions
 from datasets.toy import make_toy
 from scripts.baselines import largest_object, main, swap_sentences
 from util.errors import run_cli
@@ -94,7 +94,7 @@ def test_largest_is_right_about_the_largest(tmp_path: Path) -> None:
     make_toy(root, num_train=0, num_valid=3, num_test=1)
     gt, expressions = root / "valid" / "Annotations", root / "meta_expressions" / "valid" / "meta_expressions.json"
     main(["largest", "--gt", str(gt), "--expressions", str(expressions), "--output_dir", str(out)])
-    scores = score_expressions(gt, out / "Annotations", expressions)["per_expression"]
+    scores = score_expressions(find_ground_truth(gt, expressions), out / "Annotations")["per_expression"]
     objects = json.loads((root / "valid" / "meta.json").read_text(encoding="utf-8"))["videos"]
     ones = 0
     for name, score in scores.items():
@@ -257,6 +257,6 @@ def test_largest_answers_negatives(tmp_path: Path) -> None:
     make_toy(root, num_train=0, num_valid=2, num_test=1, frames=4, negatives=2)
     gt, expressions = root / "valid" / "Annotations", root / "meta_expressions" / "valid" / "meta_expressions.json"
     main(["largest", "--gt", str(gt), "--expressions", str(expressions), "--output_dir", str(out)])
-    scores = score_expressions(gt, out / "Annotations")
+    scores = score_expressions(find_ground_truth(gt), out / "Annotations")
     assert scores["per_kind"][NEGATIVE] == {"J": 0, "F": 0, "JF": 0, "expressions": 4}
     assert scores["global"]["negative_accuracy"] == 0 and 0 < scores["global"]["JF"] < 1

@@ -246,7 +246,43 @@ def test_loader_hands_on_the_one_sentence(workers: int) -> None:
     loader = ClipLoader(BrokenClips(), batch_size=2, num_workers=workers, collate_fn=collate)
     with pytest.raises(UserError) as caught:
         next(iter(loader))
-    assert str(caught.value) == "frame a.jpg is missing"
+    assert str(caught.value) == "frame a.jpg is missing; or use --skip_broken to train without such clips"
+
+
+class PartlyBroken(RandomClips):
+    """Clips of which some have broken files."""
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        if index in (0, 3):
+            raise UserError(f"frame {index}.jpg is broken")
+        return super().load(index, rng)
+
+
+def test_broken_clips_are_replaced_reported_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    def captions() -> list[str]:
+        clips = PartlyBroken(6)
+        clips.skip_broken = True
+        found = [clips[index][1]["caption"] for index in range(6)]
+        assert clips.broken == capsys.readouterr().err.count("is replaced with another one (--skip_broken): frame") >= 2
+        return found
+
+    first = captions()
+    assert not {"object 0", "object 3"} & set(first) and first[1] == "object 1"
+    assert first == captions(), "the replacement depends on seed, epoch and index only"
+
+
+def test_nothing_but_broken_clips_is_an_error() -> None:
+    clips = BrokenClips()
+    clips.skip_broken = True
+    with pytest.raises(UserError, match=r"100 clips drawn one after another are broken, the last one because frame a"):
+        clips[0]
+
+
+def test_evaluation_never_skips(capsys: pytest.CaptureFixture[str]) -> None:
+    clips = PartlyBroken(6, replace_invisible=False)
+    clips.skip_broken = True
+    with pytest.raises(UserError, match=r"^frame 0.jpg is broken$"):
+        clips[0]
 
 
 # --- small parts

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.scoring import score_davis, score_expressions
+from datasets.scoring import find_ground_truth, score_davis, score_expressions
 from scripts import eval_jf
 from tests.jf_tools import SIZE, blocks, edit_json, expression_scores, write_davis, write_mask, write_ytvos
 from util.errors import UserError
@@ -133,7 +133,8 @@ def ytvos(tmp_path: Path) -> Path:
 
 
 def score(ytvos: Path, **options: Any) -> dict[str, Any]:
-    return score_expressions(ytvos / "valid" / "Annotations", ytvos / "Annotations", **options)
+    truth = find_ground_truth(ytvos / "valid" / "Annotations")
+    return score_expressions(truth, ytvos / "Annotations", **options)
 
 
 def test_expressions(ytvos: Path) -> None:
@@ -170,7 +171,7 @@ def test_expressions_agree_with_the_official_values(shared: Path, tmp_path: Path
     expressions = {"a": {"exp": "the car", "obj_id": "1"}}
     video = {"frames": [file.stem for file in files], "expressions": expressions}
     (tmp_path / "meta.json").write_text(json.dumps({"videos": {"car-shadow": video}}))
-    scores = score_expressions(folder / "gt", tmp_path, tmp_path / "meta.json")
+    scores = score_expressions(find_ground_truth(folder / "gt", tmp_path / "meta.json"), tmp_path)
     official = case["per_object"]["car-shadow_1"]
     assert scores["global"]["J"] == pytest.approx(official["JM"], abs=1e-9)
     assert scores["global"]["F"] == pytest.approx(official["FM"], abs=1e-9)

@@ -141,7 +141,7 @@ def test_videos_for_inference(mevis: Path, split: str) -> None:
     assert [path.name for path in video.frame_paths] == [f"{name}.jpg" for name in NAMES]
     assert video.frame_paths[0].parent == mevis / split / "JPEGImages" / "bird"
     assert video.expressions == {
-        "0": "the bird flying away",
+        "0": " The bird  FLYING away",  # as written, unlike in training
         "1": "the two birds",
         "2": "the two birds",
         "3": "the bird that sings",

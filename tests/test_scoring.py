@@ -14,7 +14,7 @@ from PIL import Image
 from datasets.expressions import NEGATIVE
 from datasets.mevis import read_ground_truth
 from datasets.predictions import mask_path, write_index_mask, write_mask
-from datasets.scoring import score_expressions, score_unions, video_counts, video_metrics
+from datasets.scoring import find_ground_truth, score_expressions, score_unions, video_counts, video_metrics
 from scripts import eval_jf
 from tests.jf_tools import BOX_HEIGHT, BOX_WIDTH, LEFT, RIGHT, boxes
 from tests.true_formats import compressed
@@ -61,7 +61,7 @@ def ytvos(tmp_path: Path) -> Path:
 
 
 def score_ytvos(ytvos: Path) -> dict[str, Any]:
-    return score_expressions(ytvos / "valid" / "Annotations", ytvos / "Annotations")
+    return score_expressions(find_ground_truth(ytvos / "valid" / "Annotations"), ytvos / "Annotations")
 
 
 def test_every_expression_by_its_id(ytvos: Path) -> None:
@@ -145,7 +145,7 @@ def test_mevis_means(mevis: Path) -> None:
     without = scores["without_target"]
     assert without == {"J": 0.75, "F": 0.75, "JF": 0.75, "expressions": 2, "accuracy": 0.5}
     metrics = video_metrics(scores)
-    assert metrics["J"] == pytest.approx(475 / 6) and metrics["no_target_accuracy"] == 50
+    assert metrics["J"] == pytest.approx(475 / 6) and metrics["N-acc"] == 50 and metrics["T-acc"] == 100
     assert metrics["with_target.J"] == pytest.approx(325 / 4)
     assert video_counts(scores) == {"videos": 1, "expressions": 6}
 
@@ -158,7 +158,7 @@ def test_version_one_has_no_row_without_target(mevis: Path) -> None:
     path.write_text(json.dumps(content))
     scores = score_mevis(mevis)
     assert list(scores["per_expression"]) == [f"v1/cat/{i}" for i in "0123"]
-    assert "without_target" not in scores and "no_target_accuracy" not in video_metrics(scores)
+    assert "without_target" not in scores and "N-acc" not in video_metrics(scores)
     assert scores["global"]["J"] == pytest.approx(3.25 / 4)
 
 
@@ -170,7 +170,8 @@ def test_mevis_by_the_command(mevis: Path, capsys: pytest.CaptureFixture[str]) -
     assert "task: mevis (guessed from the folders; --task chooses another)" in lines and "MeViS v2" in lines
     assert "with target 4 82.3 81.2 83.3" in lines and "without target 2 75.0 75.0 75.0" in lines
     assert lines.count("mean 6 79.9 79.2 80.6") == 2
-    assert "without target and without any mask: 50.0 %" in lines
+    assert "N-acc (no target, no mask in any frame) 50.0, T-acc (a target, a mask in some frame) 100.0" in lines
+    assert "Final (mean of J&F, N-acc and T-acc) 76.6" in lines
     assert json.loads(report.read_text()) == score_mevis(mevis)
     eval_jf.main([*options, "--version", "v1"])
     assert "v1/cat/0" in json.loads(report.read_text())["per_expression"]
@@ -266,15 +267,20 @@ def fails_with(capsys: pytest.CaptureFixture, main: Callable, *arguments: object
 # Scores
 
 
+def score_negatives(root: Path) -> dict[str, Any]:
+    gt, pred = folders(root)
+    return score_expressions(find_ground_truth(gt), pred)
+
+
 def test_a_negative_scores_by_its_empty_frames(negatives: Path) -> None:
-    rows = score_expressions(*folders(negatives))["per_expression"]
+    rows = score_negatives(negatives)["per_expression"]
     for name, share in (("cat/1", 1), ("cat/2", 2 / 3), ("cat/3", 0), ("dog/0", 1)):
         expected = {"J": pytest.approx(share), "F": pytest.approx(share), "JF": pytest.approx(share)}
         assert rows[name] == {**expected, "obj_id": None, "kind": NEGATIVE}
 
 
 def test_negatives_have_their_own_row_and_count_nowhere_else(negatives: Path) -> None:
-    scores = score_expressions(*folders(negatives))
+    scores = score_negatives(negatives)
     assert scores["per_kind"][NEGATIVE] == pytest.approx({"J": 2 / 3, "F": 2 / 3, "JF": 2 / 3, "expressions": 4})
     target = {"J": 2 / 3, "F": 2 / 3, "JF": 2 / 3}
     assert scores["global"] == pytest.approx({**target, "negative_accuracy": 0.5})
@@ -284,9 +290,9 @@ def test_negatives_have_their_own_row_and_count_nowhere_else(negatives: Path) ->
 
 
 def test_negatives_change_no_other_score(negatives: Path) -> None:
-    with_negatives = score_expressions(*folders(negatives))
+    with_negatives = score_negatives(negatives)
     write_expressions(negatives, {"cat": {"0": EXPRESSIONS["cat"]["0"]}})
-    without = score_expressions(*folders(negatives))
+    without = score_negatives(negatives)
     assert without["global"] == {key: with_negatives["global"][key] for key in ("J", "F", "JF")}
     assert without["per_video"] == with_negatives["per_video"]
     assert without["per_expression"]["cat/0"] == with_negatives["per_expression"]["cat/0"]

@@ -16,7 +16,7 @@ from PIL import Image
 import inference_ytvos
 import main
 from datasets import toy
-from datasets.scoring import score_expressions
+from datasets.scoring import find_ground_truth, score_expressions
 from datasets.toy import STAMP, ToyParameters, ToyVideo, make_toy, make_video
 from datasets.toy.scene import (
     COLOURS,
@@ -577,7 +577,7 @@ def _score(data: Path, stack: Path, checkpoint: Path, output: Path, *more: objec
     options = ("--config", f"configs/{checkpoint.stem}_toy.yaml", "--pretrained", stack, "--ytvos_path", data)
     result = run_command(inference_ytvos.main, *options, "--resume", checkpoint, "--output_dir", output, *more)
     assert result.returncode == 0, result.stderr[-2000:]
-    scores = score_expressions(data / "valid" / "Annotations", output / "Annotations")
+    scores = score_expressions(find_ground_truth(data / "valid" / "Annotations"), output / "Annotations")
     return 100 * scores["global"]["JF"]
 
 

@@ -157,7 +157,7 @@ def test_valid_videos_are_those_that_the_test_file_does_not_list(dataset_root: P
     assert [video.name for video in videos] == ["c", "d"]
     assert [path.stem for path in videos[0].frame_paths] == NAMES
     assert all(path.is_file() for path in videos[0].frame_paths)
-    assert videos[0].expressions == {"0": "the red box on the left", "1": "a green box"}
+    assert videos[0].expressions == {"0": " The RED  box on the left", "1": "a green box"}, "as written"
 
 
 def test_without_the_test_file_folders_decide_and_one_line_says_so(
@@ -180,7 +180,7 @@ def test_another_expressions_file_stands_in(dataset_root: Path, tmp_path: Path) 
     other = tmp_path / "other.json"
     write_json(other, {"videos": {"d": {"frames": NAMES[:2], "expressions": {"x": {"exp": "Another  sentence"}}}}})
     (video,) = list_videos(config(dataset_root, expressions_file=str(other)))
-    assert (video.name, video.expressions, len(video.frame_paths)) == ("d", {"x": "another sentence"}, 2)
+    assert (video.name, video.expressions, len(video.frame_paths)) == ("d", {"x": "Another  sentence"}, 2)
 
 
 def test_load_clip_reads_all_frames_at_evaluation_size(dataset_root: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_negative_is_a_training_clip_like_others(dataset_root: Path) -> None:
 
 def test_a_negative_is_a_sentence_for_inference(dataset_root: Path) -> None:
     edit(expressions_path(dataset_root, "valid"), lambda v: v["c"]["expressions"].update({"0": NEGATIVE}))
-    assert list_videos(config(dataset_root))[0].expressions == {"0": "a blue box", "1": "a green box"}
+    assert list_videos(config(dataset_root))[0].expressions == {"0": "A blue box", "1": "a green box"}
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def mask_file(root: Path) -> Path:
     ids=["half", "head only", "empty", "text", "zeros"],
 )
 def test_broken_images_are_named(dataset_root: Path, spoil: Callable[[bytes], bytes]) -> None:
-    said = {mask_file: "cannot read the mask {}: it is broken", frame_file: "frame {} is broken"}
+    said = {mask_file: "cannot read the mask {}: it is ", frame_file: "frame {} is broken"}
     for file_of, sentence in said.items():
         path = file_of(dataset_root)
         path.write_bytes(spoil(path.read_bytes()))

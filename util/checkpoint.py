@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from util.errors import UserError
-from util.files import atomic_path
+from util.files import atomic_path, reason_of
 
 FORMAT = "t2v-rvos-1"
 BESIDE = "frozen-"
@@ -186,9 +186,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             tensors = file.get_tensors()
         content: dict[str, Any] = {key: json.loads(about[key]) for key in _JSON_KEYS if key in about}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not a readable checkpoint; it may be truncated, or another program wrote it"
-        ) from error
+        reason = reason_of(path, "it may be truncated, or another program wrote it")
+        raise UserError(f"{path} is not a readable checkpoint; {reason}") from error
     content.update({key: about[key] for key in ("format", "model") if key in about})
     content["weights"] = {key: value for key, value in tensors.items() if not key.startswith(_UNUSED)}
     content["unused"] = {key.removeprefix(_UNUSED): value for key, value in tensors.items() if key.startswith(_UNUSED)}
@@ -201,10 +200,8 @@ def _read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch's readers raise many kinds, which differ between versions
-        raise UserError(
-            f"{path} is not a readable checkpoint; it may be truncated, written by another program, or carry code, "
-            "which is never run"
-        ) from error
+        reason = reason_of(path, "it may be truncated, written by another program, or carry code, which is never run")
+        raise UserError(f"{path} is not a readable checkpoint; {reason}") from error
 
 
 def numbered(folder: Path) -> dict[int, Path]:

@@ -164,6 +164,9 @@ class Config:
     )
     max_size: int = _data(640, "limit of the longer side, in pixels", minimum=1)
     eval_size: int = _data(360, "shorter side at inference, in pixels", minimum=16)
+    skip_broken: bool = _data(
+        False, "replace training clips whose files are broken with others; each is reported and counted"
+    )
     num_workers: int = _data(4, "processes that load data; 0: load in the main process", minimum=0)
 
     epochs: int = _train(9, "epochs", minimum=1)

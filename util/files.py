@@ -33,6 +33,8 @@ BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.e
 
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}(\.\w+)?")
 """The temporary names of ``atomic_path``."""
+_START = 4096  # bytes of a file that tell what an unfinished download left
+_UNFINISHED = (".part", ".partial", ".crdownload", ".aria2", ".incomplete", ".download")
 _held: set[int] = set()
 """Open handles of locked folders."""
 
@@ -125,6 +127,28 @@ def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
         temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
+def reason_of(path: str | Path, reason: BaseException | str) -> str:
+    """Return why a file cannot be read: an unfinished download, or else the first line of ``reason``."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(_START)
+    except OSError:
+        start = b"unknown"
+    unfinished = next((name for end in _UNFINISHED if (name := path.with_name(path.name + end)).exists()), None)
+    if unfinished is not None:
+        return f"its download is not finished, as {unfinished.name} beside it shows; continue it"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself; run `git lfs pull`"
+    if start.startswith((b"/annex/", b"../.git/annex/")):
+        return "it is a git-annex pointer, not the file itself; run `git annex get`"
+    if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        return "it is a web page, which a failed download leaves"
+    if not start.strip(b"\0"):
+        return "it is empty or begins with zeros, as an unfinished download does"
+    return next((line.strip() for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
+
+
 def read_json(path: str | Path, what: str) -> Any:
     """Read a JSON file.
 
@@ -136,9 +160,9 @@ def read_json(path: str | Path, what: str) -> Any:
         UserError: the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(_read_bytes(path, what).decode())
+        return json.loads(_read_bytes(path, what).decode("utf-8-sig"))  # without the mark that Windows editors write
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} ({what}) is not valid JSON: {error}") from error
+        raise UserError(f"{path} ({what}) is not valid JSON: {reason_of(path, error)}") from error
 
 
 def _read_bytes(path: str | Path, what: str) -> bytes:
@@ -311,7 +335,7 @@ def read_plain_pickle(path: str | Path, what: str) -> Any:
             "download the file from its publisher again"
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(path, error)
         raise UserError(f"{path} ({what}) is not a complete pickle file ({reason}); download it again") from error
 
 

@@ -30,7 +30,7 @@ from av.video.stream import VideoStream
 from PIL import Image, ImageOps, ImageSequence
 
 from util.errors import UserError
-from util.files import BROKEN_IMAGE, atomic_path
+from util.files import BROKEN_IMAGE, atomic_path, reason_of
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 DEFAULT_FPS = Fraction(24)
@@ -278,7 +278,8 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except BROKEN_IMAGE as error:
-        raise UserError(f"cannot read the image {path}; it is damaged or a different kind of file") from error
+        reason = reason_of(path, "it is damaged or a different kind of file")
+        raise UserError(f"cannot read the image {path}; {reason}") from error
 
 
 class VideoFile(Media):
@@ -391,7 +392,7 @@ def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, l
                 if last == indices[-1]:
                     break
         except (av.FFmpegError, OSError) as error:
-            reason = error.strerror or str(error)
+            reason = reason_of(path, error.strerror or error)
             raise UserError(f"video {path} is broken ({reason}); download or extract it again") from error
     if frame is None:
         raise UserError(f"video {path} is broken (no frame can be decoded); download or extract it again")
@@ -416,12 +417,13 @@ def open_container(path: Path) -> InputContainer:
         reason = (
             "permission denied"
             if isinstance(error, PermissionError)
-            else "it is not a video, or it is damaged or cut off"
+            else reason_of(path, "it is not a video, or it is damaged or cut off")
         )
         raise UserError(f"cannot read {path} as a video: {reason}") from error
     if NOT_VIDEO & set(container.format.name.split(",")):
         container.close()
-        raise UserError(f"cannot read {path} as a video: it is a text file ({container.format.name})")
+        reason = reason_of(path, f"it is a text file ({container.format.name})")
+        raise UserError(f"cannot read {path} as a video: {reason}")
     return container
 
 
