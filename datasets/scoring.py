@@ -145,7 +145,8 @@ def find_ground_truth(gt: Path, expressions: Path | None = None) -> GroundTruth:
         paths = [expressions]
     else:
         paths = expressions_paths(root, split)
-        paths = [path for path in paths if path.is_file()] or paths[:1]
+        # Readers of the published file disagree on its form; in the objects' form it is used as OBJECTS_FILE.
+        paths = [path for path in paths if path.is_file() and not lists_objects(path)] or paths[:1]
     if not paths[0].is_file():
         raise UserError(f"{paths[0]} is missing; {_NEEDED}")
     present = {folder.name for folder in visible(masks.iterdir()) if folder.is_dir()}
@@ -156,8 +157,8 @@ def find_ground_truth(gt: Path, expressions: Path | None = None) -> GroundTruth:
     if not any(inner.values()):
         layout = PALETTE
         if objects is None and _first_unknown(videos):
-            places = (root / split, path.parent, root)
-            objects = next((folder / OBJECTS_FILE for folder in places if (folder / OBJECTS_FILE).is_file()), None)
+            places = [*expressions_paths(root, split), *(f / OBJECTS_FILE for f in (root / split, path.parent, root))]
+            objects = next((place for place in places if lists_objects(place)), None)
         if objects is not None:
             videos = _with_objects(videos, path, objects)
             source = f"object ids of {objects}, sentences of {path} in the same order"

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import build_dataset, build_scorer, davis, list_videos
+from datasets import build_dataset, build_evaluator, build_scorer, davis, list_videos, mevis
 from datasets.checks import check, run_job, spread
+from datasets.files import load_clip
+from datasets.predictions import read_index_mask, require_frames, require_masks
 from datasets.refcoco import SPLITS, convert_refcoco
 from datasets.registry import DATASETS
+from datasets.scoring import PALETTE, find_ground_truth
 from datasets.toy import make_toy
 from scripts.check_data import main
 from tests.true_formats import (
+    as_released,
     write_puppet_masks,
     write_toy_a2d,
     write_toy_davis,
@@ -39,6 +44,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small set of every kind; only to be read."""
     root = tmp_path_factory.mktemp("sets")
     make_toy(root / "ytvos", num_train=2, num_valid=2, num_test=1, **SIZES)
+    for layout in ("released", "objects"):
+        make_toy(root / layout, num_train=0, num_valid=2, num_test=1, **SIZES)
+        as_released(root / layout, layout == "objects")
     write_toy_davis(root / "davis_raw", num_train=1, num_valid=2, **SIZES)
     davis.convert_davis(root / "davis_raw", root / "davis", copy=True)
     write_toy_mevis(root / "mevis", num_train=2, num_valid_u=1, num_valid=1, no_target=1, **SIZES)
@@ -273,3 +281,97 @@ def test_every_row_of_the_registry_is_complete() -> None:
         builders = ("build_videos", "build_scorer") if row.masks else ("build_evaluator",)
         assert all(row.function(name) for name in ("build_clips", "check", *builders)), row.name
         assert row.evaluated in row.splits and (not row.masks or row.layout)
+
+
+# --- the check demands what the loaders demand
+
+
+LAYOUTS = {
+    "ytvos": ("ytvos", ("train", "valid")),
+    "released": ("ytvos", ("valid",)),
+    "objects": ("ytvos", ("valid",)),
+    "davis": ("davis", ("train", "valid")),
+    "mevis": ("mevis", ("train", "valid_u", "valid")),
+    "a2d": ("a2d", ("train", "test")),
+    "jhmdb": ("jhmdb", ("test",)),
+    "refcoco": ("refcoco", ("train", "val", "testA", "testB")),
+}
+
+
+def load_everything(name: str, root: Path, splits: Sequence[str], notes: str) -> None:
+    """Read what training, inference and scoring read of some splits; ground truth only if no note says it is absent."""
+    row = DATASETS[name]
+    for split in splits:
+        cfg = Config(dataset_file=name, split=split, num_frames=2, **{row.root: str(root)})
+        if split == "train" or not row.masks:
+            clips = build_dataset(cfg, split)
+            for index in range(len(clips)):
+                clips.load(index, np.random.default_rng(0))
+        if split == "train":
+            continue
+        if not row.masks:
+            build_evaluator(cfg)
+            continue
+        videos = list_videos(cfg)
+        require_frames(videos)
+        for video in videos:
+            load_clip(video.frame_paths)
+        if name == "mevis" and split == "valid_u":
+            for scored in mevis.read_ground_truth(root / split)[0]:
+                for number in range(len(scored.frames)):
+                    scored.ground_truth(number, (SIZES["height"], SIZES["width"]))
+        if name == "davis":
+            build_scorer(cfg)
+            for video in videos:
+                for path in video.frame_paths:
+                    read_index_mask(root / split / "Annotations" / video.name / f"{path.stem}.png")
+        if name == "ytvos" and "cannot be" not in notes:
+            truth = find_ground_truth(root / split / "Annotations")
+            assert len(truth.videos) == len(videos), "a video without masks"
+            for video_name in truth.videos:
+                list(truth.read(video_name))
+            if truth.layout == PALETTE:
+                require_masks(path for _, path in truth.files())
+
+
+def mutilations(root: Path) -> list[tuple[str, str]]:
+    """Thirty changes, spread over the files and folders of a set: (path, what is done to it)."""
+    paths = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+    files = [path for path in paths if (root / path).is_file()]
+    rare = [path for path in files if path.endswith((".json", ".txt", ".h5", ".mat", ".csv"))]
+    folders = [path for path in paths if (root / path).is_dir()]
+    chosen = [*spread(rare, 8), *spread(files, 14), *spread(folders, 8)]
+    return [(path, ("remove", "rename", "empty")[number % 3]) for number, path in enumerate(chosen)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_check_and_loaders_agree_on_damaged_copies(sound: Path, tmp_path: Path, layout: str) -> None:
+    name, splits = LAYOUTS[layout]
+    disagreements, refused = [], 0
+    for number, (path, change) in enumerate(mutilations(sound / layout)):
+        root = shutil.copytree(sound / layout, tmp_path / str(number))
+        damaged = root / path
+        if change == "rename":
+            damaged.rename(damaged.with_name(f"{damaged.name}x"))
+        elif damaged.is_dir():
+            shutil.rmtree(damaged)
+            if change == "empty":
+                damaged.mkdir()
+        elif change == "remove":
+            damaged.unlink()
+        else:
+            damaged.write_bytes(b"")
+        findings = check(name, root, splits, every=True)
+        try:
+            load_everything(name, root, splits, " ".join(findings.notes))
+            error = ""
+        except UserError as caught:
+            error = str(caught)
+            assert "\n" not in error
+        refused += bool(error)
+        if bool(findings.faults) != bool(error):
+            disagreements.append(f"{change} {path}: check {findings.faults[:1]}, loader {error!r}")
+        shutil.rmtree(root)
+    assert not disagreements, "\n".join(disagreements)
+    assert refused > 10

@@ -6,6 +6,8 @@ For Ref-YouTube-VOS, use ``datasets.toy.make_toy``.
 
 from __future__ import annotations
 
+import copy
+import json
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -21,9 +23,9 @@ from scipy.io import savemat
 
 from datasets.davis import ANNOTATIONS, MISSPELT
 from datasets.evaluators import encode_masks
-from datasets.predictions import write_index_mask
+from datasets.predictions import read_index_mask, write_index_mask, write_mask
 from datasets.refcoco import IMAGES, INSTANCES, REFERENCES, SPLITS
-from datasets.scoring import MASK_FILE
+from datasets.scoring import MASK_FILE, OBJECTS_FILE
 from datasets.toy import ToyParameters, ToyVideo, make_video
 from datasets.toy.scene import KINDS, SHAPES, render_frames, write_frame
 from util.drawing import write_video
@@ -79,6 +81,48 @@ def write_toy_davis(
     for (name, encoding), file in zip(ANNOTATIONS, lines, strict=True):
         _write_lines(root / "davis_text_annotations" / name, file, encoding)
     write_json(davis / "davis_semantics.json", categories)
+    return root
+
+
+def as_released(root: Path, objects_file: bool = False) -> Path:
+    """Give the valid split of a toy set the form in which the ground truth of Ref-YouTube-VOS was published.
+
+    Args:
+        root: a set that ``datasets.toy.make_toy`` wrote, without negatives.
+        objects_file: keep the palette masks, and write the authors' file of objects and their sentences instead.
+
+    Returns:
+        ``root``.
+    """
+    listed = root / "meta_expressions" / "valid" / "meta_expressions.json"
+    content = json.loads(listed.read_text(encoding="utf-8"))
+    plain, objects = copy.deepcopy(content), {}
+    tests = [name for name in content["videos"] if not (root / "valid" / "Annotations" / name).is_dir()]
+    content["videos"] = {name: video for name, video in content["videos"].items() if name not in tests}
+    for name, video in content["videos"].items():
+        # The authors' file has the sentences of an object together, in the order of the expressions.
+        ordered = sorted(video["expressions"].values(), key=lambda expression: int(expression["obj_id"]))
+        video["expressions"] = {str(number): expression for number, expression in enumerate(ordered)}
+        of_video = objects.setdefault(name, {"objects": {}})["objects"]
+        for expression in ordered:
+            entry = {"category": "shape", "expressions": [], "frames": video["frames"]}
+            of_video.setdefault(str(expression["obj_id"]), entry)["expressions"].append(expression["exp"])
+        plain["videos"][name]["expressions"] = {key: {"exp": e["exp"]} for key, e in video["expressions"].items()}
+    write_json(listed, plain)
+    if objects_file:
+        write_json(root / "valid" / OBJECTS_FILE, {"videos": objects})
+        return root
+    write_json(root / "valid" / "meta_expressions.json", plain)
+    write_json(root / "valid" / "meta_expressions_challenge.json", content)
+    for name, video in content["videos"].items():
+        folder = root / "valid" / "Annotations" / name
+        for frame in video["frames"]:
+            ids = read_index_mask(folder / f"{frame}.png")
+            for exp_id, expression in video["expressions"].items():
+                mask = ids == int(expression["obj_id"])
+                if mask.any():  # some readers found no file where the object is not visible
+                    write_mask(folder / exp_id / f"{frame}.png", mask)
+            (folder / f"{frame}.png").unlink()
     return root
 
 
