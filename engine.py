@@ -525,6 +525,7 @@ def validate(run: Run, validation: Validation, step: int) -> None:
     """Score the model of a run after ``step`` steps, log the metrics, and return to training mode."""
     with run.guard.interruptible(f"validates step {step}"):
         metrics = validation.score(run.model, step)
+        wait_for_all()  # the main process may score for longer than a step may take
     run.log.write(step, {f"valid.{name}": value for name, value in metrics.items()})
     run.model.train()
 

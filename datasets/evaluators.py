@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from util.errors import RunError, UserError
-from util.metrics import QueryPredictions, box_iou, overlap_metrics
+from util.metrics import QueryPredictions, box_overlaps, overlap_metrics
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
@@ -216,13 +216,15 @@ class Overlap(NamedTuple):
     intersection: int  # of the masks, pixels
     union: int
     box_iou: float  # 0…1
+    box_giou: float  # −1…1
 
 
 class RefcocoEvaluator(Evaluator[Overlap]):
     """Metrics of RefCOCO, RefCOCO+ and RefCOCOg for the best query.
 
-    ``oIoU``, ``mIoU`` and ``P@0.5`` … ``P@0.9`` of masks (see ``overlap_metrics``), and ``box_P@0.5``, the share of
-    boxes with an IoU strictly above 0.5.
+    ``oIoU``, ``mIoU`` and ``P@0.5`` … ``P@0.9`` of masks (see ``overlap_metrics``), ``box_P@0.5``, the share of boxes
+    with an IoU strictly above 0.5, and ``box_P@0.5_GIoU``, the share with a generalised IoU of at least 0.5, which
+    ReferFormer's code reports.
 
     Args:
         items: ids of all items. Equal sentences have different ids.
@@ -238,12 +240,14 @@ class RefcocoEvaluator(Evaluator[Overlap]):
 
     def results(self) -> dict[str, float]:
         overlaps = [
-            self._kept.get(item) or Overlap(0, int(np.count_nonzero(self.ground_truth(item).mask)), 0.0)
+            self._kept.get(item) or Overlap(0, int(np.count_nonzero(self.ground_truth(item).mask)), 0.0, -1.0)
             for item in self.items
         ]
         return {
             **overlap_metrics([overlap.intersection for overlap in overlaps], [overlap.union for overlap in overlaps]),
             f"box_P@{BOX_THRESHOLD}": 100 * float(np.mean([overlap.box_iou > BOX_THRESHOLD for overlap in overlaps])),
+            f"box_P@{BOX_THRESHOLD}_GIoU": 100
+            * float(np.mean([overlap.box_giou >= BOX_THRESHOLD for overlap in overlaps])),
         }
 
     def _keep(self, prediction: QueryPredictions) -> Overlap:
@@ -254,5 +258,5 @@ class RefcocoEvaluator(Evaluator[Overlap]):
         return Overlap(
             int(np.count_nonzero(mask & gt.mask)),
             int(np.count_nonzero(mask | gt.mask)),
-            box_iou(prediction.boxes[best], gt.box),
+            *box_overlaps(prediction.boxes[best], gt.box),
         )

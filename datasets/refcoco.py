@@ -104,6 +104,8 @@ def read_items(root: Path, name: str, split: str) -> list[Item]:
             )
         try:
             items.append(_item(image, annotation, plain_name(image.get("file_name"), path, f"the file of {where}")))
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"{path}: {where} is malformed ({error}); it should have a 'caption' that is not empty, whole numbers "

@@ -24,7 +24,7 @@ AUTO = "auto"
 _OVERLAPS = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
 J_AND_F = ("J&F", "J", "F")
 AVERAGE_PRECISIONS = ("mAP", "mAP_best_query", "AP@0.5", "AP@0.75", *_OVERLAPS)
-OVERLAPS_AND_BOXES = (*_OVERLAPS, "box_P@0.5")
+OVERLAPS_AND_BOXES = (*_OVERLAPS, "box_P@0.5", "box_P@0.5_GIoU")
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,10 @@ def _layout_of_folders(videos: Mapping[str, VideoEntry], inner: Mapping[str, set
     missing = [f"{name}/{exp_id}" for name, exp_id, _ in named if exp_id not in inner[name]]
     if not missing:
         return PER_EXPRESSION
-    if all(str(expression.obj_id) in inner[name] for name, _, expression in named):
+    objects: dict[str, set[str]] = {name: set() for name in videos}
+    for name, _, expression in named:
+        objects[name].add(str(expression.obj_id))
+    if objects == inner:
         return PER_OBJECT
     raise UserError(
         f"{masks / missing[0]}, the masks of an expression, is missing{and_more(missing)}; extract the masks again"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ from datasets.clip import ExpressionClips
 from datasets.evaluators import Scorer
 from datasets.expressions import VideoEntry, expressions_path, make_videos, read_expressions
 from datasets.files import DATA_PAGE, Video, and_more, require_files, require_folder, video_folders, visible
-from datasets.predictions import ANNOTATIONS, read_index_mask
+from datasets.predictions import ANNOTATIONS, read_index_mask, require_masks
 from datasets.registry import Dataset, Size, root_of
-from datasets.scoring import PALETTE, UnknownObjects, find_ground_truth, lists_objects, score_expressions
+from datasets.scoring import PALETTE, GroundTruth, UnknownObjects, find_ground_truth, lists_objects, score_expressions
 from datasets.transforms import ClipTransform, EvalTransform, build_transform
 from util.distributed import print_notes
 from util.errors import UserError
@@ -103,9 +103,25 @@ def build_scorer(cfg: Config) -> Scorer:
         UserError: masks or object ids are missing.
     """
     expressions = Path(cfg.expressions_file) if cfg.expressions_file else None
-    truth = find_ground_truth(root_of(cfg) / cfg.split / "Annotations", expressions)
+    annotations = root_of(cfg) / cfg.split / "Annotations"
+    truth = read_ground_truth(annotations, [video.name for video in build_videos(cfg)], expressions)
     print_notes([str(truth)])
     return partial(score_expressions, truth, Path(cfg.output_dir) / ANNOTATIONS)
+
+
+def read_ground_truth(annotations: Path, videos: Iterable[str], expressions: Path | None = None) -> GroundTruth:
+    """Find the ground truth of all videos of a split; see ``find_ground_truth``.
+
+    Raises:
+        UserError: a video or, of palette masks, a frame has none.
+    """
+    truth = find_ground_truth(annotations, expressions)
+    absent = sorted(set(videos) - truth.videos.keys())
+    if absent:
+        raise UserError(f"{truth.masks / absent[0]} is missing{and_more(absent)}; it should hold the masks of a video")
+    if truth.layout == PALETTE:
+        require_masks(path for _, path in truth.files())
+    return truth
 
 
 def list_expressions(root: Path, split: str, expressions_file: str | None) -> Mapping[str, VideoEntry]:
@@ -235,7 +251,7 @@ def _check_ground_truth(
 ) -> dict[str, list[Path]]:
     """Return the existing mask files of the challenge's ``valid``, by video. Unknown object ids are no fault."""
     try:
-        truth = find_ground_truth(annotations)
+        truth = read_ground_truth(annotations, videos)
     except UnknownObjects as error:
         findings.notes.append(f"the masks cannot be used for scores: {error}")
         return findings.present_frames(video_folders(annotations), videos, ".png")
@@ -243,13 +259,8 @@ def _check_ground_truth(
         findings.faults.append(str(error))
         return {}
     findings.notes.append(str(truth))
-    absent = sorted(videos.keys() - truth.videos.keys())
-    if absent:
-        findings.faults.append(f"{truth.masks / absent[0]} is missing{and_more(absent)}; the videos have no masks")
     masks: dict[str, list[Path]] = {name: [] for name in truth.videos}
     for name, file in truth.files():
-        if file.is_file():
+        if file.is_file():  # where each expression has a folder, a missing file is an empty mask
             masks[name].append(file)
-        elif truth.layout == PALETTE:
-            findings.faults.append(f"{file} is missing, and the expressions file lists it")
     return masks

@@ -57,12 +57,12 @@ def test_polygons_are_drawn_as_pycocotools_draws_them() -> None:
     assert 50 < mask.sum() < 250 and coco.encode(np.asfortranarray(mask, np.uint8)) == theirs
 
 
-POLYGONS = "lists of three or more x, y pairs"
+POLYGONS = "lists of x, y pairs"
 BAD: dict[str, tuple[Any, str]] = {
     "nothing": (None, "has no COCO 'segmentation'"),
     "no counts": ({"size": [2, 3]}, "has no COCO 'segmentation'"),
     "no polygon": ([], POLYGONS),
-    "two corners": ([[0, 0, 1, 1]], POLYGONS),
+    "two corners": ([[0, 0, 1, 1]], "an outline of fewer than three corners"),
     "half a corner": ([[0, 0, 1, 1, 2, 2, 3]], POLYGONS),
     "no list": ([3, 4, 5, 6, 7, 8], POLYGONS),
     "text in a polygon": ([[0, 0, "a", 1, 2, 2]], POLYGONS),

@@ -7,13 +7,14 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.jf_tools import expression_scores
 from util.metrics import (
     Shape,
     boundary,
     boundary_radius,
-    box_iou,
+    box_overlaps,
     fixed_scores,
     index_shapes,
     matched_scores,
@@ -225,10 +226,21 @@ def test_matched_scores_undo_swapped_ids() -> None:
     ],
 )
 def test_boxes(one: list[float], other: list[float], expected: float) -> None:
-    assert box_iou(np.array(one), np.array(other)) == expected == box_iou(np.array(other), np.array(one))
+    found = box_overlaps(np.array(one), np.array(other))
+    assert found[0] == expected and found == box_overlaps(np.array(other), np.array(one))
 
 
 def test_overlap_of_many_pixels() -> None:
     """Sums of pixels exceed 32 bits in a set of ten thousand images."""
     metrics = overlap_metrics([300_000] * 20_000, [400_000] * 20_000)
     assert metrics["oIoU"] == metrics["mIoU"] == 75 and metrics["P@0.7"] == 100 and metrics["P@0.8"] == 0
+
+
+def test_generalised_iou_of_boxes() -> None:
+    from torchvision.ops import generalized_box_iou
+
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.uniform(0, 50, (40, 2, 2)), axis=1).reshape(40, 4)
+    expected = generalized_box_iou(torch.from_numpy(corners[:20]), torch.from_numpy(corners[20:])).diagonal()
+    found = [box_overlaps(one, other)[1] for one, other in zip(corners[:20], corners[20:], strict=True)]
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-12)

@@ -41,7 +41,9 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONG_WAIT)
+    # Barriers and objects use gloo on GPUs too: it notices that a process has left, for which NCCL may wait for hours.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=LONG_WAIT)
     try:
         yield device
     finally:

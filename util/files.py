@@ -159,8 +159,13 @@ def read_json(path: str | Path, what: str) -> Any:
     Raises:
         UserError: the file is missing, unreadable or not JSON.
     """
+    content = _read_bytes(path, what)  # outside of the block: a UserError is a ValueError
     try:
-        return json.loads(_read_bytes(path, what).decode("utf-8-sig"))  # without the mark that Windows editors write
+        text = content.decode("utf-8-sig")  # without the mark that Windows editors write
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # maybe half of a surrogate pair, which no file name or tokenizer accepts
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} ({what}) is not valid JSON: {reason_of(path, error)}") from error
 

@@ -278,11 +278,17 @@ def overlap_metrics(intersections: Sequence[int], unions: Sequence[int]) -> dict
     return {**precision, "oIoU": 100 * float(overall), "mIoU": 100 * float(iou.mean())}
 
 
-def box_iou(one: NDArray[Any], other: NDArray[Any]) -> float:
-    """Compute the IoU, 0…1, of two boxes ``[4]``, xyxy; 0 if neither has an area."""
+def box_overlaps(one: NDArray[Any], other: NDArray[Any]) -> tuple[float, float]:
+    """Compute the IoU, 0…1, and the generalised IoU, −1…1 (Rezatofighi et al., CVPR 2019), of two boxes ``[4]``, xyxy.
+
+    Both are 0 if neither box has an area.
+    """
     one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
     sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
     intersection = float(np.prod(sides.clip(0)))
     areas = (float(np.prod((box[2:] - box[:2]).clip(0))) for box in (one, other))
     union = sum(areas) - intersection
-    return intersection / union if union > 0 else 0.0
+    if union <= 0:
+        return 0.0, 0.0
+    hull = float(np.prod(np.maximum(one[2:], other[2:]) - np.minimum(one[:2], other[:2])))
+    return intersection / union, intersection / union - (hull - union) / hull
