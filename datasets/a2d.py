@@ -1,4 +1,4 @@
-"""A2D-Sentences: files, training clips, items for evaluation and checks (docs/data.md).
+"""A2D-Sentences: files, training clips, items for evaluation, conversion and checks (docs/data.md).
 
 ``AnnotatedFrames`` is shared with JHMDB-Sentences: videos in which single frames have masks. An item is a sentence and
 one annotated frame. Its clip is a window of ``num_frames`` around that frame, which is always at ``num_frames // 2``:
@@ -6,12 +6,15 @@ at the ends of a video, the first or last frame is repeated. The target has T = 
 its index in the clip, ``exp_id`` the item's id in the COCO annotations, and ``orig_size`` the size of its mask.
 
 In A2D-Sentences, an item's id is ``v_<video>_f_<frame>_i_<instance>``. The sentence of an instance is an item in every
-annotated frame.
+annotated frame. The conversion makes the lists of items, and the COCO annotations, from the tables of the release.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
+import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,16 +27,28 @@ import h5py
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings, faults_of
 from datasets.clip import ClipDataset, Sample, make_target
 from datasets.evaluators import A2dEvaluator, Rle, encode_masks
-from datasets.files import DATA_PAGE, plain_name, read_coco_masks, read_names, require_files, require_folder, visible
+from datasets.files import (
+    DATA_PAGE,
+    Conversion,
+    plain_name,
+    read_coco_masks,
+    read_names,
+    read_text,
+    require_files,
+    require_folder,
+    visible,
+)
 from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
-from util.files import read_json, reason_of
+from util.files import read_json, reason_of, write_json
+from util.parallel import map_videos
 from util.text import normalise_sentence
 from util.video import read_video_frames
 
@@ -166,17 +181,18 @@ def fit_mask(mask: Tensor, size: tuple[int, int], item: Item) -> Tensor:
     return F.interpolate(mask[None, None].to(torch.uint8), size, mode="nearest-exact")[0, 0].bool()
 
 
-def read_items_of(path: Path, split: str, form: str, make: Callable[..., ItemT]) -> list[ItemT]:
+def read_items_of(path: Path, split: str, form: str, make: Callable[..., ItemT], origin: str = "") -> list[ItemT]:
     """Read a JSON list with one list of values per item.
 
     Args:
         form: the names of an entry's values, for messages.
+        origin: where the file comes from, for messages.
         make: builds an item from the values; any of Python's errors about a wrong value refuses the entry.
 
     Raises:
         UserError: the file is missing, not JSON or has a different structure, or an entry is refused.
     """
-    content = read_json(path, f"the sentences of the {split} split (see {DATA_PAGE})")
+    content = read_json(path, f"the sentences of the {split} split{origin} (see {DATA_PAGE})")
     if not isinstance(content, list):
         raise UserError(f"{path} should be a JSON list of [{form}] (see {DATA_PAGE})")
     items = []
@@ -270,13 +286,15 @@ def read_items(root: Path, split: str) -> list[A2dItem]:
     """
     path = _list_file(root, split)
 
-    def make(sentence: Any, video: Any, frame: Any, instance: Any) -> A2dItem:
+    def make(sentence: Any, *rest: Any) -> A2dItem:
+        # Some lists that are passed around have a short sentence after the sentence.
+        video, frame, instance = rest[1:] if len(rest) == 4 else rest
         name, number, obj = plain_name(video, path, "a video"), number_of(frame), number_of(instance, 0)
-        return A2dItem(f"v_{name}_f_{number}_i_{obj}", name, sentence_of(sentence), number, obj)
+        return _item(sentence, name, number, obj)
 
-    items = read_items_of(path, split, "sentence, video, frame, instance", make)
-    listed = root / "text_annotations" / "a2d_missed_videos.txt"
-    missed = read_names(listed) if listed.is_file() else []
+    origin = ", as `python -m scripts.prepare_data a2d` writes them"
+    items = read_items_of(path, split, "sentence, video, frame, instance", make, origin)
+    missed = _missed_videos(root)
     used = [item for item in items if item.video not in missed]
     if len(used) < len(items):
         logger.warning(
@@ -312,6 +330,16 @@ def read_instance_mask(path: Path, instance: int) -> Tensor:
     if instance not in ids:
         raise UserError(f"mask {path} has no instance {instance}, which a sentence names; it has {ids}")
     return torch.from_numpy(np.ascontiguousarray(masks[ids.index(instance)].T != 0))
+
+
+def _item(sentence: str, video: str, frame: int, instance: int) -> A2dItem:
+    return A2dItem(f"v_{video}_f_{frame}_i_{instance}", video, sentence_of(sentence), frame, instance)
+
+
+def _missed_videos(root: Path) -> list[str]:
+    """Read the names of the videos without items; the file may be missing."""
+    listed = root / "text_annotations" / "a2d_missed_videos.txt"
+    return read_names(listed) if listed.is_file() else []
 
 
 def _list_file(root: Path, split: str) -> Path:
@@ -395,3 +423,228 @@ def open_clip(clip: Path, masks: Path, items: Sequence[A2dItem]) -> list[str]:
         return fit_mask(read_instance_mask(masks / f"{item.frame:05d}.h5", item.instance), size, item)
 
     return faults + faults_of(partial(read, item) for item in items)
+
+
+SUBSETS = {"0": "train", "1": "test"}  # in the last column of videoset.csv
+VIDEOSET = "video, label, start, end, height, width, frames, annotated frames, subset"  # its columns; it has no header
+SENTENCES = ("video_id", "instance_id", "query")  # columns of a2d_annotation.txt; some copies have more
+
+_FRAME_FILE = re.compile(r"(?!0+\.)[0-9]{5}\.h5")  # excludes macOS's ._00001.h5
+_INSTANCE = re.compile("[0-9]{1,9}")
+_BROKEN_H5 = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of a2d_annotation.txt."""
+
+    line: int
+    video: str
+    instance: str  # a number, but for a "1 (copy)" in the release
+    sentence: str  # in lower case
+
+
+Frames = dict[int, dict[int, Rle | None]]  # annotated frame → instance → its mask, which is None if it is not needed
+
+
+def convert_a2d(a2d_root: str | Path, output_dir: str | Path | None = None, workers: int = 1) -> Conversion:
+    """Write the lists of sentences of both splits, and the COCO annotations of ``test``. The release is only read.
+
+    A sentence is an item of each annotated frame whose h5 file has its instance. Items are in the order of the lines of
+    ``a2d_annotation.txt``, and of the frames. Bounding boxes are those of the masks.
+
+    Args:
+        a2d_root: the folder of ``Release/videoset.csv``, and of ``text_annotations/`` with ``a2d_annotation.txt``, the
+            h5 files and, optionally, ``a2d_missed_videos.txt``.
+        output_dir: gets the three files; None means ``a2d_root``, where the loader reads them. The list of a split
+            without items is not written.
+        workers: processes that read the h5 files.
+
+    Raises:
+        UserError: a file or folder is missing, malformed or broken, or no sentence has a mask.
+    """
+    a2d_root = Path(a2d_root)
+    output_dir = a2d_root if output_dir is None else Path(output_dir)
+    require_folder(a2d_root, "the folders Release and text_annotations of A2D-Sentences")
+    masks = mask_folder(a2d_root)
+    subsets = _read_subsets(a2d_root / "Release" / "videoset.csv")
+    listed = a2d_root / "text_annotations" / "a2d_annotation.txt"
+    dropped: dict[str, list[_Row]] = {}
+    rows = _usable(_read_sentences(listed), subsets, _missed_videos(a2d_root), dropped)
+    jobs = list(dict.fromkeys((row.video, subsets[row.video] == "test") for row in rows))
+    read = map_videos(partial(_read_video, masks), jobs, workers)
+    videos = {video: frames for (video, _), frames in zip(jobs, read, strict=True)}
+    placed = [(row, frames) for row in rows if (frames := _frames_of(row, videos[row.video], dropped))]
+    summary = Conversion(
+        notes=[
+            f"sentences left out because {reason}: {len(left)} (first: line {left[0].line}, instance "
+            f"{left[0].instance!r:.40} of {left[0].video})"
+            for reason, left in dropped.items()
+        ]
+    )
+    if not placed:
+        raise UserError("; ".join([f"no sentence of {listed} can be used", *summary.notes]) + f" (see {DATA_PAGE})")
+    documents: dict[Path, Any] = {}
+    for split in SUBSETS.values():
+        of_split = [(row, frames) for row, frames in placed if subsets[row.video] == split]
+        entries = [(row.sentence, row.video, frame, int(row.instance)) for row, frames in of_split for frame in frames]
+        items = [_item(*entry) for entry in entries]
+        summary.videos[split] = len({item.video for item in items})
+        summary.frames[split] = len({(item.video, item.frame) for item in items})
+        summary.expressions[split] = len(of_split)
+        summary.items[split] = len(items)
+        path = _list_file(output_dir, split)
+        if not items:
+            summary.notes.append(f"no sentence of {split} can be used; its list is not written")
+            continue
+        if path.is_file() and not _lists(output_dir, split, items):
+            summary.notes.append(f"{path} held other items, or could not be read, and is replaced")
+        documents[path] = entries
+        if split == "test":
+            documents[_coco_file(output_dir, split)] = _coco_document(items, videos)
+    for path, document in documents.items():
+        write_json(path, document, indent=None)
+    return summary
+
+
+def _read_table(path: Path, what: str) -> list[tuple[int, list[str]]]:
+    """Read a CSV file: the number and the values of each line that is not empty.
+
+    Raises:
+        UserError: it is missing, empty or not a CSV file.
+    """
+    reader = csv.reader(io.StringIO(read_text(path, what, "utf-8-sig"), newline=""))
+    table, line = [], 1
+    try:
+        for values in reader:
+            if any("\n" in value or "\r" in value for value in values):
+                raise csv.Error("a quotation mark is not closed")
+            if any(value.strip() for value in values):
+                table.append((line, values))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line} is not a line of a CSV file ({error}); correct it") from error
+    if not table:
+        raise UserError(f"{path} is empty; it should hold {what} (see {DATA_PAGE})")
+    return table
+
+
+def _read_subsets(path: Path) -> dict[str, str]:
+    """Read the split of each video."""
+    subsets: dict[str, str] = {}
+    for line, values in _read_table(path, f"the columns {VIDEOSET}"):
+        if len(values) != len(VIDEOSET.split(", ")) or values[-1].strip() not in SUBSETS:
+            raise UserError(
+                f"{path}, line {line} is {','.join(values)!r:.160}; it should be: {VIDEOSET} (0 is train, 1 is test)"
+            )
+        name, split = plain_name(values[0].strip(), path, "a video"), SUBSETS[values[-1].strip()]
+        if subsets.setdefault(name, split) != split:
+            raise UserError(f"{path}, line {line} lists {name} as {split}, and an earlier line in the other split")
+    return subsets
+
+
+def _read_sentences(path: Path) -> list[_Row]:
+    """Read the lines of ``a2d_annotation.txt``, whose columns are found by their names."""
+    (_, header), *table = _read_table(path, f"the columns {', '.join(SENTENCES)}")
+    header = [name.strip() for name in header]
+    absent = [name for name in SENTENCES if name not in header]
+    if absent:
+        raise UserError(f"{path} has no column {absent[0]!r}; its first line should be {','.join(SENTENCES)}")
+    places = [header.index(name) for name in SENTENCES]
+    rows = []
+    for line, values in table:
+        if not max(places) < len(values) <= len(header):
+            raise UserError(
+                f"{path}, line {line} has {len(values)} values for {len(header)} columns; it should be "
+                f"{','.join(header)}, with quotation marks around a sentence that has commas"
+            )
+        video, instance, sentence = (values[place] for place in places)
+        rows.append(_Row(line, plain_name(video.strip(), path, "a video"), instance.strip(), sentence.lower()))
+    return rows
+
+
+def _usable(
+    rows: Sequence[_Row], subsets: dict[str, str], missed: Sequence[str], dropped: dict[str, list[_Row]]
+) -> list[_Row]:
+    """Return the sentences that can be used; add the others to ``dropped``, by the reason."""
+    used: list[_Row] = []
+    seen: set[tuple[str, int]] = set()
+    for row in rows:
+        if row.video not in subsets:
+            reason = "videoset.csv does not list their video"
+        elif row.video in missed:
+            reason = "a2d_missed_videos.txt lists their video"
+        elif not _INSTANCE.fullmatch(row.instance):
+            reason = "their instance is not a number"
+        elif not normalise_sentence(row.sentence):
+            reason = "they are empty"
+        elif subsets[row.video] == "test" and (row.video, int(row.instance)) in seen:
+            reason = "an earlier line of the test split has the same instance"
+        else:
+            seen.add((row.video, int(row.instance)))
+            used.append(row)
+            continue
+        dropped.setdefault(reason, []).append(row)
+    return used
+
+
+def _read_video(masks: Path, job: tuple[str, bool]) -> Frames:
+    """Read the instances in each annotated frame of a video, and their masks if the second value of ``job`` is True.
+
+    A video without a folder has no annotated frame.
+    """
+    video, with_masks = job
+    folder = masks / video
+    paths = sorted(path for path in folder.iterdir() if _FRAME_FILE.fullmatch(path.name)) if folder.is_dir() else []
+    frames: Frames = {}
+    for path in paths:
+        try:
+            with h5py.File(path, "r") as file:
+                ids = [int(instance) for instance in np.ravel(file["instance"][()])]
+        except _BROKEN_H5 as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"mask {path} is broken ({reason}); fetch or extract this file again") from error
+        frames[int(path.stem)] = {
+            instance: encode_masks(read_instance_mask(path, instance)[None].numpy())[0] if with_masks else None
+            for instance in ids
+        }
+    return frames
+
+
+def _frames_of(row: _Row, frames: Frames, dropped: dict[str, list[_Row]]) -> list[int]:
+    """Return the frames with a sentence's instance; if there is none, add the sentence to ``dropped``."""
+    present = [frame for frame, masks in frames.items() if int(row.instance) in masks]
+    if not present:
+        reason = "no h5 file has their instance" if frames else "their video has no folder of h5 files"
+        dropped.setdefault(reason, []).append(row)
+    return present
+
+
+def _coco_document(items: Sequence[A2dItem], videos: dict[str, Frames]) -> dict[str, Any]:
+    """Return COCO annotations with one image and one annotation for each item."""
+    images, annotations = [], []
+    for number, item in enumerate(items, start=1):
+        mask = videos[item.video][item.frame][item.instance]
+        assert mask is not None
+        height, width = mask["size"]
+        images.append({"id": item.id, "height": height, "width": width})
+        annotations.append(
+            {
+                "id": number,
+                "image_id": item.id,
+                "category_id": 1,
+                "iscrowd": 0,
+                "area": int(coco_mask.area(mask)),
+                "bbox": coco_mask.toBbox(mask).tolist(),
+                "segmentation": {"size": [height, width], "counts": mask["counts"].decode("ascii")},
+            }
+        )
+    return {"categories": [{"id": 1, "name": "dummy_class"}], "images": images, "annotations": annotations}
+
+
+def _lists(root: Path, split: str, items: Sequence[A2dItem]) -> bool:
+    """Whether the list of a split can be read and holds these items."""
+    try:
+        return read_items(root, split) == items
+    except UserError:
+        return False

@@ -202,6 +202,7 @@ class Conversion:
     images: dict[str, int] = field(default_factory=dict)
     objects: dict[str, int] = field(default_factory=dict)
     expressions: dict[str, int] = field(default_factory=dict)
+    items: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 

@@ -2,6 +2,7 @@
 
 python -m scripts.prepare_data davis --davis_root <folder> --output_dir <folder>
 python -m scripts.prepare_data refcoco --refer_root <folder> --images <folder> --output_dir <folder>
+python -m scripts.prepare_data a2d --a2d_root <folder>
 """
 
 from __future__ import annotations
@@ -22,12 +23,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         summary = convert_davis(args.davis_root, args.output_dir, args.copy, args.workers)
         print(f"Ref-DAVIS17 in the layout of Ref-YouTube-VOS: {args.output_dir}")
+    elif args.dataset == "a2d":
+        from datasets.a2d import convert_a2d
+
+        summary = convert_a2d(args.a2d_root, args.output_dir, args.workers)
+        print(f"A2D-Sentences, lists of sentences and ground truth: {args.output_dir or args.a2d_root}")
     else:
         from datasets.refcoco import convert_refcoco
 
         summary = convert_refcoco(args.dataset, args.refer_root, args.output_dir, args.images, args.copy)
         print(f"{args.dataset}: {args.output_dir}")
-    names = [name for name in ("videos", "frames", "images", "objects", "expressions") if getattr(summary, name)]
+    names = [
+        name for name in ("videos", "frames", "images", "objects", "expressions", "items") if getattr(summary, name)
+    ]
     for split in summary.expressions:
         print(f"  {split}: " + ", ".join(f"{getattr(summary, name)[split]} {name}" for name in names))
     for note in summary.notes:
@@ -38,8 +46,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None means the process's own)."""
     parser = Parser(
         prog="python -m scripts.prepare_data",
-        description="Convert a distributed dataset to the layout that its loader reads. The source is only read. A "
-        "conversion can be repeated: it completes what is missing.",
+        description="Convert a distributed dataset to the layout that its loader reads. Files of the source are "
+        "only read. A conversion can be repeated: it completes what is missing.",
     )
     datasets = parser.add_subparsers(dest="dataset", required=True)
     davis = datasets.add_parser("davis", help="Ref-DAVIS17 to the layout of Ref-YouTube-VOS")
@@ -61,6 +69,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for dataset in parsers:
         dataset.add_argument("--output_dir", type=Path, required=True, help="folder of the result")
         dataset.add_argument("--copy", action="store_true", help="copy the images; without it they are linked")
+    a2d = datasets.add_parser("a2d", help="lists of sentences and ground truth of A2D-Sentences, beside the release")
+    a2d.add_argument("--a2d_root", type=Path, required=True, help="holds Release/ and text_annotations/")
+    a2d.add_argument("--output_dir", type=Path, help="folder of the result (default: A2D_ROOT, where they are read)")
+    a2d.add_argument("--workers", type=int, default=1, help="processes")
     return parser.parse_args(argv)
 
 

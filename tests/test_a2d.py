@@ -1,9 +1,11 @@
-"""A2D-Sentences: clips around an annotated frame, lists of sentences, ground truth, and every bad input."""
+"""A2D-Sentences: clips around an annotated frame, lists of sentences, ground truth, conversion, and every bad input."""
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import numpy as np
 import pytest
 
 from datasets import build_dataset, build_evaluator
-from datasets.a2d import A2dClips, read_instance_mask
+from datasets.a2d import A2dClips, convert_a2d, read_instance_mask, read_items
 from datasets.clip import collate, denormalise
 from datasets.registry import load_config, resolve
 from datasets.transforms import EvalTransform, TrainTransform
-from tests.true_formats import coco_truth, write_instances, write_toy_a2d
+from scripts import prepare_data
+from tests.true_formats import COPIED, MISSED, coco_truth, write_instances, write_toy_a2d
 from util.config import Config
-from util.errors import UserError
+from util.errors import UserError, run_cli
 from util.metrics import QueryPredictions
 from util.video import write_video
 
@@ -202,6 +205,14 @@ def test_missed_videos_are_left_out_and_counted(tmp_path: Path, caplog: pytest.L
     assert "1 sentences of" in caplog.text and "a2d_missed_videos.txt" in caplog.text
 
 
+def test_a_list_with_short_sentences(tmp_path: Path):
+    """As LoSh passes on: [sentence, short sentence, video, frame, instance]."""
+    root = write_set(tmp_path, [["a cat", "v", 5, 1]])
+    list_file(root, "test").write_text(json.dumps([["A man  climbs up", "a man", "v", 5, "1"]]))
+    (item,) = plain(root).items
+    assert (item.id, item.caption, item.frame, item.instance) == ("v_v_f_5_i_1", "a man climbs up", 5, 1)
+
+
 def test_the_truth_is_the_same_from_cocos_form_and_from_the_masks(toy: Path, caplog: pytest.LogCaptureFixture):
     clips = build_dataset(config(toy), "test")
     listed = clips.ground_truth(toy / "a2d_sentences_test_annotations_in_coco_format.json")
@@ -317,3 +328,196 @@ def test_missing_parts(tmp_path: Path):
     list_file(root, "test").unlink()
     with pytest.raises(UserError, match=r"test_annotations\.json is missing; it should hold the sentences of the test"):
         plain(root)
+
+
+# --- lists and ground truth made from the release
+
+
+COCO = "a2d_sentences_test_annotations_in_coco_format.json"
+TABLE, SUBSETS = Path("text_annotations/a2d_annotation.txt"), Path("Release/videoset.csv")
+MASKS = Path("text_annotations/a2d_annotation_with_instances")
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """A release without lists: video ``t`` for training, ``v`` and ``w`` for testing, and ``gone``, which is missed."""
+    root = tmp_path / "release"
+    for video, frame, ids in (("t", 1, [0]), ("v", 3, [3, 1]), ("v", 12, [1]), ("v", 5, [1, 3]), ("w", 2, [0])):
+        masks = np.stack([mask_of(number) for number in ids])
+        write_instances(root / MASKS / video / f"{frame:05d}.h5", ids, masks)
+    (root / "text_annotations" / "a2d_missed_videos.txt").write_text("gone\n")
+    (root / "Release").mkdir()
+    rows = [f"{video},34,0:00:01,0:00:05,320,570,136,3,{subset}\n" for video, subset in SPLITS_OF.items()]
+    (root / SUBSETS).write_text("".join(rows))
+    (root / TABLE).write_text("video_id,instance_id,query\nv,3,The BIG one \nt,0,a train\nw,0, one\nv,1,a small one\n")
+    return root
+
+
+SPLITS_OF = {"v": 1, "t": 0, "w": 1, "gone": 0}
+LISTS = {
+    "train": [["a train", "t", 1, 0]],
+    "test": [
+        *(["the big one ", "v", frame, 3] for frame in (3, 5)),
+        [" one", "w", 2, 0],
+        *(["a small one", "v", frame, 1] for frame in (3, 5, 12)),
+    ],
+}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def add(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def lists_of(root: Path) -> dict[str, Any]:
+    return {split: read(list_file(root, split)) for split in LISTS}
+
+
+def test_the_lists_made_from_the_release_are_those_that_are_passed_on(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    prepare_data.main(["a2d", "--a2d_root", str(toy), "--output_dir", str(tmp_path), "--workers", "2"])
+    output, clips = capsys.readouterr().out, {split: build_dataset(config(toy), split) for split in LISTS}
+    for split, listed in clips.items():
+        assert read_items(tmp_path, split) == listed.items
+        assert read(list_file(tmp_path, split)) == [[*rest, int(i)] for *rest, i in read(list_file(toy, split))]
+        frames = len({(item.video, item.frame) for item in listed.items})
+        assert f"  {split}: 2 videos, {frames} frames, " in output and f" {len(listed.items)} items" in output
+    assert read(tmp_path / COCO) == read(toy / COCO)
+    assert clips["test"].ground_truth(tmp_path / COCO) == clips["test"].ground_truth(tmp_path / "absent.json")
+    line = (toy / TABLE).read_text().splitlines().index(f'trainToy0000,{COPIED},"a copied line, which is in no list"')
+    where = f"first: line {line + 1}, instance '{COPIED}' of trainToy0000"
+    assert f"note: sentences left out because their instance is not a number: 1 ({where})" in output
+    assert output.count("note: ") == 1 and MISSED not in output
+
+
+def test_items_are_in_the_order_of_lines_and_frames(release: Path):
+    summary = convert_a2d(release)
+    assert lists_of(release) == LISTS and summary.notes == []
+    assert summary.videos == {"train": 1, "test": 2} and summary.frames == {"train": 1, "test": 4}
+    assert summary.expressions == {"train": 1, "test": 3} and summary.items == {"train": 1, "test": 6}
+    masks = {f"v_{video}_f_{frame}_i_{obj}": mask_of(obj) for _, video, frame, obj in LISTS["test"]}
+    assert read(release / COCO) == coco_truth(masks)
+    files = {path: path.read_bytes() for path in release.rglob("*") if path.is_file()}
+    assert convert_a2d(release).notes == []
+    assert {path: path.read_bytes() for path in release.rglob("*") if path.is_file()} == files
+
+
+def test_a_table_from_windows_with_more_columns_and_commas(release: Path):
+    lines = [
+        "\ufeffshort_query, instance_id,query,video_id",
+        "one,3,The BIG one ,v",
+        "",
+        's, 0 ,"A ""big"", red train",t',
+    ]
+    lines += ["one,0, one,w", ",,,", ",1,a small one,v"]
+    (release / TABLE).write_bytes("\r\n".join([*lines, ""]).encode())
+    (release / SUBSETS).write_bytes(b"\xef\xbb\xbf" + (release / SUBSETS).read_bytes().replace(b"\n", b"\r\n"))
+    assert convert_a2d(release).notes == []
+    assert lists_of(release) == {**LISTS, "train": [['a "big", red train', "t", 1, 0]]}
+
+
+def test_sentences_that_are_left_out_are_counted(release: Path):
+    add(release / TABLE, f"v,{COPIED},copied\nv,,nothing\ngone,0,missed\nelse,0,unlisted\nt,0, \nt,7,absent\n")
+    add(release / TABLE, "u,0,no folder\nv,3,again\nt,0,the same train\n")
+    add(release / SUBSETS, "u,34,0:00:01,0:00:05,320,570,136,3,0\n")
+    (release / MASKS / "t" / "._00001.h5").write_bytes(b"of macOS")
+    summary = convert_a2d(release)
+    assert lists_of(release) == {**LISTS, "train": [["a train", "t", 1, 0], ["the same train", "t", 1, 0]]}
+    assert summary.notes == [
+        f"sentences left out because {note}"
+        for note in (
+            f"their instance is not a number: 2 (first: line 6, instance '{COPIED}' of v)",
+            "a2d_missed_videos.txt lists their video: 1 (first: line 8, instance '0' of gone)",
+            "videoset.csv does not list their video: 1 (first: line 9, instance '0' of else)",
+            "they are empty: 1 (first: line 10, instance '0' of t)",
+            "an earlier line of the test split has the same instance: 1 (first: line 13, instance '3' of v)",
+            "no h5 file has their instance: 1 (first: line 11, instance '7' of t)",
+            "their video has no folder of h5 files: 1 (first: line 12, instance '0' of u)",
+        )
+    ]
+
+
+def test_lists_that_are_there_are_compared(release: Path, tmp_path: Path):
+    path = list_file(release, "test")
+    path.write_text(json.dumps([[text, "short", *rest, str(obj)] for text, *rest, obj in LISTS["test"]]))
+    assert convert_a2d(release).notes == [] and lists_of(release) == LISTS
+    for content in (json.dumps(LISTS["test"][:-1]), "["):
+        path.write_text(content)
+        assert convert_a2d(release).notes == [f"{path} held other items, or could not be read, and is replaced"]
+        assert lists_of(release) == LISTS
+    shutil.rmtree(release / MASKS / "t")
+    notes = convert_a2d(release, tmp_path / "out").notes
+    assert notes[-1] == "no sentence of train can be used; its list is not written"
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [path.name, COCO]
+
+
+def replaced(path: Path, text: str) -> Callable[[Path], object]:
+    return lambda root: (root / path).write_text(text)
+
+
+def added(path: Path, text: str) -> Callable[[Path], object]:
+    return lambda root: add(root / path, text)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (shutil.rmtree, "release is missing; it should hold the folders Release and text_annotations"),
+        (lambda root: shutil.rmtree(root / MASKS), "should hold a folder of h5 masks per video"),
+        (lambda root: (root / TABLE).unlink(), "a2d_annotation.txt is missing; it should hold the columns video_id"),
+        (replaced(TABLE, " \n\n"), "a2d_annotation.txt is empty; it should hold the columns video_id"),
+        (replaced(TABLE, "video_id,query\nv,a\n"), "a2d_annotation.txt has no column 'instance_id'; its first line"),
+        (
+            replaced(TABLE, "v,1,a cat\n"),
+            "has no column 'video_id'; its first line should be video_id,instance_id,query",
+        ),
+        (
+            replaced(TABLE, "video_id,instance_id,query\n"),
+            "no sentence of {root}/text_annotations/a2d_annotation.txt can",
+        ),
+        (added(TABLE, "v,1\n"), "line 6 has 2 values for 3 columns; it should be video_id,instance_id,query, with"),
+        (added(TABLE, "v,1,a cat, and a dog\n"), "line 6 has 4 values for 3 columns"),
+        (
+            added(TABLE, 'v,1,"a cat\nv,0,a dog\n'),
+            "line 6 is not a line of a CSV file (a quotation mark is not closed)",
+        ),
+        (added(TABLE, 'v,1,"a cat\n'), "line 6 is not a line of a CSV file (a quotation mark is not closed)"),
+        (added(TABLE, f"v,1,{'a' * 200_000}\n"), "line 6 is not a line of a CSV file (field larger"),
+        (added(TABLE, "../v,1,a cat\n"), "a2d_annotation.txt: a video is named '../v'"),
+        (
+            lambda root: (root / TABLE).write_bytes(b"\xff\xfe"),
+            "cannot read {root}/text_annotations/a2d_annotation.txt",
+        ),
+        (lambda root: (root / SUBSETS).unlink(), "videoset.csv is missing; it should hold the columns video, label"),
+        (replaced(SUBSETS, ""), "videoset.csv is empty"),
+        (
+            added(SUBSETS, "x,1,0,5,320,570,136,3,2\n"),
+            "videoset.csv, line 5 is 'x,1,0,5,320,570,136,3,2'; it should be",
+        ),
+        (added(SUBSETS, "x,0\n"), "videoset.csv, line 5 is 'x,0'; it should be: video, label, start"),
+        (added(SUBSETS, "..,1,0,5,320,570,136,3,1\n"), "videoset.csv: a video is named '..'"),
+        (
+            added(SUBSETS, "v,1,0,5,320,570,136,3,0\n"),
+            "line 5 lists v as train, and an earlier line in the other split",
+        ),
+        (replaced(MASKS / "t" / "00001.h5", "no h5"), "00001.h5 is broken"),
+        (
+            lambda root: write_instances(root / MASKS / "w/00002.h5", [0, 2], mask_of(1)[None]),
+            "for 2 instances; it should",
+        ),
+    ],
+)
+def test_a_bad_release(
+    release: Path, spoil: Callable[[Path], object], message: str, capsys: pytest.CaptureFixture[str]
+):
+    spoil(release)
+    with pytest.raises(SystemExit) as stop:
+        run_cli(lambda: prepare_data.main(["a2d", "--a2d_root", str(release)]))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert message.replace("{root}", str(release)) in error
+    assert not list(release.glob("*.json"))

@@ -7,6 +7,8 @@ For Ref-YouTube-VOS, use ``datasets.toy.make_toy``.
 from __future__ import annotations
 
 import copy
+import csv
+import io
 import json
 import struct
 from collections.abc import Iterator, Sequence
@@ -35,6 +37,7 @@ from util.files import atomic_path, write_json
 IMAGE_KINDS = ("colour", "shape", "size", "relation")  # kinds of sentences; an image shows no motion
 EVERYTHING = "all shapes"  # the sentence of MeViS that refers to all objects of a video
 MISSED = "missedvideo"  # a video that A2D lists although it has no clip and no sentence
+COPIED = "1 (copy)"  # the instance of a line in A2D that no list uses
 JHMDB_ACTIONS = ("catch", "walk")
 
 
@@ -203,10 +206,11 @@ def write_toy_a2d(
     width: int = 96,
     seed: int = 0,
 ) -> Path:
-    """Write a small A2D-Sentences: MP4 clips, h5 masks, the lists of sentences and the COCO-style annotations.
+    """Write a small A2D-Sentences: MP4 clips, h5 masks, tables, the lists of sentences and the COCO-style annotations.
 
     The first, a middle and the last frame of each video are annotated. Every second video has a single instance, whose
-    ``reMask`` has no axis for instances.
+    ``reMask`` has no axis for instances. As in the release, one line of ``a2d_annotation.txt`` has the instance
+    ``COPIED``, and is in no list.
 
     Args:
         root: a new or empty folder.
@@ -224,7 +228,8 @@ def write_toy_a2d(
     root = _empty_folder(root)
     parameters = ToyParameters(num_train, num_test, 0, frames, height, width, seed, KINDS)
     texts = root / "text_annotations"
-    rows, sentence_rows = [], ["video_id,instance_id,query"]
+    rows: list[str] = []
+    lines: list[list[Any]] = [["video_id", "instance_id", "query"]]
     annotated = sorted({0, frames // 2, frames - 1})
     for split, number_of_videos in (("train", num_train), ("test", num_test)):
         entries: list[list[Any]] = []
@@ -240,17 +245,22 @@ def write_toy_a2d(
                 if masks:
                     file = texts / "a2d_annotation_with_instances" / name / f"{t + 1:05d}.h5"
                     write_instances(file, [obj - 1 for obj in masks], np.stack(list(masks.values())))
-                for obj, mask in masks.items():
-                    entries.append([sentences[obj], name, t + 1, str(obj - 1)])  # the distributed file has strings, too
-                    truth[f"v_{name}_f_{t + 1}_i_{obj - 1}"] = mask
-            sentence_rows += [f"{name},{obj - 1},{sentence}" for obj, sentence in sentences.items()]
+            for obj, sentence in sentences.items():
+                lines.append([name, obj - 1, sentence.capitalize()])
+                for t in annotated:
+                    if (video.masks[t] == obj).any():
+                        entries.append([sentence, name, t + 1, str(obj - 1)])  # some lists have text, others numbers
+                        truth[f"v_{name}_f_{t + 1}_i_{obj - 1}"] = video.masks[t] == obj
             size = f"{height},{width},{frames},{len(annotated)}"
             rows.append(f"{name},11,0:00:00,0:00:01,{size},{int(split == 'test')}")
         write_json(root / f"a2d_sentences_single_frame_{split}_annotations.json", entries)
         if split == "test":
             write_json(root / "a2d_sentences_test_annotations_in_coco_format.json", coco_truth(truth))
     _write_lines(root / "Release" / "videoset.csv", [*rows, f"{MISSED},11,0:00:00,0:00:01,{height},{width},8,3,0"])
-    _write_lines(texts / "a2d_annotation.txt", sentence_rows)
+    lines += [[row.partition(",")[0], COPIED, "a copied line, which is in no list"] for row in rows[:1]]
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(lines)
+    _write_lines(texts / "a2d_annotation.txt", table.getvalue().splitlines())
     _write_lines(texts / "a2d_missed_videos.txt", [MISSED])
     return root
 
