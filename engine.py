@@ -115,6 +115,8 @@ class Run:
     """Steps between log lines."""
     save_every: int = 0
     """Steps between checkpoints; 0: at the ends of epochs only."""
+    broken_clips: Callable[[], int] = lambda: 0
+    """Number of broken clips that were replaced so far."""
 
 
 def train(run: Run) -> int:
@@ -163,7 +165,7 @@ def train(run: Run) -> int:
         if faulty:
             guard.raise_fault(meter)
         if logs and not fault:
-            broken = {"broken_clips": count} if (count := run.loader.dataset.broken) else {}
+            broken = {"broken_clips": count} if (count := run.broken_clips()) else {}
             run.log.write(step, {**meter.flush(), "lr": rate, **broken}, epoch=epoch)
         if saves or stops or (due and not fault):
             guard.report_stage(f"saves step {step}")

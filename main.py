@@ -192,6 +192,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
         accumulate=cfg.accumulate,
         log_every=cfg.log_every,
         save_every=cfg.save_every,
+        broken_clips=lambda: loader.dataset.broken,
     )
 
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 CLIPS = 3782  # MP4 files of the whole dataset
 CLIP_FOLDERS = ("clips320H", "CLIPS320")  # of the two releases
+BROKEN_H5 = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
 SLACK = 2  # pixels: a clip may be scaled and slightly wider or narrower than its masks, because MP4 sides are even
 
 logger = logging.getLogger(__name__)
@@ -316,7 +317,7 @@ def read_instance_mask(path: Path, instance: int) -> Tensor:
     try:
         with h5py.File(path, "r") as file:
             ids, masks = np.ravel(file["instance"][()]).tolist(), np.asarray(file["reMask"][()])
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError) as error:
+    except BROKEN_H5 as error:
         raise UserError(
             f"mask {path} is broken ({reason_of(path, error)}); fetch or extract this file again"
         ) from error
@@ -431,7 +432,6 @@ SENTENCES = ("video_id", "instance_id", "query")  # columns of a2d_annotation.tx
 
 _FRAME_FILE = re.compile(r"(?!0+\.)[0-9]{5}\.h5")  # excludes macOS's ._00001.h5
 _INSTANCE = re.compile("[0-9]{1,9}")
-_BROKEN_H5 = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -601,8 +601,8 @@ def _read_video(masks: Path, job: tuple[str, bool]) -> Frames:
         try:
             with h5py.File(path, "r") as file:
                 ids = [int(instance) for instance in np.ravel(file["instance"][()])]
-        except _BROKEN_H5 as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+        except BROKEN_H5 as error:
+            reason = reason_of(path, error)
             raise UserError(f"mask {path} is broken ({reason}); fetch or extract this file again") from error
         frames[int(path.stem)] = {
             instance: encode_masks(read_instance_mask(path, instance)[None].numpy())[0] if with_masks else None

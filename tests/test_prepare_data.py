@@ -213,14 +213,13 @@ FIRST_TEXT = f"davis_text_annotations/{TEXTS[0]}"
         (edit("DAVIS/ImageSets/2017/val.txt", Path.unlink), "val.txt is missing"),
         (edit("DAVIS/ImageSets/2017/val.txt", lambda path: path.write_text("")), "val.txt is empty"),
         (edit("DAVIS/ImageSets/2017/val.txt", add_line(b"../bear")), "val.txt: a video is named '../bear'"),
-        (edit("DAVIS/davis_semantics.json", Path.unlink), "davis_semantics.json is missing"),
         (edit("DAVIS/davis_semantics.json", lambda path: path.write_text("[]")), "has a different structure"),
         (edit("DAVIS/JPEGImages/480p/bear", shutil.rmtree), "480p/bear is missing; it should hold the frames of bear"),
         (edit("DAVIS/Annotations_unsupervised/480p/bear", shutil.rmtree), "should hold the masks of bear"),
         (edit("DAVIS/Annotations_unsupervised/480p/bear/00001.png", Path.unlink), "bear/00001.png is missing"),
         (
             edit("DAVIS/Annotations_unsupervised/480p/bear/00001.png", lambda path: path.write_bytes(b"")),
-            "bear/00001.png: it is broken",
+            "bear/00001.png: it is empty",
         ),
         (
             edit("DAVIS/JPEGImages/480p/bear/00001.jpg", lambda path: Image.new("RGB", (6, 4)).save(path)),

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+import main
 from datasets import build_scorer, list_videos
 from datasets.a2d import read_instance_mask
 from datasets.checks import check
@@ -29,6 +30,7 @@ from datasets.scoring import OBJECTS_FILE, find_ground_truth, score_expressions,
 from datasets.toy import make_toy
 from datasets.transforms import EvalTransform
 from scripts import eval_jf
+from tests.commands import run_command
 from tests.true_formats import as_released, write_toy_davis, write_toy_jhmdb, write_toy_mevis, write_toy_refcoco
 from util.checkpoint import read_content
 from util.config import Config
@@ -339,3 +341,28 @@ def test_sound_files_are_not_suspected(tmp_path: Path) -> None:
     assert read_puppet_mask(tmp_path / "a.mat", 2).all()
     cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((4, 4, 3), np.uint8))
     assert read_frame(tmp_path / "a.jpg").shape == (3, 4, 4)
+
+
+# --- a broken item in training
+
+
+@pytest.mark.slow
+def test_a_broken_item_does_not_end_a_run_for_good(tmp_path: Path) -> None:
+    write_toy_refcoco(tmp_path / "refer", num_train=4, num_eval=1, height=48, width=64)
+    convert_refcoco("refcoco", tmp_path / "refer", tmp_path / "coco", tmp_path / "refer" / "train2014")
+    path = tmp_path / "coco" / "instances_refcoco_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][3]["segmentation"] = [[1.0, 1.0, 9.0]]
+    write_json(path, content)
+    steps = len(content["images"])
+    options = ("--config", "configs/vdit_toy.yaml", "--dataset_file", "refcoco", "--coco_path", tmp_path / "coco")
+    options += ("--output_dir", tmp_path / "run", "--batch_size", 1, "--num_workers", 1, "--num_frames", 2)
+    options += ("--max_steps", steps, "--save_every", 1, "--resume", "auto")
+    failed = run_command(main.main, *options)
+    assert failed.returncode == 2 and failed.stderr.count("\n") == 1, failed.stderr
+    assert "image entry 3 of instances_refcoco_train.json has polygons" in failed.stderr
+    assert "use --skip_broken" in failed.stderr
+    done = run_command(main.main, *options, "--skip_broken", "--num_workers", 0)
+    assert done.returncode == 0, done.stderr
+    assert "is replaced with another one (--skip_broken): image entry 3" in done.stderr
+    assert "broken_clips" in (tmp_path / "run" / "log.jsonl").read_text()
