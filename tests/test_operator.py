@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.ops import MSDeformAttn, build, functional, multi_scale_deformable_attention, plain
+from scripts.bench_operator import best_time
 from util.errors import UserError, run_cli
 
 Shapes = Sequence[tuple[int, int]]
@@ -487,3 +488,13 @@ def test_a_kernel_of_other_sources_or_another_pytorch_is_not_used(
     with (sources / "msda_cpu.cpp").open("a") as file:
         file.write("// changed\n")
     assert build._find("cpu") is None
+
+
+def test_the_benchmark_uses_the_threads_of_pytorch() -> None:
+    before, seen = torch.get_num_threads(), set()
+    torch.set_num_threads(3)
+    try:
+        best_time(lambda: seen.add(torch.get_num_threads()), 0.01)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {3}
