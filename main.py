@@ -94,7 +94,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     loader = build_loader(cfg, pin_memory=device.type == "cuda")
     schedule = build_schedule(cfg, loader.batches.steps_per_epoch)
     if resumed:
-        resumed.require_epochs_of(schedule.steps_per_epoch)
+        resumed.require_steps_per_epoch(schedule.steps_per_epoch)
     validate_every = max(1, round(cfg.eval_every * schedule.steps_per_epoch)) if cfg.eval_every else 0
     scorings = build_validation_scorings(cfg, device, guard) if validate_every else {}
     if resumed and first_step >= schedule.total_steps:

@@ -1,7 +1,7 @@
-"""Checkpoints in the authors' layout, ``{"model": weights, "epoch": …, "args": argparse.Namespace}``, and their names.
+"""Converts checkpoints from and to the authors' layout, ``{"model": weights, "epoch": …, "args": argparse.Namespace}``.
 
-Every name of a released checkpoint is either one of this project's, or on the list of parts that the models never use,
-or an error that names it.
+Every weight of a released checkpoint either has a name in this project, or is on the list of those that the models
+never use. Any other weight is an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion.stack import StockParts
-from util.checkpoint import FORMAT, is_state
+from util.checkpoint import is_state
 from util.errors import UserError
 
 Value = TypeVar("Value")
@@ -27,7 +27,7 @@ BACKBONE = {"vdit": "backbone.0.diff_ftex.", "hcd": "backbone.diff_feature_extra
 
 UNUSED = (
     "sentence_proj.{rest}",  # frozen and never called in the released code
-    "@unet.up_blocks.3.{rest}",  # behind the last tap
+    "@unet.up_blocks.3.{rest}",  # after the last tap
     "@unet.conv_norm_out.{rest}",
     "@unet.conv_out.{rest}",
     "@vae.decoder.{rest}",
@@ -97,7 +97,7 @@ LEVELS = {
     # HCD has no convolutions at level 0, so its list of levels begins with level 1.
     "hcd": ("encoder.levels.0", "encoder.levels.1", "encoder.levels.2"),
 }
-"""The levels that ``act_postprocess.0`` and its successors stand for; ``act_1_postprocess`` … count up to 4."""
+"""The modules that are called ``act_postprocess.0``, ``.1``, … there, and also ``act_K_postprocess`` with K up to 4."""
 
 _FIELDS = {"{n}": r"(?P<n>\d+)", "{k}": r"(?P<k>[12])", "{rest}": r"(?P<rest>.+)"}
 
@@ -114,16 +114,16 @@ class AuthorsNames:
         first = 5 - len(levels)
         names = [*NAMES, *OWN_NAMES[model]]
         names += [(f"@act_{first + i}_postprocess.{{rest}}", f"{to}.{{rest}}") for i, to in enumerate(levels)]
-        # Second names of tensors that released checkpoints hold twice.
+        # Released checkpoints hold these tensors a second time, under another name.
         names += [(f"@act_postprocess.{i}.{{rest}}", f"{to}.{{rest}}") for i, to in enumerate(levels)]
         names.append(("transformer.decoder.bbox_embed.{rest}", "transformer.box_heads.{rest}"))
-        newer = ("@text_encoder.{rest}", "encoder.text_encoder.module.{rest}")  # with newer versions of the libraries
+        newer = ("@text_encoder.{rest}", "encoder.text_encoder.module.{rest}")  # newer transformers
         self._unused = [_pattern(theirs, model) for theirs in UNUSED]
         self._ours = [(_pattern(theirs, model), ours) for theirs, ours in (*names, newer)]
         self._theirs = [(_pattern(ours, model), theirs.replace("@", BACKBONE[model])) for theirs, ours in names]
 
     def ours(self, theirs: str) -> str | None:
-        """This project's name of a released parameter; None where the models never use it.
+        """This project's name of a released parameter; None if the models never use it.
 
         Raises:
             UserError: the name is unknown.
@@ -167,7 +167,10 @@ def authors_model(names: Collection[str]) -> str:
     """
     found = [model for model, prefix in BACKBONE.items() if any(name.startswith(prefix) for name in names)]
     if len(found) != 1:
-        raise UserError("the checkpoint has the layout of the authors, but is of neither VD-IT nor HCD")
+        raise UserError(
+            "the checkpoint has the layout of the authors, but is of neither VD-IT nor HCD; give a checkpoint "
+            "of one of these"
+        )
     return found[0]
 
 
@@ -188,7 +191,8 @@ def convert_authors(state: Mapping[str, Value]) -> dict[str, Value]:
             continue
         if ours in renamed and not _same(renamed[ours], value):
             raise UserError(
-                f"the checkpoint's {sources[ours]} and {name} should be one tensor, but differ; the file is damaged"
+                f"the checkpoint's {sources[ours]} and {name} should be one tensor, but differ; the file is damaged, "
+                "download it again"
             )
         renamed.setdefault(ours, value)
         sources.setdefault(ours, name)
@@ -234,8 +238,6 @@ def read_authors(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
     plain = {str(name): value for name, value in given.items() if _is_plain(value)}
     sizes = {name: plain[name] for name in SIZES if name in plain}
     return {
-        "format": FORMAT,
-        "layout": "authors",
         "model": model,
         "config": {"model": model, "lora_rank": 0, **sizes, **_pyramid(weights, model)},
         "weights": weights,

@@ -93,7 +93,7 @@ class Checkpoint:
         """Number of optimiser steps done; 0 where it holds weights only."""
         return self.training.get("step", 0)
 
-    def file_name(self, name: str) -> str:
+    def name_in_file(self, name: str) -> str:
         """The name that the file has for a parameter of this project."""
         if not self.authors_layout:
             return name
@@ -103,22 +103,24 @@ class Checkpoint:
             return name
 
     def config(self, **options: Any) -> Config:
-        """The configuration that the checkpoint was made with, with ``options`` in place where not None or empty.
+        """The configuration that the checkpoint was made with; ``options`` that are not None or empty take precedence.
 
         Raises:
-            UserError: the options make no configuration, one is unknown, or ``model`` differs.
+            UserError: an option is unknown or has an invalid value, or ``model`` differs.
         """
         check_model(self.model, self.path, options.get("model") or "")
         known = {option.name for option in dataclasses.fields(Config)}
         for name in options.keys() - known:
             near = nearest(name, sorted(known))
-            raise UserError(f"unknown option {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+            advice = f"did you mean {near!r}?" if near else "main.py --help lists the options"
+            raise UserError(f"unknown option {name!r}; {advice}")
         values = {name: value for name, value in self.options.items() if name in known}
         given = {name: value for name, value in options.items() if value is not None and value != ""}
         try:
             return Config(**{**values, **given, "model": self.model})
         except UserError as error:
-            raise UserError(f"the options stored in {self.path} are not valid: {error}") from error
+            others = ", or those given in their place," if given else ""
+            raise UserError(f"the options stored in {self.path}{others} are not valid: {error}") from error
 
     def require_options(self, options: Mapping[str, Any], new_run: bool = False) -> None:
         """Refuse options that change sizes or what the model computes, even where the weights would fit.
@@ -147,7 +149,7 @@ class Checkpoint:
                     "configuration that the checkpoint was made with"
                 )
 
-    def require_epochs_of(self, steps_per_epoch: int) -> None:
+    def require_steps_per_epoch(self, steps_per_epoch: int) -> None:
         """Refuse to resume with epochs of a different length: the position in one would mean other clips.
 
         Raises:
@@ -267,7 +269,7 @@ def load_weights(
     def optional(name: str) -> bool:
         return (dropped and name.startswith(CLASS_HEADS)) or (adapters and LORA in name)
 
-    load_state(model, weights, path, optional, checkpoint.file_name)
+    load_state(model, weights, path, optional, checkpoint.name_in_file)
     frozen = frozen_identity(model, sources)
     notes += check_identity(checkpoint.frozen, frozen, path, held, ignore_identity)
     return frozen, notes
@@ -356,10 +358,14 @@ def portable(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
         for name, value in checkpoint.options.items()
         if name in rules and (name in PATHS or not rules[name].path)
     }
-    frozen = {
-        part: {key: named(value) if key == "source" else value for key, value in entry.items()}
-        for part, entry in checkpoint.frozen.items()
-    }
+    frozen = {part: dict(entry) for part, entry in checkpoint.frozen.items()}
+    for part, entry in frozen.items():
+        source = entry.get("source", "")
+        if part == "backbone" and " " in source:  # its name and the path of its weights (``models.frozen_sources``)
+            name, _, path = source.partition(" ")
+            entry["source"] = f"{name} {named(path)}"
+        elif source:
+            entry["source"] = named(source)
     content = {"model": checkpoint.model, "config": config, "frozen": frozen, "weights": checkpoint.weights}
     return {**content, **checkpoint.extras}
 
@@ -518,7 +524,7 @@ def check_state(
         UserError: a parameter is missing, unknown or of a different shape.
     """
     own = {stored_name(name): value for name, value in model.state_dict().items()}
-    cause = "it was made with a different configuration, or is damaged"
+    cause = "use the configuration that the checkpoint was made with; if it is the same, the file is damaged"
     for name, value in sorted(weights.items()):
         if name not in own:
             raise UserError(f"{path} holds {shown(name)}, which this model lacks; {cause}")
@@ -535,7 +541,10 @@ def check_state(
         names = part_state(part, name).keys()
         lost = sorted(names - weights.keys())
         if lost and len(lost) < len(names):
-            raise UserError(f"{path} lacks {shown(lost[0])}, but holds other weights of that part; it is incomplete")
+            raise UserError(
+                f"{path} lacks {shown(lost[0])}, but holds other weights of that part; it is incomplete, copy or "
+                "download it again"
+            )
 
 
 def load_state(

@@ -7,7 +7,7 @@ only: its other terms have weight 0, so that nothing on the host depends on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,24 +42,6 @@ class BatchTargets:
     def low_masks(self) -> Tensor:
         """The masks at every second pixel, from pixel 1 on: ``[B, T, H/2, W/2]``."""
         return self.masks[..., 1::LOW_STRIDE, 1::LOW_STRIDE]
-
-
-def stack_targets(targets: Sequence[Mapping[str, Any]], size: Sequence[int]) -> BatchTargets:
-    """Stack the clips' targets and pad their masks on the right and bottom.
-
-    Args:
-        targets: per clip ``boxes [T, 4]``, ``masks [T, h, w]``, ``valid [T]``, on one device.
-        size: (H, W) of the padded frames.
-    """
-    masks = []
-    for target in targets:
-        h, w = target["masks"].shape[-2:]
-        masks.append(F.pad(target["masks"].float(), (0, size[1] - w, 0, size[0] - h)))
-    return BatchTargets(
-        boxes=torch.stack([target["boxes"] for target in targets]),
-        masks=torch.stack(masks),
-        valid=torch.stack([target["valid"].float() for target in targets]),
-    )
 
 
 BOX_EPS = 1e-7
@@ -118,11 +100,7 @@ def loss_masks(prediction: LayerPrediction, target: BatchTargets, count: Tensor,
     return {"loss_mask": refined[0], "loss_dice": refined[1], "loss_mask_low": coarse[0], "loss_dice_low": coarse[1]}
 
 
-LOSSES: dict[str, Callable[[LayerPrediction, BatchTargets, Tensor, float], dict[str, Tensor]]] = {
-    "labels": loss_labels,
-    "boxes": loss_boxes,
-    "masks": loss_masks,
-}
+LOSSES = (loss_labels, loss_boxes, loss_masks)
 
 
 def _of_chosen(per_query: Tensor, chosen: Tensor | None) -> Tensor:
@@ -173,7 +151,8 @@ class Matcher:
 
         masks = prediction.low_masks.transpose(1, 2).flatten(2)  # [B, Q, T·h·w]
         target_masks = target.low_masks.flatten(1)[:, None]
-        by_focal = _focal_cost(masks, target_masks, self.alpha, self.gamma)
+        labels = target_masks.expand_as(masks)
+        by_focal = sigmoid_focal_loss(masks, labels, alpha=self.alpha, gamma=self.gamma).mean(-1)
         by_dice = -dice_share(masks, target_masks)
         return (
             self.cost_class * by_class
@@ -182,11 +161,6 @@ class Matcher:
             + self.cost_mask * by_focal
             + self.cost_dice * by_dice
         )
-
-
-def _focal_cost(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-    """The focal loss of ``[B, Q, P]`` logits against ``[B, 1, P]`` ground truth, averaged over pixels."""
-    return sigmoid_focal_loss(logits, labels.expand_as(logits), alpha=alpha, gamma=gamma).mean(-1)
 
 
 class Criterion:
@@ -205,8 +179,21 @@ class Criterion:
 
     @staticmethod
     def prepare(targets: Sequence[Mapping[str, Any]], size: Sequence[int]) -> BatchTargets:
-        """Stack the targets of a batch (already on its device), masks padded to its frames' ``size`` (H, W)."""
-        return stack_targets(targets, size)
+        """Stack the targets of a batch and pad their masks on the right and bottom.
+
+        Args:
+            targets: per clip ``boxes [T, 4]``, ``masks [T, h, w]``, ``valid [T]``, on one device.
+            size: (H, W) of the padded frames.
+        """
+        masks = []
+        for target in targets:
+            h, w = target["masks"].shape[-2:]
+            masks.append(F.pad(target["masks"].float(), (0, size[1] - w, 0, size[0] - h)))
+        return BatchTargets(
+            boxes=torch.stack([target["boxes"] for target in targets]),
+            masks=torch.stack(masks),
+            valid=torch.stack([target["valid"].float() for target in targets]),
+        )
 
     def select(self, target: BatchTargets) -> MatchedQuery:
         """The selector of a training forward: the matched query of every layer."""
@@ -240,7 +227,7 @@ class Criterion:
         total = torch.zeros((), device=target.valid.device)
         for i, layer in enumerate(output.layers):
             suffix = "" if i == last else f"_{i}"
-            for loss in LOSSES.values():
+            for loss in LOSSES:
                 for name, value in loss(layer, target, count, self.focal_alpha).items():
                     terms[name + suffix] = value
                     total = total + self.weights[name] * value

@@ -19,7 +19,7 @@ from models.precision import call_in_float32
 
 TEMPERATURE = 10000.0
 EPS = 1e-6
-"""Of the sine position encodings (Carion et al., "DETR", ECCV 2020)."""
+"""Constants of the sine position encodings (Carion et al., "DETR", ECCV 2020)."""
 
 
 @dataclass

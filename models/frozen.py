@@ -22,13 +22,13 @@ class Frozen(nn.Module):
     Attributes:
         from_checkpoint: its weights came with a checkpoint and differ from the pretrained ones, so that checkpoints
             of this model hold them too (``models.checkpoints``).
-        awake: adapter layers inside it (``models.lora``), which follow the mode of the parent.
+        adapter_dropouts: dropout layers of adapters inside it (``models.lora``), which follow the mode of the parent.
         held: the half precision in which its weights are held and its outputs computed, or None.
         compiled: the compiled form of the module, or None.
     """
 
     from_checkpoint: bool = False
-    awake: tuple[nn.Module, ...] = ()
+    adapter_dropouts: tuple[nn.Module, ...] = ()
     held: torch.dtype | None = None
     compiled: Callable[..., Any] | None = None
 
@@ -37,9 +37,9 @@ class Frozen(nn.Module):
         self.module = module.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Frozen:
-        """Stay in evaluation mode, whatever the mode of the parent; only ``awake`` layers follow it."""
+        """Stay in evaluation mode, whatever the mode of the parent; only ``adapter_dropouts`` follow it."""
         super().train(False)
-        for layer in self.awake:
+        for layer in self.adapter_dropouts:
             layer.train(mode)
         return self
 

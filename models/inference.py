@@ -29,7 +29,7 @@ from util.metrics import QueryPredictions
 from util.preprocessing import normalise, pad_clips, resize_frames
 
 MULTIPLE = 16
-"""Frames are padded to a multiple of so many pixels, as the published models are evaluated."""
+"""Height and width of frames are padded to a multiple of this, as in the published evaluation."""
 WINDOW, OVERLAP = 36, 6
 FRAMES_AT_ONCE = 8
 """Masks resized at once. It bounds the memory: one of 1280×720 takes 3.7 MB, and a video may have hundreds."""
@@ -166,14 +166,14 @@ def _predict(
     assert output.masks is not None and output.chosen is not None
     query = int(output.chosen[index])
     scores = output.logits[index, :, query, 0].float().sigmoid().cpu().numpy()
-    named = bool(scores.mean() >= options.score_threshold)  # else the sentence names nothing in the clip
+    found = bool(scores.mean() >= options.score_threshold)  # else the sentence names nothing in the clip
     probabilities = probability_maps(output.masks[index], size, orig_size) if soft else None
     masks = (
         binary_masks(output.masks[index], size, orig_size, options.threshold)
         if probabilities is None
         else probabilities >= options.threshold
     )
-    masks &= named
+    masks &= found
     return Prediction(
         masks=masks.numpy(),
         boxes=pixel_boxes(output.boxes[index, :, query], orig_size).cpu().numpy(),
@@ -197,7 +197,7 @@ class FrameResult:
 
 
 class _Raw(NamedTuple):
-    """A frame before its masks have the video's size."""
+    """The prediction for one frame, with masks at the size of the model's input."""
 
     logits: Tensor
     """``[S, H, W]``, padded."""
@@ -207,7 +207,7 @@ class _Raw(NamedTuple):
     """``[S]``."""
 
     def fade(self, other: _Raw, share: float) -> _Raw:
-        """This frame with a share of the other's view of it."""
+        """Blend with another prediction for the same frame; ``share`` is the weight of the other."""
         return _Raw(*(torch.lerp(mine, theirs, share) for mine, theirs in zip(self, other, strict=True)))
 
 
@@ -251,13 +251,13 @@ class VideoSegmenter:
     def run(self, frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:
         """Segment the frames of one video.
 
-        The last window reaches back as far as it takes to be a whole one.
+        The last window has as many frames as the others: it begins earlier, and shares more frames.
 
         Args:
             frames: uint8 RGB ``[H0, W0, 3]``, all of one size, in order of time.
 
         Yields:
-            One result per frame, in order, up to ``window`` frames later than the frame was taken.
+            One result per frame, in order, at most ``window`` frames after that frame was read.
 
         Raises:
             UserError: frames differ in size.
@@ -295,11 +295,11 @@ class VideoSegmenter:
 
         Args:
             clip: its frames.
-            last: the chosen masks of the window before, bool ``[S, T, h, w]``, or None.
-            shared: how many frames it shares with that: the last of those are the first of these.
+            last: masks of the queries chosen in the previous window, bool ``[S, T, h, w]``, or None.
+            shared: number of frames at the start of this window that are also the end of the previous one.
 
         Returns:
-            What the model says of each frame, and the chosen masks.
+            The prediction for each frame, and masks like ``last`` of the queries chosen now.
         """
 
         def select(first: int, count: int) -> Selector:
@@ -322,16 +322,16 @@ class VideoSegmenter:
     def _join(
         self, held: Sequence[_Raw], raws: Sequence[_Raw], shared: int, keep: int
     ) -> tuple[list[_Raw], list[_Raw]]:
-        """Fade what is held into a new window.
+        """Blend the end of the previous window into a new window.
 
         Args:
-            held: the last frames of the window before, which are not given out yet.
-            raws: the new window.
-            shared: how many frames the two windows share; those before the held ones are given out already.
-            keep: how many frames to hold for the next window.
+            held: predictions for the last frames of the previous window, which have not been returned yet.
+            raws: predictions for the new window.
+            shared: number of frames that the two windows share. Those before the held ones are finished.
+            keep: number of frames to hold back for the next window.
 
         Returns:
-            Frames to give out, and frames to hold.
+            Predictions that are finished, and predictions to hold back.
         """
         joined = [
             old.fade(new, (i + 1) / (len(held) + 1))
@@ -399,7 +399,7 @@ def binary_masks(logits: Tensor, size: tuple[int, int], orig_size: tuple[int, in
 
 
 def probability_maps(logits: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:
-    """What ``mask_probabilities`` gives, on the CPU, a few frames at once: float32 ``[T, H0, W0]``."""
+    """``mask_probabilities``, computed for a few frames at once and moved to the CPU: float32 ``[T, H0, W0]``."""
     parts = logits.split(FRAMES_AT_ONCE)
     return torch.cat([mask_probabilities(part, size, orig_size).cpu() for part in parts])
 

@@ -46,7 +46,7 @@ def add_lora(
         layer.cast_input_dtype_enabled = False
         for half in (layer.lora_A, layer.lora_B):
             half[ADAPTER] = AdapterLinear(half[ADAPTER].weight)
-    unet.awake = tuple(layer.lora_dropout for _, layer in _adapted_layers(unet))
+    unet.adapter_dropouts = tuple(layer.lora_dropout for _, layer in _adapted_layers(unet))
 
 
 class AdapterLinear(nn.Module):
@@ -80,7 +80,7 @@ def merge_lora(model: nn.Module) -> None:
         setattr(model.get_submodule(parent), own, layer.get_base_layer())
     for module in model.modules():
         if isinstance(module, Frozen):
-            module.awake = ()
+            module.adapter_dropouts = ()
         if "peft_config" in vars(module):  # left there by peft
             del module.peft_config
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -55,11 +54,6 @@ def computes_bf16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in BF16_INSTRUCTIONS)
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Autocast to a half precision on a device; float32 leaves everything as it is."""
-    return torch.autocast(device.type, dtype=dtype) if dtype in HALVES else nullcontext()
-
-
 def widened(value: Any) -> Any:
     """Half-precision tensors as float32, alone or in a list, tuple or dict; everything else as it is."""
     return _cast(value, torch.float32) if _holds_halves(value) else value
@@ -95,8 +89,8 @@ def in_own_precision(method: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(method)
     def cast(*args: P.args, **kwargs: P.kwargs) -> R:
         module: Any = args[0]
-        device, wide = next(module.parameters()).device, module.precision not in HALVES
-        with torch.autocast(device.type, enabled=False) if wide else autocast(device, module.precision):
+        device, half = next(module.parameters()).device, module.precision in HALVES
+        with torch.autocast(device.type, module.precision if half else None, enabled=half):
             return method(*args, **kwargs)
 
     return cast

@@ -173,7 +173,7 @@ def open_pretrained(source: str, flag: str, options: dict[str, Any]) -> Pretrain
     beside = {
         name: str(checkpoint.path.parent / value)
         for name in PATHS
-        if (value := checkpoint.options.get(name)) and (checkpoint.path.parent / value).is_dir()
+        if (value := checkpoint.options.get(name)) and (checkpoint.path.parent / value).exists()
     }
     cfg = checkpoint.config(**{**beside, **options, "resume": str(checkpoint.path)})
     device = resolve_device(cfg.device)

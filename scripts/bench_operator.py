@@ -32,7 +32,8 @@ def parse_args() -> argparse.Namespace:
         "--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="type of the values"
     )
     parser.add_argument("--frames", type=int, nargs="+", default=[5, 36], help="numbers of frames of a clip")
-    parser.add_argument("--layers", nargs="+", default=["encoder", "decoder"], choices=["encoder", "decoder"])
+    layers = ["encoder", "decoder"]
+    parser.add_argument("--layers", nargs="+", default=layers, choices=layers, help="layers whose shapes are measured")
     parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     return parser.parse_args()
@@ -141,7 +142,9 @@ def make_inputs(layer: str, frames: int, device: torch.device, dtype: torch.dtyp
 
 def best_time(call: Callable[[], Any], seconds: float) -> float:
     """The shortest time of a call in milliseconds, in blocks of calls that take about ``seconds`` together."""
-    return 1e3 * min(Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=seconds).times)
+    threads = torch.get_num_threads()  # Timer's default is one
+    timer = Timer("call()", globals={"call": call}, num_threads=threads)
+    return 1e3 * min(timer.blocked_autorange(min_run_time=seconds).times)
 
 
 def _implementations(device: torch.device) -> Iterator[tuple[str, Operator]]:

@@ -92,7 +92,7 @@ from torchvision.transforms.functional import InterpolationMode, normalize, resi
 import engine
 from datasets.files import Video
 from datasets.predictions import InferenceRecord
-from models import Segmenter, build_model, inference, prepare_inference, prepare_training
+from models import Segmenter, build_model, compile_frozen, inference, prepare_inference, prepare_training
 from models.diffusion.conditioning import CLIP_MEAN, CLIP_STD, CLIPPixels
 from models.diffusion.stack import STRIDE4_BLOCK, FrozenStack, VAEEncoder
 from models.diffusion.tiny import random_weight
@@ -163,7 +163,8 @@ def run_part(part: str, args: argparse.Namespace, cfg: Config, dtype: str = "fp3
     """
     name = part if "baseline" in part else f"{part} {dtype}"
     print(f"measuring: {name}", flush=True)
-    environment = {"MSDA_BACKEND": "torch"} if "baseline" in part and cfg.device == "cpu" else {}
+    plain = "baseline" in part and resolve_device(cfg.device).type == "cpu"
+    environment = {"MSDA_BACKEND": "torch"} if plain else {}
     spawn = multiprocessing.get_context("spawn")
     with patch.dict(os.environ, environment), ProcessPoolExecutor(1, spawn) as pool:
         try:
@@ -192,12 +193,13 @@ def measure(part: str, args: argparse.Namespace, cfg: Config, dtype: str) -> Res
     """
     device = resolve_device(cfg.device)
     training, fast = part.startswith("train"), part.endswith("fast")
+    cfg = replace(cfg, compile=cfg.compile and fast)
     model = (random_model if fast else random_baseline)(cfg, args.stack, device, PRECISIONS[dtype])
     if training:
-        scaler = prepare_training(model, dtype, device, cfg.compile) if fast else None
+        scaler = prepare_training(model, dtype, device) if fast else None
         return {"dtype": dtype, **_train(args, replace(cfg, precision=dtype), model, scaler, device)}
     if fast:
-        prepare_inference(model, dtype, device, cfg.compile)
+        prepare_inference(model, dtype, device)
     model.requires_grad_(False).eval()  # the operation counter needs frozen parameters
     return {"dtype": dtype, **_inference(args, cfg, model, fast, StageMeter(device))}
 
@@ -210,6 +212,10 @@ def _inference(args: argparse.Namespace, cfg: Config, model: Segmenter, fast: bo
         videos = [video] if fast else [replace(video, expressions={i: text}) for i, text in video.expressions.items()]
         with operation_counter() as counter:
             _segment(model, cfg, meter, videos[:1])
+        if cfg.compile:  # not before: what first runs under the operation counter is never compiled
+            compile_frozen(model)
+            _segment(model, cfg, meter, videos[:1])
+        forget_peak(meter.device)
         for _ in range(args.repeats):
             meter.active = meter.device.type == "cpu"  # waiting for a GPU at every stage would slow it down
             meter.seconds.clear()
@@ -262,11 +268,15 @@ def _segment(
     return seconds, [result["query"] for result in found], logits
 
 
-def _train(args: argparse.Namespace, cfg: Config, model: nn.Module, scaler: Any, device: torch.device) -> Result:
+def _train(args: argparse.Namespace, cfg: Config, model: Segmenter, scaler: Any, device: torch.device) -> Result:
     """Time a training step after another one, in which operations are counted."""
     step = random_step(cfg, model, tuple(args.train_size), device, scaler, torch.optim.AdamW)
     with operation_counter() as counter:
         step()
+    if cfg.compile:  # not before: what first runs under the operation counter is never compiled
+        compile_frozen(model)
+        step()
+    forget_peak(device)
     began = time.perf_counter()
     losses = step()
     wait(device)
@@ -335,12 +345,13 @@ class StageMeter:
     def watch(self, model: Segmenter) -> None:
         """Measure the modules of a model as stages."""
         encoder: Any = model.encoder
+        tokens = encoder.image_encoder is not None
         parts = {
             "VAE": [encoder.vae],
-            "image tokens": [encoder.clip_pixels, encoder.image_encoder, encoder.image_projection],
+            "image tokens": [encoder.clip_pixels, encoder.image_encoder, encoder.image_projection] if tokens else [],
             "noise and stride 4": [encoder.noise, encoder.stride4],
             "text": [encoder.text_encoder, model.sentence_encoder, model.language_queries],
-            "fusion": [encoder.fusion],
+            "fusion": [encoder.fusion] if tokens else [],
             "UNet": [encoder.unet],
             "pyramid": [*encoder.levels],
             "transformer": [model.transformer],
@@ -357,8 +368,15 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def forget_peak(device: torch.device) -> None:
+    """Wait until the device has finished its work, and measure the peak memory of a GPU from here on."""
+    wait(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the tensors on a GPU, or else of this process."""
+    """Peak memory in bytes: of the tensors on a GPU since ``forget_peak``, or else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -536,10 +554,13 @@ def report(result: Result) -> list[str]:
     size = f"{sizes['frames']} frames of {sizes['height']}×{sizes['width']}, {sizes['sentences']} sentences"
     lines = [f"{sizes['config']['model']}, {size}, {about['cpu']} ({about['device']}), {about['threads']} threads"]
     for run in result["fast"]:
-        lines += ["", f"{run['dtype']:<20}{'seconds':>10}{'baseline':>10}{'ratio':>10}"]
+        lines += ["", f"{run['dtype']:<20}{'seconds':>10}" + (f"{'baseline':>10}{'ratio':>10}" if base else "")]
         for name, seconds in run["stages"].items():
-            slow = base["stages"].get(name, 0.0) if base else math.nan
-            lines.append(f"{name:<20}{seconds:>10.2f}{slow:>10.2f}{slow / max(seconds, 1e-9):>9.2f}×")
+            line = f"{name:<20}{seconds:>10.2f}"
+            if base:
+                slow = base["stages"].get(name, 0.0)
+                line += f"{slow:>10.2f}{slow / max(seconds, 1e-9):>9.2f}×"
+            lines.append(line)
         lines += _summary(run["dtype"], run, base)
         if base:
             lines.append(

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR_STATUS
     then = f"; then `python -m scripts.prepare_data {args.dataset}` completes the converted folder"
     again = then if DATASETS[args.dataset].converted else ""
-    print(f"what to do: fetch or extract again what is named above{again} ({DATA_PAGE})")
+    print(f"what to do: download or extract the files named above again{again} ({DATA_PAGE})")
     return USER_ERROR_STATUS
 
 

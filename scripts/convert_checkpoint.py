@@ -92,7 +92,7 @@ from models.checkpoints import (
 from models.diffusion.stack import load_stock_parts
 from models.lora import merged_state
 from util.checkpoint import save_weights, write_pickle
-from util.config import Config, config_dict
+from util.config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,7 +123,7 @@ def to_project(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
     if checkpoint.authors_layout:
         model = empty_model(checkpoint.config(), args.stack)
         try:
-            check_state(model, weights, path, shown=checkpoint.file_name)
+            check_state(model, weights, path, shown=checkpoint.name_in_file)
         except UserError as error:
             raise UserError(f"{error}; --stack {args.stack} should have the sizes of its frozen parts") from error
         frozen = {part: {**entry, "source": path.name} for part, entry in weights_identity(weights).items()}
@@ -167,7 +167,6 @@ def to_authors(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
                 "this project's format"
             )
     model = build_model(cfg)
-    checkpoint.require_options(config_dict(cfg))
     _, notes = load_weights(model, checkpoint, frozen_sources(cfg), ignore_identity=cfg.ignore_frozen_identity)
     stock = load_stock_parts(cfg.pretrained, cfg.text_encoder)
     extras = checkpoint.extras

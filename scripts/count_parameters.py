@@ -71,15 +71,16 @@ def frozen_parts(folder: Path) -> FrozenStack:
     Raises:
         UserError: the folder does not exist or lacks a file.
     """
+    advice = "name a folder that holds a configuration file for every frozen part with --stack"
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; it should hold a configuration file for every frozen part")
+        raise UserError(f"{folder} does not exist; {advice}")
     from models.diffusion.stack import empty_stack
 
     try:
         return empty_stack(folder)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{folder} should hold a configuration file for every frozen part: {reason}") from error
+        raise UserError(f"{folder} cannot be used ({reason}); {advice}") from error
 
 
 if __name__ == "__main__":

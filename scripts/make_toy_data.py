@@ -17,16 +17,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--output_dir", required=True, help="folder of the data set")
-    parser.add_argument("--train_videos", type=int, default=400)
-    parser.add_argument("--valid_videos", type=int, default=40)
+    parser.add_argument("--output_dir", required=True, help="folder of the dataset")
+    parser.add_argument("--train_videos", type=int, default=400, help="videos for training")
+    parser.add_argument("--valid_videos", type=int, default=40, help="videos for validation")
     parser.add_argument(
         "--test_videos", type=int, default=4, help="videos without masks; the expressions file of valid lists them too"
     )
     parser.add_argument("--num_frames", type=int, default=8, help="frames per video")
     parser.add_argument("--height", type=int, default=64, help="height of a frame in pixels")
     parser.add_argument("--width", type=int, default=96, help="width of a frame in pixels")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the videos and sentences")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of sentences")
     parser.add_argument("--negatives", type=int, default=0, help="sentences per video that refer to nothing in it")
     parser.add_argument("--workers", type=int, default=1, help="number of processes")

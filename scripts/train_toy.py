@@ -1,4 +1,4 @@
-"""Make the bundled toy weights from nothing: the frozen stack, and a model trained on it (``scripts/train_toy.sh``).
+"""Make the bundled toy weights from scratch: the frozen stack, and a model trained on it (``scripts/train_toy.sh``).
 
 The stack is pre-trained part by part on toy videos: the VAE reconstructs frames, text and image encoder are trained
 with a contrastive loss, the sentence encoder fills in masked words, and the UNet denoises latents given a text.
@@ -70,15 +70,22 @@ PHASES = {
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(prog="python -m scripts.train_toy", description="Make the toy weights again from nothing.")
+    parser = Parser(prog="python -m scripts.train_toy", description="Make the bundled toy weights from scratch.")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--stack-only", action="store_true", help="make only the frozen stack")
     part.add_argument("--model-only", action="store_true", help="train only the model, on the existing stack")
-    parser.add_argument("--model", choices=tuple(PHASES), default="vdit")
-    parser.add_argument("--output_dir", type=Path, default=Path("toy"), help="folder for stack/ and MODEL.safetensors")
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/toy"), help="data, and checkpoints to resume from")
+    parser.add_argument("--model", choices=tuple(PHASES), default="vdit", help="the model to train (default: vdit)")
     parser.add_argument(
-        "--share", type=float, default=1.0, help="fraction of the steps to run (below 1: worse weights)"
+        "--output_dir", type=Path, default=Path("toy"), help="folder for stack/ and MODEL.safetensors (default: toy)"
+    )
+    parser.add_argument(
+        "--work_dir",
+        type=Path,
+        default=Path("runs/toy"),
+        help="folder for data and checkpoints; a stopped run resumes from them (default: runs/toy)",
+    )
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="fraction of the steps to run (default: 1; less gives worse weights)"
     )
     args = parser.parse_args(argv)
     if args.share <= 0:
@@ -287,6 +294,7 @@ def fit(
         folder: for the state.
 
     Raises:
+        UserError: the saved state cannot be used.
         RunError: the loss is not finite.
     """
     holder = nn.ModuleList(modules).train()
@@ -295,10 +303,13 @@ def fit(
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=1e-2)
     path, first, saved = folder / f"{name}.pth", 0, time.monotonic()
     if path.is_file():
-        state = torch.load(path, weights_only=True)
-        holder.load_state_dict(state["modules"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+        try:
+            state = torch.load(path, weights_only=True)
+            holder.load_state_dict(state["modules"])
+            optimizer.load_state_dict(state["optimizer"])
+            first = state["step"]
+        except Exception as error:  # a damaged file may raise anything
+            raise UserError(f"{path} is damaged; delete it to train {name} from the beginning") from error
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, unit="step", disable=not is_main())
     for step in bar:
         for group in optimizer.param_groups:
@@ -313,7 +324,10 @@ def fit(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if not torch.isfinite(value):
-            raise RunError(f"the loss of {name} is not finite at step {step + 1}; its last state is in {path}")
+            raise RunError(
+                f"the loss of {name} is not finite at step {step + 1}; run the command again to resume from the last "
+                f"state, or delete {path} first to train {name} from the beginning"
+            )
         bar.set_postfix(loss=f"{value.item():.4f}", refresh=False)
         if is_main() and (time.monotonic() - saved > SAVE_SECONDS or step + 1 == steps):
             state = {"modules": holder.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}

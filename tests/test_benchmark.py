@@ -6,12 +6,17 @@ import json
 import os
 import signal
 from argparse import Namespace
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from scripts import benchmark
 from scripts.benchmark import (
@@ -109,7 +114,7 @@ def test_report(plan: Plan, runs: dict[str, dict[str, Any]], with_baseline: bool
         assert f"{fast['speedup']:.2f}× the baseline's throughput" in text
         assert f"the same query for {SENTENCES} of {SENTENCES} sentences" in text
     else:
-        assert "throughput" not in text
+        assert "throughput" not in text and "nan" not in text and "ratio" not in text
 
 
 def test_training_is_measured(plan: Plan) -> None:
@@ -118,6 +123,44 @@ def test_training_is_measured(plan: Plan) -> None:
         assert run["rate"] == pytest.approx(1 / run["seconds"])
         assert np.isfinite(run["loss"])
     assert slow["operations"] > fast["operations"] > 0
+
+
+@pytest.mark.parametrize("part", ["fast", "train fast"])
+def test_compiled_parts_never_run_under_the_operation_counter(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """PyTorch never compiles code whose first call is in a dispatch mode."""
+    modes: list[object] = []
+
+    def compile_module(module: nn.Module) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            modes.append(_get_current_dispatch_mode())
+            return module(*args)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_module)
+    args, cfg = plan
+    run = measure(part, args, replace(cfg, compile=True), "fp32")
+    assert run["operations"] > 0
+    assert len(modes) >= 4 and set(modes) == {None}  # UNet and VAE, to warm up and timed
+
+
+def test_a_model_without_image_tokens_is_measured(tiny_stack: Path) -> None:
+    run = measure("fast", *small_plan(small_flags(tiny_stack, "--no-baseline", "--no-image_tokens")), "fp32")
+    assert set(run["stages"]) == STAGES - {"image tokens", "fusion"}
+
+
+@pytest.mark.parametrize(("kind", "backend"), [("cpu", "torch"), ("cuda", None)])
+def test_the_baseline_has_the_plain_operator_on_the_cpu(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, kind: str, backend: str | None
+) -> None:
+    monkeypatch.delenv("MSDA_BACKEND", raising=False)
+    monkeypatch.setattr(benchmark, "resolve_device", lambda name: torch.device(kind))
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(benchmark, "measure", lambda *_: {"backend": os.environ.get("MSDA_BACKEND")})
+    args, cfg = plan
+    assert benchmark.run_part("baseline", args, replace(cfg, device="auto")) == {"backend": backend}
 
 
 def test_meter() -> None:

@@ -27,11 +27,13 @@ from models.authors import BACKBONE, authors_model, authors_names, authors_state
 from models.checkpoints import (
     CLASS_HEADS,
     PARTS,
+    Checkpoint,
     frozen_identity,
     load_state,
     loaded_parts_state,
     open_checkpoint,
     part_hash,
+    portable,
     save_checkpoint,
     trained_state,
 )
@@ -956,5 +958,48 @@ def test_bad_frames_and_sentences(pretrained: Pretrained, video: np.ndarray | st
 def test_loading_errors(passed_on: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"nothing\.pth"):
         load_pretrained(tmp_path / "nothing.pth")
-    with pytest.raises(UserError, match="hidden_dim"):
+    with pytest.raises(
+        UserError, match=r"weights\.safetensors, or those given in their place, are not valid: .*hidden_dim"
+    ):
         load_pretrained(passed_on, hidden_dim=33)
+
+
+def opened(path: Path, **parts: Any) -> Checkpoint:
+    """A checkpoint without weights."""
+    return Checkpoint(path, "vdit", **{"options": {}, "weights": {}, "frozen": {}, **parts})
+
+
+@pytest.mark.parametrize(("at", "named"), [("out/w.pth", "w.pth"), ("my data/w.pth", "w.pth")])
+def test_the_weights_of_a_backbone_are_passed_on_without_their_folder(tmp_path: Path, at: str, named: str) -> None:
+    frozen = {
+        "backbone": {"sha256": "0", "source": f"timm:x {tmp_path / at}"},
+        "unet": {"sha256": "1", "source": f"{tmp_path / 'my stack'}"},
+        "vae": {"sha256": "2", "source": "org/repo"},
+    }
+    checkpoint = opened(tmp_path / "c.pth", options={"backbone_weights": f"{tmp_path / at}"}, frozen=frozen)
+    content = portable(checkpoint, tmp_path / "out" / "weights.safetensors")
+    sources = {part: entry["source"] for part, entry in content["frozen"].items()}
+    assert sources == {"backbone": f"timm:x {named}", "unet": "my stack", "vae": "org/repo"}
+    assert content["config"]["backbone_weights"] == named
+    assert frozen["unet"]["source"] == f"{tmp_path / 'my stack'}", "the checkpoint itself is not changed"
+    random = {"backbone": {"sha256": "0", "source": "timm:x random"}}
+    assert portable(opened(tmp_path, frozen=random), tmp_path / "w.safetensors")["frozen"] == random
+
+
+def test_weights_of_a_backbone_beside_a_checkpoint_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w.pth").touch()
+    (tmp_path / "clip").mkdir()
+    names = {"backbone_weights": "w.pth", "image_encoder": "clip", "pretrained": "org/repo"}
+    found = opened(tmp_path / "c.pth", options={"backbone": "timm:x", **names})
+    built: list[Config] = []
+
+    def build(cfg: Config, *_: Any) -> tuple[None, list[str]]:
+        built.append(cfg)
+        return None, []
+
+    monkeypatch.setattr("models.pretrained.open_checkpoint", lambda *_: found)
+    monkeypatch.setattr("models.pretrained.build_for_inference", build)
+    load_pretrained(tmp_path / "c.pth", device="cpu")
+    (cfg,) = built
+    assert cfg.backbone_weights == str(tmp_path / "w.pth") and cfg.image_encoder == str(tmp_path / "clip")
+    assert cfg.pretrained == "org/repo"

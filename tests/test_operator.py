@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from models.ops import MSDeformAttn, build, functional, multi_scale_deformable_attention, plain
+from scripts.bench_operator import best_time
 from util.errors import UserError, run_cli
 
 Shapes = Sequence[tuple[int, int]]
@@ -392,6 +394,23 @@ def test_a_failed_build(
     assert [path.name for path in cache.iterdir()] == ["build.lock"]
 
 
+def test_a_build_that_failed_in_another_process_is_not_repeated(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _compiler(tmp_path, FAILS, monkeypatch)
+    log = cache / f"{build.recipe('cpu')['name']}.log"
+
+    @contextmanager
+    def wait_for_the_other(lock: Path) -> Iterator[None]:
+        log.write_text("fatal error: no such header")
+        yield
+
+    monkeypatch.setattr(build, "FileLock", wait_for_the_other)
+    assert _run() == "torch"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"another process could not compile the kernel (see {log}); install g++ 11 or newer" in line
+
+
 def test_a_library_that_does_not_load(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     library = cache / f"{build.recipe('cpu')['name']}.so"
     cache.mkdir(parents=True)
@@ -472,7 +491,7 @@ def test_a_killed_build_does_not_block_the_next_one(
     assert not list(cache.glob("build-*/"))
 
 
-def test_a_kernel_of_other_sources_or_another_pytorch_is_not_used(
+def test_a_kernel_of_other_sources_flags_or_another_pytorch_is_not_used(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = shutil.copytree(build.SOURCES, tmp_path / "src")
@@ -484,6 +503,19 @@ def test_a_kernel_of_other_sources_or_another_pytorch_is_not_used(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "2.99.0")
         assert build._find("cpu") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "COMMON", ("-O2",))
+        assert build._find("cpu") is None
     with (sources / "msda_cpu.cpp").open("a") as file:
         file.write("// changed\n")
     assert build._find("cpu") is None
+
+
+def test_the_benchmark_uses_the_threads_of_pytorch() -> None:
+    before, seen = torch.get_num_threads(), set()
+    torch.set_num_threads(3)
+    try:
+        best_time(lambda: seen.add(torch.get_num_threads()), 0.01)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {3}

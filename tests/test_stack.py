@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -393,5 +394,15 @@ def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(tiny, "random_weight", interrupt)
     with pytest.raises(KeyboardInterrupt):
+        make_tiny_stack(tmp_path / "stack", **QUICK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(tiny, "_write_parts", refuse)
+    with pytest.raises(UserError, match=r"cannot write .*stack: .*No space left on device.*; choose another"):
         make_tiny_stack(tmp_path / "stack", **QUICK)
     assert list(tmp_path.iterdir()) == []

@@ -140,9 +140,9 @@ def test_a_new_run_leaves_an_earlier_ones_checkpoints(tmp_path: Path) -> None:
 def test_epochs_of_another_length(tmp_path: Path) -> None:
     _write(tmp_path / NEWEST, 5)
     checkpoint = open_checkpoint(str(tmp_path / NEWEST), "--resume")
-    checkpoint.require_epochs_of(10)
+    checkpoint.require_steps_per_epoch(10)
     with pytest.raises(UserError, match=r"checkpoint\.pth was trained with 10 steps per epoch.*has 5.*--batch_size"):
-        checkpoint.require_epochs_of(5)
+        checkpoint.require_steps_per_epoch(5)
 
 
 @pytest.fixture

@@ -66,9 +66,20 @@ def test_fit_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monkey
     assert float((whole["weight"] - 1).abs().max()) < 0.2
 
 
+@pytest.mark.parametrize("content", [b"", b"no zip file", {"modules": {}, "step": 3}])
+def test_a_damaged_state_is_one_sentence(tmp_path: Path, content: bytes | dict) -> None:
+    path = tmp_path / "line.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=r"line\.pth is damaged; delete it to train line from the beginning"):
+        _regression(tmp_path, 5)
+
+
 def test_fit_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
-    with pytest.raises(RunError, match="not finite at step 1"):
+    with pytest.raises(RunError, match=r"not finite at step 1; .* delete .*line\.pth"):
         fit("line", [model], lambda generator, step: model.weight.sum() * float("nan"), 5, tmp_path)
 
 

@@ -59,6 +59,8 @@ def test_a_new_run_may_change_the_function(tiny_checkpoint: Path, tiny_config: l
 def test_an_unknown_option_of_the_library(tiny_checkpoint: Path) -> None:
     with pytest.raises(UserError, match=r"unknown option 'devise'; did you mean 'device'\?"):
         load_pretrained(tiny_checkpoint, devise="cpu")
+    with pytest.raises(UserError, match=r"unknown option 'xyzzy'; main\.py --help lists the options"):
+        load_pretrained(tiny_checkpoint, xyzzy=1)
 
 
 @pytest.mark.parametrize("made", [True, False])

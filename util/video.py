@@ -365,7 +365,7 @@ class VideoFile(Media):
 
 
 def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, list[int]]:
-    """Read the frames of a data set's video file by index, as stored.
+    """Read the frames of a dataset's video file by index, as stored.
 
     The file is decoded from its beginning, because a seek by time does not hit the same frame in every file.
 

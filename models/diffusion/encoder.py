@@ -82,7 +82,6 @@ class VideoEncoder(nn.Module):
         super().__init__()
         unet, vae = stack.unet, stack.vae
         text_dim = unet.config.cross_attention_dim
-        self.pyramid_channels = tuple(pyramid_channels)
         self.posterior = posterior
         self.text = text
         self.signal_rate = stack.signal_rate

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
@@ -159,7 +160,10 @@ def make_tiny_stack(
         if not force:
             raise UserError(f"{folder} was made with another seed, sizes or sentences; remove it, or choose another")
     with atomic_folder(folder) as temporary:
-        _write_parts(temporary, texts, seed, chosen)
+        try:
+            _write_parts(temporary, texts, seed, chosen)
+        except SafetensorError as error:  # of a full disk, too
+            raise OSError(str(error)) from error
         write_json(temporary / STAMP, {"parameters": parameters})
     return folder
 

@@ -27,6 +27,8 @@ Kind = Literal["cpu", "cuda"]
 PREBUILT = Path(__file__).resolve().parent
 """Where ``setup.py`` puts libraries."""
 SOURCES = PREBUILT / "src"
+COMMON = ("-O3", "-std=c++20")
+"""Flags of every compiler."""
 
 
 class BuildError(RuntimeError):
@@ -61,29 +63,30 @@ def cache_folder() -> Path:
 def recipe(kind: Kind) -> dict[str, Any]:
     """Name, sources and flags of a kernel, as ``torch.utils.cpp_extension.load`` takes them.
 
-    The name holds a hash of sources, flags, platform and PyTorch's version, and the GPU architectures of CUDA.
+    The name holds a hash of sources, flags, platform and PyTorch's version, and the GPU architectures of CUDA. The
+    compiler is not part of it: a library that was built with ``CXX`` is also found without it.
 
     Raises:
         BuildError: ``TORCH_CUDA_ARCH_LIST`` cannot be read.
     """
-    common = ["-O3", "-std=c++20"]
     host = ["-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
     openmp = ["-fopenmp"] if kind == "cpu" and platform.system() == "Linux" else []
     if kind == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         host += ["-mavx2", "-mfma"]
-    content = hashlib.sha256(repr((torch.__version__, platform.system(), platform.machine(), host)).encode())
+    # PyTorch switches off the conversions of half-precision numbers, which the kernels use.
+    conversions = [f"-U__CUDA_NO_{name}_CONVERSIONS__" for name in ("HALF", "BFLOAT16")] if kind == "cuda" else []
+    flags = (*COMMON, *host, *openmp, *conversions)
+    content = hashlib.sha256(repr((torch.__version__, platform.system(), platform.machine(), flags)).encode())
     for path in sorted(SOURCES.iterdir()):
         content.update(path.read_bytes())
     architectures = sorted(cuda_architectures()) if kind == "cuda" else []
     marks = (f"-{'ptx' if '+' in entry else 'sm'}{re.sub('[^0-9]', '', entry)}" for entry in architectures)
-    nvcc = [*common, *(part for flag in host for part in ("-Xcompiler", flag))]
-    # PyTorch switches off the conversions of half-precision numbers, which the kernels use.
-    nvcc += [f"-U__CUDA_NO_{name}_CONVERSIONS__" for name in ("HALF", "BFLOAT16")]
+    nvcc = [*COMMON, *(part for flag in host for part in ("-Xcompiler", flag)), *conversions]
     nvcc += ["-ccbin", os.environ["CXX"]] if "CXX" in os.environ else []
     return {
         "name": f"msda_{kind}-{content.hexdigest()[:16]}{''.join(marks)}",
         "sources": [str(path) for path in sorted(SOURCES.glob(f"msda_{kind}*.c*"))],
-        "extra_cflags": [*common, *host, *openmp],
+        "extra_cflags": [*COMMON, *host, *openmp],
         "extra_cuda_cflags": nvcc,
         "extra_ldflags": openmp,
     }
@@ -154,33 +157,62 @@ def _capabilities() -> list[tuple[int, int]]:
 
 
 def _build(kind: Kind) -> Path:
-    """Compile a kernel into the cache and load it. One process compiles; the others wait for its result."""
+    """Compile a kernel into the cache and load it. One process compiles; the others wait for its result.
+
+    Raises:
+        BuildError: the kernel cannot be compiled, here or by the process that this one waited for.
+    """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     check_tools(kind)
-    from torch.utils import cpp_extension
-
     cache, arguments = cache_folder(), recipe(kind)
     log = cache / f"{arguments['name']}.log"
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        before = _written(log)
         with FileLock(cache / "build.lock"):  # the system releases the lock of a killed process
             if _find(kind):
                 return load(kind)
+            if _written(log) != before:
+                raise BuildError(
+                    f"another process could not compile the kernel (see {log}); install g++ 11 or newer, or name one "
+                    "in CXX"
+                )
             print(f"compiling the {kind} kernel of the operator, once, in about a minute", file=sys.stderr, flush=True)
-            for leftover in cache.glob("build-*/"):
-                shutil.rmtree(leftover)
-            # A new folder every time: a killed build leaves PyTorch's own lock file, which would block the next build.
-            with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as scratch:
-                cpp_extension.load(**arguments, build_directory=scratch, is_python_module=False)
-                library = next(Path(scratch).glob("*.so"))
-                return library.replace(cache / f"{arguments['name']}.so")
+            return _compile(arguments, cache, log)
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
         raise BuildError(f"{cache} cannot be used ({reason}); set XDG_CACHE_HOME to a writable folder") from error
-    except RuntimeError as error:
-        if isinstance(error, BuildError):
-            raise
-        log.write_text(str(error), encoding="utf-8")
-        compiler = os.environ.get("CXX", "c++")
-        reason = f"{compiler} could not compile the kernel (see {log}); install g++ 11 or newer, or name one in CXX"
-        raise BuildError(reason) from error
+
+
+def _written(log: Path) -> int | None:
+    """When a log was written; None if there is none."""
+    return log.stat().st_mtime_ns if log.is_file() else None
+
+
+def _compile(arguments: dict[str, Any], cache: Path, log: Path) -> Path:
+    """Compile a kernel into the cache and load it, while the lock is held.
+
+    Args:
+        arguments: from ``recipe``.
+        cache: folder of the library.
+        log: gets the compiler's messages if it fails.
+
+    Raises:
+        BuildError: it cannot be compiled.
+    """
+    from torch.utils import cpp_extension
+
+    for leftover in cache.glob("build-*/"):
+        shutil.rmtree(leftover)
+    # A new folder every time: a killed build leaves PyTorch's own lock file, which would block the next build.
+    with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as scratch:
+        try:
+            cpp_extension.load(**arguments, build_directory=scratch, is_python_module=False)
+        except RuntimeError as error:
+            log.write_text(str(error), encoding="utf-8")
+            compiler = os.environ.get("CXX", "c++")
+            raise BuildError(
+                f"{compiler} could not compile the kernel (see {log}); install g++ 11 or newer, or name one in CXX"
+            ) from error
+        library = next(Path(scratch).glob("*.so"))
+        return library.replace(cache / f"{arguments['name']}.so")
