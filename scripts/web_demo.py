@@ -395,7 +395,7 @@ def check_length(frames: int, rate: Fraction, options: PageOptions) -> None:
     """Raise ``UserError`` if a video is too long; headers can be wrong, so a run also checks the frames it has read."""
     if frames > options.max_frames or frames / rate > options.max_seconds + 0.5:
         raise UserError(
-            f"this part lasts at least {float(frames / rate):.0f} s and has at least {frames} frames, but this page "
+            f"this part lasts at least {float(frames / rate):.1f} s and has at least {frames} frames, but this page "
             f"takes at most {options.max_seconds:g} s and {options.max_frames} frames; choose a shorter part with From "
             "and To under Options, or a larger stride"
         )

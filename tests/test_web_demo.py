@@ -261,7 +261,7 @@ def test_headers_are_not_believed(temporary: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(web_demo, "open_media", open_lying)
     with serve(max_frames=4) as address:
         visitor = Visitor(address)
-        assert "5 frames or more" in visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))["error"]
+        assert "at least 5 frames" in visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))["error"]
         assert not list(temporary.rglob("*.png")), "nothing of the run is left"
 
 
@@ -379,7 +379,7 @@ def test_size_and_length_limits(tmp_path: Path):
     with pytest.raises(UserError, match=r"a\.mp4 is 64×48, but this page takes at most 60 pixels per side; upload"):
         open_upload(video.path, PageOptions(max_side=60))
     assert video.count == 60
-    read = "lasts at least 6 s and has at least 60 frames, but this page takes at most"
+    read = r"lasts at least 6\.0 s and has at least 60 frames, but this page takes at most"
     with pytest.raises(UserError, match=f"{read} 5 s and 900 frames; choose a shorter part"):
         check_length(60, video.rate, PageOptions(max_seconds=5))
     with pytest.raises(UserError, match=f"{read} 60 s and 50 frames; choose a shorter part"):
