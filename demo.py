@@ -1,4 +1,4 @@
-"""Segments the objects that sentences name in any video: masks, an overlay with its sound, a contact sheet.
+"""Segment the objects that sentences name in a video: masks, an overlay with sound, and a contact sheet.
 
 python demo.py video.mp4 "the dog chasing the ball" "the ball" --resume runs/vdit/checkpoint.pth --out out
 
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from datasets.predictions import read_binary_mask, write_grey, write_mask
 from util.config import Config
 from util.device import DEMO, memory_advice
-from util.drawing import SHEET_TILES, ObjectPainter, numbered, object_sheet, sheet_tile, spread, write_picture
+from util.drawing import SHEET_TILES, ObjectPainter, object_sheet, sentence_labels, sheet_tile, spread, write_picture
 from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import atomic_folder, library_versions, project_version, sole_run
 from util.options import home_expanded, option, read_flags, read_yaml, text_of
@@ -67,7 +67,7 @@ class DemoOptions:
     start: str = _demo("", "where to begin, in seconds or as hh:mm:ss", empty=True)
     end: str = _demo("", "where to stop, in seconds or as hh:mm:ss", empty=True)
     stride: int = _demo(1, "take every N-th frame", minimum=1)
-    fps: float = _demo(24.0, "frames per second of a folder of images; a video has its own", above=0, maximum=1000)
+    fps: float = _demo(24.0, "frames per second of a folder of images; a video has its own", minimum=0.01, maximum=1000)
     window: int = _demo(WINDOW, "number of frames that the model sees together", minimum=1)
     overlap: int | str = _demo(
         "auto",
@@ -424,7 +424,7 @@ class _Run:
         media = self.media
         entries = [(s.text, f"score {s.score:.2f}" + ("" if s.found else ", not found")) for s in self.sentences]
         wanted, tiles = spread(range(len(self.frames)), SHEET_TILES), []
-        painter = ObjectPainter(numbered([s.text for s in self.sentences]), media.size)
+        painter = ObjectPainter(sentence_labels([s.text for s in self.sentences]), media.size)
         last = self.frames[-1].time + self.frames[-1].duration
         with ExitStack() as stack:
             sound = None

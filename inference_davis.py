@@ -1,4 +1,4 @@
-"""Segment the objects that sentences name in Ref-DAVIS17: ``inference_ytvos.py`` with ``--dataset_file davis``.
+"""Segment the objects that sentences name in Ref-DAVIS17: inference_ytvos.py with --dataset_file davis.
 
 python inference_davis.py --config configs/vdit_davis.yaml --resume runs/vdit/checkpoint.pth \\
     --davis_path data/ref-davis --output_dir runs/vdit/davis

@@ -66,13 +66,14 @@ def segment_split(cfg: Config, device: torch.device) -> None:
     videos = [video for video in list_videos(cfg) if video.expressions]
     if not videos:
         raise UserError(
-            f"the {cfg.split} split of {cfg.dataset_file} has no expression; its expressions file lists none"
+            f"the {cfg.split} split of {cfg.dataset_file} has no expressions; choose another --split or "
+            "--expressions_file"
         )
     require_frames(videos)
     record = build_record(cfg, checkpoint.path, device)
     model, notes = build_for_inference(cfg, checkpoint, device)
     print_notes(notes)
-    del checkpoint  # and with it the memory map of its file
+    del checkpoint  # releases the memory map of its file
     layout = DATASETS[cfg.dataset_file].layout
     segment_videos(
         model,
@@ -103,7 +104,10 @@ def finish(videos: Sequence[Video], record: InferenceRecord, layout: MaskLayout,
     write_submission(output, videos, archive, layout)
     faults = check_submission(archive, videos, layout)
     if faults:
-        raise RunError(f"{archive}: {faults[0]} ({len(faults)} faults in all)")
+        raise RunError(
+            f"{archive} is not a complete submission: {faults[0]} (fault 1 of {len(faults)}); run the same "
+            "command again"
+        )
     masks = sum(len(layout.folders(video)) * len(video.frame_paths) for video in videos)
     lines = [
         f"wrote {masks} masks of {count_expressions(videos)} expressions in {len(videos)} videos "

@@ -76,8 +76,8 @@ def train_from_config(cfg: Config, device: torch.device) -> None:
 def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSummary) -> Run | None:
     """Build a training run; None, with a message, where nothing is left to train.
 
-    What the user can get wrong is checked first: checkpoint, data and ground truth, then the output folder, and only
-    then are gigabytes of frozen parts loaded.
+    Checks what the user can get wrong before it loads gigabytes of frozen parts: first the checkpoint, the data and the
+    ground truth, then the output folder.
 
     Raises:
         UserError: a checkpoint, the data, a frozen part or the output folder cannot be used.
@@ -121,7 +121,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     else:
         frozen, notes = frozen_identity(model, frozen_sources(cfg)), []
     if is_main():
-        save_loaded_parts(output, model, cfg.model, frozen)  # before half precision removes digits
+        save_loaded_parts(output, model, cfg.model, frozen)  # before conversion to half precision
     scaler = prepare_training(model, cfg.precision, device, cfg.compile)
     fused = device.type == "cuda" or None  # the fused optimiser needs no synchronisation for a scaled gradient
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -130,7 +130,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
         optimizer.load_state_dict(deepcopy(resumed.training["optimizer"]))
         if scaler and "scaler" in resumed.training:
             scaler.load_state_dict(resumed.training["scaler"])
-    del resumed, checkpoint  # and with them the memory map of a file that will be replaced
+    del resumed, checkpoint  # releases the memory map of a file that will be replaced
     if is_main():
         print_notes([*notes, *begin_folder(output, first_step)])
         print("\n".join(parameter_lines(model, optimizer)))
@@ -233,13 +233,15 @@ def evaluate(cfg: Config, device: torch.device) -> None:
     scorings = {name: build_scoring(part, device, checkpoint.path) for name, part in parts.items()}
     with memory_advice(INFERENCE):
         model, notes = build_for_inference(cfg, checkpoint, device)
-        del checkpoint  # and with it the memory map of its file
+        del checkpoint  # releases the memory map of its file
         print_notes(notes)
         scores = {name: scoring.score(model) for name, scoring in scorings.items()}
     if not is_main():
         return
-    found = ({name: part[i] for name, part in scores.items()} for i in (0, 1))
-    metrics, counts = (values if len(names) > 1 else values[names[0]] for values in found)
+    metrics: dict[str, Any] = {name: values for name, (values, _) in scores.items()}
+    counts: dict[str, Any] = {name: numbers for name, (_, numbers) in scores.items()}
+    if len(names) == 1:  # not a mixture
+        metrics, counts = metrics[names[0]], counts[names[0]]
     machine = {"device": device_name(device), "processes": world_size()}
     write_results(output / "results.json", metrics, counts, config_dict(cfg), {**about, **machine})
     for name, (values, _) in scores.items():

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Trains by a file of configs/, in one process per GPU.
+# Trains with a configuration from configs/, in one process per GPU.
 #
 #   sh scripts/dist_train.sh CONFIG OUTPUT_DIR [FLAGS of main.py]
 #
-# CONFIG is a name in configs/ without its ending: vdit_ytvos. docs/training.md lists the published recipes.
+# CONFIG is the name of a file in configs/ without .yaml, such as vdit_ytvos (docs/training.md lists the recipes).
 exec sh "$(dirname -- "$0")/launch.sh" train "$@"

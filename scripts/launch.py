@@ -20,10 +20,19 @@ from types import FrameType
 
 import psutil
 
-from util.errors import REQUEUE_STATUS, SIGNAL_STATUS, USER_ERROR_STATUS, Parser, RunError, UserError, run_cli
+from util.errors import (
+    REQUEUE_STATUS,
+    SIGNAL_STATUS,
+    USER_ERROR_STATUS,
+    Parser,
+    RunError,
+    UserError,
+    first_line,
+    run_cli,
+)
+from util.files import ROOT
 from util.parallel import available_cores
 
-ROOT = Path(__file__).resolve().parents[1]
 MARKER = "LAUNCH_STOPPED"  # environment variable: path of the file that a stopped process creates
 FORWARDED = {  # what a signal is forwarded as: closing the terminal ends the run like SIGTERM
     signal.SIGTERM: signal.SIGTERM,
@@ -148,10 +157,9 @@ def main() -> int:
         except ChildFailedError as error:
             return _report_failure({rank: failure.exitcode for rank, failure in error.failures.items()})
         except (RendezvousError, DistError) as error:
-            reason = str(error).split("\n")[0] or type(error).__name__
             raise RunError(
-                f"the {plan.nodes} nodes did not find each other ({reason}); start each with the same NNODES, "
-                "RDZV_ENDPOINT and RDZV_ID"
+                f"the {plan.nodes} nodes did not find each other ({first_line(error)}); start each with the same "
+                "NNODES, RDZV_ENDPOINT and RDZV_ID"
             ) from error
         return REQUEUE_STATUS if marker.exists() else 0
 

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Trains, scores or runs a script in one process per GPU, on one machine or several (docs/training.md).
+# Starts training, scoring or any script in one process per GPU, on one or several machines (docs/training.md).
 #
 #   sh scripts/launch.sh train CONFIG OUTPUT_DIR [FLAGS of main.py]
 #   sh scripts/launch.sh test CONFIG OUTPUT_DIR CHECKPOINT [FLAGS of main.py]
 #   sh scripts/launch.sh [--nproc N] SCRIPT [ARGUMENTS of SCRIPT]
 #
-# CONFIG is a name in configs/ without its ending: vdit_ytvos. Relative paths start at the current folder. Environment
-# variables:
+# CONFIG is the name of a file in configs/ without .yaml, such as vdit_ytvos. Relative paths start at the current
+# folder. Environment variables:
 #
 #   NPROC            processes on this machine; default: one per visible GPU (CUDA_VISIBLE_DEVICES), or one on the CPU
 #   NNODES           number of machines, default 1; each of them runs the same command
@@ -47,7 +47,8 @@ train | test)
         case "$word" in -h | --help) help "$recipe" launch ;; esac
     done
     [ -f "$root/configs/$config.yaml" ] ||
-        fail "there is no configs/$config.yaml; the arguments are CONFIG $usage, and CONFIG is a name in configs/"
+        fail "there is no configs/$config.yaml; the arguments are CONFIG $usage, and CONFIG is the name of a" \
+            "file in configs/ without .yaml"
     shift 2
     case "${1:--}" in -*) fail "OUTPUT_DIR is missing; the arguments after $config are $usage" ;; esac
     output=$1

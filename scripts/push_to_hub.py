@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from util.errors import Parser, UserError, help_asked, run_cli
+from util.errors import Parser, UserError, first_line, help_asked, run_cli
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -141,7 +141,9 @@ def push(folder: Path, repo: str, private: bool) -> str:
     except (HFValidationError, HfHubHTTPError) as error:
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise UserError(f"you cannot write to {repo}; log in as its owner with `hf auth login`") from error
-        raise UserError(f"the hub refuses {repo}: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"the hub refuses {repo}: {first_line(error)}; choose another name, or try again later"
+        ) from error
     except Exception as error:  # without a network, the libraries and the system raise many kinds
         raise UserError(f"the hub cannot be reached ({type(error).__name__}); check the network") from error
     return f"https://huggingface.co/{repo}"

@@ -1,6 +1,6 @@
-"""The whole path in minutes: toy data, training, inference, scores and pictures (called by ``scripts/quickstart.sh``).
+"""Train, infer, score and draw on toy data in minutes. ``scripts/quickstart.sh`` calls this.
 
-It starts from the bundled toy weights: score them, train on, stop, resume, segment, score and draw. The scores of
+It scores the bundled toy weights, trains them further, stops, resumes, segments, scores and draws. The scores of
 swapped sentences and of the largest object are shown for comparison, because a model that ignores its sentence, or only
 finds large objects, would score the same on them.
 """
@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from util.errors import Parser, UserError, run_cli
-from util.files import sole_run, write_json
+from util.files import ROOT, sole_run, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
 TOY = ROOT / "toy"
 FULL = {"train_videos": 400, "valid_videos": 40, "steps": 200}
 SHORT = {"train_videos": 60, "valid_videos": 5, "steps": 20}
@@ -29,7 +28,7 @@ SHORT = {"train_videos": 60, "valid_videos": 5, "steps": 20}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all steps and print the scores."""
-    parser = Parser(description="Make toy data, train on, resume, infer, score and draw.")
+    parser = Parser(description="Make toy data, train the bundled weights further, resume, infer, score and draw.")
     parser.add_argument("--model", choices=("vdit", "hcd"), default="vdit")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument(
@@ -148,7 +147,7 @@ def run(title: str, *command: str | int | Path) -> None:
     print(f"\n=== {title}\n$ python {shlex.join(words)}", flush=True)
     status = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
     if status:
-        print(f"error: the step '{title}' failed, its message is above", file=sys.stderr)
+        print(f"error: the step '{title}' failed; its message is above", file=sys.stderr)
         raise StepFailed(status)
 
 
@@ -163,7 +162,10 @@ def clear(folder: Path, *names: str) -> None:
             if target.is_dir():
                 shutil.rmtree(target)
         except OSError as error:
-            raise UserError(f"cannot remove {target} of an earlier run: {error}; choose another folder") from error
+            raise UserError(
+                f"cannot remove {target} of an earlier run: {error.strerror or error}; remove it yourself, or choose "
+                "another --output_dir"
+            ) from error
 
 
 def near(path: Path) -> Path:

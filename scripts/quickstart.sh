@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole path in minutes on two CPU cores: set-up, toy data, training, inference, scores, pictures.
+# Install the project, then train, infer, score and draw on toy data, in minutes on two CPU cores.
 # Arguments go to scripts/quickstart.py (--output_dir, --short); QUICKSTART_SHORT=1 is --short.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."

@@ -118,10 +118,10 @@ main() {
     done
     ! all_installed || return 0
 
-    # One set-up at a time: others wait here and find the work done.
+    # One setup at a time: others wait here and find the work done.
     if command -v flock >/dev/null; then
         exec 9<scripts/setup.sh
-        flock --nonblock 9 || { say "waiting for another set-up of this folder" && flock 9; }
+        flock --nonblock 9 || { say "waiting for another setup of this folder" && flock 9; }
         ! all_installed || return 0
     fi
 
@@ -132,7 +132,7 @@ main() {
     local list gib needed
     gib=$(free_gib) needed=$(gib_needed)
     if ((gib < needed)) && ! compgen -G '.venv/lib/python3*/site-packages/torch' >/dev/null; then
-        fail "the set-up needs about $needed GiB on the disk of $PWD, but only $gib GiB are free;" \
+        fail "the setup needs about $needed GiB on the disk of $PWD, but only $gib GiB are free;" \
             "free some space, or clone to another disk"
     fi
     [[ -d .venv ]] || make_venv

@@ -30,7 +30,6 @@ from typing import Any
 
 from util.errors import Parser, RunError, UserError, help_asked, run_cli
 
-ROOT = Path(__file__).resolve().parents[1]
 PROBE_VIDEOS = 300
 
 
@@ -129,7 +128,7 @@ from models.diffusion.tiny import make_tiny_stack
 from scripts.quickstart import near
 from scripts.train_toy import SIZES
 from util.config import config_dict, load_config
-from util.files import atomic_path, read_json, sole_run, write_json
+from util.files import ROOT, atomic_path, read_json, sole_run, write_json
 
 FRAMES = 1  # per clip, in training and validation: a single frame bypasses the UNet's temporal layers
 STILL_KINDS = tuple(kind for kind in KINDS if kind != "motion")  # of sentences that a single frame answers
@@ -366,7 +365,8 @@ def call(words: Sequence[object], log: Path, stop: threading.Event) -> None:
     if process.returncode:
         printed = log.read_text(encoding="utf-8", errors="replace").splitlines()
         last = next((line for line in reversed(printed) if line.strip()), "nothing").removeprefix("error: ")
-        raise RunError(f"{words[0]} failed: {last}; its output is in {near(log)}")
+        name = words[1] if words[0] == "-m" else words[0]
+        raise RunError(f"{name} failed: {last}; its output is in {near(log)}")
 
 
 # Statistics.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the toy weights of toy/ again from nothing: the frozen stack, then the model. A stopped run resumes.
+# Make the toy weights in toy/ from scratch: the frozen stack, then the model. A stopped run resumes.
 #
 #   bash scripts/train_toy.sh [--stack-only | --model-only] [--model vdit|hcd] [--output_dir toy] [--work_dir runs/toy]
 set -euo pipefail

@@ -29,20 +29,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, DemoResult, Progress, read_options
+from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, WINDOW, DemoResult, Progress, read_options
 from util.drawing import colour_of
 from util.errors import RunError, UserError, orderly_end, run_cli
-from util.files import atomic_path
+from util.files import ROOT, atomic_path
 from util.options import option
 from util.text import normalise_sentence
 from util.video import WHOLE, Excerpt, Media, open_media, parse_time, write_video
 
 DESCRIPTION = "Serve a web page that segments the objects that sentences name in uploaded videos."
-TOY = Path(__file__).resolve().parents[1] / "toy" / "vdit.safetensors"
+TOY_CHECKPOINT = ROOT / "toy" / "vdit.safetensors"
 TITLES = {"vdit": "VD-IT", "hcd": "HCD"}
 LOOPBACK = "127.0.0.1"
 PREFIX = "rvos-page-"  # of the temporary folder that holds uploads and results
-SENTENCE_LETTERS = 300  # of a sentence, at most
+MAX_CHARACTERS = 300  # of a sentence
 STAGES = {"segment": "Segmenting", "draw": "Drawing the overlay"}
 STOPPED = "Stopped. Nothing of this run is kept."
 UNKNOWN = "something went wrong on the server; the terminal where the page was started shows what"
@@ -56,15 +56,20 @@ class PageOptions:
 
     host: str = _page(LOOPBACK, "address to serve; 0.0.0.0 admits everyone who can reach this machine")
     port: int = _page(7860, "port to serve; 0 picks a free one", minimum=0, maximum=65535)
-    max_megabytes: float = _page(200.0, "largest upload", above=0)
-    max_seconds: float = _page(60.0, "longest part of a video that is segmented at once", above=0)
-    max_frames: int = _page(900, "most frames that are segmented at once", minimum=1)
-    max_side: int = _page(4096, "longer side of a video, in pixels", minimum=1)
-    max_sentences: int = _page(8, "most sentences at once", minimum=1)
-    queue: int = _page(8, "most visitors who wait while another video is segmented", minimum=1)
-    keep_minutes: float = _page(30.0, "remove uploads and results that were not used for N minutes", above=0)
-    window: int = _page(36, "frames that the model sees together", minimum=1)
-    overlap: int | str = _page("auto", "frames that two windows share (see demo.py)", minimum=0, auto=True)
+    max_megabytes: float = _page(200.0, "maximum size of an upload, in megabytes", above=0)
+    max_seconds: float = _page(60.0, "maximum length of a part that is segmented at once, in seconds", above=0)
+    max_frames: int = _page(900, "maximum number of frames segmented at once", minimum=1)
+    max_side: int = _page(4096, "maximum of a video's longer side, in pixels", minimum=1)
+    max_sentences: int = _page(8, "maximum number of sentences at once", minimum=1)
+    queue: int = _page(8, "maximum number of visitors who wait while a video is segmented", minimum=1)
+    keep_minutes: float = _page(30.0, "remove uploads and results that were not used for this many minutes", above=0)
+    window: int = _page(WINDOW, "number of frames that the model sees together", minimum=1)
+    overlap: int | str = _page(
+        "auto",
+        "number of frames that two windows share, by which an object is followed; auto is 6, or half of a short window",
+        minimum=0,
+        auto=True,
+    )
 
 
 class StopRun(Exception):
@@ -81,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from models.pretrained import open_pretrained
 
     with orderly_end():
-        pretrained = open_pretrained(given.pop("resume", "") or str(TOY), "--resume", {"device": "auto", **given})
+        checkpoint = given.pop("resume", "") or str(TOY_CHECKPOINT)
+        pretrained = open_pretrained(checkpoint, "--resume", {"device": "auto", **given})
         for note in pretrained.notes:
             print(f"note: {note}")
         if options.host not in (LOOPBACK, "localhost", "::1"):
@@ -288,8 +294,8 @@ def build_page(
                     max_lines=options.max_sentences,
                     elem_id="sentences",
                 )
-                if pretrained.checkpoint.resolve() == TOY:
-                    gr.Markdown("The bundled toy weights know moving coloured shapes only.")
+                if pretrained.checkpoint.resolve() == TOY_CHECKPOINT:
+                    gr.Markdown("The bundled toy weights are trained on moving coloured shapes only.")
                     example = write_example(folder)
                     gr.Button("Use the example", size="sm", elem_id="example").click(
                         lambda: example, None, [upload, text], **beside
@@ -355,10 +361,12 @@ def read_sentences(text: str, options: PageOptions) -> list[str]:
     if not sentences:
         raise UserError("there is no sentence yet; describe the objects, one per line")
     if len(sentences) > options.max_sentences:
-        raise UserError(f"these are {len(sentences)} sentences, and this page takes {options.max_sentences}")
+        raise UserError(
+            f"there are {len(sentences)} sentences, but this page takes at most {options.max_sentences}; remove some"
+        )
     for number, sentence in enumerate(sentences, start=1):
-        if len(sentence) > SENTENCE_LETTERS:
-            raise UserError(f"sentence {number} has {len(sentence)} letters; shorten it to {SENTENCE_LETTERS}")
+        if len(sentence) > MAX_CHARACTERS:
+            raise UserError(f"sentence {number} has {len(sentence)} characters; shorten it to {MAX_CHARACTERS}")
     return sentences
 
 
@@ -376,7 +384,10 @@ def open_upload(path: Path, options: PageOptions, excerpt: Excerpt = WHOLE) -> M
     media = open_media(path, excerpt)
     height, width = media.size
     if max(media.size) > options.max_side:
-        raise UserError(f"{path} is {width}×{height}, and this page takes {options.max_side} pixels per side")
+        raise UserError(
+            f"{path} is {width}×{height}, but this page takes at most {options.max_side} pixels per side; upload a "
+            "smaller video"
+        )
     return media
 
 
@@ -384,9 +395,9 @@ def check_length(frames: int, rate: Fraction, options: PageOptions) -> None:
     """Raise ``UserError`` if a video is too long; headers can be wrong, so a run also checks the frames it has read."""
     if frames > options.max_frames or frames / rate > options.max_seconds + 0.5:
         raise UserError(
-            f"this part has {float(frames / rate):.0f} s and {frames} frames or more, and this page takes "
-            f"{options.max_seconds:g} s and {options.max_frames} frames; choose a shorter part with From and To under "
-            "Options, or a larger stride"
+            f"this part lasts at least {float(frames / rate):.1f} s and has at least {frames} frames, but this page "
+            f"takes at most {options.max_seconds:g} s and {options.max_frames} frames; choose a shorter part with From "
+            "and To under Options, or a larger stride"
         )
 
 

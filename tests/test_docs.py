@@ -28,7 +28,7 @@ from tests.conftest import ROOT
 from util.errors import Parser, UserError
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
-# Shell scripts that pass their arguments to a Python script after the set-up.
+# Shell scripts that pass their arguments to a Python script after the setup.
 THIN = {f"scripts/{name}.sh": f"scripts.{name}" for name in ("quickstart", "toy_lab", "train_toy")}
 OPTIONS_IN_TEXT = ("scripts/setup.sh", "scripts/test.sh")
 SHELLS = ("bash", "sh", "sbatch")

@@ -22,10 +22,10 @@ from util.drawing import (
     draw_overlay,
     legend,
     letters,
-    numbered,
     object_sheet,
     overlay_size,
     read_picture,
+    sentence_labels,
     sheet_tile,
     text_bar,
     wrap_text,
@@ -298,8 +298,8 @@ def test_a_label_follows_calmly():
 
 
 def test_more_sentences_than_colours_are_numbered():
-    assert numbered(["a", "b"]) == ["a", "b"]
-    assert numbered(list("abcdefghi"))[8] == "9  i" and colour_of(8) == colour_of(0)
+    assert sentence_labels(["a", "b"]) == ["a", "b"]
+    assert sentence_labels(list("abcdefghi"))[8] == "9  i" and colour_of(8) == colour_of(0)
 
 
 def test_long_labels_end_with_an_ellipsis():

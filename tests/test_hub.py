@@ -256,7 +256,8 @@ def test_mistakes_are_one_sentence(
         (LocalTokenNotFoundError("no token"), "hf auth login"),
         (OSError("no route"), "cannot be reached (OSError)"),
         (403, "you cannot write to me/x"),
-        (500, "the hub refuses me/x"),
+        (500, "the hub refuses me/x: so it said; choose another name, or try again later"),
+        (push_to_hub.HFValidationError(), "the hub refuses me/x: HFValidationError; choose another name"),
     ],
 )
 def test_errors_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any, sentence: str):

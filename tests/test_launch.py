@@ -39,7 +39,7 @@ def run_shell(*words: str | Path, shell: str = "sh", **env: str) -> subprocess.C
 def dry_run(tmp_path: Path) -> Callable[..., list[str]]:
     """What a dist script hands to the launcher: the command line after ``python -m scripts.launch``.
 
-    It runs in a copy whose set-up does nothing and whose Python prints its arguments.
+    It runs in a copy whose setup does nothing and whose Python prints its arguments.
     """
     copy = tmp_path / "a clone"
     (copy / "scripts").mkdir(parents=True)

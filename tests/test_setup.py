@@ -24,7 +24,7 @@ FULL_DF = "echo 'Filesystem 1024-blocks Used Available Capacity Mounted'; echo '
 
 
 class Clone:
-    """A copy of the set-up in a folder of its own, and a PATH that holds only what a test puts there."""
+    """A copy of the setup in a folder of its own, and a PATH that holds only what a test puts there."""
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.folder = folder / "my clone"

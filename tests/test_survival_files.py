@@ -15,7 +15,7 @@ from torch import nn
 
 from models.checkpoints import open_checkpoint, open_resumed, save_checkpoint
 from tests.commands import read_checkpoint
-from util.checkpoint import BEST, NEWEST, Keeper, begin_folder, newest_intact, numbered
+from util.checkpoint import BEST, NEWEST, Keeper, begin_folder, newest_intact, numbered_checkpoints
 from util.errors import UserError
 
 MEGABYTE = 2**20
@@ -132,7 +132,7 @@ def test_a_new_run_leaves_an_earlier_ones_checkpoints(tmp_path: Path) -> None:
         _keeper(tmp_path).save(5, False)
         (tmp_path / ".checkpoint_000007.12-ab.pth").write_text("half")
         (note,) = begin_folder(tmp_path, 0)
-        assert f"earlier-{number}" in note and numbered(tmp_path) == {}
+        assert f"earlier-{number}" in note and numbered_checkpoints(tmp_path) == {}
         assert _names(tmp_path / f"earlier-{number}") == ["checkpoint.pth", "checkpoint_000005.pth"]
     assert _names(tmp_path) == ["earlier-1", "earlier-2"]
 
@@ -164,7 +164,8 @@ def _fill(folder: Path, reason: str, capsys: pytest.CaptureFixture[str]) -> None
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and reason in told
     assert told.startswith(f"warning: cannot write {folder}/checkpoint_000020.pth") and "an older file" in told
-    assert _step(tmp := folder / NEWEST) == 15 and numbered(folder).keys() == {15}, "older ones have made room in vain"
+    assert _step(tmp := folder / NEWEST) == 15
+    assert numbered_checkpoints(folder).keys() == {15}, "older ones have made room in vain"
     assert not large.due()
     with pytest.raises(UserError, match=reason):
         large.save(20, True)
@@ -199,7 +200,7 @@ def test_older_ones_make_room(disk: Path, capsys: pytest.CaptureFixture[str]) ->
     keeper = _keeper(disk, keep=3, numbers=MEGABYTE // 5)  # 0.8 MB: three fit
     for step in (5, 10, 15, 20):
         keeper.save(step, True)
-    assert _step(disk / NEWEST) == 20 and numbered(disk).keys() == {15, 20}
+    assert _step(disk / NEWEST) == 20 and numbered_checkpoints(disk).keys() == {15, 20}
     assert capsys.readouterr().err == ""
 
 

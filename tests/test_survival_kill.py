@@ -14,7 +14,7 @@ import torch
 from tests.commands import read_checkpoint
 from tests.forks import Forks
 from tests.tiny_models import tiny_flags
-from util.checkpoint import NEWEST, newest_intact, numbered
+from util.checkpoint import NEWEST, newest_intact, numbered_checkpoints
 from util.errors import REQUEUE_STATUS
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ KILLS = 10
 
 
 def _newest(folder: Path) -> int:
-    return max(numbered(folder), default=0)
+    return max(numbered_checkpoints(folder), default=0)
 
 
 @pytest.fixture

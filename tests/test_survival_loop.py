@@ -16,7 +16,7 @@ from torch import nn
 from datasets.evaluators import Scores
 from engine import Validation, parameter_lines
 from tests.survival_jobs import Batch, Line, batches, train_line
-from util.checkpoint import NEWEST, numbered
+from util.checkpoint import NEWEST, numbered_checkpoints
 from util.errors import REQUEUE_STATUS, RunError, Stopped
 from util.guard import Guard
 from util.run_log import Meter
@@ -44,7 +44,7 @@ def test_a_signal_ends_the_run_after_the_step(tmp_path: Path, name: str, capsys:
     with pytest.raises(Stopped) as stop:
         train_line(tmp_path, loader)
     assert (stop.value.code, stop.value.signal, stop.value.step) == (REQUEUE_STATUS, name, 14)
-    assert _saved(tmp_path)["step"] == 14 and numbered(tmp_path).keys() == {10, 14}
+    assert _saved(tmp_path)["step"] == 14 and numbered_checkpoints(tmp_path).keys() == {10, 14}
     assert capsys.readouterr().err == f"stopped by {name} after step 14; --resume auto continues from there\n"
     assert signal.getsignal(number) == before
     weights = _saved(tmp_path)["weights"]
@@ -125,7 +125,7 @@ def test_a_run_with_validations_is_the_run_without(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "validation").iterdir()) == [
         f"step_0000{step}.json" for step in ("08", "16", "24", "30")
     ]
-    assert numbered(tmp_path).keys() == {24, 30}, "what is validated was saved before"
+    assert numbered_checkpoints(tmp_path).keys() == {24, 30}, "what is validated was saved before"
 
 
 def test_the_record_of_validations_goes_on_and_back(tmp_path: Path) -> None:

@@ -229,6 +229,8 @@ def test_a_command_that_fails(tmp_path: Path) -> None:
     log, stop = tmp_path / "log.txt", threading.Event()
     with pytest.raises(RunError, match=r"-c failed: the disk is full; its output is in .*log\.txt$"):
         call(["-c", "print('x'); raise SystemExit('error: the disk is full')"], log, stop)
+    with pytest.raises(RunError, match=r"^scripts\.baselines failed: "):
+        call(["-m", "scripts.baselines", "no such command"], log, stop)
     call(["-c", "import os; print(os.environ['OMP_NUM_THREADS'])"], log, stop)
     assert log.read_text().split()[-1] == "1" and log.read_text().startswith("x")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -231,8 +232,13 @@ def test_what_is_no_video_is_told_in_one_sentence(tmp_path: Path, kind: str):
 
 def test_mistakes_with_good_files(tmp_path: Path):
     path = write_film(tmp_path / "a.mp4")
-    with pytest.raises(UserError, match=r"no frame from --start 9 s on .* it lasts 0\.60 s"):
+    with pytest.raises(UserError, match=r"no frame from 9 s on; it lasts 0\.60 s, so choose an earlier start"):
         open_media(path, Excerpt(Fraction(9)))
+    with pytest.raises(UserError, match=r"no frame from 0\.51 s to 0\.52 s; choose a longer part"):
+        open_media(path, Excerpt(Fraction("0.51"), Fraction("0.52")))
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(UserError, match=r"pipe\.mp4 is neither a file nor a folder; give a video"):
+        open_media(tmp_path / "pipe.mp4")
     with pytest.raises(UserError, match=r"--end \(1 s\) must be after --start \(2 s\)"):
         Excerpt(Fraction(2), Fraction(1))
     for i, size in enumerate([(48, 64), (24, 32)]):

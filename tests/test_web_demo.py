@@ -44,7 +44,7 @@ pytestmark = [
 PRETRAINED = Pretrained(
     model=cast(Segmenter, None),
     name="vdit",
-    checkpoint=web_demo.TOY,
+    checkpoint=web_demo.TOY_CHECKPOINT,
     options=InferenceOptions(),
     device=torch.device("cpu"),
 )
@@ -201,7 +201,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "time": ({"start": "soon"}, "From must be a time in seconds"),
     "backwards": ({"start": "0.5", "end": "0.2"}, "To must be later than From"),
     "late": ({"start": "9"}, "a.mp4 has no frame"),
-    "many": ({"text": "a\nb\nc\nd"}, "these are 4 sentences, and this page takes 3"),
+    "many": ({"text": "a\nb\nc\nd"}, "there are 4 sentences, but this page takes at most 3; remove some"),
 }
 
 
@@ -261,7 +261,7 @@ def test_headers_are_not_believed(temporary: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(web_demo, "open_media", open_lying)
     with serve(max_frames=4) as address:
         visitor = Visitor(address)
-        assert "5 frames or more" in visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))["error"]
+        assert "at least 5 frames" in visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))["error"]
         assert not list(temporary.rglob("*.png")), "nothing of the run is left"
 
 
@@ -370,18 +370,19 @@ def test_a_bug_does_not_leave_the_visitor_waiting(temporary: Path, tmp_path: Pat
 
 def test_sentences():
     assert read_sentences("  The dog,  running \n\n the ball\n", PageOptions()) == ["The dog, running", "the ball"]
-    with pytest.raises(UserError, match="sentence 2 has 301 letters; shorten it to 300"):
+    with pytest.raises(UserError, match="sentence 2 has 301 characters; shorten it to 300"):
         read_sentences("a\n" + "b" * 301, PageOptions())
 
 
 def test_size_and_length_limits(tmp_path: Path):
     video = open_upload(write_film(tmp_path / "a.mp4", frames=60), PageOptions())  # 6 s
-    with pytest.raises(UserError, match=r"a\.mp4 is 64×48, and this page takes 60 pixels per side"):
+    with pytest.raises(UserError, match=r"a\.mp4 is 64×48, but this page takes at most 60 pixels per side; upload"):
         open_upload(video.path, PageOptions(max_side=60))
     assert video.count == 60
-    with pytest.raises(UserError, match=r"6 s and 60 frames or more, and this page takes 5 s and 900 frames; choose"):
+    read = r"lasts at least 6\.0 s and has at least 60 frames, but this page takes at most"
+    with pytest.raises(UserError, match=f"{read} 5 s and 900 frames; choose a shorter part"):
         check_length(60, video.rate, PageOptions(max_seconds=5))
-    with pytest.raises(UserError, match=r"6 s and 60 frames or more, and this page takes 60 s and 50 frames; choose"):
+    with pytest.raises(UserError, match=f"{read} 60 s and 50 frames; choose a shorter part"):
         check_length(60, video.rate, PageOptions(max_frames=50))
     part = open_upload(video.path, PageOptions(), Excerpt(Fraction(2), stride=2))
     assert part.count is not None

@@ -3,8 +3,8 @@
 ``checkpoint.pth`` of a run holds ``format``, ``model`` (its name), ``config`` (the options it was made with),
 ``weights`` (everything trained), ``frozen`` (the identity of the frozen parts), and to resume ``optimizer``, ``step``
 and ``steps_per_epoch``. Frozen parts that differ from the pretrained ones never change in a run: they are written once,
-into a file beside it, which ``beside`` names. To pass weights on, ``save_weights`` writes everything but the training
-state as one safetensors file. Both kinds are memory-mapped, and no code that a file may carry is run.
+into a file beside it, which ``beside`` names. To publish weights, ``save_weights`` writes everything but the training
+state as one safetensors file. Both kinds of files are memory-mapped, and code in a file is never run.
 
 In the folder of a run, ``checkpoint_000400.pth`` is the state after step 400. The newest is also called
 ``checkpoint.pth``, and the best ``checkpoint_best.pth``; a second name is a hard link, and takes no space.
@@ -30,16 +30,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.files import atomic_path, reason_of
 
 FORMAT = "t2v-rvos-1"
 BESIDE = "frozen-"
-"""Prefix of the files that hold the frozen parts of a run; they are no checkpoints by themselves."""
+"""Prefix of the files that hold the frozen parts of a run; alone, they are not checkpoints."""
 NEWEST, BEST = "checkpoint.pth", "checkpoint_best.pth"
 EARLIER = "earlier"
 """Prefix of the folders that hold the checkpoints of an earlier run."""
-RETRY = 60.0  # seconds after which a checkpoint that could not be written is tried again
+RETRY = 60.0  # seconds until writing a checkpoint is tried again after a failure
 _NUMBERED = re.compile(r"checkpoint_(\d+)\.pth")
 _TYPES: dict[str, type] = {
     **{"model": str, "config": dict, "frozen": dict, "args": dict, "epoch": int},
@@ -68,7 +68,7 @@ def write_pickle(path: str | Path, content: dict[str, Any]) -> None:
             cause: BaseException | None = error  # PyTorch's message may hide that of the system
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__cause__ or cause.__context__
-            reason = (cause.strerror if cause is not None else None) or str(error).splitlines()[0]
+            reason = (cause.strerror if cause is not None else None) or first_line(error)
             raise UserError(f"cannot write {path}: {reason}; if there was an older file, it is intact") from error
 
 
@@ -204,7 +204,7 @@ def _read_pickle(path: Path) -> Any:
         raise UserError(f"{path} is not a readable checkpoint; {reason}") from error
 
 
-def numbered(folder: Path) -> dict[int, Path]:
+def numbered_checkpoints(folder: Path) -> dict[int, Path]:
     """Step → its checkpoint, in rising order."""
     found = ((_NUMBERED.fullmatch(path.name), path) for path in folder.glob("checkpoint_*.pth"))
     return dict(sorted((int(match[1]), path) for match, path in found if match))
@@ -220,7 +220,7 @@ class Keeper:
         folder: of the run.
         write: writes the checkpoint of a step to a path, beside it and renamed; raises ``UserError`` on failure.
         keep: number of checkpoints that stay, at least 1.
-        minutes: a checkpoint is due after so many minutes without one; 0: never.
+        minutes: a checkpoint is due after this many minutes without one; 0: never.
         active: False writes nothing (in every process but the main one).
     """
 
@@ -287,12 +287,12 @@ class Keeper:
                 raise
             self.write(path, step)
         _link(path, self.folder / NEWEST)
-        for old in list(numbered(self.folder).values())[: -self.keep]:
+        for old in list(numbered_checkpoints(self.folder).values())[: -self.keep]:
             old.unlink(missing_ok=True)
 
     def _make_room(self) -> bool:
         """Remove all checkpoints but the newest; return whether there were any."""
-        old = list(numbered(self.folder).values())[:-1]
+        old = list(numbered_checkpoints(self.folder).values())[:-1]
         for path in old:
             path.unlink(missing_ok=True)
         return bool(old)
@@ -313,7 +313,7 @@ def begin_folder(folder: Path, first_step: int) -> list[str]:
     Raises:
         UserError: a file cannot be moved.
     """
-    later = [path for step, path in numbered(folder).items() if step > first_step]
+    later = [path for step, path in numbered_checkpoints(folder).items() if step > first_step]
     later += [path for path in (folder / NEWEST, folder / BEST) if path.is_file() and _step(path) > first_step]
     try:
         for half in folder.glob(".checkpoint*.pth"):
@@ -339,7 +339,7 @@ def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
         the checkpoint or None, and notes that say which were skipped and why.
     """
     notes = []
-    paths = [path for path in (*reversed(numbered(folder).values()), folder / NEWEST) if path.is_file()]
+    paths = [path for path in (*reversed(numbered_checkpoints(folder).values()), folder / NEWEST) if path.is_file()]
     files = {(path.stat().st_dev, path.stat().st_ino): path for path in paths}  # each file once, under whatever name
     found: list[tuple[int, Path]] = []
     for path in files.values():

@@ -204,12 +204,12 @@ class Config:
         200, "steps between two pictures of a training clip in TensorBoard and wandb; 0: none", minimum=0
     )
     save_every: int = _train(0, "steps between checkpoints, in addition to one after each epoch; 0: none", minimum=0)
-    save_minutes: float = _train(10.0, "write a checkpoint at least every so many minutes; 0: no limit", minimum=0)
+    save_minutes: float = _train(10.0, "write a checkpoint at least every N minutes; 0: no limit", minimum=0)
     keep_checkpoints: int = _train(
         3, "number of recent checkpoints to keep, in addition to the best one of the validations", minimum=1
     )
     patience_minutes: float = _train(
-        10.0, "end a run that makes no progress for so many minutes, and report which process hangs where", above=0
+        10.0, "end a run that makes no progress for N minutes, and report which process hangs where", above=0
     )
     eval_every: float = _train(
         0.0,
@@ -221,7 +221,7 @@ class Config:
     )
     eval_metric: str = _train(
         "auto",
-        "metric that chooses checkpoint_best.pth, higher is better; auto: J&F for sets of videos, mAP for A2D and "
+        "metric that chooses checkpoint_best.pth, higher is better; auto: J&F for video datasets, mAP for A2D and "
         "JHMDB, oIoU for RefCOCO",
         choices=METRICS,
     )

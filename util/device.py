@@ -1,4 +1,4 @@
-"""The device that computes, and its memory: free memory is given back, and a shortage is explained in one sentence."""
+"""Choose the device, return free memory to the system, and explain memory shortages."""
 
 from __future__ import annotations
 

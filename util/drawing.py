@@ -53,11 +53,11 @@ SHEET_ROWS, SHEET_COLUMNS = 8, 5
 
 SAME_IOU = 0.6  # from this IoU on, the later one of two outlines is drawn inside the other, which would hide it
 LABEL_LINES, LABEL_WIDTH = 2, 0.45  # a label's maximum number of lines, and share of the image's width
-FEWEST_LETTERS = 5  # a label without room for so many letters is left out
+FEWEST_LETTERS = 5  # a longer label that has room for fewer letters in a line is left out
 INERTIA = 0.75  # weight of a label's old position; without it, labels would tremble with the masks
-RANK = 0.02  # by how much each side of an object is preferred to the next
-STAY = 0.3  # by how much a distant place must be better before a label moves there
-LABEL_COST = 10  # by how much hiding another label is worse than hiding an object
+RANK = 0.02  # cost of each step down the order of preferred places
+STAY = 0.3  # additional cost of a place more than a label's height away from the current one
+LABEL_COST = 10  # cost of covering another label; covering an object costs 1
 
 SHEET_TILES, SHEET_TILES_PER_ROW, SHEET_MOST_PER_ROW = 12, 4, 6
 SHEET_WIDTH, SHEET_LEAST_WIDTH, TILE_HEIGHT = 1280, 640, 400  # pixels
@@ -74,7 +74,7 @@ def letters(size: int) -> ImageFont.FreeTypeFont:
 def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int, limit: int | None = None) -> list[str]:
     """Break text into lines of at most ``width`` pixels, between words or within words that are too long.
 
-    With a ``limit``, at most so many lines are returned, and the last one ends with an ellipsis if there is more.
+    With a ``limit``, at most ``limit`` lines are returned; the last one ends with an ellipsis if text is left out.
     """
     for columns in range(max(1, int(2 * width / font.size)), 0, -1):
         lines = textwrap.wrap(text, columns, max_lines=limit, placeholder="…") or [""]
@@ -282,7 +282,7 @@ def contact_sheet(
     write_picture(path, np.concatenate(strips))
 
 
-def numbered(sentences: Sequence[str]) -> list[str]:
+def sentence_labels(sentences: Sequence[str]) -> list[str]:
     """Return the labels of sentences: the sentences, numbered if there are more of them than colours."""
     many = len(sentences) > len(PALETTE)
     return [f"{i}  {sentence}" if many else sentence for i, sentence in enumerate(sentences, start=1)]

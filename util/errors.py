@@ -101,6 +101,11 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.6)), None)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type if the message is empty."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def help_asked() -> bool:
     """Whether the command line asks for help. Scripts print it before imports that take seconds."""
     return not {"-h", "--help"}.isdisjoint(sys.argv[1:])

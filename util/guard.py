@@ -20,10 +20,10 @@ import torch.distributed as dist
 
 from util.checkpoint import write_pickle
 from util.distributed import LONG_WAIT, gather_objects, is_main, rank, world_size
-from util.errors import RunError, Stopped, UserError
+from util.errors import RunError, Stopped, UserError, first_line
+from util.files import ROOT
 from util.run_log import Meter, Step
 
-ROOT = Path(__file__).resolve().parents[1]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Sent by schedulers and terminals. ``scripts/slurm_train.sbatch`` asks for SIGUSR1 before the time limit."""
 SECOND_SIGINT_DELAY = 5.0  # seconds after which a second Ctrl-C ends the run; launchers forward the first one twice
@@ -234,12 +234,12 @@ class Guard:
         if world_size() == 1:
             self.watchdog.stop()
         else:  # leaving the process group may hang; the reason must be reported in any case
-            self.watchdog.progress(f"fails ({_first_line(error)})", EXIT_TIMEOUT)
+            self.watchdog.progress(f"fails ({first_line(error)})", EXIT_TIMEOUT)
         if not isinstance(error, RuntimeError) or isinstance(error, RunError):
             return
         if "DataLoader worker" in str(error):
             raise RunError(
-                f"a process that loads data was killed ({_first_line(error).rstrip('. ')}), most often for lack of "
+                f"a process that loads data was killed ({first_line(error).rstrip('. ')}), most often for lack of "
                 "memory; use fewer --num_workers or more shared memory (/dev/shm)"
             ) from error
         if world_size() > 1 and LOST_PEER.search(str(error)):
@@ -247,7 +247,7 @@ class Guard:
             while not self.received and time.monotonic() < end:  # the launcher sends SIGTERM when it has seen the cause
                 time.sleep(0.1)
             raise RunError(
-                f"process {rank()} {stage} and has lost the connection to another process ({_first_line(error)}); the "
+                f"process {rank()} {stage} and has lost the connection to another process ({first_line(error)}); the "
                 "cause is in the message of the process that failed first"
             ) from error
 
@@ -326,10 +326,6 @@ class WorkerSignals:
     def _end(self, number: int, frame: FrameType | None) -> None:
         if self._closing:
             os._exit(0)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def _position() -> str:

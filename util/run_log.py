@@ -27,7 +27,7 @@ from tqdm import tqdm
 from util.device import device_name
 from util.distributed import average_over_processes, gather_objects
 from util.drawing import Picture
-from util.errors import REQUEUE_STATUS, RunError, UserError
+from util.errors import REQUEUE_STATUS, RunError, UserError, first_line
 from util.files import ROOT, atomic_path, library_versions, project_version, write_json
 
 Item = TypeVar("Item")
@@ -46,7 +46,7 @@ ENVIRONMENT = (
 class RunLog:
     """The log of a run. Lines that an earlier session logged after ``first_step`` are removed.
 
-    Logging never ends a run: on a full disk it says so once, and training continues.
+    Logging never ends a run: if its files cannot be written, it says so once, and training continues.
 
     Args:
         folder: gets ``log.jsonl`` and ``tensorboard/``.
@@ -96,7 +96,7 @@ class RunLog:
         self.folder = folder
         self.sample, self.sample_every = sample, sample_every
         self.last_sample = first_step
-        self.full = False
+        self.unwritable = False
         self.bar = tqdm(
             total=total_steps,
             initial=first_step,
@@ -145,8 +145,8 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            if not self.full:
-                self.full = True
+            if not self.unwritable:
+                self.unwritable = True
                 reason = error.strerror or error
                 self.say(
                     f"note: the logs in {self.folder} cannot be written ({reason}); the run continues without them"
@@ -274,9 +274,8 @@ class Wandb(LogWriter):
                 dir=str(folder), id=run_id, name=folder.resolve().name, config=dict(config), resume="allow"
             )
         except Exception as error:  # the library raises many kinds
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise UserError(
-                f"wandb cannot start: {reason}; log in, set WANDB_MODE=offline, or leave out --wandb"
+                f"wandb cannot start: {first_line(error)}; log in, set WANDB_MODE=offline, or leave out --wandb"
             ) from error
 
     def numbers(self, step: int, labels: Mapping[str, Any], values: Mapping[str, float]) -> None:
@@ -534,8 +533,8 @@ class RunSummary:
         self.session |= {**how_it_ended(error), "ended": _now(), "step": self.last_step()}
         try:
             write_json(self.folder / RUN_FILE, self.content)
-        except UserError as full:  # the reason why the run ended matters more
-            print(f"note: {full}", file=sys.stderr)
+        except UserError as unwritable:  # the reason why the run ended matters more
+            print(f"note: {unwritable}", file=sys.stderr)
 
 
 def how_it_ended(error: BaseException | None) -> dict[str, str]:

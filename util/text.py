@@ -1,4 +1,4 @@
-"""How sentences are normalised in training and inference. Separate from frames, which need PyTorch."""
+"""Normalise sentences for training and inference. Imports no PyTorch, so light commands can use it."""
 
 from __future__ import annotations
 

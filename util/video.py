@@ -137,9 +137,13 @@ class Media(ABC):
             end = max((frame.time + frame.duration for frame in self.all_frames()), default=None)
             if end is None:
                 raise UserError(f"{path} has no frame that can be decoded; it is damaged, cut off or not a video")
+            start = f"{float(excerpt.start):g}"
+            if excerpt.end is not None and excerpt.start < end:
+                raise UserError(
+                    f"{path} has no frame from {start} s to {float(excerpt.end):g} s; choose a longer part of it"
+                )
             raise UserError(
-                f"{path} has no frame from --start {float(excerpt.start):g} s on and before --end; it lasts "
-                f"{float(end):.2f} s"
+                f"{path} has no frame from {start} s on; it lasts {float(end):.2f} s, so choose an earlier start"
             )
         self.size = first.image.shape[:2]
 
@@ -200,7 +204,8 @@ def open_media(path: str | Path, excerpt: Excerpt = WHOLE, fps: Fraction = DEFAU
         if path.is_dir():
             return ImageFolder(path, excerpt, fps)
         if not path.is_file():
-            raise UserError(f"{path} does not exist; give a video, a GIF, an image or a folder of images")
+            wrong = "is neither a file nor a folder" if path.exists() else "does not exist"
+            raise UserError(f"{path} {wrong}; give a video, a GIF, an image or a folder of images")
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes); copy or download the video again")
         return ImageFile(path, excerpt, fps) if path.suffix.lower() in IMAGE_SUFFIXES else VideoFile(path, excerpt)
