@@ -169,7 +169,8 @@ def build_clips(cfg: Config, split: str) -> MevisClips:
     """Build the augmented training clips (``train``), or the whole videos of another split with their ground truth."""
     train = split == "train"
     num_frames = cfg.num_frames if train else None
-    return MevisClips(root_of(cfg), split, build_transform(cfg, train), num_frames, cfg.seed, cfg.reverse_probability)
+    transform = build_transform(cfg, train, whole_videos=True)
+    return MevisClips(root_of(cfg), split, transform, num_frames, cfg.seed, cfg.reverse_probability)
 
 
 def build_videos(cfg: Config) -> list[Video]:

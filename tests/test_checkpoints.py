@@ -27,6 +27,7 @@ from models.authors import BACKBONE, authors_model, authors_names, authors_state
 from models.checkpoints import (
     CLASS_HEADS,
     PARTS,
+    Checkpoint,
     frozen_identity,
     load_state,
     loaded_parts_state,
@@ -951,6 +952,15 @@ def test_windows(pretrained: Pretrained):
 def test_bad_frames_and_sentences(pretrained: Pretrained, video: np.ndarray | str, sentences: str, message: str):
     with pytest.raises(UserError, match=message):
         pretrained.segment(video, sentences)
+
+
+def test_a_stored_limit_of_640_is_the_former_default():
+    def limit(stored: int | str, **options: Any) -> int | str:
+        return Checkpoint(Path("a.pth"), "vdit", {"max_size": stored}, {}, {}).config(**options).max_size
+
+    assert limit(640) == limit("auto") == "auto"
+    assert limit(800) == 800 and limit(0) == 0
+    assert limit(640, max_size=640) == 640, "an option overrides what is stored"
 
 
 def test_loading_errors(passed_on: Path, tmp_path: Path):
