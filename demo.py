@@ -94,10 +94,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = parse_time(options.start, "--start") if options.start else Fraction(0)
     end = parse_time(options.end, "--end") if options.end else None
     media = open_media(path, Excerpt(start, end, options.stride), Fraction(options.fps).limit_denominator(1001))
+    from models.inference import large_video_notes
     from models.pretrained import open_pretrained
 
     pretrained = open_pretrained(given.pop("resume"), "--resume", {"device": "auto", **given})
-    for note in pretrained.notes:
+    for note in (*pretrained.notes, *large_video_notes({str(path): media.size}, pretrained.options)):
         print(f"note: {note}")
     with orderly_end(), memory_advice(DEMO):
         result = segment_to_folder(

@@ -21,11 +21,11 @@ from datasets import build_dataset, build_evaluator, build_scorer, list_videos
 from datasets.clip import ClipLoader, EpochLoader, collate
 from datasets.evaluators import Evaluator, Scorer, Scores
 from datasets.files import Video, load_clip
-from datasets.predictions import MASK_OPTIONS, InferenceRecord, MaskLayout, is_written, require_frames
+from datasets.predictions import MASK_OPTIONS, InferenceRecord, MaskLayout, frame_size, is_written, require_frames
 from datasets.registry import DATASETS
 from datasets.scoring import video_counts, video_metrics
 from models import Criterion, Segmenter
-from models.inference import MULTIPLE, InferenceOptions, Prediction, query_predictions, segment
+from models.inference import InferenceOptions, Prediction, large_video_notes, query_predictions, segment
 from models.segmenter import all_queries
 from util.checkpoint import Keeper
 from util.config import Config
@@ -305,17 +305,19 @@ def build_scoring(
             dataset,
             sampler=range(rank(), len(dataset), world_size()),
             num_workers=cfg.num_workers,
-            collate_fn=partial(collate, multiple=MULTIPLE),
+            collate_fn=collate,
             pin_memory=device.type == "cuda",
         )
         return ItemScoring(loader, partial(build_evaluator, cfg), cfg.threshold, cfg.seed, device, on_clip)
     videos = [video for video in list_videos(cfg) if video.expressions]
     require_frames(videos)
+    options = InferenceOptions.from_config(cfg)
+    print_large_videos(videos, options)
     scoring = VideoScoring(
         videos,
         build_scorer(cfg) if is_main() else None,
         DATASETS[cfg.dataset_file].layout,
-        InferenceOptions.from_config(cfg),
+        options,
         partial(build_record, cfg, checkpoint, device),
         cfg.num_workers,
         cfg.visualize,
@@ -697,6 +699,12 @@ def build_mask_identity(cfg: Config) -> dict[str, Any]:
                 value = str(Path(value).resolve())
             identity[option.name] = list(value) if isinstance(value, tuple) else value
     return identity
+
+
+def print_large_videos(videos: Sequence[Video], options: InferenceOptions) -> None:
+    """Print a note, in the main process, about videos of which the model sees very large frames."""
+    if is_main():
+        print_notes(large_video_notes({video.name: frame_size(video.frame_paths[0]) for video in videos}, options))
 
 
 def share_of_videos(videos: Sequence[VideoT]) -> list[VideoT]:

@@ -27,7 +27,7 @@ from datasets import list_videos
 from datasets.files import Video
 from datasets.predictions import InferenceRecord, MaskLayout, check_submission, require_frames, write_submission
 from datasets.registry import DATASETS
-from engine import build_record, count_expressions, segment_videos, share_of_videos
+from engine import build_record, count_expressions, print_large_videos, segment_videos, share_of_videos
 from models.checkpoints import open_checkpoint
 from models.inference import InferenceOptions, build_for_inference
 from models.precision import inference_precision
@@ -70,19 +70,15 @@ def segment_split(cfg: Config, device: torch.device) -> None:
             "--expressions_file"
         )
     require_frames(videos)
+    options = InferenceOptions.from_config(cfg)
+    print_large_videos(videos, options)
     record = build_record(cfg, checkpoint.path, device)
     model, notes = build_for_inference(cfg, checkpoint, device)
     print_notes(notes)
     del checkpoint  # releases the memory map of its file
     layout = DATASETS[cfg.dataset_file].layout
     segment_videos(
-        model,
-        share_of_videos(videos),
-        record,
-        layout,
-        InferenceOptions.from_config(cfg),
-        workers=cfg.num_workers,
-        visualize=cfg.visualize,
+        model, share_of_videos(videos), record, layout, options, workers=cfg.num_workers, visualize=cfg.visualize
     )
     wait_for_all()
     if is_main():

@@ -29,6 +29,7 @@ from util.errors import UserError
 from util.guard import WorkerSignals
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD, pad_clips
 
+BATCH_MULTIPLE = 32  # pixels: the padded size of training clips and evaluated items is a multiple of it
 LOCAL_REACH = 3  # frames: greatest distance of the two neighbours from the start frame
 MAX_REPLACEMENTS = 100
 
@@ -83,7 +84,7 @@ class ClipBatch:
         return replace(self, frames=change(self.frames), padding=change(self.padding), targets=targets)
 
 
-def collate(samples: Sequence[Sample], multiple: int = 32) -> ClipBatch:
+def collate(samples: Sequence[Sample], multiple: int = BATCH_MULTIPLE) -> ClipBatch:
     """Pad clips of equal length to the largest height and width, each rounded up to a multiple of ``multiple``."""
     frames, padding = pad_clips([frames for frames, _ in samples], multiple)
     targets = [target for _, target in samples]

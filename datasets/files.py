@@ -216,7 +216,7 @@ class Video:
 
 
 def load_clip(
-    frame_paths: Sequence[Path], short_side: int = 360, long_side: int = 640
+    frame_paths: Sequence[Path], short_side: int = 360, long_side: int | None = None
 ) -> tuple[Tensor, tuple[int, int]]:
     """Read some frames of a video at evaluation size.
 

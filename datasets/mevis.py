@@ -193,7 +193,7 @@ def build_clips(cfg: Config, split: str) -> MevisClips:
     return MevisClips(
         root_of(cfg),
         split,
-        build_transform(cfg, train),
+        build_transform(cfg, train, whole_videos=True),
         cfg.num_frames if train else None,
         cfg.seed,
         cfg.reverse_probability,

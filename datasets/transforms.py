@@ -10,18 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from util.config import AUTO_MAX_SIZE, Config, side_limit
 from util.preprocessing import normalise, resize_frames
-
-if TYPE_CHECKING:
-    from util.config import Config
-
 
 # Factors of the usual SSD distortion (torchvision's RandomPhotometricDistort) without its hue: sentences name colours.
 BRIGHTNESS = (0.875, 1.125)
@@ -44,13 +40,14 @@ class TrainTransform:
     Half of the time the shorter side becomes one of ``train_scales``; otherwise it first becomes one of
     ``crop_scales`` and a random rectangle is cut, whose sides lie in ``crop_range`` (or are the whole side where that
     is shorter), before the same resize. Then a horizontal flip, half of the time, and, with ``colour_distortion``,
-    brightness, contrast and saturation distortion. All lengths are in pixels; without ``crop_scales`` nothing is cut.
+    brightness, contrast and saturation distortion. All lengths are in pixels; without ``crop_scales`` nothing is cut,
+    and ``max_size`` bounds the longer side (None: no limit).
     """
 
     train_scales: Sequence[int] = (288, 320, 352, 392, 416, 448, 480, 512)
     crop_scales: Sequence[int] = (400, 500, 600)
     crop_range: Sequence[int] = (384, 600)
-    max_size: int = 640
+    max_size: int | None = AUTO_MAX_SIZE
     colour_distortion: bool = True
 
     def __call__(
@@ -77,10 +74,10 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize to the evaluation size and normalise; nothing is random."""
+    """Resize to the evaluation size and normalise; nothing is random. ``max_size`` None is no limit."""
 
     eval_size: int = 360
-    max_size: int = 640
+    max_size: int | None = AUTO_MAX_SIZE
 
     def __call__(
         self, frames: Tensor, masks: Tensor, caption: str, rng: np.random.Generator
@@ -89,11 +86,19 @@ class EvalTransform:
         return normalise(frames), masks, caption
 
 
-def build_transform(cfg: Config, train: bool) -> ClipTransform:
-    """The published augmentation, or the resize of an evaluation, in the sizes of ``cfg``."""
+def build_transform(cfg: Config, train: bool, whole_videos: bool = False) -> ClipTransform:
+    """The published augmentation, or the resize of an evaluation, in the sizes of ``cfg``.
+
+    Args:
+        cfg: the options.
+        train: whether to augment.
+        whole_videos: whether clips for evaluation are whole videos, for which ``max_size`` "auto" sets no limit.
+    """
     if train:
-        return TrainTransform(cfg.train_scales, cfg.crop_scales, cfg.crop_range, cfg.max_size, cfg.colour_distortion)
-    return EvalTransform(cfg.eval_size, cfg.max_size)
+        limit = side_limit(cfg.max_size, AUTO_MAX_SIZE)
+        return TrainTransform(cfg.train_scales, cfg.crop_scales, cfg.crop_range, limit, cfg.colour_distortion)
+    auto = None if whole_videos else max(AUTO_MAX_SIZE, cfg.eval_size)
+    return EvalTransform(cfg.eval_size, side_limit(cfg.max_size, auto))
 
 
 def resize(frames: Tensor, masks: Tensor, short_side: int, long_side: int | None = None) -> tuple[Tensor, Tensor]:

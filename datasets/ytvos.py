@@ -80,7 +80,7 @@ def build_clips(cfg: Config, split: str) -> YtvosClips:
     return YtvosClips(
         root_of(cfg),
         split,
-        build_transform(cfg, train),
+        build_transform(cfg, train, whole_videos=True),
         cfg.num_frames if train else None,
         cfg.seed,
         cfg.expressions_file if split == cfg.split else "",

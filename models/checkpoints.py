@@ -35,10 +35,11 @@ from util.checkpoint import (
     save_weights,
     write_pickle,
 )
-from util.config import Config
+from util.config import AUTO_MAX_SIZE, Config
 from util.distributed import gather_objects, is_main, print_notes
 from util.errors import UserError, nearest
 from util.hub import cached_revision, checkpoint_path
+from util.options import AUTO
 
 CLASS_HEADS = "class_heads."
 PATHS = ("pretrained", "image_encoder", "text_encoder", "backbone_weights")
@@ -115,6 +116,8 @@ class Checkpoint:
             advice = f"did you mean {near!r}?" if near else "main.py --help lists the options"
             raise UserError(f"unknown option {name!r}; {advice}")
         values = {name: value for name, value in self.options.items() if name in known}
+        if values.get("max_size") == AUTO_MAX_SIZE:  # the former default, which would bound whole videos
+            values["max_size"] = AUTO
         given = {name: value for name, value in options.items() if value is not None and value != ""}
         try:
             return Config(**{**values, **given, "model": self.model})

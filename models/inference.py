@@ -23,13 +23,15 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 from models import Segmenter, build_model, frozen_sources, merge_lora, prepare_inference
 from models.checkpoints import Checkpoint, load_weights
 from models.segmenter import LayerPrediction, SegmenterOutput, Selector, best_query
-from util.config import Config, config_dict
+from util.config import Config, config_dict, side_limit
 from util.errors import UserError
 from util.metrics import QueryPredictions
-from util.preprocessing import normalise, pad_clips, resize_frames
+from util.preprocessing import normalise, pad_clips, resize_frames, resized_size
 
-MULTIPLE = 16
-"""Height and width of frames are padded to a multiple of this, as in the published evaluation."""
+VIDEO_MULTIPLE = 16
+"""Height and width of whole videos are padded to a multiple of this, as in the published evaluation."""
+LARGE_SIDE = 1280
+"""Pixels. A longer side above it is reported, because it takes much memory."""
 WINDOW, OVERLAP = 36, 6
 FRAMES_AT_ONCE = 8
 """Masks resized at once. It bounds the memory: one of 1280×720 takes 3.7 MB, and a video may have hundreds."""
@@ -40,7 +42,8 @@ class InferenceOptions:
     """How a model segments; the fields are the options of the same names (``util.config``)."""
 
     eval_size: int = 360
-    max_size: int = 640
+    max_size: int | None = None
+    """None: no limit."""
     expressions_per_batch: int = 4
     threshold: float = 0.5
     score_threshold: float = 0.0
@@ -48,8 +51,26 @@ class InferenceOptions:
 
     @classmethod
     def from_config(cls, cfg: Config) -> Self:
-        """The options of a configuration."""
-        return cls(**{field.name: getattr(cfg, field.name) for field in fields(cls)})
+        """The options of a configuration, for whole videos."""
+        values = {field.name: getattr(cfg, field.name) for field in fields(cls)}
+        return cls(**{**values, "max_size": side_limit(cfg.max_size, None)})
+
+
+def large_video_notes(sizes: Mapping[str, tuple[int, int]], options: InferenceOptions) -> list[str]:
+    """A note for the user if the longer side of any video exceeds ``LARGE_SIDE`` after resizing.
+
+    Args:
+        sizes: name of a video → its (H0, W0).
+        options: ``eval_size`` and ``max_size`` are used.
+    """
+    seen = {name: resized_size(*size, options.eval_size, options.max_size) for name, size in sizes.items()}
+    large = [name for name, size in seen.items() if max(size) > LARGE_SIDE]
+    if not large:
+        return []
+    name = max(large, key=lambda name: max(seen[name]))
+    height, width = seen[name]
+    more = f", and {len(large) - 1} more with a longer side above {LARGE_SIDE}" if len(large) > 1 else ""
+    return [f"the model sees {name!r} at {width}×{height} pixels{more}; --max_size limits the longer side"]
 
 
 def build_for_inference(cfg: Config, checkpoint: Checkpoint, device: torch.device) -> tuple[Segmenter, list[str]]:
@@ -143,7 +164,7 @@ def sentence_outputs(
         index of a batch's first sentence, and the output for the batch.
     """
     device = next(model.parameters()).device
-    clip, padding = (tensor.to(device) for tensor in pad_clips([frames], MULTIPLE))
+    clip, padding = (tensor.to(device) for tensor in pad_clips([frames], VIDEO_MULTIPLE))
     torch.manual_seed(options.seed)  # noise, where the model draws any
     pixels = model.encoder.encode_pixels(clip)
     for first in range(0, len(sentences), options.expressions_per_batch):

@@ -147,7 +147,7 @@ def benchmark_config(args: argparse.Namespace, cfg: Config) -> Config:
     return replace(
         cfg,
         eval_size=min(args.height, args.width),
-        max_size=max(640, args.height, args.width),
+        max_size=0,
         num_frames=args.train_frames,
         dataset_file="ytvos",
         lora_rank=0,  # merged, as at inference

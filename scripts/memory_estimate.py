@@ -1,10 +1,12 @@
-"""Estimate the GPU memory of a training step at full size without a GPU, or measure it on one.
+"""Estimate the GPU memory of a training step or of inference at full size without a GPU, or measure it on one.
 
 python -m scripts.memory_estimate --config configs/vdit_ytvos.yaml [--size 512 640] [--precision bf16 ...]
+python -m scripts.memory_estimate --config configs/vdit_ytvos.yaml --inference --num_frames 36 [--size 368 640]
 
-Without a GPU the step runs on PyTorch's fake tensors, which have a type and a size but no content, and the bytes of the
-live ones are counted. Types are those of autocast on CUDA, and attention is assumed to be fused, as it is there. The
-count does not include CUDA itself (about half a GB), workspaces of convolutions and fragmentation of the allocator.
+``--inference`` segments one clip of ``--num_frames`` frames with ``--expressions_per_batch`` sentences. Without a GPU
+the model runs on PyTorch's fake tensors, which have a type and a size but no content, and the bytes of the live ones
+are counted. Types are those of autocast on CUDA, and attention is assumed to be fused, as it is there. The count does
+not include CUDA itself (about half a GB), workspaces of convolutions and fragmentation of the allocator.
 """
 
 from __future__ import annotations
@@ -32,13 +34,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BatchEncoding
 
+from datasets.clip import BATCH_MULTIPLE
 from engine import training_step
-from models import Segmenter, build_criterion, build_model, prepare_training
+from models import Segmenter, build_criterion, build_model, prepare_inference, prepare_training
 from models.diffusion.stack import FrozenStack
+from models.inference import VIDEO_MULTIPLE, InferenceOptions, sentence_outputs
 from scripts.count_parameters import FULL_SIZE, frozen_parts, stack_of
+from util.preprocessing import resized_size
 
 GIB = 2**30
+SENTENCE = "the person on the left"
 SENTENCE_TOKENS = 20  # their memory hardly matters
+TRAINING_SIZE = (512, 640)  # the largest frames of the published training
 ADAM = 8  # bytes of its state per parameter
 STACK_PARTS = ("unet", "vae", "text_encoder", "image_encoder")
 
@@ -86,10 +93,10 @@ class LiveMemory(TorchDispatchMode):
 
 @dataclass
 class Estimate:
-    """Bytes of a training step."""
+    """Bytes of a training step or of inference."""
 
     parts: dict[str, int]
-    """Weights by part, AdamW's state, and the activations that live at the end of the forward pass."""
+    """Weights by part; in training also AdamW's state, and the activations that live at the end of the forward pass."""
     peak: int
     measured: bool = False
 
@@ -178,7 +185,7 @@ def estimate(cfg: Config, size: tuple[int, int], measure: bool = False, folder: 
     with patch.object(model, "to", lambda where: model):
         scaler = prepare_training(model, cfg.precision, device, cfg.compile)
     with nullcontext() if measure else without_gpu():
-        model._apply(lambda value: torch.empty(value.shape, dtype=value.dtype, device=device))  # `to_empty`, also fake
+        allocate(model, device)
         adam = ADAM * sum(p.numel() for p in model.parameters() if p.requires_grad)
         parts = {**weight_bytes(model), "AdamW's state": adam}
         if not measure:
@@ -187,16 +194,50 @@ def estimate(cfg: Config, size: tuple[int, int], measure: bool = False, folder: 
                 _watch(model, memory, parts)
                 step()
             return Estimate(parts, memory.peak + adam)
-        for value in (*model.parameters(), *model.buffers()):
-            if value.is_floating_point():
-                nn.init.normal_(value, std=0.01)
-            else:
-                nn.init.zeros_(value)
         step = random_step(cfg, model, size, device, scaler, torch.optim.AdamW)
-        step()
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return Estimate(parts, torch.cuda.max_memory_allocated(device), measured=True)
+        return Estimate(parts, measured_peak(model, step, device), measured=True)
+
+
+def estimate_inference(cfg: Config, size: tuple[int, int], measure: bool = False, folder: Path = FULL_SIZE) -> Estimate:
+    """The memory of segmenting one clip with its first batch of sentences; arguments as for ``estimate``."""
+    device = torch.device("cuda" if measure else "cpu")
+    precision = "bf16" if cfg.precision == "auto" else cfg.precision
+    stack = empty_parts(folder)
+    with torch.device("meta"):
+        model = build_model(replace(cfg, lora_rank=0), stack)  # adapters are merged
+    with patch.object(model, "to", lambda where: model):
+        prepare_inference(model, precision, torch.device("cuda"), cfg.compile)
+    options, sentences = InferenceOptions.from_config(cfg), [SENTENCE] * cfg.expressions_per_batch
+    with nullcontext() if measure else without_gpu(), torch.no_grad():
+        allocate(model, device)
+        frames = torch.zeros(cfg.num_frames, 3, *size)  # not counted, because they stay on the CPU
+
+        def step() -> None:
+            next(sentence_outputs(model, frames, sentences, options))
+
+        if measure:
+            return Estimate(weight_bytes(model), measured_peak(model, step, device), measured=True)
+        with LiveMemory(list(model.parameters())) as memory:
+            step()
+        return Estimate(weight_bytes(model), memory.peak)
+
+
+def allocate(model: nn.Module, device: torch.device) -> None:
+    """Replace the weights of a model on the meta device by empty ones, fake or on ``device``."""
+    model._apply(lambda value: torch.empty(value.shape, dtype=value.dtype, device=device))  # `to_empty`, also fake
+
+
+def measured_peak(model: nn.Module, step: Callable[[], Any], device: torch.device) -> int:
+    """The most bytes that PyTorch allocates in a step, with random weights and after a first step."""
+    for value in (*model.parameters(), *model.buffers()):
+        if value.is_floating_point():
+            nn.init.normal_(value, std=0.01)
+        else:
+            nn.init.zeros_(value)
+    step()
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    return torch.cuda.max_memory_allocated(device)
 
 
 def weight_bytes(model: Segmenter) -> dict[str, int]:
@@ -224,7 +265,7 @@ def random_step(
     batch = SimpleNamespace(
         frames=torch.zeros(clips, frames, 3, height, width, device=device),
         padding=torch.zeros(clips, height, width, dtype=torch.bool, device=device),
-        captions=["the person on the left"] * clips,
+        captions=[SENTENCE] * clips,
         targets=[target] * clips,
         annotated=None,
     )
@@ -252,10 +293,18 @@ def _watch(model: Segmenter, memory: LiveMemory, parts: dict[str, int]) -> None:
     model.register_forward_hook(end)
 
 
+def inference_size(cfg: Config) -> tuple[int, int]:
+    """The padded (H, W) of a video of 16:9 at inference."""
+    options = InferenceOptions.from_config(cfg)
+    height, width = resized_size(9, 16, options.eval_size, options.max_size)
+    return -(-height // VIDEO_MULTIPLE) * VIDEO_MULTIPLE, -(-width // VIDEO_MULTIPLE) * VIDEO_MULTIPLE
+
+
 def main() -> None:
     """Print the estimate of one configuration."""
-    parser = Parser(description="Estimate the GPU memory of a training step.", add_help=False)
-    parser.add_argument("--size", type=int, nargs=2, default=(512, 640), help="height and width of the padded frames")
+    parser = Parser(description="Estimate the GPU memory of a training step or of inference.", add_help=False)
+    parser.add_argument("--size", type=int, nargs=2, help="height and width of the padded frames")
+    parser.add_argument("--inference", action="store_true", help="segment a clip instead of a training step")
     parser.add_argument("--measure", action="store_true", help="measure on this machine's GPU")
     args, rest = parser.parse_known_args()
     cfg = load_config(rest, " ".join(__doc__.split("\n\n")[:2]))
@@ -263,12 +312,17 @@ def main() -> None:
         raise UserError("the estimate supports --backbone t2v only")
     if args.measure and not torch.cuda.is_available():
         raise UserError("--measure needs a GPU, and PyTorch finds none here; leave it out to get an estimate")
-    if any(side < 32 or side % 32 for side in args.size):
-        raise UserError(f"--size must be multiples of 32, to which training frames are padded, not {args.size}")
-    found = estimate(cfg, tuple(args.size), args.measure, stack_of(cfg))
+    multiple = VIDEO_MULTIPLE if args.inference else BATCH_MULTIPLE
+    size = tuple(args.size or (inference_size(cfg) if args.inference else TRAINING_SIZE))
+    if any(side < multiple or side % multiple for side in size):
+        raise UserError(f"--size must be multiples of {multiple}, to which frames are padded, not {list(size)}")
+    found = (estimate_inference if args.inference else estimate)(cfg, size, args.measure, stack_of(cfg))
+    frames = f"{cfg.num_frames} frames of {size[0]}×{size[1]}"
     print(
-        f"{cfg.model}, {cfg.precision}, gradient checkpointing {'on' if cfg.gradient_checkpointing else 'off'}: "
-        f"{cfg.batch_size} × {cfg.num_frames} frames of {args.size[0]}×{args.size[1]}"
+        f"{cfg.model}, {cfg.precision}, inference: {frames}, {cfg.expressions_per_batch} sentences"
+        if args.inference
+        else f"{cfg.model}, {cfg.precision}, gradient checkpointing {'on' if cfg.gradient_checkpointing else 'off'}: "
+        f"{cfg.batch_size} × {frames}"
     )
     for name, count in found.parts.items():
         print(f"{name:<32} {count / GIB:8.2f} GiB")

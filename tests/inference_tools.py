@@ -17,7 +17,7 @@ from datasets.files import Video
 from datasets.predictions import InferenceRecord
 from datasets.registry import DATASETS
 from engine import segment_videos
-from models.inference import MULTIPLE, InferenceOptions
+from models.inference import VIDEO_MULTIPLE, InferenceOptions
 from models.segmenter import best_query
 from util.config import Config
 
@@ -26,21 +26,23 @@ SENTENCES = {"0": "the left half", "1": "the right half"}
 
 
 class StubModel(nn.Module):
-    """Finds the half of the frame that the sentence names; query 3 is best. Counts its calls."""
+    """Finds the half of the frame that the sentence names; query 3 is best. Records sentences and padded sizes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sentences: list[str] = []
+        self.sizes: set[tuple[int, int]] = set()
         self.encoder = SimpleNamespace(encode_pixels=lambda frames: frames)
         self.place = nn.Parameter(torch.zeros(()))  # its device is the model's
 
     def segment_pixels(self, frames: Tensor, padding: Tensor, captions: list[str], select: Any) -> SimpleNamespace:
         assert select is best_query and len(captions) == 1
         _, length, channels, height, width = frames.shape
-        assert channels == 3 and height % MULTIPLE == 0 and width % MULTIPLE == 0
+        assert channels == 3 and height % VIDEO_MULTIPLE == 0 and width % VIDEO_MULTIPLE == 0
         assert padding.shape == (1, height, width) and padding.dtype == torch.bool
         assert (frames * padding[:, None, None]).abs().sum() == 0, "padding has the mean colour"
         self.sentences += captions
+        self.sizes.add((height, width))
         real = int((~padding[0, 0]).sum())
         masks = torch.full((1, length, height, width), 9.0)  # padding included: it must be cut off
         left = "left" in captions[0]
@@ -72,14 +74,14 @@ def finish(videos: list[Video], cfg: Config, record: InferenceRecord) -> list[st
     return inference_ytvos.finish(videos, record, DATASETS[cfg.dataset_file].layout, cfg.visualize)
 
 
-def write_halves(root: Path) -> Path:
+def write_halves(root: Path, width: int = WIDTH) -> Path:
     """A valid split of two videos with two expressions each."""
     names = [f"{5 * i:05d}" for i in range(FRAMES)]
     videos = {name: {"frames": names, "expressions": {i: {"exp": s} for i, s in SENTENCES.items()}} for name in "ab"}
     for name in videos:
         (root / "valid" / "JPEGImages" / name).mkdir(parents=True)
         for i, frame in enumerate(names):
-            picture = np.full((HEIGHT, WIDTH, 3), 60 + 40 * i, dtype=np.uint8)
+            picture = np.full((HEIGHT, width, 3), 60 + 40 * i, dtype=np.uint8)
             Image.fromarray(picture).save(root / "valid" / "JPEGImages" / name / f"{frame}.jpg")
     for split, content in (("valid", videos), ("test", {})):
         path = root / "meta_expressions" / split / "meta_expressions.json"

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from datasets import build_dataset, build_evaluator
 from datasets.a2d import A2dClips, convert_a2d, read_instance_mask, read_items
 from datasets.clip import collate, denormalise
 from datasets.registry import load_config, resolve
 from datasets.transforms import EvalTransform, TrainTransform
+from engine import ItemScoring, build_scoring
 from scripts import prepare_data
 from tests.true_formats import COPIED, MISSED, coco_truth, write_instances, write_toy_a2d
 from util.config import Config
@@ -129,6 +131,14 @@ def test_a_clip_may_be_a_pixel_wider_than_its_masks_but_not_of_another_shape(tmp
     assert frames.shape[-2:] == target["masks"].shape[-2:] and target["orig_size"].tolist() == [HEIGHT, WIDTH]
     with pytest.raises(UserError, match=r"mask of v_v_f_5_i_1 is of 80×48 pixels, and frame 5 of its video v of 48×80"):
         plain(write_set(tmp_path / "b", entries, size=(WIDTH, HEIGHT)))[0]
+
+
+def test_items_are_padded_as_published(toy: Path):
+    """To a multiple of 32; whole videos are padded to one of 16."""
+    scoring = build_scoring(config(toy, eval_size=36, num_workers=0), torch.device("cpu"))
+    assert isinstance(scoring, ItemScoring)
+    batch = next(iter(scoring.loader))
+    assert batch.targets[0]["size"].tolist() == [36, 54] and batch.frames.shape == (1, 5, 3, 64, 64)
 
 
 # --- training

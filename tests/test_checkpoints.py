@@ -955,6 +955,15 @@ def test_bad_frames_and_sentences(pretrained: Pretrained, video: np.ndarray | st
         pretrained.segment(video, sentences)
 
 
+def test_a_stored_limit_of_640_is_the_former_default():
+    def limit(stored: int | str, **options: Any) -> int | str:
+        return Checkpoint(Path("a.pth"), "vdit", {"max_size": stored}, {}, {}).config(**options).max_size
+
+    assert limit(640) == limit("auto") == "auto"
+    assert limit(800) == 800 and limit(0) == 0
+    assert limit(640, max_size=640) == 640, "an option overrides what is stored"
+
+
 def test_loading_errors(passed_on: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"nothing\.pth"):
         load_pretrained(tmp_path / "nothing.pth")

@@ -323,7 +323,7 @@ def toy_video(toy_data: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_from_end_to_end(toy_video: Path, tmp_path: Path):
+def test_from_end_to_end(toy_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A score that no sentence reaches: the second sentence's masks are empty; the first one's run has none."""
     words = [toy_video, "a blue ring", "the thing", "--resume", WEIGHTS, "--device", "cpu"]
     done = run_command(demo.main, *words, "--out", tmp_path / "out", "--window", "4", "--overlap", "2", "--save_prob")
@@ -339,8 +339,11 @@ def test_from_end_to_end(toy_video: Path, tmp_path: Path):
     assert (tmp_path / "out" / "contact_sheet.png").is_file()
     assert f"wrote {frames} frames with 2 sentences" in done.stdout
 
+    assert "note:" not in done.stdout
+    monkeypatch.setattr(windows, "LARGE_SIDE", 90)
     none = run_command(demo.main, *words, "--out", tmp_path / "none", "--score_threshold", "1")
     assert none.returncode == 0, none.stderr
+    assert f"note: the model sees {str(toy_video)!r} at 96×64 pixels; --max_size limits the longer side" in none.stdout
     assert none.stdout.count("below the score threshold of 1: not found, its masks are empty") == 2
     content = json.loads((tmp_path / "none" / "masks.json").read_text(encoding="utf-8"))
     assert not any(entry["area"] for entry in content["annotations"])

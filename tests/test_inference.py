@@ -20,6 +20,7 @@ from datasets import list_videos
 from datasets.files import Video
 from datasets.predictions import InferenceRecord
 from engine import build_mask_identity
+from models.inference import InferenceOptions, large_video_notes
 from tests.inference_tools import FRAMES, HEIGHT, SENTENCES, WIDTH, StubModel, finish, run_inference, tree, write_halves
 from util.config import Config
 from util.device import resolve_device
@@ -46,7 +47,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def cfg(tmp_path: Path, data: Path) -> Config:
     return Config(
-        **{"ytvos_path": str(data), "output_dir": str(tmp_path / "out"), "eval_size": EVAL_SIZE, "max_size": 640},
+        **{"ytvos_path": str(data), "output_dir": str(tmp_path / "out"), "eval_size": EVAL_SIZE},
         train_scales=(64,),
         expressions_per_batch=1,  # the stub takes one
     )
@@ -79,6 +80,35 @@ def test_masks_at_the_original_size(cfg: Config):
     assert (left == 255 - right).all()
     with zipfile.ZipFile(output / "submission.zip") as archive:
         assert sorted(archive.namelist()) == masks
+
+
+@pytest.mark.parametrize(
+    ("options", "padded"),
+    [
+        ({}, (48, 224)),  # 36×216
+        ({"max_size": 0}, (48, 224)),
+        ({"max_size": 100}, (32, 112)),  # 17×100
+    ],
+)
+def test_the_longer_side_has_a_limit_only_where_one_is_set(
+    cfg: Config, tmp_path: Path, options: dict[str, int], padded: tuple[int, int]
+):
+    root = write_halves(tmp_path / "wide", width=300)
+    model, _, _ = run(dataclasses.replace(cfg, ytvos_path=str(root), **options))
+    assert model.sizes == {padded}
+    mask = np.asarray(Image.open(Path(cfg.output_dir) / "Annotations/a/0/00000.png"))
+    assert mask.shape == (HEIGHT, 300) and (mask[:, :150] == 255).all() and not mask[:, 150:].any()
+
+
+def test_very_large_frames_are_noted():
+    sizes = {"a": (720, 1280), "b": (480, 1800), "c": (2000, 400), "d": (360, 1280)}
+    options = InferenceOptions()
+    assert large_video_notes(dict.fromkeys("ad", (360, 1280)), options) == []
+    (note,) = large_video_notes({"b": sizes["b"]}, options)
+    assert note == "the model sees 'b' at 1350×360 pixels; --max_size limits the longer side"
+    (note,) = large_video_notes(sizes, options)
+    assert note.startswith("the model sees 'c' at 360×1800 pixels, and 1 more with a longer side above 1280; ")
+    assert large_video_notes(sizes, InferenceOptions(max_size=1280)) == []
 
 
 def test_the_record(cfg: Config):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import inference_ytvos
+import models.inference
 from tests.commands import run_command
 from tests.inference_tools import FRAMES, tree, write_halves
 
@@ -74,6 +75,14 @@ def test_cuda_without_one(script: list[str], monkeypatch: pytest.MonkeyPatch):
     done = run_command(inference_ytvos.main, *script, "--device", "cuda")
     assert done.returncode == 2
     assert "no CUDA device" in done.stderr
+
+
+def test_very_large_frames_are_noted_once(script: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(models.inference, "LARGE_SIDE", 40)
+    done = run_command(inference_ytvos.main, *script, "--eval_size", "32")
+    assert done.returncode == 0, done.stderr
+    note = "note: the model sees 'a' at 57×32 pixels, and 1 more with a longer side above 40; --max_size limits"
+    assert done.stdout.count("--max_size") == done.stdout.count(note) == 1
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 
 import inference_ytvos
 import main
+import models.inference
 from datasets.scoring import video_metrics
 from scripts import eval_jf
 from tests.forks import Forks
@@ -86,6 +87,14 @@ def test_masks_that_are_there_are_not_made_again(
     assert read(tmp_path / "eval" / "results.json") == results
     assert call([*flags, "--threshold", "0.4"]) == 2
     assert "made with threshold 0.5, and this run has 0.4" in capsys.readouterr().err
+
+
+def test_very_large_frames_are_noted_once(
+    flags: list[str], call: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(models.inference, "LARGE_SIDE", 90)
+    assert call(flags) == 0
+    assert capsys.readouterr().out.count("note: the model sees 'valid_00000' at 96×64 pixels, and 1 more") == 1
 
 
 def test_items(flags: list[str], call: Callable, tmp_path: Path) -> None:

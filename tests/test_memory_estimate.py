@@ -1,17 +1,19 @@
-"""The memory that a training step takes, counted without a GPU."""
+"""The memory that a training step or inference takes, counted without a GPU."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from scripts import memory_estimate
-from scripts.memory_estimate import Estimate, LiveMemory, estimate
+from scripts.memory_estimate import Estimate, LiveMemory, estimate, estimate_inference, inference_size
 from tests.commands import run_command
 from tests.tiny_models import model_config
+from util.config import Config
 
 
 def test_bytes_that_are_alive_and_the_most_there_were() -> None:
@@ -46,11 +48,34 @@ def test_each_measure_takes_what_it_should(tiny_stack: Path) -> None:
     assert wide.peak > half.peak > again.peak > sum(again.parts.values())
 
 
+@pytest.mark.slow
+def test_inference_takes_less_than_training(tiny_stack: Path) -> None:
+    def of(size: tuple[int, int] = (64, 96), **options: Any) -> Estimate:
+        return estimate_inference(model_config(tiny_stack, **options), size, folder=tiny_stack)
+
+    wide, half = of(precision="fp32"), of(precision="bf16")
+    assert _sum(wide, "unet, float32") == 2 * _sum(half, "unet, bfloat16") > 0
+    assert _sum(wide, "trained") == _sum(half, "trained") > 0
+    trained = estimate(model_config(tiny_stack, precision="bf16"), (64, 96), folder=tiny_stack)
+    assert trained.peak > half.peak > sum(half.parts.values())
+    assert of((128, 96), precision="bf16").peak > half.peak > of(precision="bf16", expressions_per_batch=1).peak
+    assert of(model="hcd").parts.keys() == half.parts.keys(), "adapters are merged"
+
+
+def test_the_size_of_a_video_at_inference() -> None:
+    assert inference_size(Config()) == (368, 640)
+    assert inference_size(Config(eval_size=480)) == (480, 864)  # 480×853
+    assert inference_size(Config(max_size=520)) == (304, 528)  # 292×520
+
+
 def test_a_toy_configuration_has_its_own_stack(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.chdir(root)
     done = run_command(memory_estimate.main, "--config", "configs/vdit_toy.yaml", "--size", "64", "96")
     assert done.returncode == 0, done.stderr
     assert re.search(r"unet, float32 +0\.01 GiB", done.stdout), done.stdout  # the published one has 5 GiB
+    done = run_command(memory_estimate.main, "--config", "configs/vdit_toy.yaml", "--inference")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("vdit, fp32, inference: 3 frames of 64×96, 4 sentences\n")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +83,7 @@ def test_a_toy_configuration_has_its_own_stack(monkeypatch: pytest.MonkeyPatch, 
     [
         (("--size", "100", "96"), "multiples of 32"),
         (("--size", "0", "96"), "multiples of 32"),
+        (("--size", "100", "96", "--inference"), "multiples of 16"),
         (("--measure",), "GPU"),
         (("--x",), "--x"),
     ],

@@ -189,7 +189,7 @@ def test_trained_masks_in_bf16_follow_those_in_float32(name: str, tmp_path: Path
                 for video in list_videos(cfg)
                 for _, output in sentence_outputs(
                     model,
-                    load_clip(video.frame_paths, cfg.eval_size, cfg.max_size)[0],
+                    load_clip(video.frame_paths, options.eval_size, options.max_size)[0],
                     list(video.expressions.values()),
                     options,
                 )

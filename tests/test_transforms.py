@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.transforms import EvalTransform, TrainTransform, distort_colours, flip, resize, swap_sides
+from datasets.transforms import (
+    EvalTransform,
+    TrainTransform,
+    build_transform,
+    distort_colours,
+    flip,
+    resize,
+    swap_sides,
+)
+from util.config import Config
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise, resize_frames, resized_size
 
 SMALL: dict[str, Any] = {"train_scales": (48, 56, 64), "crop_scales": (60, 80), "crop_range": (50, 90), "max_size": 96}
@@ -39,6 +48,8 @@ def to_grey(frames: torch.Tensor) -> torch.Tensor:
         ((100, 1000), 288, 640, (64, 640)),
         ((1000, 100), 288, 640, (640, 64)),
         ((720, 1280), 600, None, (600, 1066)),
+        ((480, 910), 360, None, (360, 682)),  # Ref-DAVIS17
+        ((480, 1152), 360, None, (360, 864)),
         ((3, 3000), 10, 64, (1, 64)),
         ((64, 64), 64, 64, (64, 64)),
     ],
@@ -112,6 +123,25 @@ def test_the_published_sizes_are_the_defaults() -> None:
     assert transform.train_scales == (288, 320, 352, 392, 416, 448, 480, 512) and transform.max_size == 640
     assert transform.crop_scales == (400, 500, 600) and transform.crop_range == (384, 600)
     assert EvalTransform() == EvalTransform(eval_size=360, max_size=640)
+
+
+@pytest.mark.parametrize(
+    ("max_size", "eval_size", "train", "items", "videos"),
+    [
+        ("auto", 360, 640, 640, None),
+        ("auto", 720, 640, 720, None),
+        (0, 360, None, None, None),
+        (800, 360, 800, 800, 800),
+    ],
+)
+def test_the_limit_of_the_longer_side(
+    max_size: int | str, eval_size: int, train: int | None, items: int | None, videos: int | None
+) -> None:
+    cfg = Config(max_size=max_size, eval_size=eval_size)
+    transform = build_transform(cfg, train=True)
+    assert isinstance(transform, TrainTransform) and transform.max_size == train
+    assert build_transform(cfg, train=False) == EvalTransform(eval_size, items)
+    assert build_transform(cfg, train=False, whole_videos=True) == EvalTransform(eval_size, videos)
 
 
 def test_every_scale_is_used() -> None:

@@ -80,6 +80,7 @@ class TwoHalves(nn.Module):
         self.encoder = SimpleNamespace(encode_pixels=lambda frames: frames)
         self.place = nn.Parameter(torch.zeros(()))  # its device is that of the model
         self.lengths: list[int] = []
+        self.sizes: set[tuple[int, int]] = set()
 
     def segment_pixels(
         self, frames: Tensor, padding: Tensor, captions: list[str], select: Callable[[LayerPrediction], Tensor]
@@ -87,6 +88,7 @@ class TwoHalves(nn.Module):
         length, height, width = frames.shape[1], *frames.shape[-2:]
         swapped = len(self.lengths) % 2
         self.lengths.append(length)
+        self.sizes.add((height, width))
         halves = torch.full((2, height, width), -4.0)
         halves[swapped, :, : width // 2] = 4.0  # of query 0, unless they are swapped
         halves[1 - swapped, :, width // 2 :] = 4.0
@@ -121,6 +123,15 @@ def test_one_object_through_all_windows(frames: int, lengths: list[int]):
         mask = result.probabilities[0] >= 0.5
         assert mask[:, : WIDTH // 2].all() and not mask[:, WIDTH // 2 :].any()
         np.testing.assert_allclose(result.boxes[0], [0, 0, WIDTH / 2, HEIGHT], atol=1e-4)
+
+
+@pytest.mark.parametrize(("max_size", "padded"), [(None, (32, 208)), (100, (16, 112))])
+def test_wide_frames(max_size: int | None, padded: tuple[int, int]):
+    """At the shorter side 32 they are 200 pixels wide."""
+    model: Any = TwoHalves()
+    frames = [np.zeros((48, 300, 3), np.uint8)] * 2
+    (first, _) = VideoSegmenter(model, InferenceOptions(eval_size=HEIGHT, max_size=max_size), ["left"]).run(frames)
+    assert model.sizes == {padded} and first.probabilities.shape == (1, 48, 300)
 
 
 def test_frames_come_out_soon():

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from util.errors import UserError
-from util.options import checked, option, read_flags, read_yaml
+from util.options import AUTO, checked, option, read_flags, read_yaml
 
 _model = partial(option, "model")
 _loss = partial(option, "matching and losses")
@@ -26,6 +26,9 @@ DATASET_NAMES: list[str] = []
 VALIDATED_NAMES: list[str] = []
 METRICS: list[str] = []
 """The choices of options about datasets, which ``datasets.registry`` fills in; while empty, any text is accepted."""
+
+AUTO_MAX_SIZE = 640
+"""The limit that ``max_size`` "auto" sets in training and for single frames and images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +165,13 @@ class Config:
     crop_range: tuple[int, ...] = _data(
         (384, 600), "smallest and largest side of a crop, in pixels", minimum=1, length=2
     )
-    max_size: int = _data(640, "limit of the longer side, in pixels", minimum=1)
+    max_size: int | str = _data(
+        "auto",
+        "limit of the longer side, in pixels; 0: none; auto: none for whole videos, 640 in training and for single "
+        "frames and images",
+        minimum=0,
+        auto=True,
+    )
     eval_size: int = _data(360, "shorter side at inference, in pixels", minimum=16)
     skip_broken: bool = _data(
         False, "replace training clips whose files are broken with others; each is reported and counted"
@@ -293,6 +302,16 @@ def config_dict(config: Config) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
 
+def side_limit(max_size: int | str, auto: int | None) -> int | None:
+    """The limit of the longer side, in pixels, that ``max_size`` sets; None: none.
+
+    Args:
+        max_size: the option.
+        auto: what "auto" stands for.
+    """
+    return (auto if max_size == AUTO else int(max_size)) or None
+
+
 def check_together(config: Config) -> None:
     """Refuse values that contradict each other, or have no effect.
 
@@ -300,15 +319,18 @@ def check_together(config: Config) -> None:
         UserError: the message names the options.
     """
     hidden = config.hidden_dim
+    limit = side_limit(config.max_size, AUTO_MAX_SIZE)
+    bounded = config.train_scales if config.max_size == AUTO else (*config.train_scales, config.eval_size)
     rules = (
         (hidden % config.nheads == 0, f"nheads must divide hidden_dim, and {config.nheads} does not divide {hidden}"),
         # group normalisation has 32 groups, and the position code splits the width into sines and cosines of x and y
         (hidden % 32 == 0, f"hidden_dim must be a multiple of 32, not {hidden}"),
         (bool(config.train_scales), "train_scales must name at least one scale"),
         (
-            max((*config.train_scales, config.eval_size)) <= config.max_size,
-            f"max_size ({config.max_size}) bounds the longer side, and must be at least every shorter side in "
-            f"train_scales ({max(config.train_scales, default=0)}) and eval_size ({config.eval_size})",
+            limit is None or max(bounded, default=0) <= limit,
+            f"max_size ({config.max_size}) bounds the longer side to {limit} pixels, which must be at least every "
+            f"shorter side in train_scales ({max(config.train_scales, default=0)}) and eval_size ({config.eval_size}); "
+            "--max_size 0 sets no limit",
         ),
         (
             config.crop_range[0] <= config.crop_range[1],

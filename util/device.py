@@ -17,8 +17,8 @@ TRAINING = (
     "--batch_size 1 (with --accumulate for the same updates), --gradient_checkpointing, --precision bf16, fewer "
     "--num_frames, smaller --train_scales and --max_size"
 )
-INFERENCE = "--expressions_per_batch 1, a smaller --eval_size and --max_size, --precision bf16"
-DEMO = "a shorter --window, fewer sentences at once, a smaller --eval_size and --max_size, --precision bf16"
+INFERENCE = "--expressions_per_batch 1, a smaller --eval_size, a limit by --max_size, --precision bf16"
+DEMO = "a shorter --window, fewer sentences at once, a smaller --eval_size, a limit by --max_size, --precision bf16"
 _SIGNS = ("can't allocate memory", "not enough memory", "cuda out of memory", "cannot allocate memory")
 """Lower-case parts of PyTorch's and the system's messages about memory."""
 
