@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from util.config import AUTO_MAX_SIZE, Config, side_limit
+from util.errors import UserError
 from util.preprocessing import normalise, resize_frames
 
 # Factors of the usual SSD distortion (torchvision's RandomPhotometricDistort) without its hue: sentences name colours.
@@ -93,9 +94,17 @@ def build_transform(cfg: Config, train: bool, whole_videos: bool = False) -> Cli
         cfg: the options.
         train: whether to augment.
         whole_videos: whether clips for evaluation are whole videos, for which ``max_size`` "auto" sets no limit.
+
+    Raises:
+        UserError: ``max_size`` is below one of ``train_scales``.
     """
     if train:
         limit = side_limit(cfg.max_size, AUTO_MAX_SIZE)
+        if limit is not None and max(cfg.train_scales) > limit:
+            raise UserError(
+                f"max_size ({cfg.max_size}) limits the longer side in training to {limit} pixels, and must be at least "
+                f"every shorter side in train_scales ({max(cfg.train_scales)}); --max_size 0 sets no limit"
+            )
         return TrainTransform(cfg.train_scales, cfg.crop_scales, cfg.crop_range, limit, cfg.colour_distortion)
     auto = None if whole_videos else max(AUTO_MAX_SIZE, cfg.eval_size)
     return EvalTransform(cfg.eval_size, side_limit(cfg.max_size, auto))

@@ -171,9 +171,7 @@ CONTRADICTIONS = {
     "--lr_drop 8 6": "lr_drop must list epochs in increasing order, not [8, 6]",
     "--lr_drop 6 6": "lr_drop must list epochs in increasing order, not [6, 6]",
     "--crop_range 600 384": "crop_range must be the smallest and the largest side, in this order, not [600, 384]",
-    "--max_size 500": "max_size (500) bounds the longer side to 500 pixels",
-    "--max_size 640 --eval_size 720": "shorter side in train_scales (512) and eval_size (720)",
-    "--train_scales 700": "max_size (auto) bounds the longer side to 640 pixels",
+    "--max_size 640 --eval_size 720": "max_size (640) limits the longer side, and must be at least the shorter one",
     "--train_scales": "train_scales must name at least one scale",
     "--set_cost_class 0 --set_cost_bbox 0 --set_cost_giou 0 --set_cost_mask 0 --set_cost_dice 0": "no query can be",
 }

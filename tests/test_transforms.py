@@ -18,6 +18,7 @@ from datasets.transforms import (
     swap_sides,
 )
 from util.config import Config
+from util.errors import UserError
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise, resize_frames, resized_size
 
 SMALL: dict[str, Any] = {"train_scales": (48, 56, 64), "crop_scales": (60, 80), "crop_range": (50, 90), "max_size": 96}
@@ -223,3 +224,11 @@ def test_without_colour_distortion_the_colours_stay() -> None:
         out, _, _ = transform(frames, masks, "a dog", np.random.default_rng(seed))
         plain = normalise(frames)
         assert torch.equal(out, plain) or torch.equal(out, plain.flip(-1))
+
+
+@pytest.mark.parametrize(("options", "limit"), [({"max_size": 500}, 500), ({"train_scales": (700,)}, 640)])
+def test_a_limit_below_the_scales_is_refused_in_training_only(options: dict[str, Any], limit: int) -> None:
+    cfg = Config(**options)
+    with pytest.raises(UserError, match=rf"limits the longer side in training to {limit} pixels, and must be at least"):
+        build_transform(cfg, train=True)
+    assert build_transform(cfg, train=False, whole_videos=True)

@@ -319,18 +319,16 @@ def check_together(config: Config) -> None:
         UserError: the message names the options.
     """
     hidden = config.hidden_dim
-    limit = side_limit(config.max_size, AUTO_MAX_SIZE)
-    bounded = config.train_scales if config.max_size == AUTO else (*config.train_scales, config.eval_size)
+    limit = side_limit(config.max_size, None)
     rules = (
         (hidden % config.nheads == 0, f"nheads must divide hidden_dim, and {config.nheads} does not divide {hidden}"),
         # group normalisation has 32 groups, and the position code splits the width into sines and cosines of x and y
         (hidden % 32 == 0, f"hidden_dim must be a multiple of 32, not {hidden}"),
         (bool(config.train_scales), "train_scales must name at least one scale"),
         (
-            limit is None or max(bounded, default=0) <= limit,
-            f"max_size ({config.max_size}) bounds the longer side to {limit} pixels, which must be at least every "
-            f"shorter side in train_scales ({max(config.train_scales, default=0)}) and eval_size ({config.eval_size}); "
-            "--max_size 0 sets no limit",
+            limit is None or config.eval_size <= limit,
+            f"max_size ({limit}) limits the longer side, and must be at least the shorter one, eval_size "
+            f"({config.eval_size}); --max_size 0 sets no limit",
         ),
         (
             config.crop_range[0] <= config.crop_range[1],
