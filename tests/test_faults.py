@@ -45,6 +45,7 @@ from demo import new_folder, sentence_records
 from engine import build_mask_identity, build_record
 from models import build_model, pretrained
 from models.diffusion.stack import load_stack
+from models.inference import InferenceOptions
 from scripts import make_toy_data, quickstart
 from tests.commands import read_checkpoint, run_command
 from tests.conftest import ROOT
@@ -512,7 +513,8 @@ def test_inference_and_demo_without_enough_memory(tmp_path: Path, monkeypatch: p
     assert done.returncode == 1
     assert "not enough memory (MemoryError); these options need less: --expressions_per_batch 1" in done.stderr
     for module, name in ((demo, "open_media"), (pretrained, "open_pretrained")):
-        monkeypatch.setattr(module, name, lambda *_: type("Stub", (), {"notes": ()}))
+        stub = SimpleNamespace(notes=(), size=(4, 4), options=InferenceOptions())
+        monkeypatch.setattr(module, name, lambda *_, stub=stub: stub)
     monkeypatch.setattr(demo, "segment_to_folder", fail(torch.OutOfMemoryError(CUDA)))
     done = run_command(demo.main, "a.mp4", "a dog", "--resume", "a.pth", "--out", tmp_path / "demo")
     assert done.returncode == 1 and "these options need less: a shorter --window" in done.stderr
