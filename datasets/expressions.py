@@ -18,7 +18,7 @@ from util.text import normalise_sentence
 
 @dataclass(frozen=True)
 class Expression:
-    """A sentence about one object.
+    """A sentence about one object, or about nothing (a negative).
 
     Attributes:
         sentence: as it is written.
@@ -46,7 +46,7 @@ _MASK_VALUES = frozenset(map(str, range(1, 255)))
 
 @dataclass(frozen=True)
 class Entry(Generic[ExpressionT]):
-    """A video of an expressions file: its frame names, sorted as they are in time, and its expressions by id."""
+    """A video of an expressions file: its frame names, sorted by name, and its expressions by id."""
 
     frames: list[str]
     expressions: dict[str, ExpressionT]

@@ -217,9 +217,9 @@ def build_scorer(cfg: Config) -> Scorer:
     return partial(score_unions, videos, Path(cfg.output_dir) / ANNOTATIONS, version)
 
 
-def list_expressions(root: Path, split: str, expressions_file: str | None) -> Mapping[str, MevisEntry]:
+def list_expressions(root: Path, split: str, options: Mapping[str, Any]) -> Mapping[str, MevisEntry]:
     """Read all expressions of a split, which may include negatives, for ``scripts.calibrate_score``."""
-    return list_split(root, split)
+    return list_split(root, split, options.get("mevis_version", AUTO_VERSION))
 
 
 def read_ground_truth(folder: Path, version: str = AUTO_VERSION) -> tuple[list[ScoredVideo], str]:

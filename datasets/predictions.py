@@ -402,8 +402,8 @@ def _expected(videos: Iterable[Video], layout: MaskLayout) -> dict[str, tuple[Vi
 
 
 MASK_OPTIONS = (
-    *("dataset_file", "expressions_file", "split", "eval_size", "max_size", "seed", "precision"),
-    *("threshold", "score_threshold"),
+    *("dataset_file", "expressions_file", "split", "mevis_version", "eval_size", "max_size", "seed"),
+    *("precision", "threshold", "score_threshold"),
 )
 """Options that masks depend on, beside those of the model and the folder of the dataset."""
 

@@ -40,15 +40,15 @@ _PRED_EXPRESSIONS = "the predictions, <video>/<exp_id>/<frame>.png"
 # Ref-YouTube-VOS
 
 OBJECTS_FILE = "meta_expressions_valid.json"
-"""The sentences of every object of the validation videos, without frames, as the authors once published them."""
+"""The authors' file with the sentences of every object of the validation videos; it lists no frames."""
 PALETTE, PER_EXPRESSION, PER_OBJECT = (
     "palette masks",
     "a folder of masks per expression",
     "a folder of masks per object",
 )
 _NEEDED = (
-    "name a file whose expressions have the obj_id of their object with --expressions_file: "
-    f"meta_expressions_challenge.json of the published ground truth, or the authors' {OBJECTS_FILE}"
+    "set --expressions_file to a file with an obj_id for every expression (such as meta_expressions_challenge.json of "
+    f"the published ground truth) or to the authors' {OBJECTS_FILE}"
 )
 
 
@@ -79,7 +79,7 @@ class GroundTruth:
         return f"ground truth: {self.layout} in {self.masks}, {self.source}"
 
     def files(self) -> Iterator[tuple[str, Path]]:
-        """Yield the video and the path of each mask file. In folders, a missing one is an empty mask."""
+        """Yield the video and path of each mask file. In the two folder layouts, a missing file is an empty mask."""
         for name, video in self.videos.items():
             folders = {self.masks / name}
             if self.layout != PALETTE:
@@ -133,7 +133,8 @@ def find_ground_truth(gt: Path, expressions: Path | None = None) -> GroundTruth:
     Args:
         gt: ``<root>/<split>/Annotations``.
         expressions: an expressions file, or ``OBJECTS_FILE``, whose sentences must then be those of the expressions
-            file, in the same order; None: the first of ``expressions_paths`` with all object ids.
+            file, in the same order; None: the first of ``expressions_paths`` with all object ids, or else the first
+            that exists.
 
     Raises:
         UserError: masks, sentences or object ids are missing, or do not belong together.
@@ -145,10 +146,13 @@ def find_ground_truth(gt: Path, expressions: Path | None = None) -> GroundTruth:
         paths = [expressions]
     else:
         paths = expressions_paths(root, split)
-        # Readers of the published file disagree on its form; in the objects' form it is used as OBJECTS_FILE.
+        # Some copies of meta_expressions_challenge.json may have the form of OBJECTS_FILE; they are used as such.
         paths = [path for path in paths if path.is_file() and not lists_objects(path)] or paths[:1]
     if not paths[0].is_file():
-        raise UserError(f"{paths[0]} is missing; {_NEEDED}")
+        raise UserError(
+            f"{paths[0]} is missing; put meta_expressions_challenge.json of the published ground truth into "
+            f"{root / split}, or set --expressions_file"
+        )
     present = {folder.name for folder in visible(masks.iterdir()) if folder.is_dir()}
     found = [(path, *_choose_videos(path, present, masks)) for path in paths]
     path, videos, notes = next((row for row in found if not _first_unknown(row[1])), found[0])
@@ -249,7 +253,8 @@ def _layout_of_folders(videos: Mapping[str, VideoEntry], inner: Mapping[str, set
     if objects == inner:
         return PER_OBJECT
     raise UserError(
-        f"{masks / missing[0]}, the masks of an expression, is missing{and_more(missing)}; extract the masks again"
+        f"folder {masks / missing[0]}, the masks of an expression, is missing{and_more(missing)}; extract the masks "
+        "again"
     )
 
 
@@ -285,14 +290,14 @@ def _choose_videos(path: Path, present: set[str], masks: Path) -> tuple[dict[str
     return videos, notes
 
 
-def score_expressions(truth: GroundTruth, pred: Path, workers: int = 1) -> dict[str, Any]:
+def score_expressions(ground_truth: GroundTruth, pred: Path, workers: int = 1) -> dict[str, Any]:
     """Compute J and F of every expression over all frames of its video, and their means over expressions.
 
     A negative (an expression that refers to nothing) scores 1 in a frame where its mask is empty, else 0. It counts
     only in the means of its kind.
 
     Args:
-        truth: the ground truth, see ``find_ground_truth``.
+        ground_truth: the ground truth, see ``find_ground_truth``.
         pred: folder of ``<video>/<exp_id>/<frame>.png``, 8-bit PNGs of 0 and 255, or 1-bit PNGs.
 
     Returns:
@@ -312,19 +317,21 @@ def score_expressions(truth: GroundTruth, pred: Path, workers: int = 1) -> dict[
     require_folder(pred, _PRED_EXPRESSIONS)
     require_masks(
         pred / name / exp_id / f"{frame}.png"
-        for name, video in truth.videos.items()
+        for name, video in ground_truth.videos.items()
         for frame in video.frames
         for exp_id in video.expressions
     )
-    if truth.layout == PALETTE:
-        require_masks(path for _, path in truth.files())
-    results = map_videos(partial(_score_video, truth=truth, pred=pred), list(truth.videos), workers)
+    if ground_truth.layout == PALETTE:
+        require_masks(path for _, path in ground_truth.files())
+    results = map_videos(
+        partial(_score_video, ground_truth=ground_truth, pred=pred), list(ground_truth.videos), workers
+    )
 
     per_expression: dict[str, dict[str, Any]] = {}
     per_video = {}
     invisible = []
-    for (name, video), (scores, visible_targets) in zip(truth.videos.items(), results, strict=True):
-        targets = truth.targets(name)
+    for (name, video), (scores, visible_targets) in zip(ground_truth.videos.items(), results, strict=True):
+        targets = ground_truth.targets(name)
         for (exp_id, expression), (j, f) in zip(video.expressions.items(), scores, strict=True):
             kind = {} if expression.kind is None else {"kind": expression.kind}
             per_expression[f"{name}/{exp_id}"] = {**_row(j, f), "obj_id": expression.obj_id, **kind}
@@ -332,11 +339,11 @@ def score_expressions(truth: GroundTruth, pred: Path, workers: int = 1) -> dict[
                 invisible.append(f"{name}/{exp_id}")
         if rows := _with_object(per_expression[f"{name}/{exp_id}"] for exp_id in video.expressions):
             per_video[name] = _counted_mean_scores(rows)
-    notes = [*truth.notes]
+    notes = [*ground_truth.notes]
     if invisible:
         notes.append(
-            f"the objects of {len(invisible)} expressions (first {invisible[0]}) are in no frame of {truth.masks}; "
-            "is their obj_id right?"
+            f"the objects of {len(invisible)} expressions (first {invisible[0]}) are in no frame of "
+            f"{ground_truth.masks}; is their obj_id right?"
         )
     means = _mean_scores(_with_object(per_expression.values()))
     if negatives := [row for row in per_expression.values() if row.get("kind") == NEGATIVE]:
@@ -355,16 +362,16 @@ def score_expressions(truth: GroundTruth, pred: Path, workers: int = 1) -> dict[
     }
 
 
-def _score_video(name: str, truth: GroundTruth, pred: Path) -> tuple[np.ndarray, set[Any]]:
+def _score_video(name: str, ground_truth: GroundTruth, pred: Path) -> tuple[np.ndarray, set[Any]]:
     """Return the scores ``[expressions, 2]`` of a video, and the targets that are visible in any frame."""
     seen: set[Any] = set()
 
     def masks() -> Iterator[dict[Any, np.ndarray]]:
-        for found in truth.read(name):
+        for found in ground_truth.read(name):
             seen.update(target for target, mask in found.items() if target not in seen and mask.any())
             yield found
 
-    scores, _ = _score_masks(pred / name, truth.videos[name].frames, truth.targets(name), masks())
+    scores, _ = _score_masks(pred / name, ground_truth.videos[name].frames, ground_truth.targets(name), masks())
     return scores, seen
 
 

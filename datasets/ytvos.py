@@ -104,9 +104,9 @@ def build_scorer(cfg: Config) -> Scorer:
     """
     expressions = Path(cfg.expressions_file) if cfg.expressions_file else None
     annotations = root_of(cfg) / cfg.split / "Annotations"
-    truth = read_ground_truth(annotations, [video.name for video in build_videos(cfg)], expressions)
-    print_notes([str(truth)])
-    return partial(score_expressions, truth, Path(cfg.output_dir) / ANNOTATIONS)
+    ground_truth = read_ground_truth(annotations, [video.name for video in build_videos(cfg)], expressions)
+    print_notes([str(ground_truth)])
+    return partial(score_expressions, ground_truth, Path(cfg.output_dir) / ANNOTATIONS)
 
 
 def read_ground_truth(annotations: Path, videos: Iterable[str], expressions: Path | None = None) -> GroundTruth:
@@ -115,18 +115,20 @@ def read_ground_truth(annotations: Path, videos: Iterable[str], expressions: Pat
     Raises:
         UserError: a video or, of palette masks, a frame has none.
     """
-    truth = find_ground_truth(annotations, expressions)
-    absent = sorted(set(videos) - truth.videos.keys())
+    ground_truth = find_ground_truth(annotations, expressions)
+    absent = sorted(set(videos) - ground_truth.videos.keys())
     if absent:
-        raise UserError(f"{truth.masks / absent[0]} is missing{and_more(absent)}; it should hold the masks of a video")
-    if truth.layout == PALETTE:
-        require_masks(path for _, path in truth.files())
-    return truth
+        raise UserError(
+            f"{ground_truth.masks / absent[0]} is missing{and_more(absent)}; it should hold the masks of a video"
+        )
+    if ground_truth.layout == PALETTE:
+        require_masks(path for _, path in ground_truth.files())
+    return ground_truth
 
 
-def list_expressions(root: Path, split: str, expressions_file: str | None) -> Mapping[str, VideoEntry]:
+def list_expressions(root: Path, split: str, options: Mapping[str, Any]) -> Mapping[str, VideoEntry]:
     """Read all expressions of a split, which may include negatives, for ``scripts.calibrate_score``."""
-    return read_expressions(_expressions_path(root, split, expressions_file), split)
+    return read_expressions(_expressions_path(root, split, options.get("expressions_file")), split)
 
 
 def list_split(
@@ -251,16 +253,16 @@ def _check_ground_truth(
 ) -> dict[str, list[Path]]:
     """Return the existing mask files of the challenge's ``valid``, by video. Unknown object ids are no fault."""
     try:
-        truth = read_ground_truth(annotations, videos)
+        ground_truth = read_ground_truth(annotations, videos)
     except UnknownObjects as error:
         findings.notes.append(f"the masks cannot be used for scores: {error}")
         return findings.present_frames(video_folders(annotations), videos, ".png")
     except UserError as error:
         findings.faults.append(str(error))
         return {}
-    findings.notes.append(str(truth))
-    masks: dict[str, list[Path]] = {name: [] for name in truth.videos}
-    for name, file in truth.files():
+    findings.notes.append(str(ground_truth))
+    masks: dict[str, list[Path]] = {name: [] for name in ground_truth.videos}
+    for name, file in ground_truth.files():
         if file.is_file():  # where each expression has a folder, a missing file is an empty mask
             masks[name].append(file)
     return masks

@@ -88,7 +88,7 @@ def read_scores(output: Path) -> tuple[np.ndarray, np.ndarray]:
         results, options = record["expressions"], record["identity"]
         row = DATASETS[options["dataset_file"]]
         list_expressions = row.function("list_expressions")
-        listed = list_expressions(Path(options[row.root]), options["split"], options.get("expressions_file"))
+        listed = list_expressions(Path(options[row.root]), options["split"], options)
         for name, video in listed.items():
             for exp_id, expression in video.expressions.items():
                 if exp_id in results.get(name, {}):

@@ -47,7 +47,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line (``argv`` without the program's name; None: that of the process)."""
     parser = Parser(prog="python -m scripts.eval_jf", description="Score a folder of masks with J and F.")
     parser.add_argument(
-        "--gt", type=Path, required=True, help="masks <video>/<frame>.png, value = object id; MeViS: a split's folder"
+        "--gt",
+        type=Path,
+        required=True,
+        help="<video>/<exp_id>/<frame>.png of 0 and 255, or <video>/<frame>.png, value = object id; MeViS: a "
+        "split's folder",
     )
     parser.add_argument(
         "--pred",
@@ -66,8 +70,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--expressions",
         dest="expressions",
         type=Path,
-        help="expressions file with an obj_id per expression, or the authors' file of objects and their sentences "
-        "(default: found from --gt, see docs/data.md)",
+        help="expressions file (palette masks: with an obj_id per expression), or the authors' file of objects and "
+        "their sentences (default: found from --gt, see docs/data.md)",
     )
     parser.add_argument(
         "--sequences",
@@ -75,7 +79,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="DAVIS tasks: file of sequence names, one per line (default: all; ref-davis: those with expressions)",
     )
     parser.add_argument(
-        "--version", choices=["v1", "v2"], help="of MeViS (default: v2 if an expression refers to nothing, else v1)"
+        "--version",
+        choices=["v1", "v2"],
+        help="version of MeViS to read and to score (default: the list that exists, v1 if both do; scored as v2 if a "
+        "sentence refers to nothing)",
     )
     parser.add_argument("--json", type=Path, help="write all scores to this file")
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes (default: number of cores)")
@@ -143,9 +150,9 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     """Compute the scores of ``args.task``; see ``datasets.scoring``."""
     if args.task == EXPRESSIONS:
         require_folder(args.pred, "the predictions, <video>/<exp_id>/<frame>.png")
-        truth = find_ground_truth(args.gt, args.expressions)
-        print(truth)
-        return score_expressions(truth, args.pred, args.workers)
+        ground_truth = find_ground_truth(args.gt, args.expressions)
+        print(ground_truth)
+        return score_expressions(ground_truth, args.pred, args.workers)
     if args.task == MEVIS:
         # Imported here because it imports PyTorch, which every process of the other tasks would load.
         from datasets.mevis import AUTO_VERSION, read_ground_truth

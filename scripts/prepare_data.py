@@ -46,13 +46,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None means the process's own)."""
     parser = Parser(
         prog="python -m scripts.prepare_data",
-        description="Convert a distributed dataset to the layout that its loader reads. Files of the source are "
-        "only read. A conversion can be repeated: it completes what is missing.",
+        description="Convert a distributed dataset to the layout that its loader reads, or make the lists that it "
+        "needs. Ref-YouTube-VOS, MeViS and JHMDB-Sentences need no preparation (docs/data.md). Images, masks and "
+        "tables of the source are only read. A conversion can be repeated.",
     )
     datasets = parser.add_subparsers(dest="dataset", required=True)
     davis = datasets.add_parser("davis", help="Ref-DAVIS17 to the layout of Ref-YouTube-VOS")
     davis.add_argument("--davis_root", type=Path, required=True, help="holds DAVIS/ and davis_text_annotations/")
-    davis.add_argument("--workers", type=int, default=1, help="processes")
+    davis.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parsers = [davis]
     for name in (row.name for row in DATASETS.values() if row.module == "refcoco"):
         refcoco = datasets.add_parser(name, help=f"{name} to one COCO file per split")
@@ -69,10 +70,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for dataset in parsers:
         dataset.add_argument("--output_dir", type=Path, required=True, help="folder of the result")
         dataset.add_argument("--copy", action="store_true", help="copy the images; without it they are linked")
-    a2d = datasets.add_parser("a2d", help="lists of sentences and ground truth of A2D-Sentences, beside the release")
+    a2d = datasets.add_parser("a2d", help="make the lists of sentences and the ground truth of A2D-Sentences")
     a2d.add_argument("--a2d_root", type=Path, required=True, help="holds Release/ and text_annotations/")
-    a2d.add_argument("--output_dir", type=Path, help="folder of the result (default: A2D_ROOT, where they are read)")
-    a2d.add_argument("--workers", type=int, default=1, help="processes")
+    a2d.add_argument(
+        "--output_dir",
+        type=Path,
+        help="folder for the lists and the ground truth (default: A2D_ROOT, where the loader reads them)",
+    )
+    a2d.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     return parser.parse_args(argv)
 
 

@@ -359,7 +359,7 @@ def test_missing_expressions_file_ends_in_one_sentence(ytvos: Path, root: Path) 
     assert run.returncode == 2
     assert run.stderr.splitlines() == [run.stderr.strip()]
     assert f"{path} is missing" in run.stderr
-    assert "obj_id" in run.stderr
+    assert "set --expressions_file" in run.stderr
 
 
 def test_error_in_a_worker_process_ends_in_one_sentence(davis: Path, root: Path) -> None:

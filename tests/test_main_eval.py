@@ -130,7 +130,7 @@ BAD = {
     "no masks": (["--ytvos_path", "{tmp}/bare"], "bare/valid/Annotations is missing; it should hold the ground truth"),
     "no object ids": (
         ["--expressions_file", "{tmp}/plain.json"],
-        "has no 'obj_id'; name a file whose expressions have",
+        "has no 'obj_id'; set --expressions_file to",
     ),
     "unknown split": (["--split", "val"], "unknown split 'val'"),
     "missing data": (["--dataset_file", "davis", "--davis_path", "{tmp}/nowhere"], "nowhere is missing"),

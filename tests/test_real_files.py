@@ -132,7 +132,7 @@ def test_sentences_of_the_objects_file_must_be_those_of_the_expressions(
     root = copy_of(layouts["objects"], tmp_path)
     gt, path = root / "valid" / "Annotations", root / "valid" / OBJECTS_FILE
     elsewhere = path.rename(tmp_path / "objects.json")
-    with pytest.raises(UserError, match=r"'0' of video .* has no 'obj_id'; name a file .*--expressions_file"):
+    with pytest.raises(UserError, match=r"'0' of video .* has no 'obj_id'; set --expressions_file to"):
         find_ground_truth(gt)
     assert f"object ids of {elsewhere}" in str(find_ground_truth(gt, elsewhere))
     videos = list_videos(Config(dataset_file="ytvos", ytvos_path=str(root), expressions_file=str(elsewhere)))

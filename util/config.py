@@ -133,7 +133,8 @@ class Config:
     mevis_path: str = _data("data/mevis", "root folder of MeViS, version 1 or 2", path=True)
     mevis_version: str = _data(
         "auto",
-        "version that scores are computed for; auto: v2 if a sentence names nothing",
+        "version of the expressions list to read and to score; auto: the list that exists (v1 if both do), scored as "
+        "v2 if a sentence refers to nothing",
         choices=("auto", "v1", "v2"),
     )
     a2d_path: str = _data("data/a2d-sentences", "root folder of A2D-Sentences", path=True)
@@ -142,7 +143,11 @@ class Config:
         "data/coco", "root folder of RefCOCO, RefCOCO+ and RefCOCOg as scripts.prepare_data makes them", path=True
     )
     expressions_file: str = _data(
-        "", "expressions file to use instead of meta_expressions/SPLIT/meta_expressions.json", path=True, empty=True
+        "",
+        "expressions file to use instead of the split's own; for ytvos also the authors' "
+        "meta_expressions_valid.json, which only adds object ids",
+        path=True,
+        empty=True,
     )
     split: str = _data(
         "auto",

@@ -128,7 +128,7 @@ def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
 
 
 def reason_of(path: str | Path, reason: BaseException | str) -> str:
-    """Return why a file cannot be read: an unfinished download, or else the first line of ``reason``."""
+    """Return why a file cannot be read: a pointer, web page or unfinished download, or the first line of ``reason``."""
     path = Path(path)
     try:
         with path.open("rb") as file:
