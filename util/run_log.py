@@ -27,7 +27,7 @@ from tqdm import tqdm
 from util.device import device_name
 from util.distributed import average_over_processes, gather_objects
 from util.drawing import Picture
-from util.errors import REQUEUE_STATUS, RunError, UserError, first_line
+from util.errors import REQUEUE_STATUS, RunError, UserError, first_line, printable
 from util.files import ROOT, atomic_path, library_versions, project_version, write_json
 
 Item = TypeVar("Item")
@@ -136,7 +136,7 @@ class RunLog:
     def say(self, sentence: str) -> None:
         """Print a line, above the progress bar if there is one."""
         if self.active:
-            self.bar.write(sentence)
+            self.bar.write(printable(sentence))
             sys.stdout.flush()
 
     @contextmanager
@@ -534,7 +534,7 @@ class RunSummary:
         try:
             write_json(self.folder / RUN_FILE, self.content)
         except UserError as unwritable:  # the reason why the run ended matters more
-            print(f"note: {unwritable}", file=sys.stderr)
+            print(f"note: {printable(unwritable)}", file=sys.stderr)
 
 
 def how_it_ended(error: BaseException | None) -> dict[str, str]:
