@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections import Counter, deque
@@ -90,8 +91,8 @@ class RunLog:
             ]
         except OSError as error:
             raise UserError(
-                f"cannot write the logs of {folder}: {error.strerror or error} ({error.filename}); choose another "
-                "output folder"
+                f"cannot write the logs of {folder}: {error.strerror or error} ({error.filename or 'tensorboard'}); "
+                "choose another output folder"
             ) from error
         self.folder = folder
         self.sample, self.sample_every = sample, sample_every
@@ -235,6 +236,7 @@ class TensorBoard(LogWriter):
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
+        threading.excepthook = _report_thread
         self.board = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def numbers(self, step: int, labels: Mapping[str, Any], values: Mapping[str, float]) -> None:
@@ -246,6 +248,15 @@ class TensorBoard(LogWriter):
 
     def close(self) -> None:
         self.board.close()
+
+
+_report_any_thread = threading.excepthook
+
+
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Report the error of a thread, but for TensorBoard's, which raises it again at the next call."""
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
+        _report_any_thread(failure)
 
 
 class Wandb(LogWriter):
