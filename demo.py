@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from datasets.files import require_outside_dataset
 from datasets.predictions import read_binary_mask, write_grey, write_mask
 from util.config import Config
 from util.device import DEMO, memory_advice
 from util.drawing import SHEET_TILES, ObjectPainter, object_sheet, sentence_labels, sheet_tile, spread, write_picture
-from util.errors import RunError, UserError, orderly_end, run_cli
+from util.errors import RunError, UserError, orderly_end, printable, run_cli
 from util.files import atomic_folder, library_versions, project_version, sole_run
 from util.options import home_expanded, option, read_flags, read_yaml, text_of
 from util.parallel import BackgroundTasks, bar_style
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     pretrained = open_pretrained(given.pop("resume"), "--resume", {"device": "auto", **given})
     for note in (*pretrained.notes, *large_video_notes({str(path): media.size}, pretrained.options)):
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     with orderly_end(), memory_advice(DEMO):
         result = segment_to_folder(
             pretrained,
@@ -112,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             force=options.force,
         )
     for note in media.notes:
-        print(f"note: {note}")
-    print("\n".join(result.lines(pretrained.options.score_threshold)))
+        print(f"note: {printable(note)}")
+    print("\n".join(map(printable, result.lines(pretrained.options.score_threshold))))
 
 
 def read_command(argv: Sequence[str] | None = None) -> tuple[Path, list[str], DemoOptions, dict[str, Any]]:
@@ -522,6 +523,7 @@ def require_free(path: Path, force: bool) -> None:
     """Raise ``UserError`` if a path is a file or a folder that holds anything but a result that may be replaced."""
     if path.exists() and not path.is_dir():
         raise UserError(f"cannot write {path}: it is a file; choose another --out")
+    require_outside_dataset(path, "--out")
     if not path.exists() or not any(path.iterdir()):
         return
     try:

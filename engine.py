@@ -20,7 +20,7 @@ from tqdm import tqdm
 from datasets import build_dataset, build_evaluator, build_scorer, list_videos
 from datasets.clip import ClipLoader, EpochLoader, collate
 from datasets.evaluators import Evaluator, Scorer, Scores
-from datasets.files import Video, load_clip
+from datasets.files import Video, load_clip, require_outside_dataset
 from datasets.predictions import MASK_OPTIONS, InferenceRecord, MaskLayout, frame_size, is_written, require_frames
 from datasets.registry import DATASETS
 from datasets.scoring import video_counts, video_metrics
@@ -32,7 +32,7 @@ from util.config import Config
 from util.device import device_name
 from util.distributed import balanced_share, gather_objects, is_main, print_notes, rank, wait_for_all, world_size
 from util.drawing import OVERLAYS, movie_path, write_movie, write_overlays
-from util.errors import RunError, UserError
+from util.errors import RunError, UserError, printable
 from util.files import file_sha256, read_json, write_json
 from util.guard import Guard
 from util.parallel import BackgroundTasks, bar_style, read_ahead
@@ -621,7 +621,7 @@ def segment_videos(
 
         for (item, frames), (clip, size) in read_ahead(jobs, lambda job: read(job[1])):
             video = item.video
-            bar.set_postfix(video=video.name)
+            bar.set_postfix(video=printable(video.name))
             _require_size(item, frames[0], size)
             on_clip()
             predictions = predict(item, frames, clip, size)
@@ -680,8 +680,13 @@ def build_record(cfg: Config, checkpoint: Path | None, device: torch.device) -> 
         UserError: the folder holds masks of another run or a dataset, or cannot be written.
     """
     output = Path(cfg.output_dir)
-    if (output / "meta_expressions").is_dir():
-        raise UserError(f"{output} holds a dataset; choose another --output_dir for the masks")
+    require_outside_dataset(output, "--output_dir")
+    layout = DATASETS[cfg.dataset_file].layout
+    foreign = [root for root in layout.roots if any((output / root).glob("*"))]
+    if foreign and not any(output.glob("inference*.json")):
+        raise UserError(
+            f"{output / foreign[0]} holds masks that no inference run has recorded; choose another --output_dir"
+        )
     return InferenceRecord(
         output / (f"inference-{rank()}.json" if rank() else "inference.json"),
         {"checkpoint_sha256": file_sha256(checkpoint) if checkpoint else "", **build_mask_identity(cfg)},

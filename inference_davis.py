@@ -12,7 +12,7 @@ from datasets.registry import load_config
 from util.errors import help_asked, run_cli
 
 if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
-    load_config(["--help"], __doc__.split("\n")[0])
+    run_cli(lambda: load_config(["--help"], __doc__.split("\n")[0]))
 
 import inference_ytvos
 

@@ -19,7 +19,7 @@ from util.config import Config
 from util.errors import RunError, UserError, help_asked, run_cli
 
 if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
-    load_config(["--help"], __doc__.split("\n")[0])
+    run_cli(lambda: load_config(["--help"], __doc__.split("\n")[0]))
 
 import torch
 

@@ -25,7 +25,7 @@ from datasets.expressions import Entry
 from datasets.files import read_frames
 from datasets.transforms import ClipTransform
 from util.distributed import rank, world_size
-from util.errors import UserError
+from util.errors import UserError, printable
 from util.guard import WorkerSignals
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD, pad_clips
 
@@ -214,7 +214,8 @@ class ClipDataset(Dataset[Sample], ABC):
     def _report_broken(self, index: int, error: UserError) -> None:
         with self._broken.get_lock():
             self._broken.value += 1
-        print(f"note: clip {index} is replaced with another one (--skip_broken): {error}", file=sys.stderr, flush=True)
+        reason = printable(error)
+        print(f"note: clip {index} is replaced with another one (--skip_broken): {reason}", file=sys.stderr, flush=True)
 
 
 class ExpressionClips(ClipDataset):

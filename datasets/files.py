@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from datasets.evaluators import Rle
 
 DATA_PAGE = "docs/data.md"
+IMAGES, ANNOTATIONS = "JPEGImages", "Annotations"
 LONGEST_NAME = 120  # bytes; file systems take 255, and a file name may hold two of these and a suffix
 MAX_SIDE = 1 << 14  # pixels; a larger image means that the annotations are damaged
 
@@ -40,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 # Names become parts of paths, including paths that are written: one plain component that cannot leave its folder.
 _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")
+
+_DATASET_ENTRY = re.compile(r"JPEGImages|meta_expressions(_\w+\.json)?|mask_dict\.json|instances\.json")
+"""Files and folders that only a dataset or a split of one has."""
 
 
 def require_folder(path: Path, holds: str) -> Path:
@@ -55,6 +59,18 @@ def require_folder(path: Path, holds: str) -> Path:
         state = "is not a folder" if path.exists() else "is missing"
         raise UserError(f"{path} {state}; it should hold {holds} (see {DATA_PAGE})")
     return path
+
+
+def require_outside_dataset(folder: Path, flag: str) -> None:
+    """Raise a ``UserError`` if a folder for results is one of a dataset, whose own files they would mix with.
+
+    That is the root of a dataset, a split, or a folder in the frames or masks of a split. ``flag`` names the option.
+    """
+    folder = folder.absolute()
+    inside = (place.parent for place in (folder, *folder.parents) if place.name in (IMAGES, ANNOTATIONS))
+    for place in (folder, *inside):
+        if place.is_dir() and any(_DATASET_ENTRY.fullmatch(entry.name) for entry in place.iterdir()):
+            raise UserError(f"{place} holds a dataset; choose another {flag} for the masks")
 
 
 def require_files(paths: Iterable[Path], lister: Path | str) -> None:

@@ -21,14 +21,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from datasets.files import DATA_PAGE, and_more
+from datasets.files import ANNOTATIONS, DATA_PAGE, and_more
 from util.errors import UserError
 from util.files import BROKEN_IMAGE, atomic_path, is_unfinished, library_versions, read_json, reason_of, write_json
 
 if TYPE_CHECKING:
     from datasets.files import Video
 
-ANNOTATIONS = "Annotations"
 CLIP_FRAMES = 36
 DAVIS_ANNOTATIONS = 4  # expressions per object of Ref-DAVIS17
 BACKGROUND = 0.1  # probability that an object must exceed to be shown (Ref-DAVIS17)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.expressions import VideoEntry, read_expressions
-from datasets.files import require_folder
+from datasets.files import require_folder, require_outside_dataset
 from datasets.predictions import mask_path, read_index_mask, write_mask
 from util.errors import Parser, UserError, run_cli
 from util.files import read_json, write_json
@@ -59,6 +59,7 @@ def run_largest(gt: Path, expressions: Path, output_dir: Path, workers: int = 1)
         UserError: a folder or file is missing, a mask is broken, or no video has a folder in ``gt``.
     """
     require_folder(gt, "the ground truth, one folder of masks per video")
+    require_outside_dataset(output_dir, "--output_dir")
     listed = read_expressions(expressions, "valid")
     videos = [(name, video) for name, video in listed.items() if (gt / name).is_dir()]
     if not videos:

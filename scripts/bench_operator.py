@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
-    parse_args()
+    run_cli(parse_args)
 
 import psutil
 import torch

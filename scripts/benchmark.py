@@ -78,7 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
 
 
 if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
-    parse_args()
+    run_cli(parse_args)
 
 import numpy as np
 import torch

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.registry import DATASETS
-from util.errors import USER_ERROR_STATUS, Parser, UserError, run_cli
+from util.errors import USER_ERROR_STATUS, Parser, UserError, printable, run_cli
 from util.parallel import available_cores
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"opened {opened} of {findings.files} files" + ("" if opened >= findings.files else "; --all opens every one")
     )
     for note in findings.notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     if not findings.faults:
         print("nothing is missing or broken")
         return 0
     print(f"missing or broken: {len(findings.faults)}")
     for fault in findings.faults[: args.limit]:
-        print(f"  - {fault}")
+        print(f"  - {printable(fault)}")
     if len(findings.faults) > args.limit:
         print(f"  … and {len(findings.faults) - args.limit} more (--limit)")
     if findings.elsewhere:

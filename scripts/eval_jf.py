@@ -34,7 +34,7 @@ from datasets.scoring import (
     score_unions,
     split_of,
 )
-from util.errors import Parser, UserError, run_cli
+from util.errors import Parser, UserError, printable, run_cli
 from util.files import write_json
 from util.parallel import available_cores
 
@@ -171,7 +171,7 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
 def print_expressions(scores: dict[str, Any]) -> None:
     """Print tables per kind and per video, with the mean over expressions, and the accuracy on negatives."""
     for note in scores["notes"]:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     negatives = sum(row.get("kind") == NEGATIVE for row in scores["per_expression"].values())
     mean = {**scores["global"], "expressions": len(scores["per_expression"]) - negatives}
     label = f"mean without {NEGATIVE}" if negatives else "mean"
@@ -239,6 +239,7 @@ def percent(value: float) -> str:
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
     """Print aligned columns, the first to the left, with a rule above the last row."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = "  ".join("-" * width for width in widths)
 

@@ -21,6 +21,7 @@ from types import FrameType
 import psutil
 
 from util.errors import (
+    CLOSED_PIPE_STATUS,
     REQUEUE_STATUS,
     SIGNAL_STATUS,
     USER_ERROR_STATUS,
@@ -209,6 +210,8 @@ def _report_failure(statuses: Mapping[int, int]) -> int:
     """
     if USER_ERROR_STATUS in statuses.values():  # its message is printed above, and the other failures follow from it
         return USER_ERROR_STATUS
+    if set(statuses.values()) == {CLOSED_PIPE_STATUS}:  # all work is done
+        return CLOSED_PIPE_STATUS
     ends = ", ".join(
         f"process {rank} "
         + (f"ended with status {status}" if status > 0 else f"was ended by {signal.Signals(-status).name}")

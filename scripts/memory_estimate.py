@@ -25,7 +25,7 @@ from util.config import Config, load_config
 from util.errors import Parser, UserError, help_asked, run_cli
 
 if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
-    load_config(["--help"], " ".join(__doc__.split("\n\n")[:2]))
+    run_cli(lambda: load_config(["--help"], " ".join(__doc__.split("\n\n")[:2])))
 
 import torch
 import torch.nn.functional as F

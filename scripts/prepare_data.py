@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.registry import DATASETS
-from util.errors import Parser, run_cli
+from util.errors import Parser, printable, run_cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for split in summary.expressions:
         print(f"  {split}: " + ", ".join(f"{getattr(summary, name)[split]} {name}" for name in names))
     for note in summary.notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

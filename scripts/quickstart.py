@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from util.errors import Parser, UserError, run_cli
+from util.errors import CLOSED_PIPE_STATUS, Parser, UserError, run_cli
 from util.files import ROOT, sole_run, write_json
 
 TOY = ROOT / "toy"
@@ -146,6 +146,8 @@ def run(title: str, *command: str | int | Path) -> None:
     words = [str(near(word) if isinstance(word, Path) else word) for word in command]
     print(f"\n=== {title}\n$ python {shlex.join(words)}", flush=True)
     status = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+    if status == CLOSED_PIPE_STATUS:
+        raise StepFailed(status)
     if status:
         print(f"error: the step '{title}' failed; its message is above", file=sys.stderr)
         raise StepFailed(status)

@@ -111,7 +111,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__" and help_asked():  # before the imports below, which take seconds
-    parse_args()
+    run_cli(parse_args)
 
 import numpy as np
 import torch

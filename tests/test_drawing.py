@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from util import video
+from util import drawing, video
 from util.drawing import (
     BOX_COLOUR,
+    MANY,
     MASK_COLOUR,
     PALETTE,
     ObjectPainter,
@@ -300,6 +303,30 @@ def test_a_label_follows_calmly():
 def test_more_sentences_than_colours_are_numbered():
     assert sentence_labels(["a", "b"]) == ["a", "b"]
     assert sentence_labels(list("abcdefghi"))[8] == "9  i" and colour_of(8) == colour_of(0)
+
+
+def test_many_objects_are_drawn_in_linear_time(monkeypatch: pytest.MonkeyPatch):
+    """300 names of one object took minutes for a frame: each pair was compared, and outlines shrunk ever further."""
+    assert sentence_labels(["a"] * (MANY + 1)) == [str(i) for i in range(1, MANY + 2)]
+    work = {"pairs": 0, "shrunk": 0, "places": 0}
+
+    def counted(name: str, function: Callable, owner: Any = drawing) -> None:
+        def call(*arguments: Any) -> Any:
+            key = {"_is_same": "pairs", "_shrunk": "shrunk", "_below": "places"}[name]
+            work[key] += int(arguments[1] > 0) if key == "shrunk" else 1
+            return function(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    counted("_is_same", drawing._is_same)
+    counted("_shrunk", drawing._shrunk)
+    counted("_below", drawing._Label._below, drawing._Label)
+    frame, masks = scene(*[(60, 60, 260, 200)] * 300)
+    picture = ObjectPainter(sentence_labels(["a dog"] * 300), (240, 320)).draw(frame, masks)
+    assert picture.shape == frame.shape and work["pairs"] == work["shrunk"] == 0 and work["places"] <= 300 * 20
+    most = scene(*[(60, 60, 260, 200)] * MANY)
+    ObjectPainter([""] * MANY, (240, 320)).draw(*most)
+    assert work["pairs"] <= MANY * MANY / 2 and work["shrunk"] == MANY - 1
 
 
 def test_long_labels_end_with_an_ellipsis():

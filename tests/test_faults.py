@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,10 +59,12 @@ from util import files as locking
 from util.checkpoint import Keeper, newest_intact, write_pickle
 from util.config import Config
 from util.device import is_out_of_memory, memory_advice
+from util.distributed import print_notes
 from util.drawing import write_picture
 from util.errors import RunError, UserError, run_cli
 from util.files import read_json, read_plain_pickle, sole_run, write_json
 from util.hub import checkpoint_path
+from util.run_log import RunLog
 from util.video import open_media, read_video_frames
 
 LIMIT = 300  # MB of memory that reading a small file may take
@@ -526,7 +529,10 @@ def test_what_is_not_about_memory_stays(tmp_path: Path) -> None:
         torch.empty(1 << 60, dtype=torch.uint8)
     with pytest.raises(RunError, match="not enough memory"), memory_advice("sleep"):
         np.empty(1 << 60, np.uint8)
-    for error in (RuntimeError("shape mismatch"), OSError(28, "No space left on device"), UserError("x")):
+    with pytest.raises(RunError, match="not enough memory"), memory_advice("sleep"):
+        raise RuntimeError("could not create a primitive")  # oneDNN, in layers that need more than there is
+    other = (RuntimeError("shape mismatch"), RuntimeError("could not create a primitive descriptor for a pool"))
+    for error in (*other, OSError(28, "No space left on device"), UserError("x")):
         assert not is_out_of_memory(error)
         with pytest.raises(type(error)), memory_advice("sleep"):
             raise error
@@ -563,6 +569,67 @@ def test_letters_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> Non
         stream.flush()
     out, err = (stream.buffer.getvalue() for stream in streams.values())  # type: ignore[attr-defined]
     assert rb"\u7ea2" in out and rb"\U0001f697" in out and rb"\udcff" in err
+
+
+LOUD = """
+import sys
+from util.errors import RunError, UserError, run_cli
+def main():
+    for _ in range(20000):
+        print("a line of the log")
+    print("all work is done", file=sys.stderr)
+    if sys.argv[1:]:
+        raise UserError("a mistake")
+run_cli(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ('"$0" -c "$1" | head -n 1 >/dev/null', 141, "all work is done\n"),
+        ('"$0" -u -c "$1" | head -n 1 >/dev/null', 141, "all work is done\n"),
+        (
+            '"$0" -c "$1" >/dev/full',
+            1,
+            "all work is done\nerror: cannot write to the standard output: No space left on device\n",
+        ),
+        ('"$0" -c "$1" wrong >/dev/full', 2, "all work is done\nerror: a mistake\n"),
+        ('"$0" -c "$1" >/dev/null 2>/dev/full', 0, ""),
+        ('"$0" -c "$1" >&-', 0, "all work is done\n"),
+        ('"$0" -c "$1" >/dev/null 2>&-', 0, ""),
+    ],
+)
+def test_output_that_cannot_be_written_ends_no_work(root: Path, command: str, status: int, said: str) -> None:
+    words = ["bash", "-c", f"set -o pipefail; {command}", sys.executable, LOUD]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_help_that_cannot_be_written(root: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "main.py", "--help"], cwd=root, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and done.stderr.startswith(b"error: cannot write to the standard output")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_names_that_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[31m\x1b]0;title\x07\r\n\x9b2J\u202eb 世界"
+    done = run_command(demo_main, f"{name}.mp4", "a dog", "--resume", "a.pth", "--out", tmp_path / "out")
+    assert done.returncode == 2 and "世界" in done.stderr and done.stderr.count("\n") == 1
+    print_notes([name])
+    with RunLog(tmp_path, 1, 0) as log:
+        log.say(name)
+    with pytest.raises(SystemExit):
+        run_cli(partial(refuse, name))
+    told = capsys.readouterr()
+    for text in (done.stderr, told.out, told.err):
+        assert "\\x1b[31m\\x1b]0;title\\x07" in text and not set(text) & set("\x1b\x07\r\x9b\u202e")
+
+
+def refuse(name: str) -> None:
+    """Refuse a name."""
+    raise UserError(name)
 
 
 # -------- Killed and repeated ---------------------------------------------------

@@ -207,6 +207,7 @@ def test_the_first_failure_gives_the_status(capsys: pytest.CaptureFixture[str]) 
     assert "process 1 ended with status 3, process 2 was ended by SIGTERM" in capsys.readouterr().err
     assert launch._report_failure({0: -9, 1: 1}) == 137
     assert capsys.readouterr().err.count("\n") == 1
+    assert launch._report_failure({0: 141}) == 141 and capsys.readouterr().err == ""  # | head
 
 
 @pytest.mark.parametrize("statuses", [{0: 2, 1: 1}, {0: 1, 1: 2}])

@@ -135,6 +135,36 @@ def test_a_full_disk_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     )
 
 
+FULL = """
+import resource, sys
+from pathlib import Path
+from util.errors import run_cli
+from util.run_log import RunLog
+def main():
+    limit = int(sys.argv[2])
+    if not limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    with RunLog(Path(sys.argv[1]), 100, 0) as log:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        for step in range(1, 100):
+            log.write(step, {"loss": 1.0})
+run_cli(main)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 200, 4000])
+def test_a_disk_that_is_full_for_tensorboard(limit: int, tmp_path: Path, root: Path) -> None:
+    """Its thread neither prints a traceback nor makes the run wait."""
+    words = [sys.executable, "-c", FULL, str(tmp_path), str(limit)]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=100)
+    if limit:
+        assert (done.returncode, done.stderr) == (0, "") and "step 99/100" in done.stdout
+        assert done.stdout.count("cannot be written (File too large); the run continues without them") == 1
+    else:
+        said = f"error: cannot write the logs of {tmp_path}: File too large (tensorboard); choose another output folder"
+        assert (done.returncode, done.stderr) == (2, f"{said}\n")
+
+
 def test_wandb_is_asked_for_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list = []
     run = SimpleNamespace(log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end"))

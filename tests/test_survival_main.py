@@ -104,3 +104,37 @@ def test_the_scale_of_the_loss_survives(flags: list[str], tmp_path: Path) -> Non
     one, other = _read(whole), _read(rest)
     assert one["scaler"] == other["scaler"] != torch.amp.GradScaler("cpu").state_dict()
     assert [name for name, value in one["weights"].items() if not torch.equal(value, other["weights"][name])] == []
+
+
+def test_a_resumed_run_has_the_options_of_its_command(flags: list[str], tmp_path: Path) -> None:
+    run, rest = tmp_path / "run", tmp_path / "rest"
+    assert run_command(main.main, *flags, "--max_steps", 1).returncode == 0
+    weights = {}
+    for decay in (5e-4, 50):
+        more = ("--resume", run / NEWEST, "--output_dir", rest / str(decay), "--weight_decay", decay, "--max_steps", 2)
+        told = run_command(main.main, *flags, *more)
+        assert told.returncode == 0 and f"weight decay {decay:g}\n" in told.stdout, told.stderr
+        content = _read(rest / str(decay))
+        assert [group["weight_decay"] for group in content["optimizer"]["param_groups"]] == [decay]
+        weights[decay] = content["weights"]
+    assert any(not torch.equal(value, weights[50][name]) for name, value in weights[5e-4].items())
+
+
+def test_the_moments_of_a_checkpoint_with_the_options_of_the_run() -> None:
+    """So that a run may also move between the CPU and a GPU, whose optimiser is fused."""
+    optimizers = []
+    for options in ({"weight_decay": 0.1, "fused": True}, {"weight_decay": 0.5, "fused": None, "lr": 1e-2}):
+        torch.manual_seed(0)
+        parameter = torch.nn.Parameter(torch.randn(3))
+        optimizers.append(torch.optim.AdamW([parameter], **options))
+    earlier, later = optimizers
+    earlier.param_groups[0]["params"][0].grad = torch.ones(3)
+    earlier.step()
+    before = earlier.state_dict()
+    main.load_optimizer_state(later, before)
+    state = later.state_dict()
+    (group,) = state["param_groups"]
+    assert (group["weight_decay"], group["fused"], group["lr"]) == (0.5, None, 1e-2)
+    assert all(torch.equal(value, state["state"][0][name]) for name, value in before["state"][0].items())
+    with pytest.raises(ValueError, match="size of optimizer's group"):
+        main.load_optimizer_state(torch.optim.AdamW([torch.nn.Parameter(torch.ones(1)) for _ in range(2)]), before)

@@ -16,12 +16,14 @@ from datasets.checks import check
 from datasets.davis import convert_davis
 from datasets.registry import DATASETS, load_config
 from demo import main as demo_main
+from demo import require_free
 from engine import build_record
 from models import build_model, inference, load_pretrained
 from models.checkpoints import open_checkpoint
 from models.diffusion import stack
 from models.inference import build_for_inference
 from scripts import baselines, check_data, convert_checkpoint, eval_jf, make_toy_data
+from scripts.baselines import run_largest
 from tests.commands import run_command
 from tests.conftest import ROOT
 from tests.jf_tools import write_ytvos
@@ -172,6 +174,21 @@ def test_another_datasets_folder(toy_data: Path, tmp_path: Path) -> None:
         convert_davis(tmp_path / "raw", folder)
     with pytest.raises(UserError, match="toy holds a dataset; choose another --output_dir"):
         build_record(Config(ytvos_path=str(toy_data), output_dir=str(folder)), None, torch.device("cpu"))
+    (folder / "truth" / "Annotations" / "a").mkdir(parents=True)  # ground truth alone
+    before = sorted(folder.rglob("*"))
+    for inside, said in (
+        ("valid", "valid holds a dataset"),
+        ("valid/Annotations/new", "valid holds a dataset"),
+        ("valid/JPEGImages", "valid holds a dataset"),
+        ("truth", "truth/Annotations holds masks that no inference run has recorded"),
+    ):
+        with pytest.raises(UserError, match=f"{said}.*; choose another --output_dir"):
+            build_record(Config(ytvos_path=str(toy_data), output_dir=str(folder / inside)), None, torch.device("cpu"))
+        with pytest.raises(UserError, match="choose another --out"):
+            require_free(folder / inside, force=True)
+    masks, listed = folder / "valid" / "Annotations", folder / "meta_expressions" / "valid" / "meta_expressions.json"
+    with pytest.raises(UserError, match="valid holds a dataset; choose another --output_dir"):
+        run_largest(masks, listed, folder / "valid")
     assert sorted(folder.rglob("*")) == before
     for _ in range(2):
         convert_davis(tmp_path / "raw", tmp_path / "davis")  # its own, again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,12 @@ TRAINING = (
 )
 INFERENCE = "--expressions_per_batch 1, a smaller --eval_size, a limit by --max_size, --precision bf16"
 DEMO = "a shorter --window, fewer sentences at once, a smaller --eval_size, a limit by --max_size, --precision bf16"
-_SIGNS = ("can't allocate memory", "not enough memory", "cuda out of memory", "cannot allocate memory")
-"""Lower-case parts of PyTorch's and the system's messages about memory."""
+_SIGNS = re.compile(
+    "can't allocate memory|cannot allocate memory|not enough memory|cuda out of memory"
+    "|could not create a (primitive|memory object)$",  # oneDNN's
+    re.IGNORECASE | re.MULTILINE,
+)
+"""Parts of the libraries' and the system's messages about memory."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -72,7 +77,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that there is not enough memory, on the CPU or a GPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in _SIGNS)
+    return isinstance(error, RuntimeError | OSError) and _SIGNS.search(str(error)) is not None
 
 
 def give_back() -> None:

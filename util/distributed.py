@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from util.errors import UserError
+from util.errors import UserError, printable
 
 LONG_WAIT = timedelta(hours=12)  # for the slowest process: one may save or validate while the others wait
 
@@ -69,7 +69,7 @@ def print_notes(notes: Iterable[str]) -> None:
     """Print notes for the user, in the main process only."""
     if is_main():
         for note in notes:
-            print(f"note: {note}", flush=True)
+            print(f"note: {printable(note)}", flush=True)
 
 
 def average_over_processes(value: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ OVERLAYS = "visualize"  # their folder
 OVERLAY_FPS = 6  # Ref-YouTube-VOS annotates every fifth frame of 30 per second
 SHEET_ROWS, SHEET_COLUMNS = 8, 5
 
+MANY = 24  # with more objects, labels are numbers, and outlines may hide each other: the time stays linear
 SAME_IOU = 0.6  # from this IoU on, the later one of two outlines is drawn inside the other, which would hide it
 LABEL_LINES, LABEL_WIDTH = 2, 0.45  # a label's maximum number of lines, and share of the image's width
 FEWEST_LETTERS = 5  # a longer label that has room for fewer letters in a line is left out
@@ -174,16 +175,17 @@ def _draw_masks(frame: Picture, masks: np.ndarray, colours: Sequence[Colour], li
         np.copyto(picture, tinted, where=masks[i][..., None])
     kind = cv2.LINE_AA if line > 1 else cv2.LINE_8  # an anti-aliased line of one pixel would be pale
     for number, i in enumerate(shown):
-        same = [
-            np.count_nonzero(masks[i] & masks[j]) >= SAME_IOU * np.count_nonzero(masks[i] | masks[j])
-            for j in shown[:number]
-        ]
-        inset = int(np.count_nonzero(same)) * ((line + seam) // 2 + 1)
-        outline = _shrunk(masks[i], inset).astype(np.uint8)
+        earlier = shown[:number] if len(shown) <= MANY else []
+        same = min(sum(_is_same(masks[i], masks[j]) for j in earlier), len(PALETTE) - 1)
+        outline = _shrunk(masks[i], same * ((line + seam) // 2 + 1)).astype(np.uint8)
         outlines, _ = cv2.findContours(outline, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, outlines, -1, PAPER, seam, kind)
         cv2.drawContours(picture, outlines, -1, colours[i], line, kind)
     return picture
+
+
+def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.count_nonzero(one & other) >= SAME_IOU * np.count_nonzero(one | other))
 
 
 def _shrunk(mask: np.ndarray, inset: int) -> np.ndarray:
@@ -283,7 +285,9 @@ def contact_sheet(
 
 
 def sentence_labels(sentences: Sequence[str]) -> list[str]:
-    """Return the labels of sentences: the sentences, numbered if there are more of them than colours."""
+    """Return the labels of sentences: numbered if there are more than colours, and only the numbers beyond ``MANY``."""
+    if len(sentences) > MANY:
+        return [str(i) for i in range(1, len(sentences) + 1)]
     many = len(sentences) > len(PALETTE)
     return [f"{i}  {sentence}" if many else sentence for i, sentence in enumerate(sentences, start=1)]
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
+import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 USER_ERROR_STATUS = 2
 REQUEUE_STATUS = 75  # stopped by a signal with its work saved; the same command with --resume auto continues
 SIGNAL_STATUS = 128  # shells report 128 + the number of the signal that ended a process
+CLOSED_PIPE_STATUS = 141  # as of a program that SIGPIPE ends
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -106,29 +110,97 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Control characters, line separators, and marks that reverse the direction of text."""
+
+
+def printable(text: object) -> str:
+    """Return one line of text with control characters escaped: names of files may hold commands for the terminal."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
 def help_asked() -> bool:
     """Whether the command line asks for help. Scripts print it before imports that take seconds."""
     return not {"-h", "--help"}.isdisjoint(sys.argv[1:])
 
 
-def run_cli(main: Callable[[], int | None] | Callable[[], None]) -> NoReturn:
-    """Run a script's ``main`` and exit with its status.
+def run_cli(main: Callable[[], Any]) -> NoReturn:
+    """Run a script's ``main`` and exit with the status that it returns, or 0.
 
     ``UserError`` (status 2) and ``RunError`` (status 1) are printed as one line on stderr, without a traceback. Ctrl-C
-    ends with status 130. Characters that the terminal's encoding lacks are escaped.
+    ends with status 130. Characters that the terminal's encoding lacks are escaped. Output that cannot be written does
+    not end the work, but the status is then 141 if its reader has gone (``| head``), and 1 on a full disk.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        status = main()
-    except (UserError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR_STATUS if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(SIGNAL_STATUS + signal.SIGINT)
-    sys.exit(status or 0)
+    with _lasting_stream("stdout") as output, _lasting_stream("stderr"):
+        try:
+            result = main()
+            status = result if isinstance(result, int) else 0
+        except (UserError, RunError) as error:
+            print(f"error: {printable(error)}", file=sys.stderr)
+            status = USER_ERROR_STATUS if isinstance(error, UserError) else 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            status = SIGNAL_STATUS + signal.SIGINT
+        except SystemExit as end:
+            if end.code:
+                raise
+            status = 0
+        sys.stdout.flush()
+        if not status and output is not None and output.lost is not None:
+            if isinstance(output.lost, BrokenPipeError):
+                sys.exit(CLOSED_PIPE_STATUS)
+            print(f"error: cannot write to the standard output: {output.lost.strerror}", file=sys.stderr)
+            sys.exit(1)
+        sys.exit(status)
+
+
+class _LastingFile(io.FileIO):
+    """The file of a standard stream. What cannot be written is dropped.
+
+    Attributes:
+        lost: the first error, or None.
+    """
+
+    lost: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Write bytes, or drop them."""
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.lost = self.lost or error
+            return memoryview(content).nbytes
+
+
+@contextmanager
+def _lasting_stream(name: str) -> Iterator[_LastingFile | None]:
+    """Make ``sys.stdout`` or ``sys.stderr`` a stream whose errors end nothing; yield its file, if it is one."""
+    earlier, file = getattr(sys, name), None
+    with ExitStack() as stack:
+        if earlier is None:  # closed by the shell (``>&-``)
+            stream: Any = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+        elif isinstance(earlier, io.TextIOWrapper):
+            earlier.flush()
+            earlier.reconfigure(errors="backslashreplace")
+            stream = earlier
+            with suppress(io.UnsupportedOperation):  # a stream in memory
+                file = _LastingFile(earlier.fileno(), "w", closefd=False)
+                buffer: Any = file if earlier.write_through else io.BufferedWriter(file)
+                stream = io.TextIOWrapper(
+                    buffer,
+                    earlier.encoding,
+                    "backslashreplace",
+                    line_buffering=earlier.line_buffering,
+                    write_through=earlier.write_through,
+                )
+        else:
+            stream = earlier
+        setattr(sys, name, stream)
+        try:
+            yield file
+        finally:
+            stream.flush()
+            setattr(sys, name, earlier)
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``, which replaces ``path`` when the block succeeds.
 
-    If the block raises, the folder is removed and ``path`` stays as it was.
+    If the block raises, the folder is removed and ``path`` stays as it was; where renaming fails, it is copied back.
 
     Raises:
         UserError: something cannot be written there.
@@ -83,10 +83,21 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 path.rename(old)  # rather than removed: half a folder may be mistaken for a whole one
             staging.rename(path)
         finally:
+            shutil.rmtree(staging, ignore_errors=True)
             if old.exists() and not path.exists():  # interrupted between the two renames
-                old.rename(path)
-            for left in (staging, old):
-                shutil.rmtree(left, ignore_errors=True)
+                _bring_back(old, path)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _bring_back(old: Path, path: Path) -> None:
+    """Move a folder back to its name, by copying where renaming fails."""
+    try:
+        shutil.move(old, path)
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
+        raise UserError(
+            f"cannot write {path}: {_reason(error)}; its earlier content is in {old}, so give that folder its name back"
+        ) from error
 
 
 @contextmanager
@@ -97,11 +108,16 @@ def _reported(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and path.parent.is_dir():  # about a file that the block reads
             raise
-        first = error.args[0][0][-1] if isinstance(error, shutil.Error) else error  # of many, for a copied tree
-        reason = getattr(first, "strerror", None) or first
+        reason = _reason(error)
         if isinstance(error, (NotADirectoryError, FileExistsError)):
             reason = "a part of its folder is a file"
         raise UserError(f"cannot write {path}: {reason}; choose another output folder") from error
+
+
+def _reason(error: OSError) -> str:
+    """Return why something cannot be written; of many reasons, as for a copied tree, the first."""
+    first = error.args[0][0][-1] if isinstance(error, shutil.Error) and isinstance(error.args[0], list) else error
+    return str(getattr(first, "strerror", None) or first)
 
 
 def is_unfinished(path: Path) -> bool:

@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections import Counter, deque
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from util.device import device_name
 from util.distributed import average_over_processes, gather_objects
 from util.drawing import Picture
-from util.errors import REQUEUE_STATUS, RunError, UserError, first_line
+from util.errors import REQUEUE_STATUS, RunError, UserError, first_line, printable
 from util.files import ROOT, atomic_path, library_versions, project_version, write_json
 
 Item = TypeVar("Item")
@@ -90,8 +91,8 @@ class RunLog:
             ]
         except OSError as error:
             raise UserError(
-                f"cannot write the logs of {folder}: {error.strerror or error} ({error.filename}); choose another "
-                "output folder"
+                f"cannot write the logs of {folder}: {error.strerror or error} ({error.filename or 'tensorboard'}); "
+                "choose another output folder"
             ) from error
         self.folder = folder
         self.sample, self.sample_every = sample, sample_every
@@ -136,7 +137,7 @@ class RunLog:
     def say(self, sentence: str) -> None:
         """Print a line, above the progress bar if there is one."""
         if self.active:
-            self.bar.write(sentence)
+            self.bar.write(printable(sentence))
             sys.stdout.flush()
 
     @contextmanager
@@ -235,6 +236,7 @@ class TensorBoard(LogWriter):
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
+        threading.excepthook = _report_thread
         self.board = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def numbers(self, step: int, labels: Mapping[str, Any], values: Mapping[str, float]) -> None:
@@ -246,6 +248,15 @@ class TensorBoard(LogWriter):
 
     def close(self) -> None:
         self.board.close()
+
+
+_report_any_thread = threading.excepthook
+
+
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Report the error of a thread, but for TensorBoard's, which raises it again at the next call."""
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
+        _report_any_thread(failure)
 
 
 class Wandb(LogWriter):
@@ -534,7 +545,7 @@ class RunSummary:
         try:
             write_json(self.folder / RUN_FILE, self.content)
         except UserError as unwritable:  # the reason why the run ended matters more
-            print(f"note: {unwritable}", file=sys.stderr)
+            print(f"note: {printable(unwritable)}", file=sys.stderr)
 
 
 def how_it_ended(error: BaseException | None) -> dict[str, str]:
