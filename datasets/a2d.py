@@ -14,7 +14,9 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import re
+import zlib
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -57,7 +59,13 @@ if TYPE_CHECKING:
 
 CLIPS = 3782  # MP4 files of the whole dataset
 CLIP_FOLDERS = ("clips320H", "CLIPS320")  # of the two releases
-BROKEN_H5 = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
+BROKEN_H5 = (
+    *(OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError),
+    zlib.error,
+)
+MAX_IDS, MAX_MASKS = 1 << 20, 1 << 28  # bytes of the datasets in an h5 file
+MAX_CHUNKS = 1 << 12  # of such a dataset
+CHECKSUM = 4  # bytes, which may be compressed with a chunk
 SLACK = 2  # pixels: a clip may be scaled and slightly wider or narrower than its masks, because MP4 sides are even
 
 logger = logging.getLogger(__name__)
@@ -316,7 +324,7 @@ def read_instance_mask(path: Path, instance: int) -> Tensor:
         raise UserError(f"mask {path} is missing; the sentences name it (see {DATA_PAGE})")
     try:
         with h5py.File(path, "r") as file:
-            ids, masks = np.ravel(file["instance"][()]).tolist(), np.asarray(file["reMask"][()])
+            ids, masks = np.ravel(_h5_values(file, "instance", MAX_IDS)).tolist(), _h5_values(file, "reMask", MAX_MASKS)
     except BROKEN_H5 as error:
         raise UserError(
             f"mask {path} is broken ({reason_of(path, error)}); fetch or extract this file again"
@@ -331,6 +339,42 @@ def read_instance_mask(path: Path, instance: int) -> Tensor:
     if instance not in ids:
         raise UserError(f"mask {path} has no instance {instance}, which a sentence names; it has {ids}")
     return torch.from_numpy(np.ascontiguousarray(masks[ids.index(instance)].T != 0))
+
+
+def _h5_values(file: h5py.File, name: str, limit: int) -> np.ndarray:
+    """Read a dataset of numbers that the file itself holds; raises one of ``BROKEN_H5``.
+
+    A link is not followed, and each chunk is decompressed to its declared size at most: HDF5 has no such limit.
+    """
+    if file.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+        raise ValueError(f"{name!r} is a link to other data")
+    values = file[name]
+    if not isinstance(values, h5py.Dataset) or values.dtype.kind not in "biuf":
+        raise ValueError(f"{name!r} is not an array of numbers")
+    if values.external or values.is_virtual:
+        raise ValueError(f"the values of {name!r} are in another file")
+    if values.nbytes > limit:
+        raise ValueError(f"{name!r} has {values.nbytes} bytes, and at most {limit} are read")
+    if values.chunks is not None:
+        _require_small_chunks(values, limit)
+    return np.asarray(values[()])
+
+
+def _require_small_chunks(values: h5py.Dataset, limit: int) -> None:
+    """Raise a ``ValueError`` if a chunk expands to more than it declares, or has another compression than gzip."""
+    size = math.prod(values.chunks) * values.dtype.itemsize
+    properties = values.id.get_create_plist()
+    filters = [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
+    gzip, others = h5py.h5z.FILTER_DEFLATE, {h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+    count = values.id.get_num_chunks()
+    if size > limit or count > MAX_CHUNKS or filters.count(gzip) > 1 or not set(filters) <= {gzip, *others}:
+        raise ValueError(f"{values.name!r} has {count} chunks of {size} bytes with filters {filters}")
+    for number in range(count if gzip in filters else 0):
+        skipped, content = values.id.read_direct_chunk(values.id.get_chunk_info(number).chunk_offset)
+        if skipped >> filters.index(gzip) & 1:  # as HDF5 stores what gzip would enlarge
+            continue
+        if len(zlib.decompressobj().decompress(content, size + CHECKSUM + 1)) > size + CHECKSUM:
+            raise ValueError(f"a chunk of {values.name!r} expands to more than its {size} bytes")
 
 
 def _item(sentence: str, video: str, frame: int, instance: int) -> A2dItem:
@@ -600,7 +644,7 @@ def _read_video(masks: Path, job: tuple[str, bool]) -> Frames:
     for path in paths:
         try:
             with h5py.File(path, "r") as file:
-                ids = [int(instance) for instance in np.ravel(file["instance"][()])]
+                ids = [int(instance) for instance in np.ravel(_h5_values(file, "instance", MAX_IDS))]
         except BROKEN_H5 as error:
             reason = reason_of(path, error)
             raise UserError(f"mask {path} is broken ({reason}); fetch or extract this file again") from error

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from util.errors import UserError
-from util.files import BROKEN_IMAGE, read_json, reason_of
+from util.files import BROKEN_IMAGE, MAX_PIXELS, open_image, read_json, read_regular, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 DATA_PAGE = "docs/data.md"
 IMAGES, ANNOTATIONS = "JPEGImages", "Annotations"
 LONGEST_NAME = 120  # bytes; file systems take 255, and a file name may hold two of these and a suffix
-MAX_SIDE = 1 << 14  # pixels; a larger image means that the annotations are damaged
+FRAME_FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of those that torchvision decodes as one image
 
 logger = logging.getLogger(__name__)
 
@@ -104,14 +103,14 @@ def read_text(path: Path, what: str, encoding: str = "utf-8") -> str:
         UserError: it is missing or cannot be read.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
         if content.startswith(codecs.BOM_UTF8):  # Windows editors write it
             encoding = "utf-8-sig"
         return content.decode(encoding)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; it should hold {what} (see {DATA_PAGE})") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} ({what}): {error}") from error
+        raise UserError(f"cannot read {path} ({what}): {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_names(path: Path) -> list[str]:
@@ -159,15 +158,9 @@ def read_frame(path: Path) -> Tensor:
     if not path.is_file():
         raise UserError(f"frame {path} is missing; the annotations list it (see {DATA_PAGE})")
     try:
-        with Image.open(path):  # only its header, which may declare more pixels than fit in memory
-            pass
-    except Image.DecompressionBombError as error:
-        raise UserError(f"frame {path} is broken ({error}); fetch or extract this file again") from error
-    except BROKEN_IMAGE:
-        pass  # the decoder below reports the reason
-    try:
+        open_image(path, FRAME_FORMATS).close()  # torchvision would decode an image of any size
         return decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, *BROKEN_IMAGE) as error:
         raise UserError(
             f"frame {path} is broken ({reason_of(path, error)}); fetch or extract this file again"
         ) from error
@@ -323,8 +316,9 @@ def decode_segmentation(segmentation: Any, height: int, width: int, where: str) 
     """
     from pycocotools import mask as coco
 
-    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
-        raise UserError(f"{where} has an image of {width!r}×{height!r}; its sides should be 1 to {MAX_SIDE} pixels")
+    if not all(type(side) is int and side >= 1 for side in (height, width)) or height * width > MAX_PIXELS:
+        size = f"{width!r:.20}×{height!r:.20}"
+        raise UserError(f"{where} has an image of {size}; it should have 1 to {MAX_PIXELS} pixels")
     if isinstance(segmentation, list):
         polygons = [part for part in _polygons(segmentation, 2 * max(height, width), where) if is_area(part)]
         if not polygons:

@@ -36,14 +36,14 @@ from datasets.files import (
 from datasets.registry import Dataset, root_of
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
-from util.files import reason_of
+from util.files import read_regular, reason_of
 
 if TYPE_CHECKING:
     from util.config import Config
 
 LIST_FILE = "jhmdb_sentences_samples_metadata.json"
 MAT_HEADER = 128  # bytes
-MAX_MAT_BYTES = 1 << 28  # of an array that is decompressed
+MAX_MAT_BYTES = 1 << 28  # of a file, and of an array that is decompressed
 MAT_ARRAY, MAT_COMPRESSED = 14, 15  # types of elements
 MAT_NUMERIC_TYPES = (1, 2, 3, 4, 5, 6, 7, 9, 12, 13)
 MAT_NUMERIC_CLASSES = range(6, 16)  # of arrays, from double to uint64
@@ -172,7 +172,7 @@ def _read_mat(path: Path, read: Callable[[], Any]) -> Any:
     if not path.is_file():
         raise UserError(f"masks {path} are missing; the sentences name this file (see {DATA_PAGE})")
     try:
-        check_mat_tags(path.read_bytes())
+        check_mat_tags(read_regular(path, MAX_MAT_BYTES))
         return read()
     except Exception as error:  # scipy raises many kinds of exceptions for a damaged file
         raise UserError(
@@ -187,7 +187,7 @@ def check_mat_tags(content: bytes) -> None:
     content is elements: flags, dimensions, name, values. A compressed element holds another element.
 
     Raises:
-        ValueError: it is a different kind of file, is truncated, or a tag is not valid.
+        ValueError: it is a different kind of file, is truncated, or a tag is not valid, or an array is too large.
         zlib.error: it cannot be decompressed.
     """
     order = {b"IM": "<", b"MI": ">"}.get(content[MAT_HEADER - 2 : MAT_HEADER])
@@ -196,7 +196,9 @@ def check_mat_tags(content: bytes) -> None:
     for kind, element in _mat_elements(content[MAT_HEADER:], order):
         if kind == MAT_COMPRESSED:
             inflated = zlib.decompressobj().decompress(element, MAX_MAT_BYTES)
-            kind, element = next(_mat_elements(inflated, order, cut=len(inflated) == MAX_MAT_BYTES), (0, b""))
+            if len(inflated) == MAX_MAT_BYTES:
+                raise ValueError(f"an array has at least {MAX_MAT_BYTES} bytes")
+            kind, element = next(_mat_elements(inflated, order), (0, b""))
         if kind != MAT_ARRAY:
             continue
         parts = list(_mat_elements(element, order))
@@ -208,15 +210,15 @@ def check_mat_tags(content: bytes) -> None:
             raise ValueError("the values of an array are not numbers")
 
 
-def _mat_elements(content: bytes, order: str, cut: bool = False) -> Iterator[tuple[int, bytes]]:
-    """Yield type and content of each element; ``cut``: the content may end inside one."""
+def _mat_elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+    """Yield type and content of each element."""
     place = 0
     while place + 8 <= len(content):
         kind, size = struct.unpack_from(f"{order}II", content, place)
         start, room = place + 8, len(content) - place - 8
         if kind >> 16:  # the tag itself holds up to four bytes of content
             kind, size, start, room = kind & 0xFFFF, kind >> 16, place + 4, 4
-        if size > room and not cut:
+        if size > room:
             raise ValueError("it is truncated, or a size in it is wrong")
         yield kind, content[start : start + size]
         place = start + size + (0 if kind == MAT_COMPRESSED else -(start + size) % 8)

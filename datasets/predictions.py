@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,7 +24,18 @@ from PIL import Image
 
 from datasets.files import ANNOTATIONS, DATA_PAGE, and_more
 from util.errors import UserError
-from util.files import BROKEN_IMAGE, atomic_path, is_unfinished, library_versions, read_json, reason_of, write_json
+from util.files import (
+    BROKEN_IMAGE,
+    atomic_path,
+    is_unfinished,
+    library_versions,
+    open_image,
+    read_json,
+    read_regular,
+    reason_of,
+    require_regular,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from datasets.files import Video
@@ -116,29 +128,38 @@ def read_binary_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndar
 
 def _read_plane(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, int]:
     """Read the values of a PNG, uint8 ``[H, W]``, and its bits per value."""
-    try:
-        content = path.read_bytes()
+    with _readable(path):
+        content = read_regular(path, MAX_MASK_BYTES)
         image = _open_png(content)
-        plane = np.array(image, dtype=np.uint8)
+    if image.mode not in ("P", "L", "1"):
+        raise UserError(f"{path} is an image of mode {image.mode}; a mask must be an 8-bit palette or greyscale PNG")
+    if size is not None and (image.height, image.width) != size:  # before the pixels are decoded
+        raise UserError(
+            f"{path} is {image.width}×{image.height} pixels, but its frame is {size[1]}×{size[0]}; "
+            "masks must have the original size of their video"
+        )
+    with _readable(path):
+        return np.array(image, dtype=np.uint8), content[_BIT_DEPTH]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Report in one sentence why a mask cannot be read."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; every frame needs a mask there") from error
     except BROKEN_IMAGE as error:
-        reason = reason_of(path, getattr(error, "strerror", None) or "it is broken or not a PNG")
-        raise UserError(f"cannot read the mask {path}: {reason}; write the file again") from error
-    if image.mode not in ("P", "L", "1"):
-        raise UserError(f"{path} is an image of mode {image.mode}; a mask must be an 8-bit palette or greyscale PNG")
-    if size is not None and plane.shape != size:
-        raise UserError(
-            f"{path} is {plane.shape[1]}×{plane.shape[0]} pixels, but its frame is {size[1]}×{size[0]}; "
-            "masks must have the original size of their video"
-        )
-    return plane, content[_BIT_DEPTH]
+        reason = getattr(error, "strerror", None) or "it is broken or not a PNG"
+        if isinstance(error, Image.DecompressionBombError):
+            reason = str(error)
+        raise UserError(f"cannot read the mask {path}: {reason_of(path, reason)}; write the file again") from error
 
 
 def _open_png(content: bytes) -> Image.Image:
     """Open a PNG after verifying its checksums, which the decoder alone does not; raises ``BROKEN_IMAGE``."""
-    Image.open(io.BytesIO(content), formats=["PNG"]).verify()
-    return Image.open(io.BytesIO(content), formats=["PNG"])
+    open_image(io.BytesIO(content), ("PNG",)).verify()
+    return open_image(io.BytesIO(content), ("PNG",))
 
 
 def require_masks(paths: Iterable[Path]) -> None:
@@ -294,7 +315,7 @@ def require_frames(videos: Iterable[Video]) -> None:
 def frame_size(path: Path) -> tuple[int, int]:
     """Read the (height, width) of an image from its header; raises ``UserError`` if it is missing or not an image."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.height, image.width
     except FileNotFoundError as error:
         raise UserError(f"frame {path} is missing; the annotations list it (see {DATA_PAGE})") from error
@@ -347,6 +368,7 @@ def check_submission(path: Path, videos: Iterable[Video], layout: MaskLayout = L
         return list(_faults(found, lambda name: (path / name).open("rb"), expected, layout))
     expected = {layout.zip_name(name): mask for name, mask in expected.items()}
     try:
+        require_regular(path)
         with zipfile.ZipFile(path) as archive:
             found = Counter(info.filename for info in archive.infolist() if not info.is_dir())
             return list(_faults(found, lambda name: _read_member(archive, name), expected, layout))

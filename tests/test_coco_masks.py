@@ -90,5 +90,5 @@ def test_a_damaged_one_is_one_sentence(case: str) -> None:
 
 @pytest.mark.parametrize("size", [(0, 3), (2, 10**9), (2, "3"), (None, None), (2.0, 3)])
 def test_no_image_has_that_size(size: tuple[Any, Any]) -> None:
-    with pytest.raises(UserError, match="1 to 16384 pixels"):
+    with pytest.raises(UserError, match="1 to 33554432 pixels"):
         decode({"size": list(size), "counts": [0]}, *size)

@@ -114,7 +114,15 @@ YAML_MISTAKES = {
     "": "{path} should hold one `key: value` per line, not nothing",
     "lr: 1\nepochs: [1": "{path}, line 2 is not valid YAML: ",
     "lr: 1\n\tepochs: 1": "{path}, line 2 is not valid YAML: ",
-    "lr: *other": "{path}, line 1 is not valid YAML: found undefined alias 'other'",
+    "epochs: &a 1\nlr: *a": "{path}, line 2 is not valid YAML: aliases (*name) are not supported; repeat the value",
+    "seed: 0x"
+    + 5000 * "f": "seed in {path}, line 1 must be a whole number of at least 0 and of at most 4294967295, not a",
+    "epochs: 1"
+    + 400 * "0": "epochs in {path}, line 1 must be a whole number of at least 1, not a number of many digits",
+    "train_scales: [1" + 400 * "0" + "]": "of at least 16, not [a number of many digits]",
+    "lr: 1" + 400 * "0": "lr in {path}, line 1 must be a number above 0, not ",
+    "lr: 1" + 400 * ":00" + ".5": "lr in {path}, line 1 must be a number above 0: ",
+    "lr: 1 #" + 100_000 * "x": "cannot read the config file {path}: it has 100007 bytes, and at most 65536 are read",
     "lr: !!python/object/apply:os.getcwd []": "{path}, line 1 is not valid YAML: could not determine a constructor",
     "lr: \x01": "{path} is not valid YAML: ",
     "[" * 1500: "{path} is nested too deeply",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -25,19 +26,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import av
+import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from safetensors.torch import save_file
+from scipy.io import savemat
 
 import demo
 import inference_ytvos
 import main
-from datasets import build_dataset, list_videos
+from datasets import build_dataset, jhmdb, list_videos
+from datasets.a2d import read_instance_mask
 from datasets.expressions import read_expressions
-from datasets.files import decode_segmentation, read_frame
-from datasets.predictions import MAX_MASK_BYTES, InferenceRecord, check_submission, read_index_mask
+from datasets.files import decode_segmentation, read_frame, read_text
+from datasets.jhmdb import read_puppet_mask
+from datasets.predictions import (
+    MAX_MASK_BYTES,
+    InferenceRecord,
+    check_submission,
+    frame_size,
+    read_binary_mask,
+    read_index_mask,
+)
 from datasets.predictions import write_mask as write_binary_mask
 from datasets.registry import load_config
 from datasets.toy import make_toy
@@ -61,8 +73,9 @@ from util.config import Config
 from util.device import is_out_of_memory, memory_advice
 from util.distributed import print_notes
 from util.drawing import write_picture
+from util.drawing import read_picture, write_picture
 from util.errors import RunError, UserError, run_cli
-from util.files import read_json, read_plain_pickle, sole_run, write_json
+from util.files import MAX_PIXELS, TOO_MANY_PIXELS, read_json, read_plain_pickle, sole_run, write_json
 from util.hub import checkpoint_path
 from util.run_log import RunLog
 from util.video import open_media, read_video_frames
@@ -160,6 +173,155 @@ def test_a_picture_that_declares_too_many_pixels(tmp_path: Path, side: int) -> N
     refused(read_frame, path, says="is broken")
     refused(read_index_mask, path, says="cannot read the mask")
     refused(open_media, path, says="cannot read the image")
+
+
+def bombs(folder: Path) -> dict[str, Path]:
+    """Small files that declare 16000×16000 pixels or, for ``photo.png``, a little more than the limit."""
+    paths = {name: folder / name for name in ("a.gif", "gif.png", "a.bmp", "photo.png")}
+    for name, kind, place, size in (
+        ("a.gif", "GIF", 6, "<HH"),
+        ("gif.png", "GIF", 6, "<HH"),
+        ("a.bmp", "BMP", 18, "<II"),
+    ):
+        file = io.BytesIO()
+        Image.new("P", (1, 1)).save(file, kind)
+        content = bytearray(file.getvalue())
+        struct.pack_into(size, content, place, 16000, 16000)
+        paths[name].write_bytes(content)
+    side = math.isqrt(MAX_PIXELS) + 1
+    paths["photo.png"].write_bytes(png(side, side, zlib.compress(bytes(1 << 20))))
+    return paths
+
+
+@pytest.mark.parametrize("name", ["a.gif", "gif.png", "a.bmp", "photo.png"])
+def test_small_files_of_too_many_pixels(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = bombs(tmp_path)[name]
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("pixels are decoded"))
+    refused(open_media, path, says=TOO_MANY_PIXELS)
+    refused(read_picture, path, says=TOO_MANY_PIXELS)
+    refused(frame_size, path, says=TOO_MANY_PIXELS)
+    refused(read_frame, path, says=TOO_MANY_PIXELS if name == "photo.png" else "is broken")
+    refused(read_index_mask, path, says=TOO_MANY_PIXELS if name == "photo.png" else "not a PNG")
+    shutil.copy(path, tmp_path / "a.mp4")
+    refused(open_media, tmp_path / "a.mp4")
+    refused(read_video_frames, tmp_path / "a.mp4", [0])
+    (tmp_path / "frames").mkdir()
+    shutil.copy(path, tmp_path / "frames" / "a.png")
+    refused(open_media, tmp_path / "frames", says=TOO_MANY_PIXELS)
+
+
+def test_a_video_that_grows(tmp_path: Path) -> None:
+    """The size of a Motion JPEG may change in every frame; a later one declares 16000×16000."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, "JPEG")
+    large = bytearray(file.getvalue())
+    struct.pack_into(">HH", large, large.index(b"\xff\xc0") + 5, 16000, 16000)
+    path = tmp_path / "a.mjpeg"
+    path.write_bytes(file.getvalue() * 3 + large + file.getvalue())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert {frame.image.shape for frame in open_media(path).frames()} == {(48, 64, 3)}
+    refused(read_video_frames, path, [0, 3], says="is broken")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < LIMIT * 1024
+
+
+def test_a_mask_of_another_size_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png(5000, 5000, zlib.compress(bytes(5001 * 5000))))
+    assert read_index_mask(path, (5000, 5000)).shape == (5000, 5000)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("pixels are decoded"))
+    refused(read_index_mask, path, (20, 30), says="is 5000×5000 pixels, but its frame is 30×20")
+    refused(read_binary_mask, path, (20, 30), says="is 5000×5000 pixels, but its frame is 30×20")
+
+
+DEVICES: dict[str, Callable[[Path], Any]] = {
+    "JSON": lambda path: read_json(path, "numbers"),
+    "configuration": lambda path: load_config(["--config", str(path)], ""),
+    "pickle": lambda path: read_plain_pickle(path, "the expressions"),
+    "text": lambda path: read_text(path, "names"),
+    "frame": read_frame,
+    "size of a frame": frame_size,
+    "mask": read_index_mask,
+    "picture": read_picture,
+    "masks in h5": lambda path: read_instance_mask(path, 1),
+    "masks of MATLAB": lambda path: read_puppet_mask(path, 1),
+    "video": open_media,
+    "clip": lambda path: read_video_frames(path, [0]),
+    "submission": lambda path: check_submission(path, []),
+}
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_device_or_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
+    pipe, device, link = tmp_path / "pipe.png", Path("/dev/zero"), tmp_path / "a.png"
+    os.mkfifo(pipe)  # opening it waits for a writer
+    link.symlink_to(device)
+    for path in (pipe, device, link):
+        refused(DEVICES[name], path, says=str(path))
+
+
+def test_yaml_from_a_stranger(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("base: /dev/zero\n")
+    refused(load_config, ["--config", str(path)], "", says="/dev/zero: it is a device or a pipe, not a file")
+    lines = ["lr:", "  - &a0 {k: 1}", *(f"  - &a{n} {{<<: [{', '.join(9 * [f'*a{n - 1}'])}]}}" for n in range(1, 9))]
+    path.write_text("\n".join(lines))
+    refused(load_config, ["--config", str(path)], "", says="line 3 is not valid YAML: aliases")
+    path.write_text(f"seed: 0b{'1' * 5000}\n")
+    refused(load_config, ["--config", str(path)], "", says="seed in .*, line 1 must be a whole number")
+
+
+def test_an_h5_file_from_a_stranger(tmp_path: Path) -> None:
+    """Links and values in other files are not followed, and a chunk cannot expand to more than it declares."""
+    path, other = tmp_path / "a.h5", tmp_path / "other.h5"
+    masks = np.ones((1, 30, 20), np.uint8)
+    with h5py.File(other, "w") as file:
+        file["instance"], file["reMask"] = np.ones(1), masks
+    virtual = h5py.VirtualLayout(masks.shape, np.uint8)
+    virtual[:] = h5py.VirtualSource(other, "reMask", masks.shape)
+    raw = tmp_path / "raw"
+    raw.write_bytes(masks.tobytes())
+
+    def external_link(file: h5py.File) -> None:
+        file["reMask"] = h5py.ExternalLink(str(other), "reMask")
+
+    def soft_link(file: h5py.File) -> None:
+        file["reMask"] = h5py.SoftLink("/instance")
+
+    def expanding(file: h5py.File) -> None:
+        made = file.create_dataset("reMask", masks.shape, np.uint8, chunks=masks.shape, compression="gzip")
+        made.id.write_direct_chunk((0, 0, 0), zlib.compress(bytes(1 << 29), 9))
+
+    cases: dict[str, Callable[[h5py.File], Any]] = {
+        "'reMask' is a link": external_link,
+        "is a link to other data": soft_link,
+        "values of 'reMask' are in another file": lambda file: file.create_virtual_dataset("reMask", virtual),
+        "'reMask' are in another": lambda file: file.create_dataset(
+            "reMask", masks.shape, np.uint8, external=[(str(raw), 0, masks.size)]
+        ),
+        "expands to more than its 600 bytes": expanding,
+        "bytes, and at most": lambda file: file.create_dataset("reMask", (1, 1 << 15, 1 << 15), np.uint8),
+        "not an array of numbers": lambda file: file.create_dataset("reMask", data=["text"]),
+    }
+    for says, write in cases.items():
+        with h5py.File(path, "w") as file:
+            file["instance"] = np.ones(1)
+            write(file)
+        refused(read_instance_mask, path, 1, says=says)
+    for packing in ({}, {"compression": "gzip"}, {"compression": "gzip", "shuffle": True, "fletcher32": True}):
+        with h5py.File(path, "w") as file:
+            file.create_dataset("instance", data=np.ones(1), **packing)
+            file.create_dataset("reMask", data=masks, **packing)
+        assert read_instance_mask(path, 1).all()
+
+
+def test_a_matlab_file_that_expands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.mat"
+    savemat(path, {"part_mask": np.ones((200, 300, 3), np.uint8)}, do_compression=True)
+    assert path.stat().st_size < 10_000 and read_puppet_mask(path, 1).all()
+    monkeypatch.setattr(jhmdb, "MAX_MAT_BYTES", 100_000)
+    refused(read_puppet_mask, path, 1, says="an array has at least 100000 bytes")
+    monkeypatch.setattr(jhmdb, "MAX_MAT_BYTES", 100)
+    refused(read_puppet_mask, path, 1, says="at most 100 are read")
 
 
 def test_a_submission_from_a_stranger(tmp_path: Path) -> None:

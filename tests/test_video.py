@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from tests.media_tools import COLOURS, colour_number, loudness, picture, write_film
 from util.errors import UserError
@@ -137,6 +138,17 @@ def test_an_animated_png(tmp_path: Path):
     media = open_media(tmp_path / "a.png")
     assert numbers(media) == [0, 1, 2] and not media.still and media.count == 3
     assert [float(frame.time) for frame in media.frames()] == [0, 0.1, 0.4]
+
+
+def test_an_animation_is_opened_without_decoding_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first, *others = [Image.fromarray(picture(i)) for i in range(30)]
+    first.save(tmp_path / "a.png", save_all=True, append_images=others, duration=50)
+    decoded: list[int] = []
+    seek = PngImageFile.seek
+    monkeypatch.setattr(PngImageFile, "seek", lambda image, number: (decoded.append(number), seek(image, number)))
+    media = open_media(tmp_path / "a.png")
+    assert (media.count, media.rate) == (30, 20) and max(decoded) <= 1
+    assert len(list(media.frames())) == 30
 
 
 def test_a_folder_in_natural_order(tmp_path: Path):

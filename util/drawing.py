@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from util.errors import UserError
-from util.files import atomic_path
+from util.files import BROKEN_IMAGE, atomic_path, open_image
 from util.video import write_video
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import, and only LastClip handles its tensors
@@ -506,9 +506,9 @@ def read_picture(path: Path) -> Picture:
         UserError: the file is missing or not an image.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except BROKEN_IMAGE as error:
         raise UserError(f"cannot read the image {path}: {error}") from error
 
 

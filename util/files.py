@@ -1,7 +1,8 @@
-"""Files: written so that a killed run never leaves half of one, JSON, pickles, links, locks, and library versions."""
+"""Files: written so that a killed run never leaves half of one, JSON, pickles, images, links, locks, and versions."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -13,14 +14,15 @@ import shutil
 import struct
 import tomllib
 import uuid
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, BinaryIO, ClassVar, NoReturn
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from util.errors import UserError
 
@@ -30,6 +32,10 @@ LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "numpy")
 """Libraries that results depend on."""
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """The errors that Pillow raises for broken or hostile image files, depending on the damaged part."""
+MAX_PIXELS = 1 << 25
+"""The limit of the pixels of an image or of a video's frame (8K); a larger one is refused before it is decoded."""
+TOO_MANY_PIXELS = f"more than {MAX_PIXELS // 10**6} million pixels"
+"""For messages about such images."""
 
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}(\.\w+)?")
 """The temporary names of ``atomic_path``."""
@@ -37,6 +43,8 @@ _START = 4096  # bytes of a file that tell what an unfinished download left
 _UNFINISHED = (".part", ".partial", ".crdownload", ".aria2", ".incomplete", ".download")
 _held: set[int] = set()
 """Open handles of locked folders."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ``open_image`` refuses such images
 
 
 @contextmanager
@@ -147,6 +155,7 @@ def reason_of(path: str | Path, reason: BaseException | str) -> str:
     """Return why a file cannot be read: a pointer, web page or unfinished download, or the first line of ``reason``."""
     path = Path(path)
     try:
+        require_regular(path)
         with path.open("rb") as file:
             start = file.read(_START)
     except OSError:
@@ -186,9 +195,50 @@ def read_json(path: str | Path, what: str) -> Any:
         raise UserError(f"{path} ({what}) is not valid JSON: {reason_of(path, error)}") from error
 
 
+def require_regular(path: Path, limit: int | None = None) -> None:
+    """Raise an ``OSError`` if a path is a device or a pipe, which may have no end, or has more than ``limit`` bytes.
+
+    A missing file and a folder pass: opening them reports what is wrong.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file")
+    if limit is not None and path.is_file() and path.stat().st_size > limit:
+        raise OSError(errno.EFBIG, f"it has {path.stat().st_size} bytes, and at most {limit} are read")
+
+
+def read_regular(path: Path, limit: int | None = None) -> bytes:
+    """Read a file; raises an ``OSError`` as ``require_regular`` does."""
+    require_regular(path, limit)
+    return path.read_bytes()
+
+
+def open_image(source: Path | BinaryIO, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """Read the header of an image; Pillow decodes the pixels when they are first needed.
+
+    Args:
+        source: the file.
+        formats: the formats that are accepted, by Pillow's names; None: all.
+
+    Raises:
+        BROKEN_IMAGE: it cannot be read, is a device or a pipe, or has more than ``MAX_PIXELS`` pixels.
+    """
+    if isinstance(source, Path):
+        require_regular(source)
+    try:
+        image = Image.open(source, formats=formats)
+        if image.width * image.height > MAX_PIXELS:
+            image.close()
+            raise Image.DecompressionBombError
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError("it is damaged or not an image") from error
+    except Image.DecompressionBombError as error:
+        raise Image.DecompressionBombError(f"it has {TOO_MANY_PIXELS}") from error
+    return image
+
+
 def _read_bytes(path: str | Path, what: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_regular(Path(path))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; it should hold {what}") from error
     except OSError as error:

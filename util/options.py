@@ -19,10 +19,13 @@ from typing import Any, get_type_hints
 import yaml
 
 from util.errors import Parser, UserError, nearest, unknown_flag
+from util.files import read_regular
 
 Options = dict[str, Any]
 
 BASE = "base"
+MAX_FILE = 1 << 16  # bytes; a YAML file is read slowly
+MAX_INT = 1 << 63
 
 AUTO = "auto"
 _LISTS: dict[Any, type] = {tuple[int, ...]: int, tuple[str, ...]: str}  # the types of list options, and of their items
@@ -242,7 +245,7 @@ def _within(rule: Rule, kind: Any, value: Any) -> bool:
             return bool(value) or rule.empty
         return value in rule.choices or (rule.prefix != "" and value.removeprefix(rule.prefix) not in (value, ""))
     return (
-        math.isfinite(value)
+        abs(value) < (MAX_INT if kind is int else math.inf)  # NaN is not, either
         and (rule.minimum is None or value >= rule.minimum)
         and (rule.maximum is None or value <= rule.maximum)
         and (rule.above is None or value > rule.above)
@@ -272,7 +275,27 @@ def _choices(rule: Rule) -> list[str]:
 
 def shown(value: Any) -> str:
     """A value for a message, shortened if it is long."""
-    return "null" if value is None else reprlib.repr(list(value) if isinstance(value, tuple) else value)
+    return "null" if value is None else _short.repr(list(value) if isinstance(value, tuple) else value)
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        return (
+            "a number of many digits" if abs(x) >= MAX_INT else super().repr_int(x, level)
+        )  # may be too long to print
+
+
+_short = _Short()
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML without aliases, a few of which can stand for billions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported; repeat the value", mark)
+        return super().compose_node(parent, index)
 
 
 def _read_file(cls: type, path: Path, missing: str) -> tuple[Options, str]:
@@ -284,13 +307,13 @@ def _read_file(cls: type, path: Path, missing: str) -> tuple[Options, str]:
         missing: the message where it does not exist.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, MAX_FILE).decode()
     except FileNotFoundError as error:
         raise UserError(missing) from error
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"cannot read the config file {path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the config file {path}: {getattr(error, 'strerror', None) or error}") from error
     try:
-        return _mapping(cls, yaml.SafeLoader(text), path)
+        return _mapping(cls, _Loader(text), path)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -320,7 +343,7 @@ def _mapping(cls: type, loader: yaml.SafeLoader, path: Path) -> tuple[Options, s
                 raise UserError(f"{key} in {line} is given a second time; remove one of the two")
             try:
                 value = loader.construct_object(value_node, deep=True)
-            except (ValueError, LookupError) as error:  # looks like a date, or is tagged as a number
+            except (ValueError, LookupError, ArithmeticError) as error:  # looks like a date, or is tagged as a number
                 words = "a path" if key == BASE else expected(cls, key)
                 raise UserError(f"{key} in {line} must be {words}: {error}") from error
             if key != BASE:

@@ -27,10 +27,10 @@ from av.sidedata.sidedata import Type
 from av.stream import Disposition
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageOps
 
 from util.errors import UserError
-from util.files import BROKEN_IMAGE, atomic_path, reason_of
+from util.files import BROKEN_IMAGE, MAX_PIXELS, TOO_MANY_PIXELS, atomic_path, open_image, reason_of
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 DEFAULT_FPS = Fraction(24)
@@ -39,7 +39,8 @@ TICK = Fraction(1, 90000)  # of the MP4s that are written, in seconds
 
 # Formats that FFmpeg reads from text: characters drawn as images, subtitles, and lists of other files to open.
 NOT_VIDEO = frozenset({"tty", "hls", "dash", "concat", "lavfi", "srt", "webvtt", "ass"})
-READ_OPTIONS = {"protocol_whitelist": "file"}  # a file cannot make FFmpeg open a network address
+DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}  # the size may change within a video
+READ_OPTIONS = {"protocol_whitelist": "file", **DECODER_OPTIONS}  # a file cannot make FFmpeg open a network address
 
 # Codecs that MP4 can hold and that players expect there; other sound is encoded as AAC.
 COPIED_SOUND = frozenset({"aac", "mp3", "opus", "flac", "alac", "ac3", "eac3"})
@@ -105,7 +106,9 @@ class MediaFrame:
     @cached_property
     def image(self) -> np.ndarray:
         """uint8 RGB ``[H, W, 3]``."""
-        return self.load()
+        image = self.load()
+        self.load = partial(np.asarray, image)  # lets go of the decoded frame
+        return image
 
 
 class Media(ABC):
@@ -136,7 +139,10 @@ class Media(ABC):
         if first is None:
             end = max((frame.time + frame.duration for frame in self.all_frames()), default=None)
             if end is None:
-                raise UserError(f"{path} has no frame that can be decoded; it is damaged, cut off or not a video")
+                raise UserError(
+                    f"{path} has no frame that can be decoded; it is damaged, cut off, not a video, or its frames have "
+                    f"{TOO_MANY_PIXELS}"
+                )
             start = f"{float(excerpt.start):g}"
             if excerpt.end is not None and excerpt.start < end:
                 raise UserError(
@@ -236,7 +242,7 @@ class ImageFolder(Media):
             yield MediaFrame(number / self.fps, 1 / self.fps, file.stem, partial(self._load, file))
 
     def _load(self, file: Path) -> np.ndarray:
-        with _open_image(file) as image:
+        with _readable(file), open_image(file) as image:
             pixels = image_pixels(image)
         if self.size not in ((0, 0), pixels.shape[:2]):
             (h, w), (height, width) = pixels.shape[:2], self.size
@@ -247,27 +253,36 @@ class ImageFolder(Media):
 
 
 class ImageFile(Media):
-    """A single image as a video of one frame, or an animated PNG, WebP or AVIF; see ``open_media``."""
+    """A single image as a video of one frame, or an animated PNG, WebP or AVIF; see ``open_media``.
+
+    The rate and the number of frames of an excerpt are estimates by the first frame's duration: Pillow has to decode an
+    animation to find the others.
+    """
 
     def __init__(self, path: Path, excerpt: Excerpt, fps: Fraction) -> None:
         self.path, self._step = path, 1 / fps
-        with _open_image(path) as image:
-            self.still = image.format not in ("PNG", "WEBP", "AVIF") or getattr(image, "n_frames", 1) == 1
-        durations = [frame.duration for frame in self.all_frames()]
-        length = sum(durations, Fraction(0))
-        super().__init__(path, excerpt, len(durations) / length, length, self.still)
+        with _readable(path), open_image(path) as image:
+            animated = image.format in ("PNG", "WEBP", "AVIF")  # phones store a preview as a second image
+            self._count = getattr(image, "n_frames", 1) if animated else 1
+        with closing(self.all_frames()) as frames:
+            step = next(frames).duration
+        super().__init__(path, excerpt, 1 / step, self._count * step, self._count == 1)
 
     def all_frames(self) -> Generator[MediaFrame]:
         time = Fraction(0)
-        with _open_image(self.path) as image:
-            for frame in ImageSequence.Iterator(image):
-                pixels = image_pixels(frame)
-                shown = round(frame.info.get("duration") or 0)
+        with _readable(self.path), open_image(self.path) as image:
+            for number in range(self._count):
+                image.seek(number)
+                image.load()
+                shown = round(image.info.get("duration") or 0)
                 duration = Fraction(shown if shown >= _SHORTEST_MS else _USUAL_MS, 1000)
-                yield MediaFrame(time, self._step if self.still else duration, "", partial(np.asarray, pixels))
-                if self.still:  # phones store a preview as a second image
-                    return
+                duration = self._step if self._count == 1 else duration
+                yield MediaFrame(time, duration, "", partial(self._load, image))
                 time += duration
+
+    def _load(self, image: Image.Image) -> np.ndarray:
+        with _readable(self.path):
+            return image_pixels(image)
 
 
 def natural_order(path: Path) -> list[tuple[int, str]]:
@@ -277,11 +292,14 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
 
 
 @contextmanager
-def _open_image(path: Path) -> Iterator[Image.Image]:
-    """Open an image file for the block, and report a broken one as a UserError."""
+def _readable(path: Path) -> Iterator[None]:
+    """Report an image that cannot be read in the block as a UserError."""
     try:
-        with Image.open(path) as image:
-            yield image
+        yield
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"cannot read the image {path}: {error}; scale it down") from error
     except BROKEN_IMAGE as error:
         reason = reason_of(path, "it is damaged or a different kind of file")
         raise UserError(f"cannot read the image {path}; {reason}") from error
@@ -433,17 +451,25 @@ def open_container(path: Path) -> InputContainer:
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:
-    """Return the largest video stream of a file, leaving out the cover images of music.
+    """Return the largest video stream of a file, leaving out the cover images of music; its decoder is not open yet.
 
     Raises:
-        UserError: there is none, or its codec is unknown.
+        UserError: there is none, its codec is unknown, or its frames are larger than ``MAX_PIXELS``.
     """
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     known = [stream for stream in streams if stream.codec_context is not None]
     if known:
-        return max(known, key=lambda stream: (stream.width or 0) * (stream.height or 0))
+        largest = max(known, key=_pixels)
+        if _pixels(largest) > MAX_PIXELS:
+            raise UserError(f"the frames of {path} have {TOO_MANY_PIXELS}; scale the video down")
+        largest.codec_context.options = DECODER_OPTIONS
+        return largest
     what = "a codec that FFmpeg does not know" if streams else "no images: it has only sound, is damaged or cut off"
     raise UserError(f"{path} has {what}; give a different video")
+
+
+def _pixels(stream: VideoStream) -> int:
+    return (stream.width or 0) * (stream.height or 0)
 
 
 def _packets(container: InputContainer, stream: Any) -> Generator[av.Packet | None]:
@@ -476,7 +502,9 @@ def _decoder(stream: VideoStream) -> av.VideoCodecContext:
     flag = {name.lower(): value for name, value in stream.metadata.items()}.get("alpha_mode")
     if flag != "1" or library not in av.codecs_available:
         return stream.codec_context
-    return cast(av.VideoCodecContext, av.CodecContext.create(library, "r"))
+    decoder = cast(av.VideoCodecContext, av.CodecContext.create(library, "r"))
+    decoder.options = DECODER_OPTIONS
+    return decoder
 
 
 def frame_pixels(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
@@ -504,8 +532,8 @@ def image_pixels(image: Image.Image) -> np.ndarray:
     """Convert a Pillow image to uint8 RGB ``[H, W, 3]``, upright by its EXIF flag, on white where it is transparent."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, of which Pillow would clip all values above 255
-        grey = np.asarray(image).astype(np.int64) >> 8
-        return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+        grey = (np.asarray(image, np.int32) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
     return _on_white(np.array(image.convert("RGBA" if image.has_transparency_data else "RGB")))
 
 
@@ -513,8 +541,11 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
     """Blend uint8 RGBA ``[H, W, 4]`` with white; RGB is returned as it is."""
     if pixels.shape[-1] == 3:
         return pixels
-    colours, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
-    return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    blended = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for row, source in zip(blended, pixels, strict=True):  # one by one: the products take six times the memory
+        colours, alpha = source[:, :3].astype(np.uint16), source[:, 3:].astype(np.uint16)
+        row[:] = (colours * alpha + 255 * (255 - alpha) + 127) // 255
+    return blended
 
 
 class Sound:
