@@ -8,8 +8,6 @@ python main.py --config configs/vdit_ytvos.yaml --ytvos_path data/ref-youtube-vo
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +126,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
     if resumed:
-        load_optimizer_state(optimizer, resumed.training["optimizer"])
+        resumed.load_optimizer(optimizer)
         if scaler and "scaler" in resumed.training:
             scaler.load_state_dict(resumed.training["scaler"])
     del resumed, checkpoint  # releases the memory map of a file that will be replaced
@@ -195,16 +193,6 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
         save_every=cfg.save_every,
         broken_clips=lambda: loader.dataset.broken,
     )
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Continue with the moments of a checkpoint, and with this run's own options, such as the weight decay."""
-    own = [
-        {name: value for name, value in group.items() if name != "params"}
-        for group in optimizer.state_dict()["param_groups"]
-    ]
-    groups = [{**group, **options} for group, options in zip(state["param_groups"], own, strict=True)]
-    optimizer.load_state_dict(deepcopy({**state, "param_groups": groups}))
 
 
 def build_validation_scorings(cfg: Config, device: torch.device, guard: Guard) -> dict[str, Scoring]:

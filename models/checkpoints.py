@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import ARCHITECTURE_OPTIONS, VARIANTS, resolved
+from models import ARCHITECTURE_OPTIONS, T2V, VARIANTS, resolved
 from models.authors import SIZES, authors_names, is_authors, read_authors
 from models.precision import HALVES
 from util.checkpoint import (
     BESIDE,
     FORMAT,
+    TRAINING_KEYS,
     check_content,
     check_model,
+    check_training_state,
     newest_intact,
     read_content,
     save_weights,
@@ -39,13 +42,11 @@ from util.config import AUTO_MAX_SIZE, Config
 from util.distributed import gather_objects, is_main, print_notes
 from util.errors import UserError, nearest
 from util.hub import cached_revision, checkpoint_path
-from util.options import AUTO
+from util.options import AUTO, checked
 
 CLASS_HEADS = "class_heads."
 PATHS = ("pretrained", "image_encoder", "text_encoder", "backbone_weights")
 """Options that name frozen parts. A checkpoint may have them beside it."""
-TRAINING_KEYS = {"optimizer", "step", "steps_per_epoch"}
-"""Entries that a run needs to resume, beside the weights."""
 
 Identity = dict[str, dict[str, str]]
 """Part → its ``sha256``, the ``source`` it was loaded from, and the ``revision`` of a hub id."""
@@ -60,6 +61,9 @@ PARTS = {
 }
 """Part → prefix of its parameters, its name for messages, and the option that names its source."""
 
+BUILT_WITH = {*PATHS, *SIZES, *ARCHITECTURE_OPTIONS, "pyramid_channels", "lora_rank", "lora_targets", "max_size"}
+"""Options of a checkpoint whose values are checked when it is opened."""
+MAX_RANK = 1024  # of new adapters that a checkpoint asks for
 THREADS = 4
 _CONFIGS = {"unet": "unet/config.json", "vae": "vae/config.json", "text_encoder": "text_encoder/config.json"}
 
@@ -165,6 +169,24 @@ class Checkpoint:
                 "the same data, --batch_size, --accumulate and number of processes"
             )
 
+    def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Copy the moments of the optimiser, which ``open_resumed`` has checked; its options remain those of this run.
+
+        Raises:
+            UserError: it has the state of other parameters.
+        """
+        state = self.training["optimizer"]
+        (group,), params = state["param_groups"], optimizer.param_groups[0]["params"]
+        known = [state["state"].get(i) for i in range(len(params))]
+        fits = all(m is None or m["exp_avg"].shape == p.shape for m, p in zip(known, params, strict=True))
+        if len(group["params"]) != len(params) or not fits:
+            raise UserError(
+                f"the optimizer in {self.path} has the state of other parameters than this model trains; resume with "
+                "the configuration of the run, or begin a new one with --pretrained_weights"
+            )
+        own = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+        optimizer.load_state_dict(deepcopy({**state, "param_groups": [{**group, **own}]}))
+
 
 def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
     """Open a checkpoint of this project or of the authors.
@@ -187,6 +209,7 @@ def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
         content = check_content(content, path, model)
     if content["model"] not in VARIANTS:
         raise UserError(f"{path} is a checkpoint of the model {content['model']!r}; known are {', '.join(VARIANTS)}")
+    _check_options(content["config"], content["weights"], path)
     training = {key: content[key] for key in (*TRAINING_KEYS, "scaler") if key in content}
     return Checkpoint(
         path,
@@ -198,6 +221,39 @@ def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
         authors_layout=authors_layout,
         extras={name: content[name] for name in ("unused", "args", "epoch") if name in content},
     )
+
+
+def _check_options(options: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Check the options that a checkpoint's model is built with, before they can take all memory.
+
+    Raises:
+        UserError: one has a wrong type, or they describe a larger model than the weights.
+    """
+    given = {name: value for name, value in options.items() if name in BUILT_WITH}
+    value = {name: checked(Config, name, value, f"{name} in the options of {path}") for name, value in given.items()}
+    ranks = {size for name, tensor in weights.items() if LORA in name for size in tensor.shape} or range(MAX_RANK + 1)
+    if value.get("lora_rank", AUTO) not in (AUTO, *ranks):
+        raise UserError(f"{path} is damaged: its lora_rank is not that of its weights")
+    if not given.keys() & {*SIZES, "pyramid_channels"}:
+        return
+    size = {name: value.get(name, getattr(Config, name)) for name in (*SIZES, "pyramid_channels")}
+    dim, (c4, c8, c16, c32) = size["hidden_dim"], size["pyramid_channels"]
+    described = sum(
+        size[f"{part}_layers"]
+        * dim
+        * (matrices * dim + 2 * size["dim_feedforward"] + 12 * size["nheads"] * size[f"{part}_n_points"])
+        for part, matrices in (("enc", 2), ("dec", 8))
+    )
+    described += dim * (6 * dim + 2 * size["num_queries"] + size["dynamic_mask_channels"] ** 2 + c8 + c16 + 10 * c32)
+    described += 144 * (c4 + c8)
+    if value.get("backbone", T2V) == T2V:
+        described += c4 * min(c4, c8) + c8**2 + c16**2 + c32**2
+    held = sum(tensor.numel() for name, tensor in weights.items() if not held_parts([name]))
+    if described > 2 * held:  # some are lost in damaged files, which a later message describes better
+        raise UserError(
+            f"{path} is damaged: its options describe a model of at least {min(described, 10**300):.3g} trained "
+            f"numbers, but it holds {held:.3g}; copy or download it again"
+        )
 
 
 def open_resumed(resume: str, folder: Path, model: str) -> Checkpoint | None:
@@ -228,6 +284,7 @@ def open_resumed(resume: str, folder: Path, model: str) -> Checkpoint | None:
             f"{checkpoint.path} holds weights only; --resume needs the checkpoint.pth of a training run, and "
             "--pretrained_weights begins a new run from weights"
         )
+    check_training_state(checkpoint.training, checkpoint.weights, checkpoint.path)
     checkpoint.notes += notes
     return checkpoint
 

@@ -128,10 +128,7 @@ BAD = {
     "no checkpoint": (["--resume", ""], "no checkpoint is given; name the one to score with --resume"),
     "no truth": (["--dataset_file", "mevis", "--split", "valid"], "valid/mask_dict.json is missing; it should hold"),
     "no masks": (["--ytvos_path", "{tmp}/bare"], "bare/valid/Annotations is missing; it should hold the ground truth"),
-    "no object ids": (
-        ["--expressions_file", "{tmp}/plain.json"],
-        "has no 'obj_id'; set --expressions_file to",
-    ),
+    "no object ids": (["--expressions_file", "{tmp}/plain.json"], "has no 'obj_id'; set --expressions_file to"),
     "unknown split": (["--split", "val"], "unknown split 'val'"),
     "missing data": (["--dataset_file", "davis", "--davis_path", "{tmp}/nowhere"], "nowhere is missing"),
     "missing items": (["--dataset_file", "a2d", "--a2d_path", "{tmp}/nowhere"], "nowhere is missing"),

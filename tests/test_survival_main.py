@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import main
+from models.checkpoints import Checkpoint
 from tests.commands import read_checkpoint, run_command
 from tests.tiny_models import tiny_flags
 from tests.true_formats import write_toy_a2d
 from util.checkpoint import BEST, NEWEST
+from util.errors import UserError
 
 pytestmark = pytest.mark.slow
 SMALL = ("--num_frames", "2", "--train_scales", "48", "--eval_size", "48", "--batch_size", "2")
@@ -131,10 +133,12 @@ def test_the_moments_of_a_checkpoint_with_the_options_of_the_run() -> None:
     earlier.param_groups[0]["params"][0].grad = torch.ones(3)
     earlier.step()
     before = earlier.state_dict()
-    main.load_optimizer_state(later, before)
+    training = {"optimizer": before, "step": 1, "steps_per_epoch": 1}
+    checkpoint = Checkpoint(Path("a.pth"), "vdit", {}, {}, {}, training)
+    checkpoint.load_optimizer(later)
     state = later.state_dict()
     (group,) = state["param_groups"]
     assert (group["weight_decay"], group["fused"], group["lr"]) == (0.5, None, 1e-2)
     assert all(torch.equal(value, state["state"][0][name]) for name, value in before["state"][0].items())
-    with pytest.raises(ValueError, match="size of optimizer's group"):
-        main.load_optimizer_state(torch.optim.AdamW([torch.nn.Parameter(torch.ones(1)) for _ in range(2)]), before)
+    with pytest.raises(UserError, match="has the state of other parameters than this model trains"):
+        checkpoint.load_optimizer(torch.optim.AdamW([torch.nn.Parameter(torch.ones(1)) for _ in range(2)]))
