@@ -67,10 +67,10 @@ MAX_ANIMATED_PIXELS = 10**9  # of all frames of an animated picture: opening it 
 PICTURES = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # Pillow runs programs for some others
 API = "/gradio_api/"
 CHANGES = {API + name for name in ("upload", "queue/join", "cancel", "reset")}  # the only changing requests
-UPLOADS = 4  # received at once; others wait
+UPLOADS = 8  # received at once; others wait
 MAX_MESSAGE = 2**20  # bytes of a request that is not an upload
 PATIENCE = 30.0  # seconds that a request may take, and that a connection may be idle
-SLOWEST = 32_000  # bytes per second of an upload that takes longer
+SLOWEST = 100_000  # bytes per second of an upload that takes longer
 STAGES = {"segment": "Segmenting", "draw": "Drawing the overlay"}
 STOPPED = "Stopped. Nothing of this run is kept."
 UNKNOWN = "something went wrong on the server; the terminal where the page was started shows what"
@@ -203,7 +203,7 @@ class Guard:
 
     def limited(self, receive: Any, headers: dict[str, str], limit: int) -> Any:
         """Return ``receive`` for a body of at most ``limit`` bytes that does not arrive too slowly."""
-        too_large = Refused(413, f"the file is too large; this page takes at most {self.options.max_megabytes:g} MB")
+        too_large = Refused(413, f"the request is too large; files may have {self.options.max_megabytes:g} MB")
         if int(headers.get("content-length", 0)) > limit:
             raise too_large
         size, complete, start = 0, False, math.nan
