@@ -175,21 +175,16 @@ class Guard:
                 await PlainTextResponse(str(error), error.status)(scope, receive, send)
 
     def check_sender(self, method: str, path: str, headers: dict[str, str]) -> None:
-        """Refuse requests to foreign names (DNS rebinding), changes asked for by other sites, and unused functions."""
+        """Refuse foreign names (DNS rebinding), requests by other sites, and functions that the page does not use."""
         host = headers.get("host", "").lower()
         if not self.is_own(_host_name(host)):
             raise Refused(421, "the page does not serve this name; start it with --trusted_hosts to admit it")
-        if method in ("GET", "HEAD", "OPTIONS"):
-            if path.startswith((API + "dev/", API + "deep_link")):
-                raise Refused(404, "the page does not have this function")
-            return
-        origin = headers.get("origin")
-        other = (
-            origin is not None and origin.lower().partition("://")[2] != host and _host_name(origin) not in self.names
-        )
-        if other or headers.get("sec-fetch-site") == "cross-site":
+        changes = method not in ("GET", "HEAD", "OPTIONS")
+        origin = headers.get("origin", f"//{host}").lower()  # browsers leave it out of simple requests to the page
+        own = origin.partition("//")[2] == host or _host_name(origin) in self.names
+        if not own or (changes and headers.get("sec-fetch-site") == "cross-site"):
             raise Refused(403, "the request comes from another web site; use the page itself")
-        if path not in CHANGES:
+        if path not in CHANGES if changes else path.startswith((API + "dev/", API + "deep_link")):
             raise Refused(404, "the page does not have this function")
 
     def is_own(self, name: str) -> bool:

@@ -136,6 +136,13 @@ def test_functions_that_the_page_does_not_use(visitor: Visitor):
     assert visitor.http.get("monitoring/summary").status_code == 403
 
 
+def test_all_addresses_of_the_machine(temporary: Path):
+    with serve(host="0.0.0.0") as address:
+        assert Visitor(address).functions
+        local = address.replace("0.0.0.0", "127.0.0.1")
+        assert Visitor(local).http.get("config", headers={"Host": "gpu7"}).status_code == 421
+
+
 def test_a_result_belongs_to_its_session(visitor: Visitor, tmp_path: Path):
     found = visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))
     other = Visitor(str(visitor.http.base_url))
@@ -171,6 +178,7 @@ def test_other_sites_cannot_change_anything(visitor: Visitor, temporary: Path, h
     body = {"fn_index": visitor.functions["leave"], "data": [], "session_hash": "s"}
     for path in ("queue/join", "cancel", "reset"):
         assert visitor.http.post(f"gradio_api/{path}", json=body, headers=headers).status_code == 403
+    assert visitor.http.get("config", headers=headers).status_code == (403 if "Origin" in headers else 200)
 
 
 def test_the_page_itself_is_admitted(visitor: Visitor):
