@@ -136,6 +136,7 @@ class Guard:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request."""
+        from starlette.requests import ClientDisconnect
         from starlette.responses import PlainTextResponse
 
         if scope["type"] != "http":
@@ -173,6 +174,12 @@ class Guard:
         except Refused as error:
             if not started:
                 await PlainTextResponse(str(error), error.status)(scope, receive, send)
+        except ClientDisconnect:
+            pass
+        except Exception as error:  # Gradio fails on some requests that the page itself does not send
+            print(f"note: a request for {scope['path'][:80]!r} failed ({type(error).__name__})", file=sys.stderr)
+            if not started:
+                await PlainTextResponse("the page does not understand this request", 400)(scope, receive, send)
 
     def check_sender(self, method: str, path: str, headers: dict[str, str]) -> None:
         """Refuse foreign names (DNS rebinding), requests by other sites, and functions that the page does not use."""

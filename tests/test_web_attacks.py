@@ -143,6 +143,20 @@ def test_all_addresses_of_the_machine(temporary: Path):
         assert Visitor(local).http.get("config", headers={"Host": "gpu7"}).status_code == 421
 
 
+def test_malformed_requests(visitor: Visitor):
+    """They make Gradio fail; the fixture sees a traceback."""
+    part = b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\nabc\r\n--x--\r\n'
+    for query in ("", "?upload_id=a"):
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        answer = visitor.http.post(f"gradio_api/upload{query}", content=part, headers=headers)
+        assert (answer.status_code, answer.text) == (400, "the page does not understand this request")
+    for message in ({"fn_index": -1, "data": [], "session_hash": "a"}, {"fn_index": 0, "data": []}, [], 7):
+        assert visitor.http.post("gradio_api/queue/join", json=message).status_code in (400, 422)
+    deep = {"fn_index": visitor.functions["inspect"], "data": [json.loads("[" * 900 + "]" * 900)]}
+    assert "there is no such file" in send(visitor, {**deep, "session_hash": visitor.session})["error"]
+    assert visitor.http.get("gradio_api/proxy=%00").status_code == 400
+
+
 def test_a_result_belongs_to_its_session(visitor: Visitor, tmp_path: Path):
     found = visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))
     other = Visitor(str(visitor.http.base_url))
@@ -304,6 +318,22 @@ def test_slow_uploads_and_idle_connections_end(temporary: Path, monkeypatch: pyt
             if name != "silent":
                 dripping.join()
         until(lambda: not list(temporary.glob("*/cache/tmp*")))
+
+
+def test_uploads_that_break_off_leave_nothing(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(web_demo, "PATIENCE", 1.0)
+    with serve() as address:
+        place = ("127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))
+        head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost:{place[1]}\r\nContent-Length: 1000000\r\n"
+        head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+        part = '--x\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n'
+        with socket.create_connection(place) as connection:
+            connection.sendall((head + part).encode() + bytes(100_000))
+            until(lambda: bool(list(temporary.glob("*/cache/tmp*"))))
+        until(lambda: not list(temporary.glob("*/cache/tmp*")))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_nothing_that_a_visitor_writes_becomes_code(visitor: Visitor, tmp_path: Path):
