@@ -9,7 +9,9 @@ The page serves this machine only (127.0.0.1) unless ``--host`` says otherwise; 
 # Not `from __future__ import annotations`: Gradio recognises `gr.Request` by the annotation itself, and Gradio is
 # imported inside functions because that takes seconds.
 
+import asyncio
 import dataclasses
+import math
 import os
 import re
 import shutil
@@ -17,25 +19,40 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from functools import partial
 from html import escape
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from PIL import Image
 
 from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, WINDOW, DemoResult, Progress, read_options
 from util.drawing import colour_of
 from util.errors import RunError, UserError, orderly_end, run_cli
-from util.files import ROOT, atomic_path
+from util.files import BROKEN_IMAGE, ROOT, atomic_path
 from util.options import option
 from util.text import normalise_sentence
-from util.video import WHOLE, Excerpt, Media, open_media, parse_time, write_video
+from util.video import (
+    IMAGE_SUFFIXES,
+    WHOLE,
+    Excerpt,
+    Media,
+    open_container,
+    open_media,
+    parse_time,
+    video_stream,
+    write_video,
+)
 
 DESCRIPTION = "Serve a web page that segments the objects that sentences name in uploaded videos."
 TOY_CHECKPOINT = ROOT / "toy" / "vdit.safetensors"
@@ -43,6 +60,17 @@ TITLES = {"vdit": "VD-IT", "hcd": "HCD"}
 LOOPBACK = "127.0.0.1"
 PREFIX = "rvos-page-"  # of the temporary folder that holds uploads and results
 MAX_CHARACTERS = 300  # of a sentence
+MAX_TIME_CHARACTERS = 20  # of From and To
+MAX_STRIDE = 1000
+MAX_HOURS = 2  # of an upload of which a part is chosen: finding the part can mean to decode everything before it
+MAX_ANIMATED_PIXELS = 10**9  # of all frames of an animated picture: opening it decodes them
+PICTURES = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # Pillow runs programs for some others
+API = "/gradio_api/"
+CHANGES = {API + name for name in ("upload", "queue/join", "cancel", "reset")}  # the only changing requests
+UPLOADS = 8  # received at once; others wait
+MAX_MESSAGE = 2**20  # bytes of a request that is not an upload
+PATIENCE = 30.0  # seconds that a request may take, and that a connection may be idle
+SLOWEST = 100_000  # bytes per second of an upload that takes longer
 STAGES = {"segment": "Segmenting", "draw": "Drawing the overlay"}
 STOPPED = "Stopped. Nothing of this run is kept."
 UNKNOWN = "something went wrong on the server; the terminal where the page was started shows what"
@@ -56,7 +84,9 @@ class PageOptions:
 
     host: str = _page(LOOPBACK, "address to serve; 0.0.0.0 admits everyone who can reach this machine")
     port: int = _page(7860, "port to serve; 0 picks a free one", minimum=0, maximum=65535)
+    trusted_hosts: str = _page("", "further names by which visitors reach this page, separated by commas")
     max_megabytes: float = _page(200.0, "maximum size of an upload, in megabytes", above=0)
+    max_total_megabytes: float = _page(2000.0, "refuse uploads while all files together exceed this size", above=0)
     max_seconds: float = _page(60.0, "maximum length of a part that is segmented at once, in seconds", above=0)
     max_frames: int = _page(900, "maximum number of frames segmented at once", minimum=1)
     max_side: int = _page(4096, "maximum of a video's longer side, in pixels", minimum=1)
@@ -74,6 +104,171 @@ class PageOptions:
 
 class StopRun(Exception):
     """The visitor stopped the run or left, or the program ends."""
+
+
+class Refused(Exception):
+    """A request that is not answered.
+
+    Args:
+        status: of HTTP.
+        message: one sentence for the visitor.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Guard:
+    """ASGI middleware that refuses requests from other sites, and too large, too slow and too many ones.
+
+    Args:
+        app: the page.
+        cache: the folder of uploads and results.
+        uploads: is filled with the start (``time.time()``) of each upload that is being received.
+    """
+
+    def __init__(self, app: Any, options: PageOptions, cache: Path, uploads: list[float]) -> None:
+        self.app, self.options, self.cache, self.uploads = app, options, cache, uploads
+        self.names = {name.strip().lower() for name in options.trusted_hosts.split(",") if name.strip()}
+        self.slots = asyncio.Semaphore(UPLOADS)
+        self.expected = 0  # bytes of the uploads that are being received
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request."""
+        from starlette.requests import ClientDisconnect
+        from starlette.responses import PlainTextResponse
+
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def answer(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            path = scope["path"].rstrip("/")
+            self.check_sender(scope["method"], path, headers)
+            if path != API + "upload":
+                await self.app(scope, self.limited(receive, headers, MAX_MESSAGE), answer)
+                return
+            limit = int(self.options.max_megabytes * 2**20) + MAX_MESSAGE
+            bounded = self.limited(receive, headers, limit)
+            async with self.slots:
+                size, start = int(headers.get("content-length", limit)), time.time()
+                self.expected += size
+                self.uploads.append(start)
+                try:
+                    if await asyncio.to_thread(total_size, self.cache) + self.expected > (
+                        self.options.max_total_megabytes * 2**20
+                    ):
+                        raise Refused(507, "the page holds too many files at the moment; upload yours in a few minutes")
+                    await self.app(scope, bounded, answer)
+                finally:
+                    self.expected -= size
+                    self.uploads.remove(start)
+        except Refused as error:
+            if not started:
+                await PlainTextResponse(str(error), error.status)(scope, receive, send)
+        except ClientDisconnect:
+            pass
+        except Exception as error:  # Gradio fails on some requests that the page itself does not send
+            print(f"note: a request for {scope['path'][:80]!r} failed ({type(error).__name__})", file=sys.stderr)
+            if not started:
+                await PlainTextResponse("the page does not understand this request", 400)(scope, receive, send)
+
+    def check_sender(self, method: str, path: str, headers: dict[str, str]) -> None:
+        """Refuse foreign names (DNS rebinding), requests by other sites, and functions that the page does not use."""
+        host = headers.get("host", "").lower()
+        if not self.is_own(_host_name(host)):
+            raise Refused(421, "the page does not serve this name; start it with --trusted_hosts to admit it")
+        changes = method not in ("GET", "HEAD", "OPTIONS")
+        origin = headers.get("origin", f"//{host}").lower()  # browsers leave it out of simple requests to the page
+        own = origin.partition("//")[2] == host or _host_name(origin) in self.names
+        if not own or (changes and headers.get("sec-fetch-site") == "cross-site"):
+            raise Refused(403, "the request comes from another web site; use the page itself")
+        if path not in CHANGES if changes else path.startswith((API + "dev/", API + "deep_link")):
+            raise Refused(404, "the page does not have this function")
+
+    def is_own(self, name: str) -> bool:
+        """Return whether the page is reached by this name. Any address will do if it serves all of the machine's."""
+        if name in {"localhost", LOOPBACK, "::1", self.options.host.lower(), *self.names}:
+            return True
+        try:
+            return bool(ip_address(name)) and ip_address(self.options.host).is_unspecified
+        except ValueError:
+            return False
+
+    def limited(self, receive: Any, headers: dict[str, str], limit: int) -> Any:
+        """Return ``receive`` for a body of at most ``limit`` bytes that does not arrive too slowly."""
+        too_large = Refused(413, f"the request is too large; files may have {self.options.max_megabytes:g} MB")
+        if int(headers.get("content-length", 0)) > limit:
+            raise too_large
+        size, complete, start = 0, False, math.nan
+
+        async def receive_some() -> Any:
+            nonlocal size, complete, start
+            if complete:  # a response waits for the visitor to leave
+                return await receive()
+            now = time.monotonic()
+            start = now if math.isnan(start) else start
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, start + PATIENCE + size / SLOWEST - now))
+            except TimeoutError:
+                raise Refused(408, "the upload was too slow; try again with a smaller file") from None
+            size += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if size > limit:
+                raise too_large
+            return message
+
+        return receive_some
+
+
+def _host_name(address: str) -> str:
+    """Return the name in ``name:port`` or in a whole address; empty if there is none."""
+    try:
+        return urlsplit(address if "://" in address else f"//{address}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def total_size(folder: Path) -> int:
+    """Return the number of bytes of the files in a folder, some of which may be removed meanwhile."""
+    size = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with suppress(FileNotFoundError):
+                size += Path(place, name).lstat().st_size
+    return size
+
+
+def keep_house(server: Any, cache: Path, uploads: list[float], ended: threading.Event) -> None:
+    """Close idle connections, and remove what broken uploads left in the cache, until the program ends.
+
+    Args:
+        server: the ``uvicorn.Server``. It closes a connection after an answer, but not one that never asks.
+        uploads: the start of each upload that is being received.
+    """
+    idle: dict[Any, float] = {}
+    while not ended.wait(1.0):
+        now = time.monotonic()
+        cycles = [
+            (connection, getattr(connection, "cycle", None)) for connection in list(server.server_state.connections)
+        ]
+        idle = {both: idle.get(both, now) for both in cycles if both[1] is None or both[1].response_complete}
+        for (connection, _), since in idle.items():
+            if now - since > PATIENCE:
+                connection.loop.call_soon_threadsafe(connection.transport.close)
+        oldest = min([time.time() - PATIENCE, *uploads])
+        for path in cache.glob("tmp*"):  # Gradio renames an upload's file when it is complete
+            with suppress(FileNotFoundError):
+                if path.is_file() and path.stat().st_mtime < oldest:
+                    path.unlink()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -124,16 +319,22 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
     Raises:
         UserError: the port was taken in the meantime.
     """
+    from starlette.middleware import Middleware
+
     running: dict[str, threading.Event] = {}
+    uploads: list[float] = []
+    ended = threading.Event()
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
         # At its start, Gradio sends requests to its own server, which must not go through a proxy.
         unproxied = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
         os.environ["no_proxy"] = ",".join(filter(None, (unproxied, options.host, "localhost")))
         page = build_page(pretrained, segment, options, Path(folder), running)
+        cache = Path(folder) / "cache"
         try:
             _, address, _ = page.launch(
                 server_name=f"[{options.host}]" if ":" in options.host else options.host,
                 server_port=options.port,
+                app_kwargs={"middleware": [Middleware(Guard, options=options, cache=cache, uploads=uploads)]},
                 max_file_size=int(options.max_megabytes * 2**20),
                 prevent_thread_lock=True,
                 quiet=True,
@@ -146,9 +347,13 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
             )
         except OSError as error:  # taken since it was checked
             raise UserError(f"port {options.port} is in use; choose another --port") from error
+        housekeeper = threading.Thread(target=keep_house, args=(page.server, cache, uploads, ended), daemon=True)
+        housekeeper.start()
         try:
             yield address
         finally:
+            ended.set()
+            housekeeper.join()
             for stop in list(running.values()):
                 stop.set()
             page.close(verbose=False)
@@ -273,6 +478,22 @@ def build_page(
         leave(request)
         return STOPPED
 
+    def check_inputs(function: Any, values: list[Any]) -> None:
+        """Refuse values that the page's own elements do not send, before Gradio looks for files in them."""
+        with _one_sentence():
+            if len(values) != len(function.inputs):
+                raise UserError("the request is incomplete; reload the page")
+            for element, value in zip(function.inputs, values, strict=True):
+                name = str(element.label).partition(":")[0]
+                if isinstance(element, gr.Textbox) and not is_text(value):
+                    raise UserError(f"{name} must be a text; reload the page")
+                if isinstance(element, gr.Slider | gr.Number):
+                    low, high = element.minimum or 0, element.maximum or 0
+                    if not is_number(value) or not low <= value <= high:
+                        raise UserError(f"{name} must be a number from {low:g} to {high:g}; correct it")
+                if isinstance(element, gr.File) and value is not None and not is_upload(value, cache):
+                    raise UserError("there is no such file, or it was removed because it was not used; upload it again")
+
     age = max(1, round(60 * options.keep_minutes))  # seconds
     beside: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     with gr.Blocks(title="Objects by sentences", analytics_enabled=False, delete_cache=(min(60, age), age)) as page:
@@ -304,7 +525,7 @@ def build_page(
                     with gr.Row():
                         start = gr.Textbox("", label="From", placeholder="0 or 1:02", min_width=90)
                         end = gr.Textbox("", label="To", placeholder="the end", min_width=90, elem_id="end")
-                        stride = gr.Number(1, label="Stride", precision=0, minimum=1, min_width=90)
+                        stride = gr.Number(1, label="Stride", precision=0, minimum=1, maximum=MAX_STRIDE, min_width=90)
                     level = gr.Slider(0, 1, pretrained.options.threshold, step=0.01, label="Mask threshold")
                     least = gr.Slider(
                         0, 1, pretrained.options.score_threshold, step=0.01, label="Score threshold", elem_id="least"
@@ -317,7 +538,7 @@ def build_page(
                 with gr.Tab("Video"):
                     overlay = gr.Video(show_label=False, buttons=[], elem_id="overlay")
                 with gr.Tab("Frame by frame"):
-                    frame = gr.Slider(1, 2, 1, step=1, label="Frame", elem_id="frame")
+                    frame = gr.Slider(1, options.max_frames, 1, step=1, label="Frame", elem_id="frame")
                     picture = gr.Image(interactive=False, format="jpeg", elem_id="picture")
                 with gr.Tab("Contact sheet"):
                     sheet = gr.Image(show_label=False, interactive=False, elem_id="sheet")
@@ -329,8 +550,11 @@ def build_page(
         found = [shown, status, results, overlay, frame, picture, sheet, scores, plot, downloads]
         event = find.click(run, asked, found, show_progress_on=status, api_visibility="private")
         stop.click(stop_run, None, status, cancels=event, queue=False, **beside)
-        frame.input(look, [frame, shown], picture, trigger_mode="always_last", concurrency_limit=2, **beside)
+        frame.input(
+            look, [frame, shown], picture, preprocess=False, trigger_mode="always_last", concurrency_limit=2, **beside
+        )
         page.unload(leave)
+    page.validate_inputs = check_inputs
     return page.queue(max_size=options.queue, default_concurrency_limit=1)
 
 
@@ -355,6 +579,31 @@ def without_folders(message: str) -> str:
     return re.sub(re.escape(os.environ["GRADIO_TEMP_DIR"]) + r"/\S*/", "", message)
 
 
+def is_text(value: Any) -> bool:
+    """Return whether a visitor's value is a text that can be written to a file."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return True
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a visitor's value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_upload(value: Any, cache: Path) -> bool:
+    """Return whether a visitor's value is a file in the cache, in Gradio's form."""
+    try:
+        path = Path(value["path"]).resolve()
+        return value["meta"] == {"_type": "gradio.FileData"} and path.is_file() and path.is_relative_to(cache.resolve())
+    except (TypeError, KeyError, ValueError, OSError):
+        return False
+
+
 def read_sentences(text: str, options: PageOptions) -> list[str]:
     """Return the typed sentences, one per non-empty line; raise ``UserError`` if there are none or too many."""
     sentences = [" ".join(line.split()) for line in text.splitlines() if normalise_sentence(line)]
@@ -372,6 +621,9 @@ def read_sentences(text: str, options: PageOptions) -> list[str]:
 
 def read_excerpt(start: str, end: str, stride: float) -> Excerpt:
     """Return the part of a video that a visitor chose; raise ``UserError`` if a time cannot be read."""
+    for name, text in (("From", start), ("To", end)):
+        if len(text) > MAX_TIME_CHARACTERS:
+            raise UserError(f"{name} has {len(text)} characters; it must be a time such as 12.5 or 1:02")
     first = parse_time(start, "From") if start.strip() else Fraction(0)
     last = parse_time(end, "To") if end.strip() else None
     if last is not None and last <= first:
@@ -380,15 +632,48 @@ def read_excerpt(start: str, end: str, stride: float) -> Excerpt:
 
 
 def open_upload(path: Path, options: PageOptions, excerpt: Excerpt = WHOLE) -> Media:
-    """Open an uploaded video; raise ``UserError`` if it cannot be read or its frames are too large."""
+    """Open an uploaded video; raise ``UserError`` if it cannot be read or is too large.
+
+    The size is compared before anything is decoded, and again afterwards, since headers can be wrong.
+    """
+    check_header(path, options)
     media = open_media(path, excerpt)
-    height, width = media.size
-    if max(media.size) > options.max_side:
+    check_side(path, media.size, options)
+    return media
+
+
+def check_header(path: Path, options: PageOptions) -> None:
+    """Raise ``UserError`` if a file says that it is too large to be decoded, by its content and whatever its name."""
+    try:
+        with Image.open(path, formats=PICTURES) as image:
+            width, height = image.size
+            animated = image.format in ("PNG", "WEBP", "AVIF")
+            frames = getattr(image, "n_frames", 1) if animated else 1
+    except Image.DecompressionBombError:
+        raise UserError(f"{path} is a picture of far too many pixels; upload a smaller one") from None
+    except BROKEN_IMAGE as error:
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.stat().st_size:
+            raise UserError(f"cannot read {path}; it is damaged or not a picture of a usual kind") from error
+    else:
+        check_side(path, (height, width), options)
+        if frames > 1 and frames * width * height > MAX_ANIMATED_PIXELS:
+            raise UserError(f"{path} is animated and has {frames} frames of {width}×{height}; upload it as a video")
+    if path.suffix.lower() not in IMAGE_SUFFIXES and path.stat().st_size:
+        with open_container(path) as container:
+            stream = video_stream(container, path)
+            check_side(path, (stream.height or 0, stream.width or 0), options)
+            if (container.duration or 0) > 3600 * MAX_HOURS * 1_000_000:
+                raise UserError(f"{path} is longer than {MAX_HOURS} hours; upload a part of it")
+
+
+def check_side(path: Path, size: tuple[int, int], options: PageOptions) -> None:
+    """Raise ``UserError`` if frames of a size (H, W) are too large."""
+    height, width = size
+    if max(size) > options.max_side:
         raise UserError(
             f"{path} is {width}×{height}, but this page takes at most {options.max_side} pixels per side; upload a "
             "smaller video"
         )
-    return media
 
 
 def check_length(frames: int, rate: Fraction, options: PageOptions) -> None:

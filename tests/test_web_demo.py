@@ -236,9 +236,9 @@ def test_other_files_of_the_server_stay_there(address: str, tmp_path: Path):
     (tmp_path / "secret.txt").write_text("secret")
     visitor = Visitor(address)
     foreign = {"path": str(tmp_path / "secret.txt"), "meta": {"_type": "gradio.FileData"}}
-    assert visitor.result("inspect", foreign) == {"error": None}
-    assert visitor.find(foreign) == {"error": None}
-    assert "there is no sentence" not in str(visitor.find(None, text=foreign).get("error"))
+    assert "there is no such file" in visitor.result("inspect", foreign)["error"]
+    assert "there is no such file" in visitor.find(foreign)["error"]
+    assert "Objects to find must be a text" in visitor.find(None, text=foreign)["error"]
     for path in (tmp_path / "secret.txt", Path(web_demo.__file__)):
         assert visitor.http.get(f"gradio_api/file={path}").status_code in (403, 404)
 
