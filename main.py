@@ -8,7 +8,6 @@ python main.py --config configs/vdit_ytvos.yaml --ytvos_path data/ref-youtube-vo
 from __future__ import annotations
 
 import sys
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
     if resumed:
-        optimizer.load_state_dict(deepcopy(resumed.training["optimizer"]))
+        resumed.load_optimizer(optimizer)
         if scaler and "scaler" in resumed.training:
             scaler.load_state_dict(resumed.training["scaler"])
     del resumed, checkpoint  # releases the memory map of a file that will be replaced

@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from models.precision import HALVES
 from util.checkpoint import (
     BESIDE,
     FORMAT,
+    TRAINING_KEYS,
     check_content,
     check_model,
+    check_training_state,
     newest_intact,
     read_content,
     save_weights,
@@ -44,8 +47,6 @@ from util.options import AUTO
 CLASS_HEADS = "class_heads."
 PATHS = ("pretrained", "image_encoder", "text_encoder", "backbone_weights")
 """Options that name frozen parts. A checkpoint may have them beside it."""
-TRAINING_KEYS = {"optimizer", "step", "steps_per_epoch"}
-"""Entries that a run needs to resume, beside the weights."""
 
 Identity = dict[str, dict[str, str]]
 """Part → its ``sha256``, the ``source`` it was loaded from, and the ``revision`` of a hub id."""
@@ -165,6 +166,23 @@ class Checkpoint:
                 "the same data, --batch_size, --accumulate and number of processes"
             )
 
+    def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Copy the state of the optimiser, which ``open_resumed`` has checked.
+
+        Raises:
+            UserError: it has the state of other parameters.
+        """
+        state = self.training["optimizer"]
+        (group,), params = state["param_groups"], optimizer.param_groups[0]["params"]
+        known = [state["state"].get(i) for i in range(len(params))]
+        fits = all(m is None or m["exp_avg"].shape == p.shape for m, p in zip(known, params, strict=True))
+        if len(group["params"]) != len(params) or not fits:
+            raise UserError(
+                f"the optimizer in {self.path} has the state of other parameters than this model trains; resume with "
+                "the configuration of the run, or begin a new one with --pretrained_weights"
+            )
+        optimizer.load_state_dict(deepcopy(state))
+
 
 def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
     """Open a checkpoint of this project or of the authors.
@@ -228,6 +246,7 @@ def open_resumed(resume: str, folder: Path, model: str) -> Checkpoint | None:
             f"{checkpoint.path} holds weights only; --resume needs the checkpoint.pth of a training run, and "
             "--pretrained_weights begins a new run from weights"
         )
+    check_training_state(checkpoint.training, checkpoint.weights, checkpoint.path)
     checkpoint.notes += notes
     return checkpoint
 

@@ -391,7 +391,7 @@ def pretrain_contrastive(corpus: Corpus, stack: Path, work: Path, steps: int) ->
 
 def pretrain_sentences(corpus: Corpus, stack: Path, work: Path, steps: int) -> None:
     """Train the sentence encoder to fill in masked words."""
-    tokenizer = AutoTokenizer.from_pretrained(stack / "roberta")
+    tokenizer = AutoTokenizer.from_pretrained(stack / "roberta", trust_remote_code=False)
     model = RobertaForMaskedLM.from_pretrained(stack / "roberta", dtype=torch.float32)
     texts = [text for video in corpus.texts for text in video]
 

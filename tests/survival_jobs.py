@@ -129,7 +129,8 @@ def train_line(
     with guard or Guard(folder, patience, seed=1) as watched, RunLog(folder, steps, 0, active=False) as log:
 
         def write(path: Path, step: int) -> None:
-            save_checkpoint(path, model, "vdit", {}, optimizer={}, step=step, steps_per_epoch=10)
+            optimizer = torch.optim.AdamW(model.parameters()).state_dict()
+            save_checkpoint(path, model, "vdit", {}, optimizer=optimizer, step=step, steps_per_epoch=10)
 
         watched.start(0)
         train(

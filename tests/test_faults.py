@@ -101,6 +101,53 @@ def test_a_checkpoint_with_code(tmp_path: Path, place: str, zipped: bool) -> Non
     assert not marker.exists()
 
 
+class Bytes:
+    """Takes 3 GB when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return bytearray, (3 * 10**9,)
+
+
+TENSORS: dict[str, Callable[[], Any]] = {
+    "bytes": Bytes,
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "compressed sparse": lambda: torch.eye(3).to_sparse_csr(),
+    "quantised": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "complex": lambda: torch.ones(3, dtype=torch.complex64),
+    "float8": lambda: torch.ones(3).to(torch.float8_e4m3fn),
+    "uint16": lambda: torch.ones(3, dtype=torch.uint16),
+    "of no device": lambda: torch.ones(3, device="meta"),
+    "one number": lambda: torch.ones(1).expand(60_000, 60_000),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", TENSORS)
+def test_a_tensor_that_is_not_plain(tmp_path: Path, kind: str, zipped: bool) -> None:
+    path = tmp_path / "a.pth"
+    content = {"format": "t2v-rvos-1", "model": "vdit", "config": {}, "weights": {"a": TENSORS[kind]()}}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    refused(read_checkpoint, path, says="plain")
+
+
+def test_a_safetensors_file_of_8_bit_floats(tmp_path: Path) -> None:
+    about = {"format": "t2v-rvos-1", "model": "vdit", "config": "{}"}
+    save_file({"a": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "a.safetensors", about)
+    refused(read_checkpoint, tmp_path / "a.safetensors", says="holds a as a tensor of another kind")
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compressed_checkpoint(tmp_path: Path, packing: int) -> None:
+    content = {"format": "t2v-rvos-1", "model": "vdit", "config": {}, "weights": {"a": torch.ones(300)}}
+    write_pickle(tmp_path / "plain.pth", content)
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "a.pth", "w", packing) as packed:
+        for record in plain.infolist():
+            packed.writestr(record.filename, plain.read(record))
+    refused(read_checkpoint, tmp_path / "a.pth", says="is compressed; write it again with torch.save")
+
+
 def test_a_checkpoint_that_names_a_file_elsewhere(tmp_path: Path) -> None:
     content = {"format": "t2v-rvos-1", "model": "vdit", "config": {}, "weights": {}, "step": 1, "steps_per_epoch": 1}
     for name in ("../secret.safetensors", "/etc/passwd", "frozen-0123456789abcdef.safetensors/../x"):

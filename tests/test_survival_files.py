@@ -24,7 +24,8 @@ MEGABYTE = 2**20
 def _write(path: Path, step: int, numbers: int = 1000) -> None:
     model = nn.Linear(numbers, 1)
     nn.init.constant_(model.weight, step)
-    save_checkpoint(path, model, "vdit", {}, optimizer={}, step=step, steps_per_epoch=10)
+    optimizer = torch.optim.AdamW(model.parameters()).state_dict()
+    save_checkpoint(path, model, "vdit", {}, optimizer=optimizer, step=step, steps_per_epoch=10)
 
 
 def _keeper(folder: Path, keep: int = 2, minutes: float = 0, numbers: int = 1000) -> Keeper:
@@ -109,6 +110,75 @@ def test_a_damaged_one_is_skipped(tmp_path: Path, damage: str) -> None:
     assert len(resumed.notes) == 2 and resumed.notes[-1] == f"resuming from {path}"
     aside = begin_folder(tmp_path, 10)
     assert "beyond step 10" in aside[0] and set(_names(tmp_path)) == {"checkpoint_000010.pth", "earlier-1"}
+
+
+def _moment(**values: object) -> Callable[[dict], None]:
+    return lambda content: content["optimizer"]["state"][0].update(values)
+
+
+def _group(**values: object) -> Callable[[dict], None]:
+    return lambda content: content["optimizer"]["param_groups"][0].update(values)
+
+
+STATES: dict[str, Callable[[dict], object]] = {
+    "a negative step": lambda content: content.update(step=-1),
+    "a step that is true": lambda content: content.update(step=True),
+    "a step of half": lambda content: content.update(step=1.5),
+    "epochs of no step": lambda content: content.update(steps_per_epoch=0),
+    "an empty optimizer": lambda content: content.update(optimizer={}),
+    "no groups": lambda content: content["optimizer"].update(param_groups=[]),
+    "a group that is a number": lambda content: content["optimizer"].update(param_groups=[3]),
+    "parameters that are text": _group(params="01"),
+    "more parameters than weights": _group(params=[0, 1, 2]),
+    "one beta": _group(betas=(0.9,)),
+    "a rate that is text": _group(lr="fast"),
+    "a rate that is infinite": _group(lr=float("inf")),
+    "another algorithm": _group(amsgrad=True),
+    "moments in a list": lambda content: content["optimizer"].update(state=[1]),
+    "moments of an unknown parameter": lambda content: content["optimizer"]["state"].update({7: {}}),
+    "a moment that is missing": lambda content: content["optimizer"]["state"][0].pop("exp_avg"),
+    "a moment of another shape": _moment(exp_avg=torch.ones(3), exp_avg_sq=torch.ones(3)),
+    "a moment that is text": _moment(exp_avg="x"),
+    "a moment of whole numbers": _moment(exp_avg=torch.ones(1, 1000, dtype=torch.int64)),
+    "a moment of one number": _moment(exp_avg=torch.ones(1).expand(1, 1000)),
+    "a negative step of a parameter": _moment(step=torch.tensor(-1.0)),
+    "a step of a parameter that is no number": _moment(step=torch.tensor(float("nan"))),
+    "a scaler without its scale": lambda content: content.update(scaler={"growth_factor": 2.0}),
+}
+
+
+@pytest.mark.parametrize("fault", STATES)
+def test_a_training_state_of_another_form_is_skipped(tmp_path: Path, fault: str) -> None:
+    keeper = _keeper(tmp_path, keep=3)
+    for step in (10, 20):
+        keeper.save(step, False)
+    newest = tmp_path / "checkpoint_000020.pth"
+    (tmp_path / NEWEST).unlink()
+    content = torch.load(newest, weights_only=True)
+    ones = torch.ones(1, 1000)
+    content["optimizer"]["state"][0] = {"step": torch.tensor(20.0), "exp_avg": ones, "exp_avg_sq": ones}
+    torch.save(content, newest)
+    sound = open_resumed("auto", tmp_path, "vdit")
+    assert sound is not None and sound.step == 20
+    STATES[fault](content)
+    torch.save(content, newest)
+    with pytest.raises(UserError, match=r"checkpoint_000020\.pth is damaged: its \w+ is ") as caught:
+        open_resumed(str(newest), tmp_path, "vdit")
+    assert "\n" not in str(caught.value)
+    resumed = open_resumed("auto", tmp_path, "vdit")
+    assert resumed is not None and resumed.step == 10
+
+
+def test_the_state_of_other_parameters_is_one_sentence(tmp_path: Path) -> None:
+    _write(tmp_path / NEWEST, 5)
+    resumed = open_resumed(str(tmp_path / NEWEST), tmp_path, "vdit")
+    assert resumed is not None
+    ones = torch.ones(1, 1000)
+    resumed.training["optimizer"]["state"][0] = {"step": torch.tensor(5.0), "exp_avg": ones, "exp_avg_sq": ones}
+    resumed.load_optimizer(torch.optim.AdamW(nn.Linear(1000, 1).parameters()))
+    for model in (nn.Linear(1000, 1, bias=False), nn.Linear(999, 1)):
+        with pytest.raises(UserError, match=r"checkpoint\.pth has the state of other parameters"):
+            resumed.load_optimizer(torch.optim.AdamW(model.parameters()))
 
 
 def test_where_there_is_none_a_run_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

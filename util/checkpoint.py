@@ -16,14 +16,16 @@ import argparse
 import json
 import math
 import os
+import pickletools
 import re
 import shutil
 import sys
 import time
 import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,12 +43,25 @@ EARLIER = "earlier"
 """Prefix of the folders that hold the checkpoints of an earlier run."""
 RETRY = 60.0  # seconds until writing a checkpoint is tried again after a failure
 _NUMBERED = re.compile(r"checkpoint_(\d+)\.pth")
+TRAINING_KEYS = {"optimizer", "step", "steps_per_epoch"}
+"""Entries that a run needs to resume, beside the weights."""
 _TYPES: dict[str, type] = {
     **{"model": str, "config": dict, "frozen": dict, "args": dict, "epoch": int},
     **{"optimizer": dict, "step": int, "steps_per_epoch": int, "scaler": dict},
 }
 _JSON_KEYS = ("config", "frozen", "args", "epoch")
 """Entries that a safetensors file holds as JSON, beside ``format`` and ``model``."""
+_PLAIN_NAMES = re.compile(
+    r"collections\.(OrderedDict|Counter)|argparse\.Namespace|(builtins|__builtin__)\.set|torch\.(Size|device)"
+    r"|torch\._utils\._rebuild_(tensor_v2|parameter)"
+    r"|torch\.(Float|Half|BFloat16|Double|Long|Int|Short|Char|Byte|Bool)Storage"
+)
+"""What a pickle may name. PyTorch also allows types that take any amount of memory, or that no weight has."""
+_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
+_DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+_MOMENTS = {"exp_avg", "exp_avg_sq"}
+_OLD_PICKLES = 5  # at the start of a file of PyTorch before 1.6; the numbers follow them
+_SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 _UNUSED = "unused."
 """Prefix of the tensors in a safetensors file that belong to the authors' layout alone."""
 
@@ -114,7 +129,29 @@ def read_content(path: str | Path) -> dict[str, Any]:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint of this project ({FORMAT})")
+    for state in filter(is_state, content.values()):
+        check_plain(state, path)
     return content
+
+
+def check_plain(state: dict[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are not plain: what loads as something else, or takes more memory than the file.
+
+    Raises:
+        UserError: a tensor is sparse, quantised, complex, of 8-bit floats, or repeats the numbers of its storage.
+    """
+    for name, tensor in state.items():
+        if not _is_plain(tensor):
+            raise UserError(
+                f"{path} holds {name} as a tensor of another kind ({tensor.dtype}, {list(tensor.shape)}); save it as "
+                "plain, contiguous numbers"
+            )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def check_content(content: dict[str, Any], path: str | Path, expected_model: str = "") -> dict[str, Any]:
@@ -135,6 +172,58 @@ def check_content(content: dict[str, Any], path: str | Path, expected_model: str
     if "beside" in content:
         content["weights"] = {**_read_beside(Path(path), content.pop("beside")), **content["weights"]}
     return content
+
+
+def check_training_state(training: dict[str, Any], weights: dict[str, Tensor], path: Path) -> None:
+    """Check the entries that a run resumes from.
+
+    Raises:
+        UserError: a number is out of range, or the optimiser's state does not belong to the weights.
+    """
+    scaler = training.get("scaler")
+    if type(training["step"]) is not int or training["step"] < 0:
+        fault = f"its step is {training['step']}"
+    elif type(training["steps_per_epoch"]) is not int or training["steps_per_epoch"] < 1:
+        fault = f"its steps_per_epoch is {training['steps_per_epoch']}"
+    elif scaler and not (scaler.keys() == _SCALER and all(map(_is_number, scaler.values()))):
+        fault = "its scaler is not the state of a GradScaler"
+    elif not _is_adamw(training["optimizer"], weights):
+        fault = "its optimizer is not the state of AdamW for its weights"
+    else:
+        return
+    raise UserError(f"{path} is damaged: {fault}; resume from another checkpoint")
+
+
+def _is_adamw(state: dict[str, Any], weights: dict[str, Tensor]) -> bool:
+    """Whether a value is the state of AdamW, and every moment has the shape of a weight."""
+    groups, moments = state.get("param_groups"), state.get("state")
+    if not isinstance(groups, list) or len(groups) != 1 or not isinstance(groups[0], dict):
+        return False
+    options = dict(groups[0])
+    params, betas = options.pop("params", None), options.pop("betas", None)
+    numbers = isinstance(params, list) and len(params) <= len(weights) and params == list(range(len(params)))
+    if not numbers or not isinstance(moments, dict) or not moments.keys() <= set(params):
+        return False
+    if not isinstance(betas, (list, tuple)) or len(betas) != 2 or not all(_is_number(beta) for beta in betas):
+        return False
+    if options.get("amsgrad") or not all(value is None or _is_number(value) for value in options.values()):
+        return False
+    shapes = {value.shape for value in weights.values()}
+    return all(_is_moment(value, shapes) for value in moments.values())
+
+
+def _is_moment(value: Any, shapes: set[torch.Size]) -> bool:
+    """Whether a value is the state of one parameter, which has one of the given shapes."""
+    if not is_state(value) or value.keys() != {"step", *_MOMENTS} or not all(map(_is_plain, value.values())):
+        return False
+    step, first, second = value["step"], value["exp_avg"], value["exp_avg_sq"]
+    if step.numel() != 1 or not 0 <= step.item() < math.inf:
+        return False
+    return first.shape == second.shape and first.shape in shapes and first.dtype.is_floating_point
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _read_beside(path: Path, name: Any) -> dict[str, Tensor]:
@@ -195,13 +284,52 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_pickle(path: Path) -> Any:
-    """Read without running code. The authors' files hold an ``argparse.Namespace``, which is plain data."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return read_plain_tensors(path)
+    except UserError:
+        raise
     except Exception as error:  # torch's readers raise many kinds, which differ between versions
         reason = reason_of(path, "it may be truncated, written by another program, or carry code, which is never run")
         raise UserError(f"{path} is not a readable checkpoint; {reason}") from error
+
+
+def read_plain_tensors(path: Path) -> Any:
+    """Read what ``torch.save`` wrote, memory-mapped and without running code.
+
+    The authors' files hold an ``argparse.Namespace``, which is plain data.
+
+    Raises:
+        UserError: the file is compressed, or names anything but tensors and plain values.
+        Exception: it is damaged; the kinds differ between versions of PyTorch.
+    """
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            # Numbers are mapped from where a record begins, as if it were plain.
+            packed = [record for record in records if record.compress_type or record.compress_size != record.file_size]
+            if packed:
+                raise UserError(f"{path} is compressed; write it again with torch.save, which stores numbers plainly")
+            for record in records:
+                if record.filename.endswith(".pkl"):
+                    _check_names(path, BytesIO(archive.read(record)), 1)
+    else:
+        with path.open("rb") as file:
+            _check_names(path, file, _OLD_PICKLES)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def _check_names(path: Path, file: IO[bytes], pickles: int) -> None:
+    """Refuse pickles that name anything but tensors and plain values, before anything in them is built."""
+    for _ in range(pickles):
+        for opcode, argument, _ in pickletools.genops(file):
+            name = str(argument).replace(" ", ".")
+            if opcode.name == "GLOBAL" and not _PLAIN_NAMES.fullmatch(name):
+                raise UserError(
+                    f"{path} is not a readable checkpoint; it names {name[:80]!r}, which is no plain tensor or value, "
+                    "and may carry code, which is never run"
+                )
 
 
 def numbered_checkpoints(folder: Path) -> dict[int, Path]:
@@ -362,8 +490,9 @@ def _read_step(path: Path) -> int:
         UserError: it is not one.
     """
     content = check_content(read_content(path), path)
-    if not isinstance(content.get("step"), int) or "optimizer" not in content:
+    if not content.keys() >= TRAINING_KEYS:
         raise UserError("it holds weights only")
+    check_training_state(content, content["weights"], path)
     return content["step"]
 
 

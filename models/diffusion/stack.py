@@ -33,6 +33,8 @@ from util.hub import HUB, only_cached
 
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 DEFAULT_TEXT_ENCODER = "roberta-base"
+NO_CODE = {"trust_remote_code": False}
+"""For every call of transformers: where it is left out, they ask on the terminal whether to run a repository's code."""
 BYTES = 256  # the smallest vocabulary of a byte-level tokenizer; both are byte-level
 STRIDE4_BLOCK = 2  # the block of the VAE whose output is the stride-4 feature
 
@@ -113,14 +115,15 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     # Before the large parts, so that a mistake shows early.
     sentence_encoder, sentence_tokenizer = _sentence_encoder(sources["sentence_encoder"])
     wide = {"dtype": torch.float32}
+    text = {**wide, **NO_CODE}
     stack = FrozenStack(
         unet=_weights("UNet", t2v, TapUNet3D.from_pretrained, subfolder="unet", **wide),
         vae=_weights("VAE", t2v, VAEEncoder.from_pretrained, subfolder="vae", **wide),
         text_encoder=_weights(
-            "diffusion text encoder", t2v, CLIPTextModel.from_pretrained, subfolder="text_encoder", **wide
+            "diffusion text encoder", t2v, CLIPTextModel.from_pretrained, subfolder="text_encoder", **text
         ),
-        tokenizer=_part("tokenizer", t2v, CLIPTokenizer.from_pretrained, subfolder="tokenizer"),
-        image_encoder=_weights("image encoder", images, CLIPVisionModelWithProjection.from_pretrained, **wide),
+        tokenizer=_part("tokenizer", t2v, CLIPTokenizer.from_pretrained, subfolder="tokenizer", **NO_CODE),
+        image_encoder=_weights("image encoder", images, CLIPVisionModelWithProjection.from_pretrained, **text),
         sentence_encoder=sentence_encoder,
         sentence_tokenizer=sentence_tokenizer,
         signal_rate=float(scheduler.alphas_cumprod[0]),
@@ -150,9 +153,9 @@ def load_sentence_encoder(pretrained: str, text_encoder: str = "") -> tuple[Robe
 
 def _sentence_encoder(name: str) -> tuple[RobertaModel, Any]:
     source = _find(name, "--text_encoder")
-    options = {"add_pooling_layer": False, "dtype": torch.float32}
+    options = {"add_pooling_layer": False, "dtype": torch.float32, **NO_CODE}
     encoder = _weights("sentence encoder", source, RobertaModel.from_pretrained, **options)
-    tokenizer = _part("sentence tokenizer", source, AutoTokenizer.from_pretrained)
+    tokenizer = _part("sentence tokenizer", source, AutoTokenizer.from_pretrained, **NO_CODE)
     _check_tokenizer(tokenizer, encoder.config, name, source.flag)
     return encoder, tokenizer
 
@@ -222,6 +225,7 @@ def load_stock_parts(pretrained: str, text_encoder: str = "") -> StockParts:
         add_pooling_layer=True,
         output_loading_info=True,
         **options,
+        **NO_CODE,
     )
     sentences = sentence_encoder.state_dict()
     sentences.update({name: torch.zeros_like(sentences[name]) for name in info["missing_keys"]})
@@ -262,6 +266,8 @@ def _part(what: str, source: _Source, load: Callable[..., Any], **options: Any) 
         return load(source.name, **source.options, **options)
     except Exception as error:  # the libraries raise many kinds, tokenizers even Exception itself
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = "its configuration asks for code of its own (auto_map), which is never run"
         raise UserError(
             f"cannot load the {what} from {where}: {reason.rstrip('.: ')}; "
             f"give a complete local folder or a reachable hub id with {source.flag}"
