@@ -25,6 +25,7 @@ from torchvision.models.swin_transformer import PatchMerging
 
 from models.frozen import Frozen
 from models.precision import in_own_precision
+from util.checkpoint import check_plain, read_plain_tensors
 from util.errors import UserError, nearest
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
@@ -225,6 +226,7 @@ def _timm(name: str, weights: str) -> TimmFeatures:
     with _weights_of(f"{TIMM}{name}", weights):
         options["pretrained"] = True
         if weights != DOWNLOAD:
+            _read_weights(Path(weights))  # refuses what timm would load
             options["pretrained_cfg_overlay"] = {"file": weights}
             timm.create_model(name, **options)  # fails if the file lacks a weight, unlike a feature extractor
         return TimmFeatures(timm.create_model(name, features_only=True, **options))
@@ -254,8 +256,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict, of a ``.pth`` file without running code."""
     if path.suffix == ".safetensors":
         return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    return next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    content = read_plain_tensors(path)
+    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    check_plain({name: value for name, value in state.items() if isinstance(value, Tensor)}, path)
+    return state
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import ARCHITECTURE_OPTIONS, VARIANTS, resolved
+from models import ARCHITECTURE_OPTIONS, T2V, VARIANTS, resolved
 from models.authors import SIZES, authors_names, is_authors, read_authors
 from models.precision import HALVES
 from util.checkpoint import (
@@ -42,7 +42,7 @@ from util.config import AUTO_MAX_SIZE, Config
 from util.distributed import gather_objects, is_main, print_notes
 from util.errors import UserError, nearest
 from util.hub import cached_revision, checkpoint_path
-from util.options import AUTO
+from util.options import AUTO, checked
 
 CLASS_HEADS = "class_heads."
 PATHS = ("pretrained", "image_encoder", "text_encoder", "backbone_weights")
@@ -61,6 +61,9 @@ PARTS = {
 }
 """Part → prefix of its parameters, its name for messages, and the option that names its source."""
 
+BUILT_WITH = {*PATHS, *SIZES, *ARCHITECTURE_OPTIONS, "pyramid_channels", "lora_rank", "lora_targets", "max_size"}
+"""Options of a checkpoint whose values are checked when it is opened."""
+MAX_RANK = 1024  # of new adapters that a checkpoint asks for
 THREADS = 4
 _CONFIGS = {"unet": "unet/config.json", "vae": "vae/config.json", "text_encoder": "text_encoder/config.json"}
 
@@ -205,6 +208,7 @@ def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
         content = check_content(content, path, model)
     if content["model"] not in VARIANTS:
         raise UserError(f"{path} is a checkpoint of the model {content['model']!r}; known are {', '.join(VARIANTS)}")
+    _check_options(content["config"], content["weights"], path)
     training = {key: content[key] for key in (*TRAINING_KEYS, "scaler") if key in content}
     return Checkpoint(
         path,
@@ -216,6 +220,39 @@ def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
         authors_layout=authors_layout,
         extras={name: content[name] for name in ("unused", "args", "epoch") if name in content},
     )
+
+
+def _check_options(options: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Check the options that a checkpoint's model is built with, before they can take all memory.
+
+    Raises:
+        UserError: one has a wrong type, or they describe a larger model than the weights.
+    """
+    given = {name: value for name, value in options.items() if name in BUILT_WITH}
+    value = {name: checked(Config, name, value, f"{name} in the options of {path}") for name, value in given.items()}
+    ranks = {size for name, tensor in weights.items() if LORA in name for size in tensor.shape} or range(MAX_RANK + 1)
+    if value.get("lora_rank", AUTO) not in (AUTO, *ranks):
+        raise UserError(f"{path} is damaged: its lora_rank is not that of its weights")
+    if not given.keys() & {*SIZES, "pyramid_channels"}:
+        return
+    size = {name: value.get(name, getattr(Config, name)) for name in (*SIZES, "pyramid_channels")}
+    dim, (c4, c8, c16, c32) = size["hidden_dim"], size["pyramid_channels"]
+    described = sum(
+        size[f"{part}_layers"]
+        * dim
+        * (matrices * dim + 2 * size["dim_feedforward"] + 12 * size["nheads"] * size[f"{part}_n_points"])
+        for part, matrices in (("enc", 2), ("dec", 8))
+    )
+    described += dim * (6 * dim + 2 * size["num_queries"] + size["dynamic_mask_channels"] ** 2 + c8 + c16 + 10 * c32)
+    described += 144 * (c4 + c8)
+    if value.get("backbone", T2V) == T2V:
+        described += c4 * min(c4, c8) + c8**2 + c16**2 + c32**2
+    held = sum(tensor.numel() for name, tensor in weights.items() if not held_parts([name]))
+    if described > 2 * held:  # some are lost in damaged files, which a later message describes better
+        raise UserError(
+            f"{path} is damaged: its options describe a model of at least {min(described, 10**300):.3g} trained "
+            f"numbers, but it holds {held:.3g}; copy or download it again"
+        )
 
 
 def open_resumed(resume: str, folder: Path, model: str) -> Checkpoint | None:

@@ -25,6 +25,7 @@ from models.segmenter import Segmenter
 from util.device import resolve_device
 from util.errors import UserError
 from util.hub import HUB, SUFFIXES
+from util.options import check_name_lengths
 from util.text import normalise_sentence
 
 Frames = str | Path | np.ndarray | Tensor | Sequence[Any]
@@ -183,6 +184,7 @@ def open_pretrained(source: str, flag: str, options: dict[str, Any]) -> Pretrain
 
 def _open(source: str, flag: str) -> Checkpoint:
     """The checkpoint. ``org/repo`` is on the hub, unless it exists here, or its folder does (a mistyped path)."""
+    check_name_lengths(source, flag)
     path = Path(source)
     here = path.exists() or path.parent.is_dir()
     if here or source.startswith(HUB) or source.count("/") != 1 or source.endswith(SUFFIXES):

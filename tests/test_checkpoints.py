@@ -303,6 +303,53 @@ def test_a_model_of_no_known_name(tmp_path: Path, original: Segmenter) -> None:
         open_checkpoint(str(tmp_path / "c.pth"), "--resume")
 
 
+OPTIONS: dict[str, Any] = {
+    **{"enc_layers": 10**7, "dec_layers": 10**6, "hidden_dim": 320_000, "num_queries": 10**9, "nheads": 2**20},
+    **{"dim_feedforward": 10**9, "enc_n_points": 10**8, "dynamic_mask_channels": 10**6, "lora_rank": 10**6},
+    **{"pyramid_channels": [10**6, 64, 128, 256], "pretrained": 5, "text_encoder": ["a"], "backbone": None},
+    **{"max_size": "large", "image_encoder": "x" * 300, "dropout": "none"},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_options_that_the_weights_contradict(files: dict[str, Path], tmp_path: Path, option: str, kind: str) -> None:
+    """They are refused before anything is built."""
+    path = tmp_path / files[kind].name
+    if kind == "pth":
+        content = torch.load(files[kind], weights_only=True)
+        content["config"][option] = OPTIONS[option]
+        torch.save(content, path)
+    else:
+        with safe_open(files[kind], framework="pt") as file:
+            about = file.metadata()
+        about["config"] = json.dumps({**json.loads(about["config"]), option: OPTIONS[option]})
+        save_file(load_file(files[kind]), path, about)
+    with pytest.raises(UserError, match=rf"{path.name} (is damaged: its |must be |has a name of more)") as caught:
+        open_checkpoint(str(path), "--resume")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("config", "[]"), ("config", "5"), ("frozen", '"x"'), ("frozen", '{"unet": 5}'), ("epoch", "[]"), ("args", "3")],
+)
+def test_metadata_of_another_type_is_one_sentence(files: dict[str, Path], tmp_path: Path, key: str, value: str) -> None:
+    with safe_open(files["safetensors"], framework="pt") as file:
+        about = {**file.metadata(), key: value}
+    save_file(load_file(files["safetensors"]), tmp_path / "c.safetensors", about)
+    with pytest.raises(UserError, match=r"c\.safetensors is damaged: its"):
+        open_checkpoint(str(tmp_path / "c.safetensors"), "--resume")
+
+
+def test_names_that_are_too_long(files: dict[str, Path]) -> None:
+    for source in ("x" * 300, "org/" + "x" * 300, f"runs/{'é' * 200}/c.pth", "hf://org/" + "x" * 300):
+        with pytest.raises(UserError, match="has a name of more than 255 bytes"):
+            open_checkpoint(source, "--resume")
+        with pytest.raises(UserError, match="has a name of more than 255 bytes"):
+            load_pretrained(source)
+
+
 def _rename(tensors: dict) -> None:
     tensors["surprise"] = tensors.pop("language_queries.vectors")
 

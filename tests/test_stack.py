@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -380,6 +381,32 @@ def test_foreign_folder_is_never_replaced(own_stack: Path, tmp_path: Path, force
             make_tiny_stack(folder, seed=7, force=force, **QUICK)
     assert (mine / "unet").is_dir()
     assert (own_stack / "thesis.txt").read_text() == "years"
+
+
+SIZES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "steps": ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "num_train_timesteps 1e"),
+    "steps with a point": ("scheduler/scheduler_config.json", {"num_train_timesteps": 1e9}, "num_train_timesteps 1e"),
+    "layers": ("roberta/config.json", {"num_hidden_layers": 10**7}, "num_hidden_layers 1e.* above 120"),
+    "nested layers": ("clip/config.json", {"vision_config": {"num_hidden_layers": 10**7}}, "above 320"),
+    "some more layers": ("roberta/config.json", {"num_hidden_layers": 100}, "describes .* numbers"),
+    "width": ("text_encoder/config.json", {"hidden_size": 10**6}, "hidden_size 1e"),
+    "many blocks": ("vae/config.json", {"block_out_channels": [32] * 10**5}, "length of block_out_channels"),
+    "wider blocks": ("unet/config.json", {"block_out_channels": [3200, 6400, 12800, 12800]}, "describes .* numbers"),
+    "positions": ("clip/config.json", {"image_size": 2240, "patch_size": 1}, "describes .* numbers"),
+    "no number": ("unet/config.json", {"layers_per_block": float("nan")}, "layers_per_block nan"),
+    "text": ("unet/config.json", {"layers_per_block": "two"}, "cannot load the UNet"),
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_sizes_far_beyond_the_published_ones_or_the_weights(own_stack: Path, kind: str) -> None:
+    name, change, said = SIZES[kind]
+    (own_stack / name).write_text(json.dumps({**json.loads((own_stack / name).read_text()), **change}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=said) as caught:
+        load_stack(str(own_stack))
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
 
 
 LOAD = """

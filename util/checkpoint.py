@@ -168,6 +168,9 @@ def check_content(content: dict[str, Any], path: str | Path, expected_model: str
     for key, kind in _TYPES.items():
         if key in content and not isinstance(content[key], kind):
             raise UserError(f"{path} is damaged: its {key} is not of type {kind.__name__}")
+    for entry in content["frozen"].values():
+        if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+            raise UserError(f"{path} is damaged: its frozen parts are not described by text; copy it again")
     check_model(content["model"], path, expected_model)
     if "beside" in content:
         content["weights"] = {**_read_beside(Path(path), content.pop("beside")), **content["weights"]}
@@ -181,10 +184,10 @@ def check_training_state(training: dict[str, Any], weights: dict[str, Tensor], p
         UserError: a number is out of range, or the optimiser's state does not belong to the weights.
     """
     scaler = training.get("scaler")
-    if type(training["step"]) is not int or training["step"] < 0:
-        fault = f"its step is {training['step']}"
-    elif type(training["steps_per_epoch"]) is not int or training["steps_per_epoch"] < 1:
-        fault = f"its steps_per_epoch is {training['steps_per_epoch']}"
+    if type(training["step"]) is not int or not 0 <= training["step"] < sys.maxsize:
+        fault = "its step is not a number of steps"
+    elif type(training["steps_per_epoch"]) is not int or not 0 < training["steps_per_epoch"] < sys.maxsize:
+        fault = "its steps_per_epoch is not a number of steps"
     elif scaler and not (scaler.keys() == _SCALER and all(map(_is_number, scaler.values()))):
         fault = "its scaler is not the state of a GradScaler"
     elif not _is_adamw(training["optimizer"], weights):

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 
 from util.checkpoint import BESIDE
 from util.errors import UserError
+from util.options import check_name_lengths
 
 HUB = "hf://"
 USUAL_NAMES = ("checkpoint.pth", "weights.safetensors")
@@ -39,6 +40,7 @@ def checkpoint_path(source: str, flag: str) -> Path:
     Raises:
         UserError: there is no such file, there are several, or the hub cannot be reached.
     """
+    check_name_lengths(source, flag)
     if source.startswith(HUB):
         return _from_hub(source, flag)
     path = Path(source)

@@ -25,6 +25,7 @@ Options = dict[str, Any]
 BASE = "base"
 
 AUTO = "auto"
+NAME_BYTES = 255  # of one name in a path, on all usual file systems
 _LISTS: dict[Any, type] = {tuple[int, ...]: int, tuple[str, ...]: str}  # the types of list options, and of their items
 _METAVARS: dict[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
 
@@ -82,6 +83,7 @@ def checked(cls: type, name: str, value: Any, where: str) -> Any:
         value = text_of(str(value), where)
     if rule.path and isinstance(value, str):
         value = home_expanded(value)
+        check_name_lengths(value, where)
     if kind is float and isinstance(value, (str, int)) and not isinstance(value, bool):
         value = _number(float, value)  # text too: YAML 1.1 reads 1e-4, without a point, as text
     if kind in _LISTS:
@@ -107,6 +109,18 @@ def text_of(value: str, where: str) -> str:
     if "\0" in value or value != value.encode("utf-8", "replace").decode():
         raise UserError(f"{where} is {value!a:.80}, which is not text in UTF-8; correct it, or rename the file")
     return value
+
+
+def check_name_lengths(path: str, where: str) -> None:
+    """Refuse a path that no file system can have; asking for it is an error of the system.
+
+    Raises:
+        UserError: one of its names is too long.
+    """
+    if any(len(name.encode("utf-8", "replace")) > NAME_BYTES for name in Path(path).parts):
+        raise UserError(
+            f"{where} has a name of more than {NAME_BYTES} bytes, which no file can have; give another path"
+        )
 
 
 def home_expanded(path: str) -> str:

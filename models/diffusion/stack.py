@@ -6,14 +6,18 @@ The classes come from diffusers and transformers, and every size from the loaded
 from __future__ import annotations
 
 import functools
+import json
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from diffusers import AutoencoderKL, ConfigMixin, DDIMScheduler, UNet3DConditionModel
+from huggingface_hub import hf_hub_download
+from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -29,12 +33,19 @@ from transformers import logging as transformers_logging
 
 from models.diffusion.unet import TapUNet3D
 from util.errors import UserError
+from util.files import ROOT
 from util.hub import HUB, only_cached
 
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 DEFAULT_TEXT_ENCODER = "roberta-base"
 NO_CODE = {"trust_remote_code": False}
 """For every call of transformers: where it is left out, they ask on the terminal whether to run a repository's code."""
+PUBLISHED = {
+    **{"scheduler": "scheduler", "UNet": "unet", "VAE": "vae", "diffusion text encoder": "text_encoder"},
+    **{"image encoder": "clip", "sentence encoder": "roberta"},
+}
+"""Part → folder in ``configs/full_size`` with its published sizes."""
+LARGER = 10  # a configuration may have this many times the published sizes
 BYTES = 256  # the smallest vocabulary of a byte-level tokenizer; both are byte-level
 STRIDE4_BLOCK = 2  # the block of the VAE whose output is the stride-4 feature
 
@@ -263,6 +274,8 @@ def _part(what: str, source: _Source, load: Callable[..., Any], **options: Any) 
     """``load`` a part from a source, and report any failure in one sentence."""
     where = source.name + (f"/{options['subfolder']}" if "subfolder" in options else "")
     try:
+        if what in PUBLISHED:
+            _check_sizes(PUBLISHED[what], source, load, **options)
         return load(source.name, **source.options, **options)
     except Exception as error:  # the libraries raise many kinds, tokenizers even Exception itself
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -272,6 +285,60 @@ def _part(what: str, source: _Source, load: Callable[..., Any], **options: Any) 
             f"cannot load the {what} from {where}: {reason.rstrip('.: ')}; "
             f"give a complete local folder or a reachable hub id with {source.flag}"
         ) from error
+
+
+def _check_sizes(part: str, source: _Source, load: Callable[..., Any], subfolder: str = "", **options: Any) -> None:
+    """Refuse a configuration that would take more memory than published models or the part's own weights do.
+
+    Raises:
+        ValueError: a size is far beyond the published one, or the weights' files hold much less than it describes.
+    """
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    published = json.loads((ROOT / "configs" / "full_size" / part / name).read_text())
+    folder = Path(source.name) / subfolder
+    if source.options:  # on the hub
+        file = Path(hf_hub_download(source.name, name, subfolder=subfolder or None, **source.options))
+    else:
+        file = folder / name
+    largest = max(value for _, value in _numbers(published))
+    for key, value in _numbers(json.loads(file.read_text())):
+        limit = LARGER * max((known for other, known in _numbers(published) if other == key), default=largest)
+        if not value <= limit:
+            raise ValueError(f"its {name} says {key} {value:.4g}, which is above {limit:.4g}")
+    if part == "scheduler" or source.options:
+        return
+    cls = load.__self__  # type: ignore[attr-defined]
+    with torch.device("meta"):
+        if issubclass(cls, ConfigMixin):
+            empty = cls.from_config(cls.load_config(file.parent))
+        else:
+            pooled = {key: value for key, value in options.items() if key == "add_pooling_layer"}
+            empty = cls(cls.config_class.from_pretrained(file.parent), **pooled)
+    described, held = sum(weight.numel() for weight in empty.parameters()), _held_numbers(folder)
+    if held and described > 2 * held:
+        raise ValueError(f"its {name} describes {described:.4g} numbers, and its weights' files hold {held:.4g}")
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every size in a configuration with its key: numbers but those of tokens, and lengths of lists."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _numbers(item, name)
+    elif isinstance(value, list):
+        yield f"length of {key}", len(value)
+        for item in value:
+            yield from _numbers(item, key)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and not key.endswith("_id"):
+        yield key, value
+
+
+def _held_numbers(folder: Path) -> int:
+    """How many numbers the files of weights in a folder hold, at most."""
+    held = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return held or sum(path.stat().st_size // 2 for path in folder.glob("*.bin"))
 
 
 def _weights(what: str, source: _Source, load: Callable[..., Any], **options: Any) -> Any:
