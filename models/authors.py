@@ -248,12 +248,12 @@ def read_authors(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
     }
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value can be written as JSON."""
+def _is_plain(value: Any, depth: int = 2) -> bool:
+    """Whether a value can be written as JSON: a list in a pickle may hold itself."""
     return (
         value is None
         or isinstance(value, (bool, int, float, str))
-        or (isinstance(value, (list, tuple)) and all(_is_plain(item) for item in value))
+        or (isinstance(value, (list, tuple)) and depth > 0 and all(_is_plain(item, depth - 1) for item in value))
     )
 
 

@@ -182,7 +182,7 @@ def test_weights_of_a_file(tmp_path: Path, name: str, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["swin3d_t", SMALL])
-@pytest.mark.parametrize("fault", ["another model's", "incomplete", "code", "truncated", "absent"])
+@pytest.mark.parametrize("fault", ["another model's", "incomplete", "code", "bytes", "truncated", "absent"])
 def test_wrong_weights_are_one_sentence(tmp_path: Path, name: str, fault: str) -> None:
     file = tmp_path / "weights.pth"
     whole = get_model(name, weights=None) if name == "swin3d_t" else timm.create_model(name.removeprefix("timm:"))
@@ -192,7 +192,7 @@ def test_wrong_weights_are_one_sentence(tmp_path: Path, name: str, fault: str) -
     if fault == "incomplete":
         del weights[sorted(key for key in weights if key.endswith(".weight"))[5]]
     if fault != "absent":
-        torch.save(print if fault == "code" else weights, file)
+        torch.save({"code": print, "bytes": bytearray(9)}.get(fault, weights), file)
     if fault == "truncated":
         file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"weights\.pth .*--backbone_weights") as error:

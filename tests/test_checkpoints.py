@@ -693,6 +693,15 @@ def test_damage_to_a_released_checkpoint_is_one_sentence(
     assert differences(before, trained_state(model)) == [], "the model must be unchanged"
 
 
+def test_an_option_that_holds_itself_is_left_out(vdit: tuple[Segmenter, Config, Path], tmp_path: Path) -> None:
+    content = torch.load(vdit[2], weights_only=False)
+    loop: list[Any] = []
+    loop.append(loop)
+    content["args"].lr_drop = loop
+    torch.save(content, tmp_path / "c.pth")
+    assert "lr_drop" not in open_checkpoint(str(tmp_path / "c.pth"), "--resume").extras["args"]
+
+
 def test_a_checkpoint_of_the_other_model_is_recognised_by_its_keys(released: dict) -> None:
     other = {"vdit": "hcd", "hcd": "vdit"}[released["cfg"].model]
     with pytest.raises(UserError, match=f"model '{released['cfg'].model}'.*model: {released['cfg'].model}"):
