@@ -171,7 +171,6 @@ class Checkpoint:
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Copy the moments of the optimiser, which ``open_resumed`` has checked; its options remain those of this run.
-        """Copy the state of the optimiser, which ``open_resumed`` has checked.
 
         Raises:
             UserError: it has the state of other parameters.
@@ -187,7 +186,6 @@ class Checkpoint:
             )
         own = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
         optimizer.load_state_dict(deepcopy({**state, "param_groups": [{**group, **own}]}))
-        optimizer.load_state_dict(deepcopy(state))
 
 
 def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
