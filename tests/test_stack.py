@@ -409,6 +409,16 @@ def test_sizes_far_beyond_the_published_ones_or_the_weights(own_stack: Path, kin
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
 
 
+def test_small_numbers_are_no_sizes(own_stack: Path) -> None:
+    """Configurations of other versions differ in rates, and have options of text generation."""
+    for part in ("roberta", "clip"):
+        path = own_stack / part / "config.json"
+        content = json.loads(path.read_text())
+        others = {"attention_dropout": 0.1, "initializer_factor": 2.0, "top_k": 50, "num_beams": 4, "max_length": 200}
+        path.write_text(json.dumps({**content, **others}))
+    assert load_stack(str(own_stack)).unet
+
+
 LOAD = """
 import sys
 from models.diffusion.stack import load_stack

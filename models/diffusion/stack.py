@@ -46,6 +46,7 @@ PUBLISHED = {
 }
 """Part → folder in ``configs/full_size`` with its published sizes."""
 LARGER = 10  # a configuration may have this many times the published sizes
+HARMLESS = 1000  # no number up to this one is a size that fills the memory, and rates of dropout may be above 0
 BYTES = 256  # the smallest vocabulary of a byte-level tokenizer; both are byte-level
 STRIDE4_BLOCK = 2  # the block of the VAE whose output is the stride-4 feature
 
@@ -302,7 +303,7 @@ def _check_sizes(part: str, source: _Source, load: Callable[..., Any], subfolder
         file = folder / name
     largest = max(value for _, value in _numbers(published))
     for key, value in _numbers(json.loads(file.read_text())):
-        limit = LARGER * max((known for other, known in _numbers(published) if other == key), default=largest)
+        limit = max(HARMLESS, LARGER * max((n for other, n in _numbers(published) if other == key), default=largest))
         if not value <= limit:
             raise ValueError(f"its {name} says {key} {value:.4g}, which is above {limit:.4g}")
     if part == "scheduler" or source.options:
