@@ -414,7 +414,7 @@ def test_small_numbers_are_no_sizes(own_stack: Path) -> None:
     for part in ("roberta", "clip"):
         path = own_stack / part / "config.json"
         content = json.loads(path.read_text())
-        others = {"attention_dropout": 0.1, "initializer_factor": 2.0, "top_k": 50, "num_beams": 4, "max_length": 200}
+        others = {"attention_dropout": 0.1, "initializer_factor": 2.0, "top_k": 50, "num_beams": 4, "max_length": 77}
         path.write_text(json.dumps({**content, **others}))
     assert load_stack(str(own_stack)).unet
 

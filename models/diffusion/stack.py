@@ -46,7 +46,7 @@ PUBLISHED = {
 }
 """Part → folder in ``configs/full_size`` with its published sizes."""
 LARGER = 10  # a configuration may have this many times the published sizes
-HARMLESS = 1000  # no number up to this one is a size that fills the memory, and rates of dropout may be above 0
+HARMLESS = 100  # such a number is a rate of dropout or the like, which the published parts may have at 0
 BYTES = 256  # the smallest vocabulary of a byte-level tokenizer; both are byte-level
 STRIDE4_BLOCK = 2  # the block of the VAE whose output is the stride-4 feature
 
