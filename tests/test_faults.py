@@ -60,6 +60,7 @@ from models import build_model, pretrained
 from models.diffusion.stack import load_stack
 from models.inference import InferenceOptions
 from scripts import make_toy_data, quickstart
+from tests import bad_inputs
 from tests.commands import read_checkpoint, run_command
 from tests.conftest import ROOT
 from tests.inference_tools import StubModel, finish, run_inference, write_halves
@@ -869,6 +870,11 @@ def test_killed_and_repeated(found: dict[str, list[dict[str, Any]]], job: str) -
 
 
 ROW = re.compile(r"\| .+ \| .+ \| .+ \| (?P<tests>`.+`) \|")
+
+
+def test_every_reader_refuses_every_bad_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bad_inputs.main(tmp_path) == 0, capsys.readouterr().out
+    assert "330 inputs: 330 refused" in capsys.readouterr().out
 
 
 def test_every_fault_has_its_test(root: Path) -> None:
