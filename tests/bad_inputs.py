@@ -2,8 +2,9 @@
 
     python -m tests.bad_inputs FOLDER
 
-Every reader of files that a user or a stranger can provide gets every kind of bad content. The exit status is 1 if any
-of them ends in another exception than ``UserError``, is accepted, writes anywhere, or if the memory grows by 2 GB.
+Every reader of files that a user or a stranger can provide gets every kind of bad content, and the command line gets
+values that no option has. The exit status is 1 if any of them ends in another exception than ``UserError``, is
+accepted, writes anywhere, or if the memory grows by 2 GB.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import struct
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -92,6 +95,8 @@ CONTENTS: dict[str, Callable[[Path], object]] = {
     "pipe": os.mkfifo,
     "folder": Path.mkdir,
     "link to itself": lambda path: path.symlink_to(path),
+    "picture of many pixels": lambda path: path.write_bytes(_png(60_000, 60_000)),
+    "animation of many pixels": lambda path: path.write_bytes(b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0)),
 }
 ACCEPTED = {
     *{("names", content) for content in ("web page", "pointer", "digits", "half a surrogate")},  # lines of any text
@@ -101,8 +106,49 @@ ACCEPTED = {
 """Inputs that are no faults."""
 
 
+FLAGS = (
+    *("--seed", "--seed nan", "--seed 1e400", f"--seed {'9' * 400}", "--seed -1", "--sed 1", "--seed 1 --seed x"),
+    *(
+        "--lr nan",
+        "--lr inf",
+        "--lr -1",
+        "--lr 0x10",
+        "--epochs 0",
+        "--epochs 1.5",
+        "--num_frames -3",
+        "--batch_size 0",
+    ),
+    *("--model rem3", "--precision fp8", "--device tpu", "--dataset_file none", "--eval_metric IoU", "--max_size x"),
+    *("--hidden_dim 33", "--nheads 0", "--config /dev/zero", "--config /", "--config nowhere.yaml", "--lr_drop 3 2"),
+    *(
+        "--train_scales",
+        "--crop_range 1",
+        "--mevis_version v3",
+        "--threshold 2",
+        "--score_threshold -1",
+        "--eval maybe",
+    ),
+    *(
+        f"--output_dir {'a' * 300}",
+        "--lora_rank one",
+        "--backbone vgg",
+        "video.mp4",
+        "--",
+        "-x",
+        "--patience_minutes 0",
+    ),
+)
+"""Command lines that no configuration has."""
+
+
 class Late(BaseException):
     """An input that takes too long. No reader catches it."""
+
+
+def _png(width: int, height: int) -> bytes:
+    """The header of a PNG, which is all that a reader should look at."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
 
 
 def _refused(faults: list[str]) -> None:
@@ -151,6 +197,12 @@ def main(folder: Path) -> int:
             if found != "refused":
                 wrong += 1
                 print(f"{reader}, {content}: {found}")
+    for line in FLAGS:
+        found = outcome(lambda _, line=line: load_config(line.split(), ""), folder)
+        counts[found if found == "refused" else "wrong"] += 1
+        if found != "refused":
+            wrong += 1
+            print(f"{line:.60}: {found}")
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(f"{counts.total()} inputs: {counts['refused']} refused, {wrong} not; memory grew by {grown / 2**20:.2f} GiB")
     return int(wrong > 0 or grown > MEMORY)
