@@ -33,6 +33,7 @@ from datasets.toy import make_toy
 from demo import DemoResult, run_demo
 from engine import Validation, build_mask_identity
 from models import pretrained
+from models.authors import SIZES
 from models.diffusion import tiny
 from scripts import (
     baselines,
@@ -99,7 +100,8 @@ def write_source(source: Path, base: Path) -> None:
 
     frozen = {"unet": {"source": "a stack", "sha256": "0" * 64}}
     weights = {"mask_head.a": torch.arange(4000.0), "mask_head.b": torch.zeros(3)}
-    content = {"format": FORMAT, "model": "vdit", "config": config_dict(Config()), "frozen": frozen, "weights": weights}
+    options = {name: value for name, value in config_dict(Config()).items() if name not in (*SIZES, "pyramid_channels")}
+    content = {"format": FORMAT, "model": "vdit", "config": options, "frozen": frozen, "weights": weights}
     write_pickle(source / "checkpoint.pth", content)
     stack = source / "pretrained" / "stack"
     save_weights(stack / "unet" / "weights.safetensors", content)
