@@ -409,6 +409,29 @@ def test_sizes_far_beyond_the_published_ones_or_the_weights(own_stack: Path, kin
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
 
 
+class Allocates:
+    """A pickle of it makes a byte array of a terabyte."""
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return bytearray, (1 << 40,)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "before PyTorch 1.6"])
+def test_weights_of_the_older_kind(own_stack: Path, old: bool) -> None:
+    folder = own_stack / "roberta"
+    (file,) = folder.glob("*.safetensors")
+    state = load_file(file)
+    file.unlink()
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not old)
+    (folder / "training_args.bin").write_bytes(b"not read")
+    assert load_stack(str(own_stack)).unet
+    torch.save({**state, "x": Allocates()}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not old)
+    with pytest.raises(
+        UserError, match=r"pytorch_model.bin .*names '\w+.bytearray', which is no plain"
+    ):
+        load_stack(str(own_stack))
+
+
 def test_small_numbers_are_no_sizes(own_stack: Path) -> None:
     """Configurations of other versions differ in rates, and have options of text generation."""
     for part in ("roberta", "clip"):

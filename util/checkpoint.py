@@ -305,8 +305,19 @@ def read_plain_tensors(path: Path) -> Any:
         UserError: the file is compressed, or names anything but tensors and plain values.
         Exception: it is damaged; the kinds differ between versions of PyTorch.
     """
-    zipped = zipfile.is_zipfile(path)
-    if zipped:
+    check_plain_pickle(path)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def check_plain_pickle(path: Path) -> None:
+    """Refuse what ``torch.save`` wrote if it is compressed, or names anything but tensors and plain values.
+
+    Raises:
+        UserError: it is or does.
+        Exception: it is damaged.
+    """
+    if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             # Numbers are mapped from where a record begins, as if it were plain.
@@ -319,8 +330,6 @@ def read_plain_tensors(path: Path) -> Any:
     else:
         with path.open("rb") as file:
             _check_names(path, file, _OLD_PICKLES)
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
 def _check_names(path: Path, file: IO[bytes], pickles: int) -> None:

@@ -32,6 +32,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from models.diffusion.unet import TapUNet3D
+from util.checkpoint import check_plain_pickle
 from util.errors import UserError
 from util.files import ROOT
 from util.hub import HUB, only_cached
@@ -339,7 +340,12 @@ def _held_numbers(folder: Path) -> int:
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return held or sum(path.stat().st_size // 2 for path in folder.glob("*.bin"))
+    if held:
+        return held
+    for path in folder.glob("*pytorch_model*.bin"):  # which the libraries read where there is no safetensors file
+        check_plain_pickle(path)
+        held += path.stat().st_size // 2
+    return held
 
 
 def _weights(what: str, source: _Source, load: Callable[..., Any], **options: Any) -> Any:
