@@ -426,9 +426,7 @@ def test_weights_of_the_older_kind(own_stack: Path, old: bool) -> None:
     (folder / "training_args.bin").write_bytes(b"not read")
     assert load_stack(str(own_stack)).unet
     torch.save({**state, "x": Allocates()}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not old)
-    with pytest.raises(
-        UserError, match=r"pytorch_model.bin .*names '\w+.bytearray', which is no plain"
-    ):
+    with pytest.raises(UserError, match=r"pytorch_model.bin .*names '\w+.bytearray', which is no plain"):
         load_stack(str(own_stack))
 
 
