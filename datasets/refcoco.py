@@ -149,16 +149,8 @@ def draw_mask(item: Item, name: str, split: str) -> np.ndarray:
     return decode_segmentation(item["segmentation"], item["height"], item["width"], where)
 
 
-def outline_fault(segmentation: Any, height: Any, width: Any, where: str) -> str:
-    """Describe what is wrong with an object's outline, where pycocotools draws less than it lists; else empty.
-
-    Returns:
-        a sentence for outlines that cannot be drawn, cover no pixel, or have parts of fewer than three corners.
-    """
-    try:
-        mask = decode_segmentation(segmentation, height, width, where)
-    except UserError as error:
-        return str(error)
+def outline_remark(segmentation: Any, mask: np.ndarray, where: str) -> str:
+    """Return a sentence for an outline that covers no pixel or has parts of fewer than three corners; else empty."""
     if not mask.any():
         return f"{where} has an outline that covers no pixel"
     if isinstance(segmentation, list) and not all(map(is_area, segmentation)):
@@ -357,21 +349,18 @@ def _read_references(name: str, path: Path, content: Any, instances: Path, summa
 
 
 def _outline_notes(references: Sequence[_Reference], instances: Path) -> list[str]:
-    """Return a note if objects have faulty outlines; see ``outline_fault``."""
-    faults = [
-        fault
-        for reference in references
-        for image, annotation in [(reference.image, reference.annotation)]
-        if (
-            fault := outline_fault(
-                annotation.get("segmentation"),
-                image.get("height"),
-                image.get("width"),
-                f"{instances}: object {annotation['id']} in image {image['id']}",
-            )
-        )
-    ]
-    return [f"{faults[0]}{and_more(faults)}"] if faults else []
+    """Return a note if the outlines of objects cannot be drawn, or draw less than they list."""
+    found = []
+    for reference in references:
+        outline, image = reference.annotation.get("segmentation"), reference.image
+        where = f"{instances}: object {reference.annotation['id']} in image {image['id']}"
+        try:
+            mask = decode_segmentation(outline, image.get("height", 0), image.get("width", 0), where)
+            remark = outline_remark(outline, mask, where)
+        except UserError as error:
+            remark = str(error)
+        found += [remark] if remark else []
+    return [f"{found[0]}{and_more(found)}"] if found else []
 
 
 def _document(name: str, references: Iterable[_Reference], categories: Any) -> dict[str, Any]:
@@ -424,7 +413,6 @@ def check_outline(item: Item, name: str, split: str) -> None:
         UserError: it cannot be drawn.
         Remark: less is drawn than its outline lists.
     """
-    draw_mask(item, name, split)
     where = f"image entry {item['id']} of {instances_name(name, split)}"
-    if fault := outline_fault(item["segmentation"], item["height"], item["width"], where):
-        raise Remark(fault)
+    if remark := outline_remark(item["segmentation"], draw_mask(item, name, split), where):
+        raise Remark(remark)

@@ -39,7 +39,7 @@ from PIL import Image
 from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, WINDOW, DemoResult, Progress, read_options
 from util.drawing import colour_of
 from util.errors import RunError, UserError, orderly_end, run_cli
-from util.files import BROKEN_IMAGE, ROOT, atomic_path
+from util.files import BROKEN_IMAGE, ROOT, atomic_path, open_image
 from util.options import option
 from util.text import normalise_sentence
 from util.video import (
@@ -63,7 +63,7 @@ MAX_CHARACTERS = 300  # of a sentence
 MAX_TIME_CHARACTERS = 20  # of From and To
 MAX_STRIDE = 1000
 MAX_HOURS = 2  # of an upload of which a part is chosen: finding the part can mean to decode everything before it
-MAX_ANIMATED_PIXELS = 10**9  # of all frames of an animated picture: opening it decodes them
+MAX_ANIMATED_PIXELS = 10**9  # of all frames of an animated picture: finding a part can mean to decode them all
 PICTURES = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # Pillow runs programs for some others
 API = "/gradio_api/"
 CHANGES = {API + name for name in ("upload", "queue/join", "cancel", "reset")}  # the only changing requests
@@ -119,7 +119,7 @@ class Refused(Exception):
         self.status = status
 
 
-class Guard:
+class RequestFilter:
     """ASGI middleware that refuses requests from other sites, and too large, too slow and too many ones.
 
     Args:
@@ -247,7 +247,7 @@ def total_size(folder: Path) -> int:
     return size
 
 
-def keep_house(server: Any, cache: Path, uploads: list[float], ended: threading.Event) -> None:
+def clean_up(server: Any, cache: Path, uploads: list[float], ended: threading.Event) -> None:
     """Close idle connections, and remove what broken uploads left in the cache, until the program ends.
 
     Args:
@@ -334,7 +334,7 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
             _, address, _ = page.launch(
                 server_name=f"[{options.host}]" if ":" in options.host else options.host,
                 server_port=options.port,
-                app_kwargs={"middleware": [Middleware(Guard, options=options, cache=cache, uploads=uploads)]},
+                app_kwargs={"middleware": [Middleware(RequestFilter, options=options, cache=cache, uploads=uploads)]},
                 max_file_size=int(options.max_megabytes * 2**20),
                 prevent_thread_lock=True,
                 quiet=True,
@@ -347,13 +347,13 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
             )
         except OSError as error:  # taken since it was checked
             raise UserError(f"port {options.port} is in use; choose another --port") from error
-        housekeeper = threading.Thread(target=keep_house, args=(page.server, cache, uploads, ended), daemon=True)
-        housekeeper.start()
+        cleaner = threading.Thread(target=clean_up, args=(page.server, cache, uploads, ended), daemon=True)
+        cleaner.start()
         try:
             yield address
         finally:
             ended.set()
-            housekeeper.join()
+            cleaner.join()
             for stop in list(running.values()):
                 stop.set()
             page.close(verbose=False)
@@ -645,7 +645,7 @@ def open_upload(path: Path, options: PageOptions, excerpt: Excerpt = WHOLE) -> M
 def check_header(path: Path, options: PageOptions) -> None:
     """Raise ``UserError`` if a file says that it is too large to be decoded, by its content and whatever its name."""
     try:
-        with Image.open(path, formats=PICTURES) as image:
+        with open_image(path, PICTURES) as image:
             width, height = image.size
             animated = image.format in ("PNG", "WEBP", "AVIF")
             frames = getattr(image, "n_frames", 1) if animated else 1

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from scripts import web_demo
-from scripts.web_demo import Guard, PageOptions, Refused, check_header, read_excerpt
+from scripts.web_demo import PageOptions, Refused, RequestFilter, check_header, read_excerpt
 from tests.media_tools import write_film
 from tests.test_web_demo import Visitor, find_values, serve, until
 from util.errors import UserError
@@ -205,7 +205,7 @@ def test_the_page_itself_is_admitted(visitor: Visitor):
 
 def test_names_and_addresses():
     def admits(name: str, **options: Any) -> bool:
-        guard = Guard(None, PageOptions(**options), Path(), [])
+        guard = RequestFilter(None, PageOptions(**options), Path(), [])
         try:
             guard.check_sender("POST", "/gradio_api/upload", {"host": f"{name}:80", "origin": f"https://{name}:80"})
         except Refused as error:
@@ -217,7 +217,7 @@ def test_names_and_addresses():
     assert not admits("10.0.0.7") and not admits("gpu7") and admits("10.0.0.7", host="10.0.0.7")
     assert admits("10.0.0.7", host="0.0.0.0") and not admits("evil.example", host="0.0.0.0")
     assert admits("gpu7", trusted_hosts="page.example, GPU7")
-    proxied = Guard(None, PageOptions(trusted_hosts="page.example"), Path(), [])  # the proxy changes Host only
+    proxied = RequestFilter(None, PageOptions(trusted_hosts="page.example"), Path(), [])  # the proxy changes Host only
     headers = {"host": "127.0.0.1:7860", "origin": "https://page.example"}
     proxied.check_sender("POST", "/gradio_api/upload", headers)
 
