@@ -84,16 +84,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet3DConditionModel
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from torchvision.io import write_jpeg
-from torchvision.transforms.functional import InterpolationMode, normalize, resize, to_pil_image, to_tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 import engine
 from datasets.files import Video
 from datasets.predictions import InferenceRecord
 from models import Segmenter, build_model, compile_frozen, inference, prepare_inference, prepare_training
-from models.diffusion.conditioning import CLIP_MEAN, CLIP_STD, CLIPPixels
+from models.diffusion.conditioning import CLIPPixels
 from models.diffusion.stack import STRIDE4_BLOCK, FrozenStack, VAEEncoder
 from models.diffusion.tiny import random_weight
 from models.diffusion.unet import TapUNet3D
@@ -495,15 +496,10 @@ class StockUNet(UNet3DConditionModel):
 class PillowPixels(CLIPPixels):
     """CLIP's preprocessing by Pillow on the CPU, one image after the other."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        """``[N, 3, H, W]`` in 0…1 → ``[N, 3, size, size]``."""
-        prepared = []
-        for image in (255 * images.float().cpu()).clamp(0, 255).to(torch.uint8):
-            picture = resize(to_pil_image(image), [self.size], InterpolationMode.BICUBIC)
-            left, top = ((side - self.size) // 2 for side in picture.size)
-            picture = picture.crop((left, top, left + self.size, top + self.size))
-            prepared.append(normalize(to_tensor(picture), CLIP_MEAN, CLIP_STD))
-        return torch.stack(prepared).to(images.device)
+    def resized(self, levels: Tensor, height: int, width: int) -> Tensor:
+        """Resize uint8 ``[N, 3, H, W]``."""
+        pictures = [to_pil_image(image).resize((width, height), Image.Resampling.BICUBIC) for image in levels.cpu()]
+        return torch.stack([pil_to_tensor(picture) for picture in pictures]).to(levels.device)
 
 
 class CopyingMaskHead(DynamicMaskHead):

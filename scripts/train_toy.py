@@ -376,7 +376,7 @@ def pretrain_contrastive(corpus: Corpus, stack: Path, work: Path, steps: int) ->
         videos = corpus.pick(generator, 64)
         ids = torch.stack([_one_of(table[v], generator) for v in videos.tolist()])
         frame = torch.randint(corpus.frames.shape[1], (len(videos),), generator=generator)
-        seen = image(prepare(corpus.frames[videos, frame].float() / 255)).image_embeds
+        seen = image(prepare(corpus.frames[videos, frame].float() / 127.5 - 1)).image_embeds
         read = project(text(ids).pooler_output)
         logits = F.normalize(read, dim=-1) @ F.normalize(seen, dim=-1).T * scale.weight.exp()
         pairs = torch.arange(len(videos))

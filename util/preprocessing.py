@@ -30,7 +30,7 @@ def resize_frames(frames: Tensor, short_side: int, long_side: int | None = None)
 
 def normalise(frames: Tensor) -> Tensor:
     """uint8 ``[..., 3, H, W]`` → float32 with ImageNet mean 0 and deviation 1 per channel."""
-    frames = F.to_dtype(frames.as_subclass(Tensor), torch.float32, scale=True)
+    frames = frames.as_subclass(Tensor).float().div_(255)  # not times 1/255: the last bit matters (``CLIPPixels``)
     return F.normalize(frames, list(IMAGENET_MEAN), list(IMAGENET_STD), inplace=True)
 
 

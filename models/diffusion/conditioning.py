@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
+FRACTION_BITS = 22  # of the fixed-point weights with which Pillow resizes 8-bit images
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -16,7 +17,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class CLIPPixels(nn.Module):
     """The image preprocessing of CLIP, batched and on the device of its input.
 
-    As published, it works on 8-bit values, also after the resize.
+    As published, it works on 8-bit values, also after the resize, which equals Pillow's bit by bit.
     """
 
     mean: Tensor
@@ -32,16 +33,68 @@ class CLIPPixels(nn.Module):
         """Prepare images: shortest edge to ``size`` (bicubic, antialiased), centre crop, normalise.
 
         Args:
-            images: ``[N, 3, H, W]`` in 0…1.
+            images: ``[N, 3, H, W]`` in -1…1, as the VAE takes them. The published code derives the 8-bit values from
+                these, and truncates them, so that rounding errors of the way there decide about half of the values.
 
         Returns:
             ``[N, 3, size, size]``, normalised for CLIP.
         """
-        levels = (images.float() * 255).clamp(0, 255).to(torch.uint8)
-        levels = resize(levels, [self.size], interpolation=InterpolationMode.BICUBIC, antialias=True)
-        top, left = ((side - self.size) // 2 for side in levels.shape[-2:])
+        levels = ((images.float() + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+        short = min(levels.shape[-2:])
+        height, width = (self.size * side // short for side in levels.shape[-2:])
+        levels = self.resized(levels, height, width)
+        top, left = (height - self.size) // 2, (width - self.size) // 2
         levels = levels[..., top : top + self.size, left : left + self.size]
         return (levels.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def resized(self, levels: Tensor, height: int, width: int) -> Tensor:
+        """Resize uint8 ``[N, 3, H, W]``; Pillow resizes the rows first."""
+        return resize_axis(resize_axis(levels, width, -1), height, -2)
+
+
+def resize_axis(levels: Tensor, length: int, axis: int) -> Tensor:
+    """Resize one axis of 8-bit images by Pillow's antialiased bicubic filter; the result equals Pillow's bit by bit.
+
+    Args:
+        levels: uint8, of any shape.
+        length: the new number of pixels along ``axis``.
+
+    Returns:
+        uint8, of the same shape but for ``axis``.
+    """
+    if levels.shape[axis] == length:
+        return levels
+    places, weights = _bicubic(levels.shape[axis], length, levels.device)
+    shape = [1] * levels.ndim
+    shape[axis] = length
+    wide = levels.int()
+    total: Tensor | int = 1 << (FRACTION_BITS - 1)  # rounds to nearest
+    for place, weight in zip(places, weights, strict=True):
+        total = wide.index_select(axis, place) * weight.view(shape) + total
+    assert isinstance(total, Tensor)
+    return (total >> FRACTION_BITS).clamp_(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=64)
+def _bicubic(before: int, after: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The taps of a bicubic resize from ``before`` to ``after`` pixels, antialiased if the image shrinks.
+
+    Returns:
+        places int64 and fixed-point weights int32, both ``[taps, after]``.
+    """
+    scale = before / after
+    stretch = max(scale, 1.0)
+    centre = (torch.arange(after, dtype=torch.float64) + 0.5) * scale
+    first = (centre - 2 * stretch + 0.5).clamp(min=0).long()
+    end = (centre + 2 * stretch + 0.5).clamp(max=before).long()
+    taps = int((end - first).max())
+    places = first + torch.arange(taps)[:, None]
+    x = ((places - centre + 0.5) * (1 / stretch)).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0)) * (places < end)
+    fixed = weights / weights.sum(0) * 2**FRACTION_BITS
+    fixed = (fixed + fixed.sign() / 2).trunc().int()
+    return places.clamp(max=before - 1).to(device), fixed.to(device)
 
 
 class ImageTokenProjection(nn.Module):

@@ -129,7 +129,8 @@ class VideoEncoder(nn.Module):
             latents = (self.latent_scale * mean).unflatten(0, frames.shape[:2])
             tokens = None
             if self.image_encoder is not None:
-                tokens = self._own(self.image_encoder(self.clip_pixels(x01.flatten(0, 1))).last_hidden_state)
+                pixels = torch.cat([self.clip_pixels(part) for part in images])
+                tokens = self._own(self.image_encoder(pixels).last_hidden_state)
         if tokens is not None:
             tokens = self.image_projection(tokens)
         if self.noise is not None:
