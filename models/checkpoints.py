@@ -39,6 +39,7 @@ from util.checkpoint import (
     write_pickle,
 )
 from util.config import AUTO_MAX_SIZE, Config
+from util.device import passing
 from util.distributed import gather_objects, is_main, print_notes
 from util.errors import UserError, nearest
 from util.hub import cached_revision, checkpoint_path
@@ -462,30 +463,37 @@ def held_parts(names: Iterable[str]) -> set[str]:
     return {part for name in names if LORA not in name for prefix, part in prefixes.items() if name.startswith(prefix)}
 
 
-def frozen_identity(model: nn.Module, sources: Mapping[str, str]) -> Identity:
+def frozen_identity(
+    model: nn.Module, sources: Mapping[str, str], recorded: Identity | None = None, parts: Collection[str] = PARTS
+) -> Identity:
     """The identity of the frozen parts of a model.
 
     Args:
         model: on the CPU, with all digits of its weights.
         sources: where each part was loaded from (``models.frozen_sources``).
+        recorded: identity in a checkpoint. A part of the same revision on the hub is not hashed again.
+        parts: those whose hash is needed.
     """
-    weights: dict[str, Tensor] = {}
-    from_checkpoint = set()
+    prefixes = {prefix: part for part, (prefix, _, _) in PARTS.items()}
+    identity: Identity = {}
     for name, module in frozen_parts(model):
-        weights.update(part_state(module, name))
-        if module.from_checkpoint:
-            from_checkpoint.add(f"{name}.module")
-    identity = weights_identity(weights)
-    for part, entry in identity.items():
-        if PARTS[part][0] in from_checkpoint:
-            entry["source"] = "a checkpoint"
-            continue
-        entry["source"] = source = sources[part]
-        local = part == "backbone" or Path(source).exists()
-        revision = None if local else cached_revision(source, _CONFIGS.get(part, "config.json"))
-        if revision:
-            entry["revision"] = revision
-    return identity
+        part = prefixes[f"{name}.module"]
+        entry = {"source": "a checkpoint"}
+        if not module.from_checkpoint:
+            entry["source"] = source = sources[part]
+            local = part == "backbone" or Path(source).exists()
+            revision = None if local else cached_revision(source, _CONFIGS.get(part, "config.json"))
+            entry.update({"revision": revision} if revision else {})
+        known = (recorded or {}).get(part, {})
+        if "revision" in entry and entry.items() <= known.items() and "sha256" in known:
+            entry["sha256"] = known["sha256"]
+        elif part in parts:
+            prefix = f"{name}.module."
+            entry["sha256"] = part_hash(
+                {key.removeprefix(prefix): value for key, value in part_state(module, name).items()}
+            )
+        identity[part] = entry
+    return {part: identity[part] for part in PARTS if part in identity}
 
 
 def check_identity(
@@ -614,10 +622,11 @@ def load_state(
     optional: Callable[[str], bool] = lambda name: False,
     shown: Callable[[str], str] = str,
 ) -> None:
-    """Copy weights into a model. A frozen part whose weights change is ``from_checkpoint`` from then on.
+    """Put weights into a model. A frozen part whose weights change is ``from_checkpoint`` from then on.
 
     Args:
-        model: changed only if all weights fit.
+        model: changed only if all weights fit. Trained weights are copied. Those of frozen parts that differ replace
+            the model's own tensors, so that memory-mapped ones take no memory.
         weights: by stored names; their precision may differ, and they may be memory-mapped.
         path, optional, shown: as for ``check_state``; missing parameters keep their values.
 
@@ -625,11 +634,17 @@ def load_state(
         UserError: a parameter is missing, unknown or of a different shape.
     """
     check_state(model, weights, path, optional, shown)
-    own = {stored_name(name): value for name, value in model.state_dict().items()}
-    for name, part in frozen_parts(model):
-        given = [key for key in part_state(part, name) if key in weights]
-        if not all(torch.equal(own[key], weights[key].to(own[key])) for key in given):
-            part.from_checkpoint = True  # type: ignore[assignment]
+    own = {
+        stored_name(name): value
+        for name, value in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
+    }
     with torch.no_grad():
+        for name, part in frozen_parts(model):
+            given = [key for key in part_state(part, name) if key in weights]
+            for key, value in zip(given, passing(weights[key] for key in given), strict=True):
+                if not torch.equal(own[key], value.to(own[key])):
+                    own[key].data = value.to(own[key])
+                    part.from_checkpoint = True  # type: ignore[assignment]
+            weights = {key: value for key, value in weights.items() if key not in given}
         for name, value in weights.items():
             own[name].copy_(value)

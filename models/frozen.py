@@ -12,7 +12,7 @@ from torch import nn
 
 from models.diffusion.attention import BlockedAttention, fused_is_fast
 from models.precision import HALVES, narrowed
-from util.device import give_back
+from util.device import give_back, passing
 from util.distributed import is_main
 
 
@@ -51,7 +51,7 @@ class Frozen(nn.Module):
         """
         assert dtype in HALVES, dtype
         self.held = dtype
-        for value in (*self.module.parameters(), *self.module.buffers()):
+        for value in passing((*self.module.parameters(), *self.module.buffers())):
             if value.is_floating_point() and not value.requires_grad:
                 value.data = value.data.to(dtype)
 

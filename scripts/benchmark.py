@@ -414,13 +414,17 @@ def random_baseline(cfg: Config, stack: Path, device: torch.device, dtype: torch
     with torch.device("meta"):
         frozen.unet = StockUNet.from_config(frozen.unet.config)
         frozen.vae = StockVAE.from_config(frozen.vae.config)
-    model: Any = _with_weights(cfg, frozen, device, dtype)
-    encoder = model.encoder
-    encoder.clip_pixels = PillowPixels(encoder.clip_pixels.size)
-    model.mask_head.__class__ = CopyingMaskHead
+    model = published_parts(_with_weights(cfg, frozen, device, dtype))
     if device.type == "cuda":
-        encoder.precision = torch.float16
-        encoder.register_forward_hook(lambda module, inputs, pyramid: widened(pyramid))
+        model.encoder.precision = torch.float16
+        model.encoder.register_forward_hook(lambda module, inputs, pyramid: widened(pyramid))
+    return model
+
+
+def published_parts(model: Any) -> Segmenter:
+    """Put the published way of computing CLIP's pixels and the masks into a model, in place."""
+    model.encoder.clip_pixels = PillowPixels(model.encoder.clip_pixels.size)
+    model.mask_head.__class__ = CopyingMaskHead
     return model
 
 
