@@ -31,6 +31,7 @@ from util.device import DEMO, memory_advice
 from util.drawing import SHEET_TILES, ObjectPainter, object_sheet, sentence_labels, sheet_tile, spread, write_picture
 from util.errors import RunError, UserError, orderly_end, printable, run_cli
 from util.files import atomic_folder, library_versions, project_version, sole_run
+from util.lettering import lettering_notes
 from util.options import home_expanded, option, read_flags, read_yaml, text_of
 from util.parallel import BackgroundTasks, bar_style
 from util.text import normalise_sentence
@@ -327,6 +328,8 @@ def run_demo(
         UserError: the video cannot be read, a file cannot be written, or the folder is taken.
         RunError: the predictions are not finite, or the video was changed while it was read.
     """
+    for note in lettering_notes(sentences):
+        media.note(note)
     with new_folder(folder, force) as target:
         run = _Run(media, sentence_records(sentences), target, report, show)
         started = time.perf_counter()

@@ -272,6 +272,13 @@ def test_a_cut_video_gives_what_can_be_read_and_says_so(tmp_path: Path):
     assert json.loads((tmp_path / "out" / "masks.json").read_text())["info"]["notes"] == [note]
 
 
+def test_characters_that_no_font_has_are_noted(tmp_path: Path):
+    media = open_media(write_film(tmp_path / "a.mp4"))
+    run_demo(media, ["白い犬", "\ue000"], segment, tmp_path / "out", show=False)
+    (note,) = json.loads((tmp_path / "out" / "masks.json").read_text())["info"]["notes"]
+    assert media.notes == [note] and note.startswith("no font has \ue000")
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(tmp_path: Path):
     """Five times the frames, which would be 9.6 MB more of masks and probabilities in memory if they were kept."""

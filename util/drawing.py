@@ -7,18 +7,17 @@ that follows it; the demo and the web page use it. An image is a uint8 RGB array
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from util.errors import UserError
 from util.files import BROKEN_IMAGE, atomic_path, open_image
+from util.lettering import UNKNOWN, draw_text, drawable, right_to_left, text_width, wrap_text
 from util.video import write_video
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import, and only LastClip handles its tensors
@@ -64,38 +63,17 @@ SHEET_TILES, SHEET_TILES_PER_ROW, SHEET_MOST_PER_ROW = 12, 4, 6
 SHEET_WIDTH, SHEET_LEAST_WIDTH, TILE_HEIGHT = 1280, 640, 400  # pixels
 
 
-@cache
-def letters(size: int) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, from matplotlib's files, at a size in pixels; it shows unknown characters as boxes."""
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
-
-
-def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int, limit: int | None = None) -> list[str]:
-    """Break text into lines of at most ``width`` pixels, between words or within words that are too long.
-
-    With a ``limit``, at most ``limit`` lines are returned; the last one ends with an ellipsis if text is left out.
-    """
-    for columns in range(max(1, int(2 * width / font.size)), 0, -1):
-        lines = textwrap.wrap(text, columns, max_lines=limit, placeholder="…") or [""]
-        if max(map(font.getlength, lines)) <= width:
-            break
-    return lines
-
-
 def text_bar(text: str, width: int, size: int | None = None) -> Picture:
     """Draw wrapped text on a dark bar ``[h, width, 3]`` with an even h.
 
     Letters of ``size`` pixels are used; None: the size follows the width.
     """
     size = size or max(15, width // 38)
-    font, margin, step = letters(size), size // 2, size + size // 3
-    lines = wrap_text(text, font, width - 2 * margin)
+    margin, step = size // 2, size + size // 3
+    lines = wrap_text(text, size, width - 2 * margin)
     image = Image.new("RGB", (width, (len(lines) * step + size + 1) // 2 * 2), PAPER)
-    draw = ImageDraw.Draw(image)
     for number, line in enumerate(lines):
-        draw.text((margin, margin + number * step), line, fill=INK, font=font)
+        draw_text(image, margin, margin + number * step, line, size, INK)
     return np.asarray(image)
 
 
@@ -285,10 +263,13 @@ def contact_sheet(
 
 
 def sentence_labels(sentences: Sequence[str]) -> list[str]:
-    """Return the labels of sentences: numbered if there are more than colours, and only the numbers beyond ``MANY``."""
+    """Return the labels of sentences: only numbers beyond ``MANY``, numbered if there are more than colours.
+
+    They are also numbered if no font can draw all of a sentence.
+    """
     if len(sentences) > MANY:
         return [str(i) for i in range(1, len(sentences) + 1)]
-    many = len(sentences) > len(PALETTE)
+    many = len(sentences) > len(PALETTE) or any(UNKNOWN in drawable(s) for s in sentences)
     return [f"{i}  {sentence}" if many else sentence for i, sentence in enumerate(sentences, start=1)]
 
 
@@ -342,16 +323,17 @@ def _main_part(mask: np.ndarray) -> Box:
 
 def _chip(text: str, colour: Colour, size: int, width: int) -> Image.Image | None:
     """Draw a label, RGBA: letters on a rounded background; None if it is empty or there is no room for it."""
-    font, pad, text = letters(size), max(2, size // 3), text.strip()
-    lines = wrap_text(text, font, width - 2 * pad, LABEL_LINES)
+    pad, text = max(2, size // 3), drawable(text)
+    lines = wrap_text(text, size, width - 2 * pad, LABEL_LINES)
     if not text or max(map(len, lines)) < min(FEWEST_LETTERS, len(text)):
         return None
     step = size + max(2, size // 6)
-    chip = Image.new("RGBA", (int(max(map(font.getlength, lines))) + 2 * pad + 1, step * len(lines) + pad))
-    draw = ImageDraw.Draw(chip)
-    draw.rounded_rectangle((0, 0, chip.width - 1, chip.height - 1), radius=pad, fill=(*colour, 235))
-    for number, line in enumerate(lines):
-        draw.text((pad, pad // 2 + number * step), line, fill=_ink_on(colour), font=font)
+    widths = [text_width(line, size) for line in lines]
+    chip = Image.new("RGBA", (int(max(widths)) + 2 * pad + 1, step * len(lines) + pad))
+    ImageDraw.Draw(chip).rounded_rectangle((0, 0, chip.width - 1, chip.height - 1), radius=pad, fill=(*colour, 235))
+    for number, (line, wide) in enumerate(zip(lines, widths, strict=True)):
+        x = int(max(widths) - wide) if right_to_left(line) else 0
+        draw_text(chip, pad + x, pad // 2 + number * step, line, size, _ink_on(colour))
     return chip
 
 
@@ -445,7 +427,7 @@ def _stamped(picture: Picture, text: str) -> Picture:
     """Write text into the lower left corner, if there is room."""
     height, width = picture.shape[:2]
     size = max(10, width // 26)
-    if letters(size).getlength(text) + size > width // 2:
+    if text_width(text, size) + size > width // 2:
         return picture
     image = Image.fromarray(picture)
     _paste(image, _chip(text, PAPER, size, width), 0, height)
