@@ -418,6 +418,24 @@ def test_help_shows_what_matters(capsys: pytest.CaptureFixture[str]):
     assert "--epochs" not in text and "--set_cost_class" not in text and "VIDEO SENTENCE [SENTENCE ...]" in text
 
 
-def test_a_sentence_that_looks_like_a_flag():
-    with pytest.raises(UserError, match="unknown flag --the"):
-        read_command(["a.mp4", "b", "--the", "dog"])
+SENTENCES_WITH_HYPHENS = [
+    (["a.mp4", "-the dog", "--the cat"], ["-the dog", "--the cat"]),
+    (["a.mp4", "-house on a hill"], ["-house on a hill"]),  # not -h with a value
+    (["a.mp4", "-5", "-2 dogs", "-", "-1.5e"], ["-5", "-2 dogs", "-", "-1.5e"]),
+    (["a.mp4", "a", "--out", "x", "--", "-dog", "--out"], ["a", "-dog", "--out"]),
+    (["--out", "x", "--", "a.mp4", "-dog", "--", "b"], ["-dog", "--", "b"]),
+]
+
+
+@pytest.mark.parametrize(("words", "sentences"), SENTENCES_WITH_HYPHENS)
+def test_sentences_that_begin_with_a_hyphen(words: list[str], sentences: list[str]):
+    video, read, _, _ = read_command(words)
+    assert (str(video), read) == ("a.mp4", sentences)
+
+
+@pytest.mark.parametrize("word", ["-dog", "--the", "-he"])
+def test_a_sentence_that_looks_like_a_flag(word: str):
+    expected = f"unknown flag {word}; see --help, or write every SENTENCE that begins with - at the end, after --"
+    with pytest.raises(UserError) as error:
+        read_command(["a.mp4", "b", word, "dog"])
+    assert str(error.value) == expected
