@@ -24,11 +24,31 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from datasets.export import (
+    FORMATS,
+    MASKS,
+    PROBABILITIES,
+    MaskFiles,
+    check_formats,
+    export_masks,
+    need_images,
+    need_probabilities,
+)
 from datasets.files import require_outside_dataset
 from datasets.predictions import read_binary_mask, write_grey, write_mask
 from util.config import Config
 from util.device import DEMO, memory_advice
-from util.drawing import SHEET_TILES, ObjectPainter, object_sheet, sentence_labels, sheet_tile, spread, write_picture
+from util.drawing import (
+    SHEET_TILES,
+    Colour,
+    ObjectPainter,
+    object_colours,
+    object_sheet,
+    sentence_labels,
+    sheet_tile,
+    spread,
+    write_picture,
+)
 from util.errors import RunError, UserError, orderly_end, printable, run_cli
 from util.files import atomic_folder, library_versions, project_version, sole_run
 from util.options import home_expanded, option, read_flags, read_yaml, text_of
@@ -40,7 +60,6 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import; wrong options and videos a
     from models.inference import FrameResult
     from models.pretrained import Pretrained
 
-MASKS, PROBABILITIES = "masks", "probabilities"
 MASKS_FILE, OVERLAY, STILL, SHEET = "masks.json", "overlay.mp4", "overlay.png", "contact_sheet.png"
 MAKER = "demo.py"  # in masks.json, marks its folder as a result of this command
 WINDOW = 36
@@ -77,6 +96,12 @@ class DemoOptions:
         auto=True,
     )
     save_prob: bool = _demo(False, "also write the mask probabilities, as 8-bit PNGs (255 = 1)")
+    export: tuple[str, ...] = _demo(
+        ("png",),
+        "formats of the masks: " + "; ".join(f"{name}: {kind.help}" for name, kind in FORMATS.items()),
+        choices=tuple(FORMATS),
+    )
+    colors: tuple[str, ...] = _demo((), "colours of the objects, one for each sentence: CSS names or #rrggbb")
 
     def folder(self, video: Path) -> Path:
         """Return the output folder."""
@@ -111,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             overlap=options.overlap,
             save_prob=options.save_prob,
             force=options.force,
+            formats=options.export,
+            colours=object_colours(len(sentences), options.colors),
         )
     for note in media.notes:
         print(f"note: {printable(note)}")
@@ -135,6 +162,8 @@ def read_command(argv: Sequence[str] | None = None) -> tuple[Path, list[str], De
         text_of(sentence, f"sentence {number}")
         if not normalise_sentence(sentence):
             raise UserError(f"sentence {number} is empty; describe the object to segment")
+    object_colours(len(sentences), options.colors)
+    check_formats(options.export, len(sentences))
     return video, [" ".join(sentence.split()) for sentence in sentences], options, given
 
 
@@ -262,7 +291,7 @@ def segment_to_folder(
         threshold: mask probability from which a pixel belongs to the object; None: as in
             ``pretrained.options``.
         score_threshold: mean score below which a sentence counts as not found; None: as in ``pretrained.options``.
-        **output: ``save_prob``, ``force``, ``report`` and ``show`` of ``run_demo``.
+        **output: ``save_prob``, ``force``, ``formats``, ``colours``, ``report`` and ``show`` of ``run_demo``.
 
     Raises:
         UserError: the video cannot be read, a file cannot be written, the folder is taken, or window and overlap do
@@ -309,6 +338,8 @@ def run_demo(
     about: Mapping[str, Any] | None = None,
     report: Callable[[Progress], None] | None = None,
     show: bool = True,
+    formats: Sequence[str] = (),
+    colours: Sequence[Colour] | None = None,
 ) -> DemoResult:
     """Segment a video with any segmenter: write masks and ``masks.json``, then the overlay and the contact sheet.
 
@@ -322,15 +353,17 @@ def run_demo(
         score_threshold: mean score below which a sentence counts as not found.
         about: further facts for ``masks.json``, as plain values.
         report: called after every frame.
+        formats: further formats of the masks, of ``datasets.export.FORMATS``; a note reports one that fails.
+        colours: one for each sentence; None: the palette's.
 
     Raises:
         UserError: the video cannot be read, a file cannot be written, or the folder is taken.
         RunError: the predictions are not finite, or the video was changed while it was read.
     """
     with new_folder(folder, force) as target:
-        run = _Run(media, sentence_records(sentences), target, report, show)
+        run = _Run(media, sentence_records(sentences), target, report, show, colours)
         started = time.perf_counter()
-        run.segment(segment, threshold, save_prob)
+        run.segment(segment, threshold, save_prob or need_probabilities(formats))
         seconds = time.perf_counter() - started
         run.decide(score_threshold)
         run.write_json(
@@ -343,6 +376,7 @@ def run_demo(
                 "notes": media.notes,
             }
         )
+        run.export(formats)
         run.draw()
         times = [frame.time - run.begin for frame in run.frames]
         return DemoResult(folder, run.sentences, np.stack(run.scores), times, seconds)
@@ -358,8 +392,10 @@ class _Run:
         target: Path,
         report: Callable[[Progress], None] | None,
         show: bool,
+        colours: Sequence[Colour] | None,
     ) -> None:
         self.media, self.sentences, self.target = media, sentences, target
+        self.colours = colours or object_colours(len(sentences))
         self.report, self.show = report, show
         self.frames: list[MediaFrame] = []  # without their images
         self.scores: list[np.ndarray] = []  # [S] each
@@ -421,12 +457,20 @@ class _Run:
             _write_rows(file, "annotations", self._annotations())
             file.write("}\n")
 
+    def export(self, formats: Sequence[str]) -> None:
+        """Write the masks in further formats."""
+        sentences = {sentence.folder: sentence.text for sentence in self.sentences}
+        files = MaskFiles(self.target, self.media, self.frames, self.begin, sentences, self.colours)
+        frames = self._again() if need_images(formats) else self.frames
+        for name, reason in export_masks(formats, files, self._watched("export", frames, len(self.frames))).items():
+            self.media.note(f"--export {name} is not written: {reason}")
+
     def draw(self) -> None:
         """Write the overlay and the contact sheet."""
         media = self.media
         entries = [(s.text, f"score {s.score:.2f}" + ("" if s.found else ", not found")) for s in self.sentences]
         wanted, tiles = spread(range(len(self.frames)), SHEET_TILES), []
-        painter = ObjectPainter(sentence_labels([s.text for s in self.sentences]), media.size)
+        painter = ObjectPainter(sentence_labels([s.text for s in self.sentences]), media.size, colours=self.colours)
         last = self.frames[-1].time + self.frames[-1].duration
         with ExitStack() as stack:
             sound = None
@@ -439,10 +483,10 @@ class _Run:
                 picture = painter.draw(frame.image, masks)
                 movie.write(picture, frame.time - self.begin, frame.duration)
                 if number in wanted:
-                    tiles.append(sheet_tile(frame.image, masks, float(frame.time)))
+                    tiles.append(sheet_tile(frame.image, masks, float(frame.time), self.colours))
                 if media.still:
                     write_picture(self.target / STILL, picture)
-        object_sheet(self.target / SHEET, media.path.name or str(media.path), entries, tiles)
+        object_sheet(self.target / SHEET, media.path.name or str(media.path), entries, tiles, self.colours)
 
     def _images(self) -> Iterator[np.ndarray]:
         """Yield the frames for the segmenter, and record their names and times."""
