@@ -62,10 +62,10 @@ class MaskFiles:
     colours: Sequence[Colour]
 
     def file_names(self) -> list[str]:
-        """Return the file of every frame: the image itself in a folder of images, otherwise its number as a PNG."""
+        """Return the file of every frame: the image itself in a folder of images, otherwise its index in the video."""
         files = self.media.files if isinstance(self.media, ImageFolder) else ()
         own = {file.stem: file.name for file in files}
-        return [own.get(frame.name, f"{frame.name}.png") for frame in self.frames]
+        return [own.get(frame.name, f"{frame.index:05d}.png") for frame in self.frames]
 
     def tick(self) -> Fraction:
         """Return the longest unit in which all times are whole numbers, so that a constant rate stays constant."""

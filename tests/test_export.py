@@ -167,6 +167,13 @@ def test_coco(tmp_path: Path):
                 assert row["bbox"] == [columns[0], 0, len(columns), SIZE[0]]
 
 
+def test_frames_of_an_excerpt_are_named_after_their_index_in_the_video(tmp_path: Path):
+    content = json.loads(
+        (export_film(tmp_path, "coco", excerpt=Excerpt(Fraction("0.01"), None, 2)) / "coco.json").read_text("utf-8")
+    )
+    assert [image["file_name"] for image in content["images"]] == ["00001.png", "00003.png"]
+
+
 def test_youtube_vis(tmp_path: Path):
     content = json.loads((export_film(tmp_path, "ytvis") / "ytvis.json").read_text(encoding="utf-8"))
     assert content["videos"] == [
@@ -312,7 +319,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path):
         media = open_media(write_film(tmp_path / f"{count}.mp4", count, size))
         out = tmp_path / f"{count}"
         run_demo(media, ["a", "b"], noisy, out, save_prob=True, show=False)
-        frames = [MediaFrame(frame.time, frame.duration, frame.name, None) for frame in media.frames()]
+        frames = [MediaFrame(frame.time, frame.duration, frame.name, None, frame.index) for frame in media.frames()]
         files = export.MaskFiles(out, media, frames, Fraction(0), {"1_a": "a", "2_b": "b"}, PALETTE[:2])
         tracemalloc.start()
         assert export.export_masks(FORMATS, files, media.frames()) == {}
