@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from pycocotools import mask as coco
 from torch import Tensor
 
@@ -24,11 +25,12 @@ from models.inference import WINDOW, InferenceOptions, VideoSegmenter, build_for
 from models.segmenter import Segmenter
 from util.device import resolve_device
 from util.errors import UserError
+from util.files import BROKEN_IMAGE
 from util.hub import HUB, SUFFIXES
 from util.options import check_name_lengths
 from util.text import normalise_sentence
 
-Frames = str | Path | np.ndarray | Tensor | Sequence[Any]
+Frames = str | Path | Image.Image | np.ndarray | Tensor | Iterable[Any]
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ class Pretrained:
 
         Args:
             video: a video file, a picture, a folder of frames, or frames in memory: uint8 RGB ``[T, H, W, 3]`` (NumPy),
-                ``[T, 3, H, W]`` (PyTorch), or a sequence of pictures (NumPy or PIL).
+                ``[T, 3, H, W]`` (PyTorch), one picture, or a sequence of pictures (NumPy, PyTorch or PIL). Pictures may
+                also be RGBA (shown on white) or grey; PIL pictures are turned by their EXIF flag.
             sentences: one or several.
             window: frames that the model sees together.
             overlap: frames that two windows share; None: 6, or half of a short window.
@@ -198,18 +201,45 @@ def _open(source: str, flag: str) -> Checkpoint:
 def _frames(video: Frames) -> Iterator[np.ndarray]:
     """Yield frames, uint8 RGB ``[H, W, 3]``."""
     if isinstance(video, str | Path):
-        from util.video import open_media  # imports FFmpeg, which frames in memory do not need
+        from util.video import open_media  # imports FFmpeg, which arrays do not need
 
         yield from (frame.image for frame in open_media(video).frames())
         return
-    if isinstance(video, Tensor):
-        video = video.movedim(1, -1).cpu().numpy() if video.ndim == 4 else video.cpu().numpy()
-    pictures: Iterable[Any] = video
-    for number, picture in enumerate(pictures):
-        frame = np.asarray(picture)
-        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+    if isinstance(video, Image.Image):
+        from util.video import require_single
+
+        require_single("the picture", video)
+    if isinstance(video, Image.Image) or (isinstance(video, np.ndarray | Tensor) and video.ndim < 4):
+        video = [video]
+    for number, picture in enumerate(cast(Iterable[Any], video)):
+        yield _frame(picture, f"frame {number}", first=number == 0)
+
+
+def _frame(picture: Any, name: str, first: bool) -> np.ndarray:
+    """Convert a picture in memory to uint8 RGB ``[H, W, 3]``; ``name`` is for error messages."""
+    if isinstance(picture, str | Path):
+        raise UserError(f"{name} is the name of a file; give the folder of the files, or open them with Pillow")
+    if not isinstance(picture, Image.Image):
+        given = picture if isinstance(picture, Tensor) else np.asarray(picture)
+        what = f"{name} is {given.dtype} {tuple(given.shape)}"
+        if str(given.dtype).removeprefix("torch.") != "uint8":
+            raise UserError(f"{what}; scale its values to 0…255 and convert them to uint8")
+        if isinstance(given, Tensor):
+            given = (given.movedim(0, -1) if given.ndim == 3 else given).cpu().numpy()
+        height, width, channels = (*given.shape, 1, 1, 1)[:3]
+        if given.ndim not in (2, 3) or given.size == 0 or channels not in (1, 3, 4):
             raise UserError(
-                f"frame {number} is {frame.dtype} {frame.shape}; give uint8 RGB pictures [H, W, 3], or as one tensor "
-                "[T, 3, H, W]"
+                f"{what}; give RGB, RGBA or grey pictures: [H, W, 3], [H, W, 4] or [H, W], in PyTorch [3, H, W], "
+                "[4, H, W] or [H, W]"
             )
-        yield frame
+        if channels == 3:
+            return given
+        picture = Image.fromarray(given if channels == 4 else given.reshape(height, width))
+    from util.video import image_pixels
+
+    try:
+        return image_pixels(picture, name, first)
+    except UserError:
+        raise
+    except (*BROKEN_IMAGE, RuntimeError) as error:  # Pillow decodes a file when its pixels are first needed
+        raise UserError(f"{name} cannot be read: {error}; give a different one") from error

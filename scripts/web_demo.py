@@ -43,6 +43,8 @@ from util.files import BROKEN_IMAGE, ROOT, atomic_path, open_image
 from util.options import option
 from util.text import normalise_sentence
 from util.video import (
+    ANIMATED_FORMATS,
+    IMAGE_FORMATS,
     IMAGE_SUFFIXES,
     WHOLE,
     Excerpt,
@@ -64,7 +66,6 @@ MAX_TIME_CHARACTERS = 20  # of From and To
 MAX_STRIDE = 1000
 MAX_HOURS = 2  # of an upload of which a part is chosen: finding the part can mean to decode everything before it
 MAX_ANIMATED_PIXELS = 10**9  # of all frames of an animated picture: finding a part can mean to decode them all
-PICTURES = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # Pillow runs programs for some others
 API = "/gradio_api/"
 CHANGES = {API + name for name in ("upload", "queue/join", "cancel", "reset")}  # the only changing requests
 UPLOADS = 8  # received at once; others wait
@@ -645,9 +646,9 @@ def open_upload(path: Path, options: PageOptions, excerpt: Excerpt = WHOLE) -> M
 def check_header(path: Path, options: PageOptions) -> None:
     """Raise ``UserError`` if a file says that it is too large to be decoded, by its content and whatever its name."""
     try:
-        with open_image(path, PICTURES) as image:
+        with open_image(path, IMAGE_FORMATS) as image:
             width, height = image.size
-            animated = image.format in ("PNG", "WEBP", "AVIF")
+            animated = image.format in ANIMATED_FORMATS
             frames = getattr(image, "n_frames", 1) if animated else 1
     except Image.DecompressionBombError:
         raise UserError(f"{path} is a picture of far too many pixels; upload a smaller one") from None

@@ -981,6 +981,23 @@ def test_kinds_of_frames(pretrained: Pretrained, tmp_path: Path):
             assert np.array_equal(one.masks, two.masks)
 
 
+def test_kinds_of_pictures(pretrained: Pretrained):
+    rgb = np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)
+    opaque = np.dstack([rgb, np.full((60, 90), 255, np.uint8)])
+    turned = Image.fromarray(np.rot90(rgb))
+    turned.getexif()[0x112] = 6  # to be turned clockwise
+    tensor = torch.from_numpy(rgb).permute(2, 0, 1)
+    pictures = [rgb, opaque, Image.fromarray(rgb), Image.fromarray(opaque), turned, tensor, [tensor], rgb[None]]
+    grey = rgb[..., 0].copy()
+    sixteen = Image.fromarray(grey.astype(np.uint16) << 8)
+    greys = [np.dstack([grey] * 3), grey, grey[..., None], Image.fromarray(grey), sixteen, torch.from_numpy(grey)]
+    for kinds in (pictures, greys):
+        masks = [pretrained.segment(kind, SENTENCES)[0].masks for kind in kinds]
+        assert masks[0].shape == (1, 60, 90) and 0 < masks[0].mean() < 1
+        assert all(np.array_equal(mask, masks[0]) for mask in masks)
+    assert pretrained.segment((Image.fromarray(rgb) for _ in range(3)), SENTENCES).num_frames == 3
+
+
 def test_thresholds(pretrained: Pretrained):
     frames = np.random.default_rng(0).integers(0, 255, (2, 60, 90, 3), np.uint8)
     full = pretrained.segment(frames, "the red circle", threshold=0.0)
@@ -999,16 +1016,39 @@ def test_windows(pretrained: Pretrained):
     ("video", "sentences", "message"),
     [
         (np.zeros((0, 60, 90, 3), np.uint8), "a", "the video has no frame"),
-        (np.zeros((2, 60, 90), np.uint8), "a", "frame 0 is uint8"),
-        (np.zeros((2, 60, 90, 3), np.float32), "a", "frame 0 is float32"),
+        (np.zeros((2, 60, 90), np.uint8), "a", r"^frame 0 is uint8 \(2, 60, 90\); give RGB, RGBA or grey pictures: "),
+        (np.zeros((2, 60, 90, 3), np.float32), "a", r"^frame 0 is float32 \(60, 90, 3\); scale its values to 0…255 "),
+        (torch.zeros(2, 3, 60, 90), "a", r"^frame 0 is torch.float32 \(3, 60, 90\); scale its values to 0…255 and"),
+        (torch.zeros(2, 60, 90, 3, dtype=torch.uint8), "a", r"^frame 0 is torch.uint8 \(60, 90, 3\); give .* \[3, H"),
+        (np.zeros((60, 90), np.uint16), "a", r"^frame 0 is uint16 \(60, 90\); scale its values to 0…255 and convert"),
+        (np.zeros((0, 90, 3), np.uint8), "a", r"^frame 0 is uint8 \(0, 90, 3\); give RGB, RGBA or grey pictures"),
+        (["a.png", "b.png"], "a", "^frame 0 is the name of a file; give the folder of the files, or open"),
+        (
+            Image.new("F", (90, 60)),
+            "a",
+            "^frame 0 holds floating-point values, which are not read; convert it to 8-bit RGB",
+        ),
+        ("https://example.com/a.mp4", "a", "^https://example.com/a.mp4 is a web address; download the video first"),
         (np.zeros((2, 60, 90, 3), np.uint8), " ", "a sentence is empty"),
         (np.zeros((2, 60, 90, 3), np.uint8), [], "a sentence is empty"),
         ("nowhere.mp4", "a", "nowhere.mp4 does not exist"),
     ],
 )
-def test_bad_frames_and_sentences(pretrained: Pretrained, video: np.ndarray | str, sentences: str, message: str):
+def test_bad_frames_and_sentences(pretrained: Pretrained, video: Any, sentences: str, message: str):
     with pytest.raises(UserError, match=message):
         pretrained.segment(video, sentences)
+
+
+def test_pictures_of_pillow_that_cannot_be_read(pretrained: Pretrained, tmp_path: Path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"^frame 0 cannot be read: .*; give a different one$"):
+        pretrained.segment([Image.open(tmp_path / "a.png")], "a")
+    frames = [Image.new("RGB", (90, 60), (level, 0, 0)) for level in (0, 99)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match=r"^the picture holds several images: pages, an animation"):
+        pretrained.segment(Image.open(tmp_path / "a.gif"), "a")
 
 
 def test_a_stored_limit_of_640_is_the_former_default():

@@ -10,7 +10,6 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
 
 from tests.media_tools import COLOURS, colour_number, loudness, picture, write_film
 from util.errors import UserError
@@ -161,53 +160,6 @@ def test_a_transparent_webm_lies_on_white(tmp_path: Path):
         assert frame.image[24, 50].min() > 245
 
 
-def test_pictures(tmp_path: Path):
-    half = np.zeros((5, 7, 4), np.uint8)
-    half[..., 3] = 128
-    Image.fromarray(half).save(tmp_path / "half.png")
-    Image.fromarray(np.full((5, 7), 51200, np.uint16)).save(tmp_path / "deep.png")
-    exif = Image.Exif()
-    exif[0x112] = 6  # to be turned clockwise
-    Image.fromarray(picture(0)).save(tmp_path / "phone.jpg", exif=exif)
-    images = {path.stem: next(open_media(path).frames()).image for path in tmp_path.iterdir()}
-    assert images["half"].tolist() == np.full((5, 7, 3), 127).tolist()
-    assert images["deep"].tolist() == np.full((5, 7, 3), 200).tolist()
-    assert images["phone"].shape == (64, 48, 3) and images["phone"][3, -3].min() > 240
-    media = open_media(tmp_path / "phone.jpg")
-    assert media.still and media.count == 1 and len(list(media.frames())) == 1
-
-
-def test_an_animated_png(tmp_path: Path):
-    first, *others = [Image.fromarray(picture(i)) for i in range(3)]
-    first.save(tmp_path / "a.png", save_all=True, append_images=others, duration=[100, 300, 50])
-    media = open_media(tmp_path / "a.png")
-    assert numbers(media) == [0, 1, 2] and not media.still and media.count == 3
-    assert [float(frame.time) for frame in media.frames()] == [0, 0.1, 0.4]
-
-
-def test_an_animation_is_opened_without_decoding_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    first, *others = [Image.fromarray(picture(i)) for i in range(30)]
-    first.save(tmp_path / "a.png", save_all=True, append_images=others, duration=50)
-    decoded: list[int] = []
-    seek = PngImageFile.seek
-    monkeypatch.setattr(PngImageFile, "seek", lambda image, number: (decoded.append(number), seek(image, number)))
-    media = open_media(tmp_path / "a.png")
-    assert (media.count, media.rate) == (30, 20) and max(decoded) <= 1
-    assert len(list(media.frames())) == 30
-
-
-def test_a_folder_in_natural_order(tmp_path: Path):
-    for i in (0, 1, 2, 10, 11):
-        Image.fromarray(picture(i)).save(tmp_path / f"frame{i}.png")
-    (tmp_path / "notes.txt").write_text("no frame")
-    (tmp_path / ".hidden.png").write_text("no frame")
-    media = open_media(tmp_path, fps=Fraction(5))
-    assert [frame.name for frame in media.frames()] == ["frame0", "frame1", "frame2", "frame10", "frame11"]
-    assert [float(frame.time) for frame in media.frames()] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
-    media = open_media(tmp_path, Excerpt(Fraction(1, 5), stride=2), Fraction(5))
-    assert [frame.name for frame in media.frames()] == ["frame1", "frame10"] and media.count == 2
-
-
 def test_excerpts(tmp_path: Path):
     path = write_film(tmp_path / "a.mp4", frames=30)
     every = numbers(open_media(path))
@@ -298,13 +250,6 @@ def test_mistakes_with_good_files(tmp_path: Path):
         open_media(tmp_path / "pipe.mp4")
     with pytest.raises(UserError, match=r"--end \(1 s\) must be after --start \(2 s\)"):
         Excerpt(Fraction(2), Fraction(1))
-    for i, size in enumerate([(48, 64), (24, 32)]):
-        Image.fromarray(picture(0, *size)).save(tmp_path / f"{i}.png")
-    with pytest.raises(UserError, match=r"1\.png is 32×24 and the frames before it 64×48"):
-        list(open_media(tmp_path).frames())
-    Image.fromarray(picture(0)).save(tmp_path / "1.jpg")
-    with pytest.raises(UserError, match=r"holds both 1\.jpg and 1\.png"):
-        open_media(tmp_path)
 
 
 @pytest.mark.parametrize(

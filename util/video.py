@@ -21,18 +21,29 @@ from typing import Any, cast
 import av
 import cv2
 import numpy as np
+import pi_heif
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from util.errors import UserError
 from util.files import BROKEN_IMAGE, MAX_PIXELS, TOO_MANY_PIXELS, atomic_path, open_image, reason_of
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".jp2"}
+    | {".avif", ".heic", ".heif", ".hif"}
+)
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".qt", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv"}
+    | {".3gp", ".ogv", ".gif"}
+)
+# Pillow's names of the formats that are read; for some others it runs programs.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "TIFF", "JPEG2000")
+ANIMATED_FORMATS = ("PNG", "WEBP", "AVIF")
 DEFAULT_FPS = Fraction(24)
 SEEK_FROM = 2  # seconds; decoding up to an earlier start is as fast as seeking
 TICK = Fraction(1, 90000)  # of the MP4s that are written, in seconds
@@ -49,9 +60,15 @@ SOUND_RATE = 48000  # samples per second of encoded sound
 _UNSPECIFIED, _BT709, _LIMITED = 2, 1, 1  # FFmpeg's codes: unknown colour space, BT.709, limited range
 _HD_LINES = 720  # players assume BT.709 from this height on if the colour space is unknown
 _FRAME_DURATION = 1 << 8  # FFmpeg's AV_CODEC_FLAG_FRAME_DURATION: the durations of frames are valid
-_SHORTEST_MS, _USUAL_MS = 20, 100  # players show an animated image's frame for 100 ms if it asks for less than 20
+_INSTANT, _USUAL = Fraction(1, 100), Fraction(1, 10)  # browsers show an animated image's frames of ≤ 10 ms for 100 ms
+_PHOTO_STARTS = (b"II*\0", b"MM\0*")  # of TIFF and of most raw photos, of which FFmpeg shows a preview
+_HEIF_STARTS = (b"ftypheic", b"ftypheix", b"ftypmif1")  # at byte 4; FFmpeg shows one tile of it
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|www\.", re.IGNORECASE)
+_SUFFIX_OF_STEM = re.compile(r"(?<=[0-9])[^a-z0-9]*(?=[a-z])", re.IGNORECASE)  # where "00000_mask" divides
 _CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)")
+
+pi_heif.register_heif_opener()
 
 
 def parse_time(text: str, where: str) -> Fraction:
@@ -205,10 +222,10 @@ def open_media(path: str | Path, excerpt: Excerpt = WHOLE, fps: Fraction = DEFAU
         UserError: the path does not exist, is not a video, has no frame that can be decoded, or ends before the
             excerpt.
     """
-    if "://" in str(path):
-        raise UserError(f"{path} is a web address; download the video and give the file")
-    path = Path(path)
+    address, path = re.sub(r":/+", "://", str(path), count=1), Path(path)  # a path has one slash
     try:
+        if _ADDRESS.match(address) and not path.exists():
+            raise UserError(f"{address} is a web address; download the video first and give the file")
         if path.is_dir():
             return ImageFolder(path, excerpt, fps)
         if not path.is_file():
@@ -216,41 +233,75 @@ def open_media(path: str | Path, excerpt: Excerpt = WHOLE, fps: Fraction = DEFAU
             raise UserError(f"{path} {wrong}; give a video, a GIF, an image or a folder of images")
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes); copy or download the video again")
-        return ImageFile(path, excerpt, fps) if path.suffix.lower() in IMAGE_SUFFIXES else VideoFile(path, excerpt)
+        return ImageFile(path, excerpt, fps) if _is_picture(path) else VideoFile(path, excerpt)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def _is_picture(path: Path) -> bool:
+    """Whether Pillow reads a file, by its name or, where FFmpeg would show a part of it, by its content."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    if start.startswith(b"GIF8"):  # whatever its name, FFmpeg reads all of its frames
+        return False
+    return path.suffix.lower() in IMAGE_SUFFIXES or start[:4] in _PHOTO_STARTS or start[4:] in _HEIF_STARTS
+
+
 class ImageFolder(Media):
-    """A folder of frames, one image each, in natural order of their names; see ``open_media``."""
+    """A folder of frames, one image each, in natural order of their names; see ``open_media``.
+
+    The headers of all images of the excerpt are read at once, so that a broken or smaller one is found early.
+    """
 
     def __init__(self, path: Path, excerpt: Excerpt, fps: Fraction) -> None:
-        self.fps = fps
+        self.path, self.fps = path, fps
         content = [entry for entry in sorted(path.iterdir(), key=natural_order) if not entry.name.startswith(".")]
         self.files = [entry for entry in content if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file()]
+        video = next((entry for entry in content if entry.suffix.lower() in VIDEO_SUFFIXES and entry.is_file()), None)
+        if video is not None:
+            raise UserError(f"{path} is a folder with the video {video.name}; give that file, or a folder of images")
         if not self.files:
             inner = next((entry.name for entry in content if entry.is_dir()), None)
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             advice = f"give a folder in it, such as {inner}" if inner else f"a folder of frames holds {kinds} files"
             raise UserError(f"{path} is a folder without an image; {advice}")
-        stems: dict[str, Path] = {}
-        for file in self.files:
-            if stems.setdefault(file.stem, file) is not file:
-                raise UserError(f"{path} holds both {stems[file.stem].name} and {file.name}; keep one image per frame")
+        self._require_one_per_frame()
         super().__init__(path, excerpt, fps, len(self.files) / fps)
+        for number, file in enumerate(self.files):
+            if excerpt.start <= number / fps < (excerpt.end or len(self.files) / fps):
+                with _opened(file) as image:
+                    require_single(file, image)
+                    self._require_size(file, _upright_size(image))
 
     def all_frames(self) -> Generator[MediaFrame]:
         for number, file in enumerate(self.files):
             yield MediaFrame(number / self.fps, 1 / self.fps, file.stem, partial(self._load, file), number)
 
-    def _load(self, file: Path) -> np.ndarray:
-        with _readable(file), open_image(file) as image:
-            pixels = image_pixels(image)
-        if self.size not in ((0, 0), pixels.shape[:2]):
-            (h, w), (height, width) = pixels.shape[:2], self.size
+    def _require_one_per_frame(self) -> None:
+        """Raise ``UserError`` if two names have the same numbers, or one extends another, as ``00000_mask1`` does."""
+        stems = {file.stem: file for file in self.files}
+        numbered: dict[object, Path] = {}
+        for file in self.files:
+            other = numbered.setdefault(tuple(re.findall(r"[0-9]+", file.stem)) or file.stem, file)
+            starts = (file.stem[: match.start()] for match in _SUFFIX_OF_STEM.finditer(file.stem))
+            other = next((stems[start] for start in starts if start in stems), other)
+            if other is not file:
+                raise UserError(
+                    f"{self.path} holds both {other.name} and {file.name}; keep one image per frame, and move "
+                    "masks and other images to a folder of their own"
+                )
+
+    def _require_size(self, file: Path, size: tuple[int, ...]) -> None:
+        if self.size not in ((0, 0), size):
+            (h, w), (height, width) = size, self.size
             raise UserError(
                 f"{file} is {w}×{h} and the frames before it {width}×{height}; all frames of a video must have one size"
             )
+
+    def _load(self, file: Path) -> np.ndarray:
+        with _opened(file) as image:
+            pixels = image_pixels(image, file, first=self.size == (0, 0))
+        self._require_size(file, pixels.shape[:2])
         return pixels
 
 
@@ -263,34 +314,67 @@ class ImageFile(Media):
 
     def __init__(self, path: Path, excerpt: Excerpt, fps: Fraction) -> None:
         self.path, self._step = path, 1 / fps
-        with _readable(path), open_image(path) as image:
-            animated = image.format in ("PNG", "WEBP", "AVIF")  # phones store a preview as a second image
-            self._count = getattr(image, "n_frames", 1) if animated else 1
+        with _opened(path) as image:
+            self._numbers = range(1)  # phones store a preview as a second image
+            if image.format in ANIMATED_FORMATS:  # the default image of an APNG may not belong to its animation
+                self._numbers = range(getattr(image, "default_image", False), getattr(image, "n_frames", 1))
+            else:
+                require_single(path, image)
+        count = len(self._numbers)
         with closing(self.all_frames()) as frames:
             step = next(frames).duration
-        super().__init__(path, excerpt, 1 / step, self._count * step, self._count == 1)
+        super().__init__(path, excerpt, 1 / step, count * step, count == 1)
 
     def all_frames(self) -> Generator[MediaFrame]:
         time = Fraction(0)
-        with _readable(self.path), open_image(self.path) as image:
-            for number in range(self._count):
-                image.seek(number)
+        with _opened(self.path) as image:
+            if self._numbers.start:  # Pillow would blend the animation with the hidden default image
                 image.load()
-                shown = round(image.info.get("duration") or 0)
-                duration = Fraction(shown if shown >= _SHORTEST_MS else _USUAL_MS, 1000)
-                duration = self._step if self._count == 1 else duration
-                yield MediaFrame(time, duration, "", partial(self._load, image), number)
+                image.paste(0, (0, 0, *image.size))
+            for number in self._numbers:
+                image.seek(number)
+                duration = self._step
+                if len(self._numbers) > 1:
+                    image.load()
+                    shown = (image.info.get("duration") or 0) / 1000
+                    duration = Fraction(shown).limit_denominator(1 << 16)  # as APNG has them
+                    duration = duration if duration > _INSTANT else _USUAL
+                yield MediaFrame(time, duration, "", partial(self._load, image), number - self._numbers.start)
                 time += duration
 
     def _load(self, image: Image.Image) -> np.ndarray:
         with _readable(self.path):
-            return image_pixels(image)
+            return image_pixels(image, self.path, first=self.size == (0, 0))
 
 
 def natural_order(path: Path) -> list[tuple[int, str]]:
     """Sort key that puts frame2.png before frame10.png: numbers are compared by value, the rest as text."""
     parts = re.split(r"([0-9]+)", path.name.casefold())
     return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)] + [(-1, path.name)]
+
+
+def require_single(name: object, image: Image.Image) -> None:
+    """Raise ``UserError`` if an image has several pages or frames, or is the preview of a raw photo."""
+    pages = getattr(image, "n_frames", 1) if image.format in (*ANIMATED_FORMATS, "GIF", "TIFF") else 1
+    if pages > 1 or getattr(image, "tag_v2", {}).get(ExifTags.Base.NewSubfileType) == 1:
+        raise UserError(
+            f"{name} holds several images: pages, an animation, or a raw photo with its preview; save the one to "
+            "segment as JPEG or PNG, or all of them as images in a folder"
+        )
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(H, W) of an image after it is turned by its EXIF flag, according to its header."""
+    # Pillow turns TIFF itself, and PNG's own getexif decodes the image to look for a flag behind it.
+    flag = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    return (image.width, image.height) if flag in (5, 6, 7, 8) else (image.height, image.width)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image by its header; report as a UserError if it cannot be read in the block."""
+    with _readable(path), open_image(path, IMAGE_FORMATS) as image:
+        yield image
 
 
 @contextmanager
@@ -302,8 +386,8 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise UserError(f"cannot read the image {path}: {error}; scale it down") from error
-    except BROKEN_IMAGE as error:
-        reason = reason_of(path, "it is damaged or a different kind of file")
+    except (*BROKEN_IMAGE, RuntimeError) as error:  # the latter from libheif
+        reason = reason_of(path, "it is damaged or of a kind that is not read; copy it again or save it as JPEG or PNG")
         raise UserError(f"cannot read the image {path}; {reason}") from error
 
 
@@ -555,13 +639,39 @@ def frame_pixels(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndar
     return pixels
 
 
-def image_pixels(image: Image.Image) -> np.ndarray:
-    """Convert a Pillow image to uint8 RGB ``[H, W, 3]``, upright by its EXIF flag, on white where it is transparent."""
+def image_pixels(image: Image.Image, name: object, first: bool = True) -> np.ndarray:
+    """Convert a Pillow image to uint8 RGB ``[H, W, 3]``, upright by its EXIF flag, on white where it is transparent.
+
+    Args:
+        image: of any mode with 8 bits, 16-bit grey, or 16-bit colour as Pillow reads it.
+        name: for error messages.
+        first: whether it is the first frame of its video, which must not be nearly black if it has 16 bits.
+
+    Raises:
+        UserError: its values are floats, 32-bit, LAB or premultiplied, or appear to be fewer than 16 bits in 16.
+    """
+    unread = {"F": "floating-point", "I": "32-bit", "LAB": "LAB", "La": "premultiplied"}.get(image.mode)
+    if unread is not None:
+        raise UserError(f"{name} holds {unread} values, which are not read; convert it to 8-bit RGB")
+    deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, of which Pillow would clip all values above 255
-        grey = (np.asarray(image, np.int32) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
-    return _on_white(np.array(image.convert("RGBA" if image.has_transparency_data else "RGB")))
+    if image.mode.startswith("I;16"):  # of which Pillow would clip all values above 255
+        values = np.asarray(image)
+        if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is 0
+            values = ~values
+        dark = bits == 16 and 0 < values.max() < 1 << 12
+        pixels = np.repeat((values >> (bits - 8)).astype(np.uint8)[..., None], 3, axis=-1)
+    else:
+        pixels = np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        dark = deep and pixels[..., :3].max() < 1 << 4
+    if first and dark:
+        raise UserError(
+            f"{name} would be nearly black: its 16-bit values are all below 4096, as if they had 12 bits or fewer; "
+            "scale them to 8 bits"
+        )
+    return _on_white(pixels)
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:
