@@ -34,7 +34,17 @@ from util.files import atomic_folder, library_versions, project_version, sole_ru
 from util.options import home_expanded, option, read_flags, read_yaml, text_of
 from util.parallel import BackgroundTasks, bar_style
 from util.text import normalise_sentence
-from util.video import Excerpt, Media, MediaFrame, VideoFile, open_media, open_sound, open_video, parse_time
+from util.video import (
+    Excerpt,
+    Media,
+    MediaFrame,
+    VideoFile,
+    open_media,
+    open_sound,
+    open_video,
+    parse_time,
+    require_encodable,
+)
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; wrong options and videos are reported before that
     from models.inference import FrameResult
@@ -95,11 +105,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = parse_time(options.start, "--start") if options.start else Fraction(0)
     end = parse_time(options.end, "--end") if options.end else None
     media = open_media(path, Excerpt(start, end, options.stride), Fraction(options.fps).limit_denominator(1001))
+    if options.fps != DemoOptions.fps and not (media.still or path.is_dir()):
+        raise UserError(
+            f"--fps is for folders of images, and {path} has its own times; use --stride to take fewer frames"
+        )
+    try:
+        require_encodable(media.size)
+    except UserError as error:
+        media.note(f"the overlay cannot be written: {error}")
     from models.inference import large_video_notes
     from models.pretrained import open_pretrained
 
     pretrained = open_pretrained(given.pop("resume"), "--resume", {"device": "auto", **given})
-    for note in (*pretrained.notes, *large_video_notes({str(path): media.size}, pretrained.options)):
+    early = [*pretrained.notes, *large_video_notes({str(path): media.size}, pretrained.options), *media.notes]
+    for note in early:
         print(f"note: {printable(note)}")
     with orderly_end(), memory_advice(DEMO):
         result = segment_to_folder(
@@ -113,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             force=options.force,
         )
     for note in media.notes:
-        print(f"note: {printable(note)}")
+        if note not in early:
+            print(f"note: {printable(note)}")
     print("\n".join(map(printable, result.lines(pretrained.options.score_threshold))))
 
 
@@ -337,6 +357,7 @@ def run_demo(
             {
                 "video": str(media.path.name or media.path),
                 "frames_per_second": round(float(media.rate), 4),
+                "pixel_aspect_ratio": round(float(media.aspect), 4),
                 "threshold": threshold,
                 "score_threshold": score_threshold,
                 **(about or {}),
@@ -432,8 +453,9 @@ class _Run:
             sound = None
             if isinstance(media, VideoFile):
                 end = last - self.begin if media.excerpt.end is not None else None
-                sound = stack.enter_context(open_sound(media.path, self.begin, end, cut=bool(media.excerpt.start)))
-            movie = stack.enter_context(open_video(self.target / OVERLAY, media.rate, sound))
+                cut = bool(media.excerpt.start)
+                sound = stack.enter_context(open_sound(media.path, self.begin, end, cut, media.shifts))
+            movie = stack.enter_context(open_video(self.target / OVERLAY, media.rate, sound, media.aspect))
             for number, frame in enumerate(self._watched("draw", self._again(), len(self.frames))):
                 masks = np.stack([self._mask(sentence, number) for sentence in self.sentences])
                 picture = painter.draw(frame.image, masks)
