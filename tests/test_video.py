@@ -447,8 +447,8 @@ def test_a_clock_that_jumps_ahead_or_starts_elsewhere(tmp_path: Path):
 
 def test_an_mp4_whose_last_image_lasts_is_complete(tmp_path: Path):
     with open_video(tmp_path / "a.mp4", Fraction(10)) as video:
-        for i in range(3):
-            video.write(picture(i), Fraction(i, 10), Fraction(1, 10) if i < 2 else Fraction(60))
+        for i in range(30):
+            video.write(picture(i), Fraction(i, 10), Fraction(1, 10) if i < 29 else Fraction(60))
     media = open_media(tmp_path / "a.mp4")
     assert list(media.frames())[-1].duration == 60 and media.notes == []
 
