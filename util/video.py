@@ -55,7 +55,7 @@ BACK, LONGEST_GAP = 0.25, 10  # seconds; decoders swap a few frames of damaged f
 UNKNOWN_END = 6 * 3600  # seconds; MP4 holds no gap of more than 6.6 hours
 SCANNED_BYTES, SCANNED_PACKETS = 2**30, 10**6  # the packets of larger files are not counted beforehand
 
-ENCODER, MAX_SIDE = ("libx264", 16384) if "libx264" in av.codecs_available else ("mpeg4", 8191)  # side in pixels
+MAX_SIDES = {"libx264": 16384, "mpeg4": 8190}  # of the encoders of ``open_video``, in pixels
 
 _UNSPECIFIED, _BT709, _BT2020, _LIMITED = 2, 1, 9, 1  # FFmpeg's codes of colours and of the limited range
 _LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)  # of BT.2020
@@ -863,25 +863,31 @@ def open_sound(
 
 def require_encodable(size: tuple[int, ...]) -> None:
     """Raise ``UserError`` if ``open_video`` cannot write frames of this size (H, W)."""
-    if max(size) > MAX_SIDE:
+    limit = MAX_SIDES[_encoder()]
+    if max(size) > limit:
         raise UserError(
-            f"frames of {size[1]}×{size[0]} cannot be written as a video, whose sides have at most {MAX_SIDE} pixels; "
+            f"frames of {size[1]}×{size[0]} cannot be written as a video, whose sides have at most {limit} pixels; "
             "scale them down"
         )
+
+
+def _encoder() -> str:
+    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
 class VideoWriter:
     """Writes images with their times into an MP4; made by ``open_video``."""
 
     def __init__(self, container: OutputContainer, rate: Fraction, sound: Sound | None, aspect: Fraction) -> None:
+        codec = _encoder()
         rate = rate.limit_denominator(1000)
-        stream = container.add_stream(ENCODER, rate=rate)
+        stream = container.add_stream(codec, rate=rate)
         assert isinstance(stream, VideoStream)
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1  # several videos are written side by side
-        stream.options = {"crf": "18", "preset": "veryfast"} if ENCODER == "libx264" else {"qscale": "3"}
+        stream.options = {"crf": "18", "preset": "veryfast"} if codec == "libx264" else {"qscale": "3"}
         context = stream.codec_context
-        context.time_base = self._tick = TICK if ENCODER == "libx264" else 1 / rate  # MPEG-4's clock has 16 bits
+        context.time_base = self._tick = TICK if codec == "libx264" else 1 / rate  # MPEG-4's clock has 16 bits
         context.flags |= _FRAME_DURATION
         context.sample_aspect_ratio = aspect.limit_denominator(1000)
         context.colorspace = context.color_primaries = context.color_trc = _BT709
