@@ -79,7 +79,6 @@ MAKER = "demo.py"  # in masks.json, marks its folder as a result of this command
 WINDOW = 36
 WRITERS = 2  # threads that write masks
 SLUG_LETTERS = 40
-MAX_SIDE = 16384  # pixels, of H.264 as libx264 writes it
 
 # Config's options of training and of datasets would have no effect here, so they are unknown flags.
 WITHOUT_GROUPS = frozenset({"matching and losses", "data", "training"})
@@ -135,11 +134,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = parse_time(options.start, "--start") if options.start else Fraction(0)
     end = parse_time(options.end, "--end") if options.end else None
     media = open_media(path, Excerpt(start, end, options.stride), Fraction(options.fps).limit_denominator(1001))
+    if options.fps != DemoOptions.fps and not (media.still or path.is_dir()):
+        raise UserError(
+            f"--fps is for folders of images, and {path} has its own times; use --stride to take fewer frames"
+        )
     from models.inference import large_video_notes
     from models.pretrained import open_pretrained
 
     pretrained = open_pretrained(given.pop("resume"), "--resume", {"device": "auto", **given})
-    for note in (*pretrained.notes, *large_video_notes({str(path): media.size}, pretrained.options)):
+    early = [*pretrained.notes, *large_video_notes({str(path): media.size}, pretrained.options), *media.notes]
+    for note in early:
         print(f"note: {printable(note)}")
     with orderly_end(), memory_advice(DEMO):
         result = segment_to_folder(
@@ -155,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             colours=object_colours(len(sentences), options.colors),
         )
     for note in media.notes:
-        print(f"note: {printable(note)}")
+        if note not in early:
+            print(f"note: {printable(note)}")
     print("\n".join(map(printable, result.lines(pretrained.options.score_threshold))))
 
 
@@ -483,11 +488,8 @@ class _Run:
         except UserError as error:
             if not isinstance(error.__cause__, av.FFmpegError):
                 raise
-            height, width = self.media.size
-            advice = f"scale it down to {MAX_SIDE} per side" if max(height, width) > MAX_SIDE else "convert it first"
             raise UserError(
-                f"an overlay of {self.media.path}, {width}×{height} pixels, cannot be encoded "
-                f"({error.__cause__.strerror}); {advice}"
+                f"an overlay of {self.media.path} cannot be encoded ({error.__cause__.strerror}); convert it first"
             ) from error
         (self.target / OVERLAY).unlink()
 
@@ -539,6 +541,7 @@ class _Run:
             "maker": MAKER,
             "video": str(self.media.path.name or self.media.path),
             "frames_per_second": round(float(self.media.rate), 4),
+            "pixel_aspect_ratio": round(float(self.media.aspect), 4),
             **thresholds,
             **self.about,
             "notes": self.media.notes,
@@ -608,8 +611,8 @@ class _Run:
             sound = None
             if isinstance(self.media, VideoFile):
                 cut = bool(self.media.excerpt.start)
-                sound = stack.enter_context(open_sound(self.media.path, begin, end, cut))
-            yield stack.enter_context(open_video(self.target / OVERLAY, self.media.rate, sound))
+                sound = stack.enter_context(open_sound(self.media.path, begin, end, cut, self.media.shifts))
+            yield stack.enter_context(open_video(self.target / OVERLAY, self.media.rate, sound, self.media.aspect))
 
     def _images(self) -> Iterator[np.ndarray]:
         """Yield the frames for the segmenter, and record their names and times."""

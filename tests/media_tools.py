@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def write_film(
     sound: str = "",
     matrix: Sequence[int] | None = None,
     options: dict[str, str] | None = None,
+    aspect: Fraction | None = None,
 ) -> Path:
     """Write ``picture(0)``, ``picture(1)``, … as a video.
 
@@ -53,6 +54,7 @@ def write_film(
         sound: codec of a tone as long as the video; empty: none.
         matrix: display matrix, nine numbers (a, b, u, c, d, v, x, y, w) with the unit 1.
         options: of the container.
+        aspect: width of a pixel divided by its height; None: not written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=options or {}) as container:
@@ -63,6 +65,8 @@ def write_film(
         stream.options = {"crf": "12", "preset": "veryfast", "g": "5"} if codec == "libx264" else {}
         if codec == "libvpx-vp9":
             stream.options = {"cpu-used": "8", "deadline": "realtime"}
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 90000)
         if matrix is not None:
@@ -80,6 +84,31 @@ def write_film(
         if audio is not None:
             seconds = frames / RATE if times is None else times[-1] / 90000
             _write_tone(container, audio, round(seconds * SOUND_RATE))
+    return path
+
+
+def write_frames(
+    path: Path, frames: Iterable[av.VideoFrame], codec: str, options: dict[str, str] | None = None, flags: int = 0
+) -> Path:
+    """Write frames, 10 per second, with their own pixel format, colours and fields, losslessly if the codec can.
+
+    Args:
+        options, flags: of the encoder.
+    """
+    with av.open(str(path), "w") as container:
+        stream = None
+        for i, frame in enumerate(frames):
+            if stream is None:
+                stream = container.add_stream(codec, rate=RATE)
+                stream.height, stream.width, stream.pix_fmt = frame.height, frame.width, frame.format.name
+                stream.options = options or {}
+                context = stream.codec_context
+                context.flags |= flags
+                context.colorspace, context.color_range = frame.colorspace, frame.color_range
+                context.color_trc, context.color_primaries = frame.color_trc, frame.color_primaries
+            frame.pts, frame.time_base = i, Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
     return path
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,6 +227,29 @@ def test_portrait_odd_and_still(tmp_path: Path):
     assert open_media(tmp_path / "odd" / "overlay.mp4").size == (34, 48), "4:2:0 holds even sizes only"
     assert open_media(tmp_path / "odd" / "overlay.png").size == (33, 47)
     assert read_binary_mask(tmp_path / "odd" / "masks" / FOLDERS[0] / "00000.png").shape == (33, 47)
+
+
+def test_the_overlay_of_joined_files_with_pixels_that_are_not_square(tmp_path: Path):
+    video = write_film(tmp_path / "a.ts", frames=20, sound="aac", aspect=Fraction(4, 3))
+    video.write_bytes(2 * video.read_bytes())
+    run(video, tmp_path / "out")
+    overlay = tmp_path / "out" / "overlay.mp4"
+    assert len(loudness(overlay)[0]) in (40, 41)
+    with av.open(str(overlay)) as container:
+        (stream,) = container.streams.video
+        assert stream.sample_aspect_ratio == Fraction(4, 3) and stream.frames == 40
+        assert float(stream.duration * stream.time_base) == pytest.approx(4, abs=0.05)
+    info = json.loads((tmp_path / "out" / "masks.json").read_text(encoding="utf-8"))["info"]
+    assert info["pixel_aspect_ratio"] == 1.3333 and "jumps once" in info["notes"][0]
+
+
+def test_a_size_that_no_encoder_takes_is_noted_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Image.new("L", (17000, 8)).save(tmp_path / "wide.png")
+    monkeypatch.setattr(demo, "segment_to_folder", lambda *_, **options: pytest.fail("segments", pytrace=False))
+    with pytest.raises(pytest.fail.Exception) as ended, redirect_stdout(io.StringIO()) as printed:
+        demo.main([str(tmp_path / "wide.png"), "a dog", "--resume", WEIGHTS, "--device", "cpu"])
+    assert str(ended.value) == "segments"
+    assert "note: the overlay cannot be written: frames of 17000×8 cannot be written as a video" in printed.getvalue()
 
 
 def write_gif(path: Path, frames: int = 6) -> Path:
@@ -556,6 +581,7 @@ MISTAKES = {
     "wrong time": (["{tmp}/good.mp4", "a dog", "--start", "soon"], "--start must be a time in seconds"),
     "late start": (["{tmp}/good.mp4", "a dog", "--start", "1:00"], "no frame from 60 s on; it lasts"),
     "rate of nothing": (["{tmp}/good.mp4", "a dog", "--fps", "0.0004"], "--fps must be a number of at least 0.01"),
+    "rate of a video": (["{tmp}/good.mp4", "a dog", "--fps", "10"], "good.mp4 has its own times; use --stride"),
     "stride": (["{tmp}/good.mp4", "a dog", "--stride", "0"], "--stride must be a whole number of at least 1"),
     "overlap": (["{tmp}/good.mp4", "a dog", "--window", "4", "--overlap", "4"], "--overlap must be"),
     "taken folder": (["{tmp}/good.mp4", "a dog", "--out", "{tmp}"], "is not empty and holds no result of the demo"),

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 import pytest
+from av.filter import Graph
+from av.stream import Disposition
+from av.video.reformatter import Colorspace
 from PIL import Image
 
-from tests.media_tools import COLOURS, colour_number, loudness, picture, write_film
+from tests.media_tools import COLOURS, colour_number, loudness, picture, write_film, write_frames
 from util.errors import UserError
 from util.video import WHOLE, Excerpt, Media, open_media, open_sound, open_video, parse_time
 
@@ -181,7 +188,7 @@ def test_of_a_video_cut_in_the_middle_the_rest_is_used(tmp_path: Path, name: str
     media = open_media(path)
     read = numbers(media)
     assert 5 < len(read) < 60 and read == [i % 6 for i in range(len(read))]
-    assert len(media.notes) == 1 and f"damaged or cut off: only {len(read)}" in media.notes[0]
+    assert len(media.notes) == 1 and re.search(rf"damaged or cut off.*: only {len(read)} frames \(", media.notes[0])
 
 
 def broken(kind: str, folder: Path) -> Path:
@@ -275,8 +282,8 @@ def copy(source: Path, target: Path, excerpt: Excerpt = WHOLE) -> Path:
     begin = frames[0].time if excerpt.start else Fraction(0)
     end = frames[-1].time + frames[-1].duration - begin if excerpt.end is not None else None
     with (
-        open_sound(source, begin, end, cut=bool(excerpt.start)) as sound,
-        open_video(target, media.rate, sound) as video,
+        open_sound(source, begin, end, bool(excerpt.start), getattr(media, "shifts", ())) as sound,
+        open_video(target, media.rate, sound, media.aspect) as video,
     ):
         for frame in frames:
             video.write(frame.image, frame.time - begin, frame.duration)
@@ -359,8 +366,251 @@ def test_sizes_that_the_codec_lacks(tmp_path: Path):
         video.write(picture(0, 1, 1), Fraction(0), Fraction(1, 10))
     assert open_media(tmp_path / "tiny.mp4").size == (2, 2)
     with (
-        pytest.raises(UserError, match=r"cannot write .*long\.mp4"),
+        pytest.raises(
+            UserError, match=r"frames of 70000×2 cannot be written as a video, whose sides have at most 16384"
+        ),
         open_video(tmp_path / "long.mp4", Fraction(10)) as video,
     ):
         video.write(np.zeros((2, 70000, 3), np.uint8), Fraction(0), Fraction(1, 10))
     assert not (tmp_path / "long.mp4").exists()
+
+
+# --- clocks, headers, damage, fields and colours that players correct
+
+
+def test_the_pixel_aspect_ratio_is_carried_over(tmp_path: Path):
+    """A DVD's 720×576 is shown as 16:9, and a turned phone video has the inverse ratio."""
+    for name, codec in (("a.mp4", "libx264"), ("a.mkv", "mpeg4"), ("a.mpg", "mpeg2video")):
+        assert open_media(write_film(tmp_path / name, codec=codec, aspect=Fraction(4, 3))).aspect == Fraction(4, 3)
+    wide = Fraction(64, 45)
+    source = write_film(tmp_path / "dvd.mp4", aspect=wide)
+    assert open_media(source).aspect == wide
+    target = copy(source, tmp_path / "b.mp4")
+    turned = write_film(tmp_path / "phone.mov", aspect=wide, matrix=(0, 1, 0, -1, 0, 0, 0, 0, 1))
+    for path, aspect in ((target, wide), (copy(turned, tmp_path / "c.mp4"), 1 / wide)):
+        with av.open(str(path)) as container:
+            assert container.streams.video[0].sample_aspect_ratio == aspect
+    assert open_media(copy(write_film(tmp_path / "d.mp4"), tmp_path / "e.mp4")).aspect == 1
+
+
+JOINED = {
+    "MPEG-TS": ("a.ts", "libx264", ""),
+    "MPEG-TS, AAC": ("a.ts", "libx264", "aac"),
+    "MPEG-PS, MP2": ("a.mpg", "mpeg2video", "mp2"),
+    "Matroska, AAC that is copied": ("a.mkv", "libx264", "aac"),
+}
+
+
+@pytest.mark.parametrize("kind", JOINED)
+def test_of_joined_files_the_second_goes_on_where_the_first_ends(tmp_path: Path, kind: str):
+    name, codec, sound = JOINED[kind]
+    source = write_film(tmp_path / name, frames=20, codec=codec, sound=sound)
+    source.write_bytes(2 * source.read_bytes())
+    media = open_media(source)
+    times = [float(frame.time) for frame in media.frames()]
+    assert np.diff(times) == pytest.approx([0.1] * 39, abs=1e-3) and times[0] < 0.05
+    assert media.count == 40 and media.notes == [
+        f"the clock of {source} jumps once, as in joined files; images and sound go on without a gap"
+    ]
+    for excerpt, frames in ((WHOLE, range(40)), (Excerpt(Fraction("2.45")), range(25, 40))):
+        path = copy(source, tmp_path / "b.mp4", excerpt)
+        shown = list(open_media(path).frames())
+        assert [colour_number(frame.image) for frame in shown] == [i % 20 % 6 for i in frames]
+        assert float(shown[-1].time + shown[-1].duration) == pytest.approx(len(frames) / 10, abs=0.05)
+    if sound:
+        levels, _ = loudness(copy(source, tmp_path / "b.mp4"))
+        heard = levels > 0.1
+        assert heard[6:19].all() and not heard[21:24].any() and heard[26:39].all() and len(heard) <= 41
+
+
+def test_a_clock_that_jumps_ahead_or_starts_elsewhere(tmp_path: Path):
+    late = write_film(tmp_path / "late.ts", times=[9000 * i + 3600 * 90000 for i in range(6)]).read_bytes()
+    early = write_film(tmp_path / "early.ts").read_bytes()
+    for data in (early + late, late + early, late + early + late):
+        (tmp_path / "a.ts").write_bytes(data)
+        media = open_media(tmp_path / "a.ts")
+        frames = list(media.frames())
+        assert [float(frame.time) for frame in frames] == pytest.approx([i / 10 for i in range(len(frames))], abs=1e-3)
+        assert numbers(media) == [0, 1, 2, 3, 4, 5] * (len(frames) // 6) and media.count == len(frames) >= 12
+        assert len(media.notes) == 1 and "jumps" in media.notes[0]
+
+
+def test_an_mp4_whose_last_image_lasts_is_complete(tmp_path: Path):
+    with open_video(tmp_path / "a.mp4", Fraction(10)) as video:
+        for i in range(30):
+            video.write(picture(i), Fraction(i, 10), Fraction(1, 10) if i < 29 else Fraction(60))
+    media = open_media(tmp_path / "a.mp4")
+    assert list(media.frames())[-1].duration == 60 and media.notes == []
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_still_image_of_minutes_is_no_jump(tmp_path: Path, name: str):
+    times = [0, 9000, 600 * 90000, 600 * 90000 + 9000]
+    media = open_media(write_film(tmp_path / name, frames=4, times=times))
+    assert [round(frame.time * 90000) for frame in media.frames()] == times and media.notes == []
+
+
+def test_the_number_of_frames_is_counted_and_not_read_from_the_header(tmp_path: Path):
+    path = write_film(tmp_path / "a.avi", frames=54, codec="mpeg4")
+    number = (54).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(number, (2555).to_bytes(4, "little"), 2))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 2555
+    media = open_media(path)
+    assert media.count == 54 and open_media(path, Excerpt(Fraction(1), Fraction(3), 4)).count == 5
+    assert len(list(media.frames())) == 54
+    assert media.notes == [
+        f"{path} is damaged or cut off, or its header is wrong: only 54 frames (5.4 of 255.5 s) could be read"
+    ]
+
+
+def test_an_mp4_that_was_trimmed_without_coding_it_again(tmp_path: Path):
+    """Its table lists 60 frames, and its edit list shows the last 37."""
+    source = write_film(tmp_path / "a.mp4", frames=60)
+    with av.open(str(source)) as whole, av.open(str(tmp_path / "b.mp4"), "w") as trimmed:
+        stream = trimmed.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                packet.pts -= (cut := int(Fraction("2.3") / packet.time_base))
+                packet.dts -= cut
+                trimmed.mux(packet)
+    media = open_media(tmp_path / "b.mp4")
+    assert media.count == 37 and numbers(media) == numbers(open_media(source))[23:] and media.notes == []
+
+
+def test_flipped_bytes_are_reported(tmp_path: Path):
+    path = write_film(tmp_path / "a.mp4", frames=54, size=(240, 320))
+    data = bytearray(path.read_bytes())
+    for position in np.random.default_rng(1).integers(len(data) // 8, len(data) * 7 // 8, 40):
+        data[position] ^= 8
+    path.write_bytes(data)
+    with av.open(str(path)) as container:
+        frames = []
+        for packet in container.demux(video=0):
+            with suppress(av.FFmpegError):
+                frames += packet.decode()
+    flagged = sum(frame.is_corrupt for frame in frames)
+    media = open_media(path)
+    assert len(list(media.frames())) == len(frames) and flagged > 5
+    assert f"{path} is damaged: {flagged} of {len(frames)} frames show errors" in media.notes
+    media = open_media(path, Excerpt(Fraction(3), Fraction(5)))
+    assert sum(1 for _ in media.frames()) > 15 and "frames show errors" in media.notes[-1]
+
+
+def woven(count: int, size: tuple[int, int] = (48, 64)) -> Iterator[av.VideoFrame]:
+    """Interlaced frames: a bar moves by 8 pixels from field to field, the upper field first."""
+    graph = Graph()
+    source = graph.add_buffer(width=size[1], height=size[0], format="yuv420p", time_base=Fraction(1, 10))
+    graph.link_nodes(source, graph.add("setfield", "tff"), graph.add("buffersink")).configure()
+    for i in range(count):
+        image = np.full((*size, 3), 40, np.uint8)
+        image[::2, 4 * i : 4 * i + 8] = image[1::2, 4 * i + 2 : 4 * i + 10] = 220
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+        frame.pts, frame.time_base = i, Fraction(1, 10)
+        graph.push(frame)
+        yield cast(av.VideoFrame, graph.pull())
+
+
+INTERLACED = {"a.mp4": ("libx264", {"x264-params": "tff=1", "crf": "8"}, 0), "a.mpg": ("mpeg2video", {"qmax": "2"}, 0)}
+
+
+@pytest.mark.parametrize("name", INTERLACED)
+def test_interlaced_video_is_deinterlaced(tmp_path: Path, name: str):
+    codec, options, flags = INTERLACED[name]
+    flags |= 1 << 18 | 1 << 29 if codec == "mpeg2video" else 0  # interlaced DCT and motion estimation
+    path = write_frames(tmp_path / name, woven(10), codec, options, flags)
+    media = open_media(path)
+    frames = list(media.frames())
+    assert media.notes == [f"{path} is interlaced; its frames are deinterlaced"]
+    assert np.diff([float(frame.time) for frame in frames]) == pytest.approx([0.1] * 9, abs=1e-3)
+    with av.open(str(path)) as container:
+        stored = [frame.to_ndarray(format="gray").astype(int) for frame in container.decode(video=0)]
+    assert len(frames) == len(stored) == 10
+    for i in range(1, 9):
+        shown = frames[i].image[..., 1].astype(int)
+        combs = [np.abs(np.diff(image, axis=0)).mean() for image in (shown, stored[i])]
+        assert combs[0] < 0.3 * combs[1] and combs[1] > 5
+        assert shown[20, 4 * i + 4] > 180, "the bar is where the first field shows it"
+    assert [frame.time for frame in media.frames()] == [frame.time for frame in frames]
+
+
+def test_interlaced_frames_of_two_rows_are_left_as_they_are(tmp_path: Path):
+    path = write_frames(tmp_path / "a.mkv", woven(3, (2, 64)), "ffv1")
+    assert [frame.image.shape for frame in open_media(path).frames()] == 3 * [(2, 64, 3)]
+
+
+def test_progressive_frames_of_a_mixed_video_stay_as_they_are(tmp_path: Path):
+    still = av.VideoFrame.from_ndarray(picture(0), format="rgb24").reformat(format="yuv420p")
+    path = write_frames(tmp_path / "a.mkv", [still, *woven(3), still], "ffv1")
+    frames = list(open_media(path).frames())
+    assert len(frames) == 5 and np.array_equal(frames[0].image, frames[-1].image)
+
+
+PQ, HLG = 16, 18  # FFmpeg's codes
+
+
+def encoded(image: np.ndarray, curve: int) -> np.ndarray:
+    """An SDR image (sRGB) as HDR video shows it: BT.2020, white at 203 cd/m², as uint16."""
+    code = image / 255
+    light = np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)
+    light = 203 * light @ np.array([[0.6274, 0.0691, 0.0164], [0.3293, 0.9195, 0.0880], [0.0433, 0.0114, 0.8956]])
+    if curve == PQ:
+        power = (light / 10000) ** 0.1593017578125
+        code = ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+    else:
+        display = light / 1000
+        luma = np.maximum(display @ (0.2627, 0.6780, 0.0593), 1e-9)[..., None]
+        scene = display * luma ** (1 / 1.2 - 1)
+        logarithm = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
+        code = np.where(scene <= 1 / 12, np.sqrt(3 * scene), logarithm)
+    return np.round(code.clip(0, 1) * 65535).astype(np.uint16)
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p10le", "yuv420p", "yuva444p10le"])
+def test_hdr_is_read_as_the_sdr_it_shows(tmp_path: Path, pixels: str):
+    """The same picture in PQ and HLG; 8 bits hold PQ's curve coarsely: near white, a step is 9 grey levels."""
+    image = np.repeat(
+        np.repeat(np.array([COLOURS, [(s, s, s) for s in (0, 10, 60, 128, 200, 255)]], np.uint8), 16, 0), 16, 1
+    )
+    for curve in (PQ, HLG):
+        hdr = av.VideoFrame.from_ndarray(encoded(image, curve), format="rgb48le")
+        hdr = hdr.reformat(format=pixels, dst_colorspace=Colorspace.BT2020)
+        hdr.color_trc, hdr.color_primaries, hdr.colorspace = curve, 9, 9
+        media = open_media(write_frames(tmp_path / f"{curve}.mkv", [hdr], "ffv1"))
+        read = next(media.frames()).image
+        inside = np.s_[4::8, 4::8]  # not at an edge between colours, whose chroma is mixed
+        assert np.abs(read[inside].astype(int) - image[inside]).max() <= (12 if pixels == "yuv420p" else 3)
+        assert media.notes == [f"{media.path} has HDR or BT.2020 colours; they are converted to SDR"]
+
+
+def test_lights_above_white_and_colours_outside_of_sdr_are_clipped(tmp_path: Path):
+    bright = np.full((16, 32, 3), 65535 * 3 // 4, np.uint16)  # PQ: 983 cd/m²
+    bright[:, 16:] = (0, 65535 // 2, 0)  # pure green of BT.2020
+    frame = av.VideoFrame.from_ndarray(bright, format="rgb48le").reformat(format="gbrp10le")
+    frame.color_trc, frame.color_primaries = PQ, 9
+    image = next(open_media(write_frames(tmp_path / "a.mkv", [frame], "ffv1")).frames()).image
+    assert image[8, 8].tolist() == [255, 255, 255]
+    assert image[8, 24, 1] > 180 and image[8, 24, [0, 2]].max() == 0
+    grey = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 128, np.uint8), format="rgb24").reformat(format="yuv444p")
+    grey.color_trc, grey.color_primaries = 1, 9  # SDR with the primaries of HDR
+    image = next(open_media(write_frames(tmp_path / "b.mkv", [grey], "ffv1")).frames()).image
+    assert np.abs(image.astype(int) - 128).max() <= 1
+
+
+def test_the_default_sound_is_taken(tmp_path: Path):
+    """The first track is silent, as a commentary may be; the second one is marked as the default."""
+    source = write_film(tmp_path / "a.mkv", frames=20, sound="flac")
+    silent = write_film(tmp_path / "b.mkv", frames=4, sound="flac")  # the tone begins later
+    with av.open(str(source)) as film, av.open(str(silent)) as other, av.open(str(tmp_path / "two.mkv"), "w") as target:
+        streams = [film.streams.video[0], other.streams.audio[0], film.streams.audio[0]]
+        copies = [target.add_stream_from_template(stream) for stream in streams]
+        copies[1].disposition, copies[2].disposition = Disposition(0), Disposition.default
+        for stream, new in zip(streams, copies, strict=True):
+            for packet in stream.container.demux(stream):
+                if packet.dts is not None:
+                    packet.stream = new
+                    target.mux(packet)
+            stream.container.seek(0)
+    levels, _ = loudness(copy(tmp_path / "two.mkv", tmp_path / "c.mp4"))
+    assert len(levels) >= 20 and levels.max() > 0.1

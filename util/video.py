@@ -14,7 +14,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,9 +25,10 @@ import numpy as np
 import pi_heif
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
+from av.filter import Graph
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
-from av.video.reformatter import Colorspace, VideoReformatter
+from av.video.reformatter import Colorspace, ColorTrc, VideoReformatter
 from av.video.stream import VideoStream
 from PIL import ExifTags, Image, ImageOps
 
@@ -57,8 +59,21 @@ READ_OPTIONS = {"protocol_whitelist": "file", **DECODER_OPTIONS}  # a file canno
 COPIED_SOUND = frozenset({"aac", "mp3", "opus", "flac", "alac", "ac3", "eac3"})
 SOUND_RATE = 48000  # samples per second of encoded sound
 
-_UNSPECIFIED, _BT709, _LIMITED = 2, 1, 1  # FFmpeg's codes: unknown colour space, BT.709, limited range
+# A clock jumps where it goes back, and where it goes ahead by more than LONGEST_GAP past the end that the file
+# announces. In formats whose clock may restart (MPEG-TS, …) every such gap is a jump, as for FFmpeg's own program.
+# Elsewhere, it is a variable frame rate: recordings of a screen show one image for minutes.
+BACK, LONGEST_GAP = 0.25, 10  # seconds; decoders swap a few frames of damaged files
+UNKNOWN_END = 6 * 3600  # seconds; MP4 holds no gap of more than 6.6 hours
+SCANNED_BYTES, SCANNED_PACKETS = 2**30, 10**6  # the packets of larger files are not counted beforehand
+
+
+_UNSPECIFIED, _BT709, _BT2020, _LIMITED = 2, 1, 9, 1  # FFmpeg's codes of colours and of the limited range
+_LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)  # of BT.2020
+_BT2020_TO_BT709 = np.array(  # linear light; rows are R, G, B of BT.2020
+    [[1.6605, -0.1246, -0.0182], [-0.5876, 1.1329, -0.1006], [-0.0728, -0.0083, 1.1187]], np.float32
+)
 _HD_LINES = 720  # players assume BT.709 from this height on if the colour space is unknown
+_MAY_RESTART = 1 << 9  # FFmpeg's AVFMT_TS_DISCONT: the clock of the format may restart
 _FRAME_DURATION = 1 << 8  # FFmpeg's AV_CODEC_FLAG_FRAME_DURATION: the durations of frames are valid
 _INSTANT, _USUAL = Fraction(1, 100), Fraction(1, 10)  # browsers show an animated image's frames of ≤ 10 ms for 100 ms
 _PHOTO_STARTS = (b"II*\0", b"MM\0*")  # of TIFF and of most raw photos, of which FFmpeg shows a preview
@@ -137,11 +152,14 @@ class Media(ABC):
         path: the file or folder.
         excerpt: which frames are read.
         size: (H0, W0) of the upright frames.
+        aspect: width of a pixel divided by its height; 1 if the file does not say.
         rate: average frames per second of the excerpt.
-        count: number of frames of the excerpt according to the file's header; None if it is unknown.
+        count: number of frames of the excerpt, as far as it is known before they are decoded; None if it is unknown.
         still: whether it is a single image.
         notes: messages for the user; complete once all frames have been read.
     """
+
+    aspect = Fraction(1)
 
     def __init__(self, path: Path, excerpt: Excerpt, rate: Fraction, length: Fraction, still: bool = False) -> None:
         """Read the first frame; ``rate`` and ``length`` (seconds; 0: unknown) are those of the whole file."""
@@ -394,30 +412,39 @@ def _readable(path: Path) -> Iterator[None]:
 class VideoFile(Media):
     """A video file in any container and codec that FFmpeg knows; see ``open_media``.
 
-    Damaged parts and a missing end are skipped, and reported in ``notes``.
+    Damaged parts and a missing end are skipped, interlaced frames are deinterlaced, HDR is converted to SDR, and times
+    go on where the file's clock jumps. Each is reported in ``notes``.
+
+    Attributes:
+        shifts: what was added to the times of the file after each jump of its clock, in seconds; complete once all
+            frames have been read.
     """
 
     def __init__(self, path: Path, excerpt: Excerpt = WHOLE) -> None:
         self.path = path
+        self.shifts: list[Fraction] = []
         self._reformatter = VideoReformatter()
         self._sought: tuple[int, int] | None = None  # the first frame after a seek, and those before it
         with open_container(path) as container:
             stream = video_stream(container, path)
-            self._begin = Fraction(container.start_time or 0, av.time_base)
             self._clock = stream.time_base or TICK
             rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
             rate = next((Fraction(rate) for rate in rates if rate and 0 < rate <= 1000), Fraction(25))
             self._step = 1 / rate
-            self._expected = stream.frames  # 0 if the header does not say
+            aspect = stream.sample_aspect_ratio or Fraction(1)
+            self._stored_aspect = aspect if Fraction(1, 10) <= aspect <= 10 else Fraction(1)
             container_length = Fraction(container.duration or 0, av.time_base)
-            self._length = (stream.duration or 0) * self._clock  # of the images according to the header; 0: unknown
-            if not self._length and not container.streams.audio:
-                self._length = container_length
-        super().__init__(path, excerpt, rate, self._expected * self._step or self._length or container_length)
+            length = (stream.duration or 0) * self._clock  # of the images according to the header; 0: unknown
+            if not length and not container.streams.audio:
+                length = container_length
+            self._begin = Fraction(container.start_time or 0, av.time_base)
+            self._announced = length if _clock_end(container) else 0  # there FFmpeg derives it from the clock
+            packets, self._jumps = _scan(container, stream)
+        super().__init__(path, excerpt, rate, (packets or stream.frames) * self._step or length or container_length)
 
     def all_frames(self) -> Generator[MediaFrame]:
         start = self.excerpt.start
-        if start >= SEEK_FROM:
+        if start >= SEEK_FROM and not self._jumps:
             frames = self._decode(start)
             first = next(frames, None)
             if first is not None and first.time <= start:
@@ -428,9 +455,9 @@ class VideoFile(Media):
         yield from self._decode(Fraction(0))
 
     def _decode(self, seek: Fraction) -> Generator[MediaFrame]:
-        """Decode from the last key frame before ``seek`` (seconds; 0: from the first frame) to the end."""
-        packets = damaged = decoded = index = 0
-        time = Fraction(-1)
+        """Decode from the last key frame before ``seek`` (seconds; 0: from the first frame) to the excerpt's end."""
+        lost = read = corrupt = index = 0
+        before, duration, whole = Fraction(-1), self._step, not seek
         with open_container(self.path) as container:
             stream = video_stream(container, self.path)
             if seek:
@@ -438,23 +465,37 @@ class VideoFile(Media):
                     container.seek(int((self._begin + seek) / self._clock), stream=stream)
                 except (av.FFmpegError, OSError):
                     return
-            for frames in _decoded(_packets(container, stream), _decoder(stream)):
-                packets += 1
-                damaged += frames is None
-                for frame in frames or ():
-                    if seek and not decoded:
-                        index = self._frames_before(frame)
-                    time, duration = self._shown(frame, time)
-                    decoded += 1
-                    yield MediaFrame(time, duration, "", partial(self._load, frame), index)
-                    index += 1
-        end = time + self._step
-        missing = self._expected - (packets - 1) > 1 if self._expected else False  # the last one flushes the decoder
-        early = self._length and self._length - end > max(Fraction(1, 2), 3 * self._step)
-        if decoded and not seek and (damaged or missing or early):
-            whole = f" of {self._expected}" if self._expected else ""
+            clock = _Clock(container, sought=bool(seek))
+            batches = self._deinterlaced(_decoded(_packets(container, stream), _decoder(stream)))
+            for frame in (frame for batch in batches for frame in ((None,) if batch is None else batch)):
+                if frame is None:
+                    lost += 1
+                    continue
+                if seek and before < 0:
+                    index = self._frames_before(frame)
+                time, shown = self._shown(frame, before, clock)
+                if self.excerpt.end is not None and time >= self.excerpt.end:
+                    whole = False
+                    break
+                before, duration = time, shown
+                if time >= self.excerpt.start:
+                    read += 1
+                    corrupt += frame.is_corrupt
+                yield MediaFrame(time, duration, "", partial(self._load, frame), index)
+                index += 1
+        self.shifts = clock.shifts
+        end = before + duration
+        early = self._announced - end > max(Fraction(1, 2), 3 * self._step)
+        if whole and read and (lost or early):
+            wrong = "is damaged or cut off" + ("" if lost else ", or its header is wrong")
+            seconds = f"{float(end):.1f} of {float(self._announced):.1f} s" if early else f"{float(end):.1f} s"
+            self.note(f"{self.path} {wrong}: only {read} frames ({seconds}) could be read")
+        if corrupt:
+            self.note(f"{self.path} is damaged: {corrupt} of {read} frames show errors")
+        if self.shifts:
+            times = f"{len(self.shifts)} times" if len(self.shifts) > 1 else "once"
             self.note(
-                f"{self.path} is damaged or cut off: only {decoded}{whole} frames ({float(end):.1f} s) could be read"
+                f"the clock of {self.path} jumps {times}, as in joined files; images and sound go on without a gap"
             )
 
     def _frames_before(self, first: av.VideoFrame) -> int:
@@ -473,11 +514,23 @@ class VideoFile(Media):
             self._sought = end, count
         return self._sought[1]
 
-    def _shown(self, frame: av.VideoFrame, before: Fraction) -> tuple[Fraction, Fraction]:
+    def _deinterlaced(self, decoded: Iterable[list[Any] | None]) -> Generator[list[Any] | None]:
+        """Pass frames on; from the first interlaced one on, they are deinterlaced."""
+        deinterlacer: _Deinterlacer | None = None
+        for frames in decoded:
+            if deinterlacer is None and any(frame.interlaced_frame for frame in frames or ()):
+                self.note(f"{self.path} is interlaced; its frames are deinterlaced")
+                deinterlacer = _Deinterlacer()
+            if deinterlacer is not None and frames is not None:
+                frames = [ready for frame in frames for ready in deinterlacer(frame)]
+            yield frames
+        yield deinterlacer(None) if deinterlacer is not None else []
+
+    def _shown(self, frame: av.VideoFrame, before: Fraction, clock: _Clock) -> tuple[Fraction, Fraction]:
         """Return time and duration of a frame; missing and repeated times are replaced by plausible ones."""
         base = frame.time_base or self._clock  # frames that the decoder held back until the end have none
         stamp = frame.pts if frame.pts is not None else frame.dts
-        time = before + self._step if stamp is None else stamp * base - self._begin
+        time = before + self._step if stamp is None else clock.continued(stamp * base - self._begin, self._step)
         if before < 0:
             time = max(time, Fraction(0))
         elif time <= before:
@@ -485,7 +538,10 @@ class VideoFile(Media):
         return time, frame.duration * base if frame.duration else self._step
 
     def _load(self, frame: av.VideoFrame) -> np.ndarray:
+        if is_hdr(frame):
+            self.note(f"{self.path} has HDR or BT.2020 colours; they are converted to SDR")
         image = frame_pixels(frame, self._reformatter)
+        self.aspect = 1 / self._stored_aspect if 45 < abs(frame.rotation) < 135 else self._stored_aspect
         if self.size not in ((0, 0), image.shape[:2]):
             height, width = self.size
             self.note(f"frames of {self.path} change their size; all are scaled to the first one's, {width}×{height}")
@@ -496,6 +552,100 @@ class VideoFile(Media):
 def _stamp(piece: Any) -> int:
     """Return when a packet or a frame is shown, or else when it is decoded, in ticks; 0 if neither is known."""
     return next((stamp for stamp in (piece.pts, piece.dts) if stamp is not None), 0)
+
+
+class _Deinterlacer:
+    """FFmpeg's filter bwdif, which leaves progressive frames as they are; set up again where size or format change."""
+
+    def __init__(self) -> None:
+        self._graph: Graph | None = None
+        self._kind: tuple[str, int, int] | None = None
+
+    def __call__(self, frame: av.VideoFrame | None) -> list[av.VideoFrame]:
+        """Take a frame (None: there are no more) and return those that are ready: each becomes one."""
+        ready: list[av.VideoFrame] = []
+        kind = None if frame is None else (frame.format.name, frame.width, frame.height)
+        if kind != self._kind:
+            ready = self._pushed(None)
+            self._graph, self._kind = None, kind
+            if frame is not None:
+                graph = Graph()
+                source = graph.add_buffer(None, frame.width, frame.height, frame.format, None, frame.time_base or TICK)
+                bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+                with suppress(av.FFmpegError):  # fewer than three rows or columns; they are left as they are
+                    graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
+                    self._graph = graph
+        return ready + self._pushed(frame)
+
+    def _pushed(self, frame: av.VideoFrame | None) -> list[av.VideoFrame]:
+        if self._graph is None:
+            return [] if frame is None else [frame]
+        ready: list[av.VideoFrame] = []
+        self._graph.push(frame)
+        with suppress(BlockingIOError, EOFError):
+            while True:
+                ready.append(cast(av.VideoFrame, self._graph.pull()))
+        return ready
+
+
+class _Clock:
+    """Continues the times of a file where its clock jumps.
+
+    Args:
+        container: the file.
+        sought: whether the first time may be any.
+        known: shifts of the file's images, to which those of its sound belong.
+    """
+
+    def __init__(self, container: InputContainer, sought: bool, known: Sequence[Fraction] = ()) -> None:
+        self.shifts: list[Fraction] = []
+        self.shift = Fraction(0)
+        self._end, self._known = _clock_end(container), known
+        self._last: Fraction | None = None
+        self._sought = sought
+
+    def continued(self, time: Fraction, step: Fraction) -> Fraction:
+        """Return a time plus the shift. At a jump, the shift is chosen so that the time is ``step`` after the last."""
+        last = self._last
+        if last is None:
+            last = time if self._sought else min(time, Fraction(0))
+        if _jumps(last, time + self.shift, self._end):
+            shift = last + step - time
+            near = (known for known in self._known if abs(known - shift) < 1)
+            self.shift = min(near, key=lambda known: abs(known - shift), default=shift)
+            self.shifts.append(self.shift)
+        self._last = time + self.shift
+        return self._last
+
+
+def _clock_end(container: InputContainer) -> Fraction | int:
+    """Return the time, in seconds, from which on a gap of more than ``LONGEST_GAP`` is a jump of the clock."""
+    if container.format.flags & _MAY_RESTART:
+        return 0
+    return Fraction(container.duration, av.time_base) if container.duration else UNKNOWN_END
+
+
+def _jumps(last: float | Fraction, time: float | Fraction, end: float | Fraction) -> bool:
+    """Return whether the clock of a file jumps between two times (seconds), given its ``_clock_end``."""
+    return time - last < -BACK or (time - last > LONGEST_GAP and time > end)
+
+
+def _scan(container: InputContainer, stream: VideoStream) -> tuple[int, bool]:
+    """Return the number of images by a file's packets, 0 if there are too many, and whether its clock jumps."""
+    if container.size > SCANNED_BYTES:
+        return 0, False
+    begin, tick = (container.start_time or 0) / av.time_base, float(stream.time_base or TICK)
+    end = float(_clock_end(container))
+    count, jumps, last = 0, False, None
+    for packet in islice(_packets(container, stream), SCANNED_PACKETS):
+        if packet is None or packet.is_discard:
+            continue
+        count += 1
+        if packet.dts is not None:
+            time = packet.dts * tick - begin
+            jumps |= _jumps(min(time, 0.0) if last is None else last, time, end)
+            last = time
+    return count if count < SCANNED_PACKETS else 0, jumps
 
 
 def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, list[int]]:
@@ -619,16 +769,19 @@ def _decoder(stream: VideoStream) -> av.VideoCodecContext:
 
 
 def frame_pixels(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-    """Convert a decoded frame to uint8 RGB ``[H, W, 3]``, upright, on white where it is transparent.
+    """Convert a decoded frame to uint8 RGB ``[H, W, 3]`` in SDR, upright, on white where it is transparent.
 
     Args:
         frame: from the decoder.
         reformatter: one for all frames of a video; creating it takes time and memory.
     """
-    source = Colorspace.ITU709 if frame.colorspace == _UNSPECIFIED and frame.height >= _HD_LINES else None
+    hdr, source = is_hdr(frame), None
+    if frame.colorspace == _UNSPECIFIED:
+        source = Colorspace.BT2020 if hdr else Colorspace.ITU709 if frame.height >= _HD_LINES else None
     transparent = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
-    layout = "rgba" if transparent else "rgb24"
-    pixels = _on_white(reformatter.reformat(frame, format=layout, src_colorspace=source).to_ndarray())
+    layout = ("rgba64le" if transparent else "rgb48le") if hdr else ("rgba" if transparent else "rgb24")
+    pixels = reformatter.reformat(frame, format=layout, src_colorspace=source).to_ndarray()
+    pixels = _on_white(_in_sdr(pixels, frame) if hdr else pixels)
     # The display matrix gives x' = a·x + c·y and y' = b·x + d·y; phones store frames in the sensor's orientation.
     for item in cast(Any, frame.side_data):  # typed as a mapping of texts in PyAV
         if item.type == Type.DISPLAYMATRIX:
@@ -637,6 +790,55 @@ def frame_pixels(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndar
                 pixels, a, d = pixels.transpose(1, 0, 2), c, b
             return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
     return pixels
+
+
+def is_hdr(frame: av.VideoFrame) -> bool:
+    """Return whether a frame has the transfer curve PQ or HLG (BT.2100), or the primaries of BT.2020."""
+    return frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67) or frame.color_primaries == _BT2020
+
+
+def _in_sdr(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Convert the uint16 RGB or RGBA pixels ``[H, W, C]`` of an HDR frame to sRGB, as uint8.
+
+    Reference white, 203 cd/m² (BT.2408), becomes 255. Brighter pixels and colours outside of BT.709 are clipped.
+    """
+    light, encoded = _light(frame.color_trc), _srgb_codes()
+    wide = frame.color_primaries in (_BT2020, _UNSPECIFIED)
+    converted = np.empty(pixels.shape, np.uint8)
+    for row, source in zip(converted, pixels, strict=True):  # one by one: float32 takes four times the memory
+        rgb = light[source[:, :3]]
+        if frame.color_trc == ColorTrc.ARIB_STD_B67:  # the system gamma of a display of 1000 cd/m²
+            rgb *= (rgb @ _LUMA)[:, None] ** 0.2 * np.float32(1000 / 203)
+        rgb = rgb @ _BT2020_TO_BT709 if wide else rgb
+        row[:, :3] = encoded[(np.clip(rgb, 0, 1) * 65535 + 0.5).astype(np.uint16)]
+        row[:, 3:] = source[:, 3:] >> 8
+    return converted
+
+
+@cache
+def _light(curve: int) -> np.ndarray:
+    """Return the light of each 16-bit code, ``[65536]``: 1 is reference white, for HLG the maximum of the scene.
+
+    ``curve`` is FFmpeg's code; the constants are those of BT.2100. Other curves than PQ and HLG are taken for sRGB.
+    """
+    code = np.linspace(0, 1, 65536)
+    if curve == ColorTrc.SMPTE2084:
+        root = code ** (1 / 78.84375)
+        ratio = np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)
+        light = ratio ** (1 / 0.1593017578125) * (10000 / 203)
+    elif curve == ColorTrc.ARIB_STD_B67:
+        light = np.where(code <= 0.5, code**2 / 3, (np.exp((code - 0.55991073) / 0.17883277) + 0.28466892) / 12)
+    else:
+        light = np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)
+    return light.astype(np.float32)
+
+
+@cache
+def _srgb_codes() -> np.ndarray:
+    """Return the 8-bit sRGB codes of 65536 levels of light from 0 to 1."""
+    light = np.linspace(0, 1, 65536)
+    code = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return np.round(255 * code).astype(np.uint8)
 
 
 def image_pixels(image: Image.Image, name: object, first: bool = True) -> np.ndarray:
@@ -689,9 +891,15 @@ class Sound:
     """The sound of a video as packets for the MP4 that ``open_video`` writes; made by ``open_sound``."""
 
     def __init__(
-        self, container: InputContainer, stream: AudioStream, start: Fraction, end: Fraction | None, cut: bool
+        self,
+        container: InputContainer,
+        stream: AudioStream,
+        start: Fraction,
+        end: Fraction | None,
+        cut: bool,
+        shifts: Sequence[Fraction],
     ) -> None:
-        self._source, self._stream = container, stream
+        self._source, self._stream, self._shifts = container, stream, shifts
         self._clock = stream.time_base or Fraction(1, stream.codec_context.sample_rate)
         begin = Fraction(container.start_time or 0, av.time_base) + start
         self._shift = round(begin / self._clock)  # in ticks of the sound
@@ -732,11 +940,23 @@ class Sound:
                 yield piece
 
     def _demux(self) -> Iterator[av.Packet]:
-        if self._cut:
+        """Yield the packets in order of time; those that a jump of the clock would put before others are dropped."""
+        if seek := self._cut and not self._shifts:
             with suppress(av.FFmpegError, OSError):  # a container without an index is read from its beginning
                 self._source.seek(self._shift, stream=self._stream)
-        packets = _packets(self._source, self._stream)
-        return (packet for packet in packets if packet is not None and packet.dts is not None)
+        clock = _Clock(self._source, bool(seek), self._shifts)
+        begin = Fraction(self._source.start_time or 0, av.time_base)
+        last = None
+        for packet in _packets(self._source, self._stream):
+            if packet is None or packet.dts is None:
+                continue
+            clock.continued(packet.dts * self._clock - begin, (packet.duration or 0) * self._clock)
+            shift = round(clock.shift / self._clock)
+            packet.dts += shift
+            packet.pts = None if packet.pts is None else packet.pts + shift
+            if last is None or packet.dts > last:
+                last = packet.dts
+                yield packet
 
     def _copy(self, target: AudioStream) -> Iterator[av.Packet]:
         for packet in self._excerpt(self._demux()):
@@ -757,20 +977,24 @@ class Sound:
 
 
 @contextmanager
-def open_sound(path: Path, start: Fraction, end: Fraction | None = None, cut: bool = False) -> Iterator[Sound | None]:
-    """Open the sound of a video for the block; None if it has no sound or an unknown codec.
+def open_sound(
+    path: Path, start: Fraction, end: Fraction | None = None, cut: bool = False, shifts: Sequence[Fraction] = ()
+) -> Iterator[Sound | None]:
+    """Open the default sound of a video for the block; None if it has no sound or an unknown codec.
 
     Args:
         start: the time in this video at which the new file begins, in seconds.
         end: the length of the new file in seconds; None: it ends with this one.
         cut: leave out the sound before ``start``.
+        shifts: those of the images where the file's clock jumps, see ``VideoFile``; they keep the sound in step.
 
     Raises:
         UserError: FFmpeg cannot read the file.
     """
     with open_container(path) as container:
         streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
-        yield Sound(container, streams[0], start, end, cut) if streams else None
+        streams.sort(key=lambda stream: not stream.disposition & Disposition.default)
+        yield Sound(container, streams[0], start, end, cut, shifts) if streams else None
 
 
 @dataclass(frozen=True)
@@ -782,25 +1006,32 @@ class Encoding:
         pixels: FFmpeg's name of the pixel format.
         options: of the encoder.
         tick: unit of the times, in seconds.
+        max_side: limit of height and width in pixels.
     """
 
     codec: str
     pixels: str
     options: Mapping[str, str]
     tick: Fraction = TICK
+    max_side: int = 16384
 
 
 class VideoWriter:
     """Writes images with their times into an MP4 or MOV; made by ``open_video``."""
 
     def __init__(
-        self, container: OutputContainer, rate: Fraction, sound: Sound | None, encoding: Encoding | None
+        self,
+        container: OutputContainer,
+        rate: Fraction,
+        sound: Sound | None,
+        aspect: Fraction,
+        encoding: Encoding | None,
     ) -> None:
         rate = rate.limit_denominator(1000)
         if encoding is None and "libx264" in av.codecs_available:
             encoding = Encoding("libx264", "yuv420p", {"crf": "18", "preset": "veryfast"})
         elif encoding is None:
-            encoding = Encoding("mpeg4", "yuv420p", {"qscale": "3"}, 1 / rate)  # MPEG-4's clock has 16 bits
+            encoding = Encoding("mpeg4", "yuv420p", {"qscale": "3"}, 1 / rate, 8190)  # its clock has 16 bits
         stream = container.add_stream(encoding.codec, rate=rate)
         assert isinstance(stream, VideoStream)
         stream.pix_fmt = encoding.pixels
@@ -809,10 +1040,11 @@ class VideoWriter:
         context = stream.codec_context
         context.time_base = self._tick = encoding.tick
         context.flags |= _FRAME_DURATION
+        context.sample_aspect_ratio = aspect.limit_denominator(1000)
         if encoding.pixels.startswith("yuv"):
             context.colorspace = context.color_primaries = context.color_trc = _BT709
             context.color_range = _LIMITED
-        self._container, self._stream, self._sound = container, stream, sound
+        self._container, self._stream, self._sound, self._encoding = container, stream, sound, encoding
         self._reformatter = VideoReformatter()
         self._last = -1
         if sound is not None:
@@ -826,8 +1058,16 @@ class VideoWriter:
                 video have one size. Odd sizes grow by one repeated row or column in 4:2:0, which has only even ones.
             time: when it is shown, in seconds; later than the image before.
             duration: for how long, in seconds.
+
+        Raises:
+            UserError: the size cannot be encoded.
         """
-        pixels = str(self._stream.pix_fmt)
+        if max(image.shape[:2]) > self._encoding.max_side:
+            raise UserError(
+                f"frames of {image.shape[1]}×{image.shape[0]} cannot be written as a video, whose sides have at most "
+                f"{self._encoding.max_side} pixels; scale them down"
+            )
+        pixels = self._encoding.pixels
         if pixels == "yuv420p":
             image = np.pad(image, ((0, len(image) % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
         if self._last < 0:
@@ -852,7 +1092,11 @@ class VideoWriter:
 
 @contextmanager
 def open_video(
-    path: Path, rate: Fraction, sound: Sound | None = None, encoding: Encoding | None = None
+    path: Path,
+    rate: Fraction,
+    sound: Sound | None = None,
+    aspect: Fraction = Fraction(1),
+    encoding: Encoding | None = None,
 ) -> Iterator[VideoWriter]:
     """Write an MP4 or MOV. The file gets its name when the block succeeds.
 
@@ -860,6 +1104,7 @@ def open_video(
         path: ends in ``.mp4`` or ``.mov``.
         rate: average frames per second.
         sound: the sound to include, from ``open_sound``.
+        aspect: width of a pixel divided by its height.
         encoding: None: what browsers play, H.264, or MPEG-4 Part 2 if this FFmpeg has no libx264.
 
     Raises:
@@ -871,7 +1116,7 @@ def open_video(
             atomic_path(path) as temporary,
             av.open(str(temporary), "w", options={"movflags": "faststart"}) as container,
         ):
-            writer = VideoWriter(container, rate, sound, encoding)
+            writer = VideoWriter(container, rate, sound, aspect, encoding)
             yield writer
             writer.finish()
     except av.FFmpegError as error:  # for example a size that H.264 does not support
