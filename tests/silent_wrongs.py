@@ -61,6 +61,7 @@ def resumed_options(folder: Path) -> Iterator[Check]:
         with redirect_stdout(StringIO()):
             _build_run(cfg).keeper.save(1, must=True)
             before = _options_of(_build_run(_resumed(folder, "unchanged")))
+            assert _options_of(_build_run(_resumed(folder, "unchanged"))) == before
         losses = [field.name for field in fields(Config) if field.metadata["rule"].group == "matching and losses"]
         for name, value in {**TRAINING, **MODEL, **dict.fromkeys(losses, 0.125)}.items():
             yield f"--resume --{name} {value}", partial(_is_applied, _resumed(folder, name, **{name: value}), before)
