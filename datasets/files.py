@@ -41,7 +41,10 @@ logger = logging.getLogger(__name__)
 # Names become parts of paths, including paths that are written: one plain component that cannot leave its folder.
 _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")
 
-_DATASET_ENTRY = re.compile(r"JPEGImages|meta_expressions(_\w+\.json)?|mask_dict\.json|instances\.json")
+_DATASET_ENTRY = re.compile(
+    r"JPEGImages|meta_expressions(_\w+\.json)?|mask_dict\.json|instances\.json|Annotations_unsupervised|ImageSets"
+    r"|(davis_)?text_annotations|clips320H|Rename_Images|puppet_mask|train2014"
+)
 """Files and folders that only a dataset or a split of one has."""
 
 
@@ -63,13 +66,17 @@ def require_folder(path: Path, holds: str) -> Path:
 def require_outside_dataset(folder: Path, flag: str) -> None:
     """Raise a ``UserError`` if a folder for results is one of a dataset, whose own files they would mix with.
 
-    That is the root of a dataset, a split, or a folder in the frames or masks of a split. ``flag`` names the option.
+    That is the root of a dataset, a split, or a folder in their frames, masks or lists. ``flag`` names the option.
     """
     folder = folder.absolute()
-    inside = (place.parent for place in (folder, *folder.parents) if place.name in (IMAGES, ANNOTATIONS))
-    for place in (folder, *inside):
-        if place.is_dir() and any(_DATASET_ENTRY.fullmatch(entry.name) for entry in place.iterdir()):
+    parts = (place for place in (folder, *folder.parents) if place.name == ANNOTATIONS or _is_of_dataset(place))
+    for place in (folder, *(part.parent for part in parts)):
+        if place.is_dir() and any(map(_is_of_dataset, place.iterdir())):
             raise UserError(f"{place} holds a dataset; choose another {flag} for the masks")
+
+
+def _is_of_dataset(path: Path) -> bool:
+    return _DATASET_ENTRY.fullmatch(path.name) is not None
 
 
 def require_files(paths: Iterable[Path], lister: Path | str) -> None:

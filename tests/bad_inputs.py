@@ -1,10 +1,11 @@
-"""Gives bad files to every reader, and counts what does not end in one sentence.
+"""Attacks, bad files, bad values of options and possible silent wrongs: counts what does not end as it should.
 
     python -m tests.bad_inputs FOLDER
 
-Every reader of files that a user or a stranger can provide gets every kind of bad content, and the command line gets
-values that no option has. The exit status is 1 if any of them ends in another exception than ``UserError``, is
-accepted, writes anywhere, or if the memory grows by 2 GB.
+The web page gets the attacks of ``tests/attacks.py``, every reader of files that a user or a stranger can provide gets
+every kind of bad content, the command line gets values that no option has, and ``tests/silent_wrongs.py`` has checks
+of what could go wrong without a message. The exit status is 1 if any of them ends in another exception than
+``UserError``, is accepted, reads or writes outside of FOLDER, or if the memory grows by 2 GB.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import struct
 import sys
-import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ from datasets.registry import load_config
 from datasets.scoring import find_ground_truth
 from models.checkpoints import open_checkpoint
 from models.diffusion.stack import load_stack
+from tests.attacks import ATTACKS, HEAVY, SECRET, check, contents
+from tests.page_tools import Visitor, serve, temporary_folder
+from tests.silent_wrongs import SILENT_WRONGS
 from util.drawing import read_picture
 from util.errors import UserError
 from util.files import read_plain_pickle
@@ -47,6 +51,10 @@ from util.video import open_media, read_video_frames
 
 MEMORY = 2 << 20  # KiB
 PATIENCE = 60  # seconds for one input
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
@@ -95,8 +103,7 @@ CONTENTS: dict[str, Callable[[Path], object]] = {
     "pipe": os.mkfifo,
     "folder": Path.mkdir,
     "link to itself": lambda path: path.symlink_to(path),
-    "picture of many pixels": lambda path: path.write_bytes(_png(60_000, 60_000)),
-    "animation of many pixels": lambda path: path.write_bytes(b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0)),
+    **{name: partial(_write, content=content) for name, content in HEAVY.items()},
 }
 ACCEPTED = {
     *{("names", content) for content in ("web page", "pointer", "digits", "half a surrogate")},  # lines of any text
@@ -141,14 +148,12 @@ FLAGS = (
 """Command lines that no configuration has."""
 
 
+Input = tuple[str, Callable[[], object]]
+"""A name, and a function that ends as it should if it returns or raises ``UserError``."""
+
+
 class Late(BaseException):
     """An input that takes too long. No reader catches it."""
-
-
-def _png(width: int, height: int) -> bytes:
-    """The header of a PNG, which is all that a reader should look at."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
 
 
 def _refused(faults: list[str]) -> None:
@@ -156,8 +161,65 @@ def _refused(faults: list[str]) -> None:
         raise UserError(faults[0])
 
 
-def outcome(read: Callable[[Path], Any], path: Path) -> str:
-    """``refused``, ``accepted``, or what went wrong."""
+def attacks(folder: Path) -> Iterator[Input]:
+    """A: attacks on the web page, which a stub in place of the model makes cheap."""
+    if find_spec("gradio") is None:
+        print("no attacks on the page: it needs Gradio (bash scripts/setup.sh --web)")
+        return
+    with temporary_folder(folder / "temporary") as temporary, serve(max_sentences=3, max_megabytes=1.0) as address:
+        visitor = Visitor(address)
+        for kind, send_all in ATTACKS.items():
+            place = folder / kind
+            place.mkdir()
+            for attack in send_all(visitor, place):
+                yield f"{kind}: {attack[0]}", partial(check, visitor, folder, attack)
+        yield "files that visitors got", partial(_holds_no_secret, temporary)
+
+
+def _holds_no_secret(temporary: Path) -> None:
+    assert SECRET.encode() not in contents(temporary), "a file of the server is copied to where the page serves it"
+
+
+def bad_files(folder: Path) -> Iterator[Input]:
+    """B: every reader gets every content."""
+    for reader, (name, read) in READERS.items():
+        for content, write in CONTENTS.items():
+            path = folder / f"{reader} {content}".replace(" ", "_").replace("'", "") / "data" / name
+            path.parent.mkdir(parents=True)
+            write(path)
+            accepted = (reader, content) in ACCEPTED
+            yield f"{reader}, {content}", partial(_is_refused, partial(read, path), path.parents[1], accepted)
+
+
+def _is_refused(read: Callable[[], object], place: Path, accepted: bool) -> None:
+    listed = set(place.rglob("*"))
+    try:
+        read()
+        assert accepted, "it is accepted"
+    finally:
+        assert set(place.rglob("*")) == listed, f"it writes {set(place.rglob('*')) - listed}"
+
+
+def bad_values(folder: Path) -> Iterator[Input]:
+    """B: command lines."""
+    for line in FLAGS:
+        yield f"{line:.60}", partial(_is_refused, partial(load_config, line.split(), ""), folder, False)
+
+
+def silent_wrongs(folder: Path) -> Iterator[Input]:
+    """C: what could go wrong without a message."""
+    for kind, checks in SILENT_WRONGS.items():
+        place = folder / kind
+        place.mkdir()
+        for name, function in checks(place):
+            yield f"{kind}: {name}", function
+
+
+KINDS = {"attacks": attacks, "bad files": bad_files, "bad values": bad_values, "silent wrongs": silent_wrongs}
+
+
+def outcome(function: Callable[[], object]) -> str:
+    """What is wrong with how an input ends; empty if it is as it should be."""
 
     def late(number: int, frame: object) -> None:
         raise Late
@@ -166,46 +228,61 @@ def outcome(read: Callable[[Path], Any], path: Path) -> str:
     signal.alarm(PATIENCE)
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()), torch.no_grad():
-            read(path)
+            function()
     except UserError as error:
-        return "refused" if "\n" not in str(error) and str(error) else f"not one sentence: {error!r:.200}"
+        return "" if "\n" not in str(error) and str(error) else f"traceback: not one sentence: {error!r:.200}"
+    except AssertionError as error:
+        return f"silent wrong: {error!s:.400}"
     except BaseException as error:
-        return f"{type(error).__name__}: {error!s:.200}"
+        return f"traceback: {type(error).__name__}: {error!s:.200}"
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, earlier)
-    return "accepted"
+    return ""
+
+
+class Watch:
+    """Records files outside of a folder that Python code opens for writing, and secrets that it reads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.own = (f"{folder.resolve()}/", "/dev/", "/proc/")
+        self.found: list[str] = []
+        self.active = True
+        sys.addaudithook(self._hear)  # it cannot be removed
+
+    def _hear(self, event: str, values: tuple[Any, ...]) -> None:
+        if self.active and event == "open" and isinstance(values[0], str | bytes | os.PathLike):
+            path = str(Path(os.fsdecode(values[0])).absolute())
+            if values[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                if ".." in path or not (path.startswith(self.own) or "__pycache__" in path):
+                    self.found.append(f"{path} is written")
+            elif path.endswith(("/etc/passwd", "/secret.txt")):
+                self.found.append(f"{path} is read")
 
 
 def main(folder: Path) -> int:
     """Try all, print what is wrong and a summary, and return the exit status."""
-    counts, wrong = Counter[str](), 0
+    counts, wrongs = Counter[str](), Counter[str]()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for reader, (name, read) in READERS.items():
-        for content, write in CONTENTS.items():
-            place = folder / f"{reader} {content}".replace(" ", "_").replace("'", "")
-            path = place / "data" / name
-            path.parent.mkdir(parents=True)
-            write(path)
-            listed = sorted(place.rglob("*"))
-            found = outcome(read, path)
-            if sorted(place.rglob("*")) != listed:
-                found = f"wrote {set(place.rglob('*')) - set(listed)}"
-            if found == "accepted" and (reader, content) in ACCEPTED:
-                found = "refused"
-            counts[found if found == "refused" else "wrong"] += 1
-            if found != "refused":
-                wrong += 1
-                print(f"{reader}, {content}: {found}")
-    for line in FLAGS:
-        found = outcome(lambda _, line=line: load_config(line.split(), ""), folder)
-        counts[found if found == "refused" else "wrong"] += 1
-        if found != "refused":
-            wrong += 1
-            print(f"{line:.60}: {found}")
+    watch = Watch(folder)
+    for kind, inputs in KINDS.items():
+        place = folder / kind.replace(" ", "_")
+        place.mkdir(parents=True)
+        for name, function in inputs(place):
+            found = [outcome(function), *(f"outside: {path}" for path in watch.found)]
+            watch.found.clear()
+            counts[kind] += 1
+            for wrong in filter(None, found):
+                wrongs[wrong.partition(":")[0]] += 1
+                print(f"{name}: {wrong}")
+    watch.active = False
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(f"{counts.total()} inputs: {counts['refused']} refused, {wrong} not; memory grew by {grown / 2**20:.2f} GiB")
-    return int(wrong > 0 or grown > MEMORY)
+    print(f"{counts.total()} inputs: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    print(
+        f"{wrongs['traceback']} tracebacks, {wrongs['silent wrong']} silent wrongs, {wrongs['outside']} files outside; "
+        f"memory grew by {grown / 2**20:.2f} GiB"
+    )
+    return int(wrongs.total() > 0 or grown > MEMORY)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,15 @@ def tiny_checkpoint(tiny_config: list[str], tmp_path_factory: pytest.TempPathFac
     return path
 
 
+@pytest.fixture
+def temporary(tmp_path: Path) -> Iterator[Path]:
+    """The folder for temporary files, for tests of the web page."""
+    from tests.page_tools import temporary_folder
+
+    with temporary_folder(tmp_path / "temporary") as folder:
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def forks(tiny_config: list[str]) -> Iterator[Forks]:
     """Starts processes that a test may kill."""

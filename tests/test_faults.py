@@ -20,7 +20,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,18 +65,17 @@ from tests.conftest import ROOT
 from tests.inference_tools import StubModel, finish, run_inference, write_halves
 from tests.jf_tools import expression_scores
 from tests.kill import JOBS
+from tests.silent_wrongs import OUTPUTS, check_output, names_on_the_terminal
 from tests.tiny_models import backward, model_config
 from tests.ytvos_tools import HEIGHT, NAMES, WIDTH, config, expressions_path, train_error, write_dataset, write_mask
 from util import files as locking
 from util.checkpoint import Keeper, newest_intact, write_pickle
 from util.config import Config
 from util.device import is_out_of_memory, memory_advice
-from util.distributed import print_notes
 from util.drawing import read_picture, write_picture
 from util.errors import RunError, UserError, run_cli
 from util.files import MAX_PIXELS, TOO_MANY_PIXELS, read_json, read_plain_pickle, sole_run, write_json
 from util.hub import checkpoint_path
-from util.run_log import RunLog
 from util.video import open_media, read_video_frames
 
 LIMIT = 300  # MB of memory that reading a small file may take
@@ -780,39 +778,9 @@ def test_letters_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> Non
     assert rb"\u7ea2" in out and rb"\U0001f697" in out and rb"\udcff" in err
 
 
-LOUD = """
-import sys
-from util.errors import RunError, UserError, run_cli
-def main():
-    for _ in range(20000):
-        print("a line of the log")
-    print("all work is done", file=sys.stderr)
-    if sys.argv[1:]:
-        raise UserError("a mistake")
-run_cli(main)
-"""
-
-
-@pytest.mark.parametrize(
-    ("command", "status", "said"),
-    [
-        ('"$0" -c "$1" | head -n 1 >/dev/null', 141, "all work is done\n"),
-        ('"$0" -u -c "$1" | head -n 1 >/dev/null', 141, "all work is done\n"),
-        (
-            '"$0" -c "$1" >/dev/full',
-            1,
-            "all work is done\nerror: cannot write to the standard output: No space left on device\n",
-        ),
-        ('"$0" -c "$1" wrong >/dev/full', 2, "all work is done\nerror: a mistake\n"),
-        ('"$0" -c "$1" >/dev/null 2>/dev/full', 0, ""),
-        ('"$0" -c "$1" >&-', 0, "all work is done\n"),
-        ('"$0" -c "$1" >/dev/null 2>&-', 0, ""),
-    ],
-)
-def test_output_that_cannot_be_written_ends_no_work(root: Path, command: str, status: int, said: str) -> None:
-    words = ["bash", "-c", f"set -o pipefail; {command}", sys.executable, LOUD]
-    done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (status, said)
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_output_that_cannot_be_written_ends_no_work(command: str) -> None:
+    check_output(command)
 
 
 def test_help_that_cannot_be_written(root: Path) -> None:
@@ -822,23 +790,9 @@ def test_help_that_cannot_be_written(root: Path) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
-def test_names_that_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = "a\x1b[31m\x1b]0;title\x07\r\n\x9b2J\u202eb 世界"
-    done = run_command(demo_main, f"{name}.mp4", "a dog", "--resume", "a.pth", "--out", tmp_path / "out")
-    assert done.returncode == 2 and "世界" in done.stderr and done.stderr.count("\n") == 1
-    print_notes([name])
-    with RunLog(tmp_path, 1, 0) as log:
-        log.say(name)
-    with pytest.raises(SystemExit):
-        run_cli(partial(refuse, name))
-    told = capsys.readouterr()
-    for text in (done.stderr, told.out, told.err):
-        assert "\\x1b[31m\\x1b]0;title\\x07" in text and not set(text) & set("\x1b\x07\r\x9b\u202e")
-
-
-def refuse(name: str) -> None:
-    """Refuse a name."""
-    raise UserError(name)
+def test_names_that_command_the_terminal(tmp_path: Path) -> None:
+    for _, check in names_on_the_terminal(tmp_path):
+        check()
 
 
 # -------- Killed and repeated ---------------------------------------------------
@@ -872,9 +826,28 @@ def test_killed_and_repeated(found: dict[str, list[dict[str, Any]]], job: str) -
 ROW = re.compile(r"\| .+ \| .+ \| .+ \| (?P<tests>`.+`) \|")
 
 
-def test_every_reader_refuses_every_bad_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bad_inputs.main(tmp_path) == 0, capsys.readouterr().out
-    assert "430 inputs: 430 refused" in capsys.readouterr().out
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # as in the tests of each kind
+def test_every_bad_input_ends_as_it_should(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = bad_inputs.main(tmp_path)
+    said = capsys.readouterr()
+    assert status == 0 and "0 tracebacks, 0 silent wrongs, 0 files outside" in said.out, said.out
+    assert "Traceback" not in said.err
+
+
+def test_every_file_outside_is_seen(tmp_path: Path) -> None:
+    """By the script of bad inputs, which also tells a silent wrong from a traceback."""
+    (tmp_path / "in").mkdir()
+    watch = bad_inputs.Watch(tmp_path / "in")
+    (tmp_path / "in" / "a.txt").write_text("")
+    assert watch.found == []
+    (tmp_path / "in" / ".." / "secret.txt").write_text("")
+    (tmp_path / "secret.txt").read_text()
+    watch.active = False
+    assert [found.rpartition(" is ")[2] for found in watch.found] == ["written", "read"]
+    endings = {"": None, "silent wrong: no": AssertionError("no"), "traceback: KeyError: 'a'": KeyError("a")}
+    assert [bad_inputs.outcome(fail(error) if error else dict) for error in endings.values()] == list(endings)
+    assert bad_inputs.outcome(fail(UserError("a"))) == "" != bad_inputs.outcome(fail(UserError("a\nb")))
 
 
 def test_every_fault_has_its_test(root: Path) -> None:

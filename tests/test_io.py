@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.silent_wrongs import check_renames
 from util.errors import UserError
 from util.files import atomic_folder, atomic_path, is_unfinished, read_json, write_json
 from util.run_log import RunLog
@@ -63,30 +63,8 @@ def test_a_full_disk_leaves_the_older_folder(at: str, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("copied", [True, False])
-def test_a_rename_that_keeps_failing_hides_no_earlier_folder(
-    copied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "folder"
-    path.mkdir()
-    (path / "a.txt").write_text("old")
-    rename = os.rename
-
-    def fail(source: Path, target: Path) -> None:
-        if Path(target) == path:
-            raise OSError(errno.EIO, "Input/output error")
-        rename(source, target)
-
-    def full(*_: object, **options: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "rename", fail)
-    if not copied:
-        monkeypatch.setattr(shutil, "copytree", full)
-    said = "Input/output error; choose" if copied else r"its earlier content is in .*\.old, so give that folder"
-    with pytest.raises(UserError, match=said), atomic_folder(path) as staging:
-        (staging / "a.txt").write_text("new")
-    (found,) = tmp_path.iterdir()
-    assert (found / "a.txt").read_text() == "old" and (found == path) is copied
+def test_a_rename_that_keeps_failing_hides_no_earlier_folder(copied: bool, tmp_path: Path) -> None:
+    check_renames(tmp_path, copied)
 
 
 @pytest.mark.parametrize(

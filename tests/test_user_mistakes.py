@@ -27,6 +27,7 @@ from scripts.baselines import run_largest
 from tests.commands import run_command
 from tests.conftest import ROOT
 from tests.jf_tools import write_ytvos
+from tests.silent_wrongs import folders_of_datasets
 from tests.tiny_models import model_config
 from tests.true_formats import write_toy_davis
 from util import hub
@@ -194,6 +195,11 @@ def test_another_datasets_folder(toy_data: Path, tmp_path: Path) -> None:
         convert_davis(tmp_path / "raw", tmp_path / "davis")  # its own, again
     with pytest.raises(UserError, match="raw/DAVIS is the folder DAVIS itself; give the one that holds it"):
         convert_davis(tmp_path / "raw" / "DAVIS", tmp_path / "other")
+
+
+def test_every_folder_of_every_dataset(tmp_path: Path) -> None:
+    for _, refuses in folders_of_datasets(tmp_path):
+        refuses()
 
 
 def test_videos_that_are_none(toy_data: Path) -> None:

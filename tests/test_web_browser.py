@@ -14,6 +14,7 @@ import pytest
 
 from scripts import web_demo
 from tests.media_tools import write_film
+from tests.page_tools import WARNINGS, temporary_folder
 from util.video import open_media, open_video
 
 pytest.importorskip("gradio", reason="the page needs Gradio: bash scripts/setup.sh --web")
@@ -21,8 +22,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="the test drives th
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*future.no_silent_downcasting"),  # Gradio's use of pandas
-    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+    *WARNINGS,
     pytest.mark.skipif(not (BROWSER and DRIVER), reason="Chromium or its driver is absent (chromium, chromium-driver)"),
 ]
 FLAGS = (
@@ -38,10 +38,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from demo import segment_to_folder
     from models.pretrained import open_pretrained
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("temporary")))
-        for name in ("GRADIO_TEMP_DIR", "no_proxy"):
-            patch.setenv(name, "")
+    with temporary_folder(tmp_path_factory.mktemp("page") / "temporary"):
         port = web_demo.free_port(web_demo.LOOPBACK, 0)
         options = web_demo.PageOptions(port=port, max_megabytes=1.0, max_sentences=3)
         pretrained = open_pretrained(

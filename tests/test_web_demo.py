@@ -3,74 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
 import threading
-import time
 import urllib.request
-import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import av
 import numpy as np
 import pytest
-import torch
 
-from demo import DemoResult, run_demo
-from models.inference import InferenceOptions
-from models.pretrained import Pretrained
-from models.segmenter import Segmenter
+from demo import DemoResult
 from scripts import web_demo
 from scripts.web_demo import PageOptions, check_length, open_upload, read_sentences
 from tests.commands import run_command
 from tests.media_tools import colour_number, write_film
-from tests.test_demo import FOLDERS, SENTENCES, segment
+from tests.page_tools import WARNINGS, Visitor, find_values, serve, stub, until
+from tests.test_demo import FOLDERS, SENTENCES
 from util.errors import UserError
 from util.video import Excerpt, open_media
 
 pytest.importorskip("gradio", reason="the page needs Gradio: bash scripts/setup.sh --web")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*future.no_silent_downcasting"),  # Gradio's use of pandas
-    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
-]
-# What the page reads of the model; the stub segments.
-PRETRAINED = Pretrained(
-    model=cast(Segmenter, None),
-    name="vdit",
-    checkpoint=web_demo.TOY_CHECKPOINT,
-    options=InferenceOptions(),
-    device=torch.device("cpu"),
-)
-OUTPUTS = ("result", "status", "results", "overlay", "frame", "picture", "sheet", "scores", "plot", "downloads")
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files; environment variables that the page sets are restored."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    for name in ("GRADIO_TEMP_DIR", "no_proxy"):
-        monkeypatch.setenv(name, "")
-    return folder
-
-
-def stub(media: Any, sentences: list[str], folder: Path, **options: Any) -> DemoResult:
-    return run_demo(media, sentences, segment, folder, show=False, **options)
-
-
-@contextlib.contextmanager
-def serve(segment: Callable[..., DemoResult] = stub, **options: Any) -> Iterator[str]:
-    port = web_demo.free_port(web_demo.LOOPBACK, 0)
-    with web_demo.serve(PRETRAINED, segment, PageOptions(port=port, **options)) as address:
-        yield address
+pytestmark = WARNINGS
 
 
 @pytest.fixture
@@ -79,70 +39,6 @@ def address(temporary: Path) -> Iterator[str]:
     with serve(max_sentences=3, max_megabytes=1.0) as address:
         yield address
     assert not any(temporary.iterdir())
-
-
-class Visitor:
-    """A browser tab: uploads files, presses buttons and receives what changes."""
-
-    def __init__(self, address: str) -> None:
-        import httpx
-
-        self.session = uuid.uuid4().hex
-        self.http = httpx.Client(base_url=address, timeout=60)
-        functions = self.http.get("config").json()["dependencies"]
-        self.functions = {function["api_name"]: function["id"] for function in functions}
-
-    def upload(self, path: Path) -> dict[str, Any]:
-        answer = self.http.post("gradio_api/upload", files=[("files", (path.name, path.read_bytes()))])
-        answer.raise_for_status()
-        return {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
-
-    def press(self, name: str, *values: Any) -> str:
-        """Start a function, and return the name of this event."""
-        body = {"fn_index": self.functions[name], "data": values, "session_hash": self.session}
-        answer = self.http.post("gradio_api/queue/join", json=body)
-        answer.raise_for_status()
-        return answer.json()["event_id"]
-
-    def messages(self) -> Iterator[dict[str, Any]]:
-        """What the page says until all events have ended."""
-        with self.http.stream("GET", "gradio_api/queue/data", params={"session_hash": self.session}) as stream:
-            for line in stream.iter_lines():
-                if line.startswith("data:"):
-                    message = json.loads(line.removeprefix("data:"))
-                    if message["msg"] == "close_stream":
-                        return
-                    yield message
-
-    def result(self, name: str, *values: Any) -> dict[str, Any]:
-        """Call a function, and return the last message's output: "data" or "error"."""
-        self.press(name, *values)
-        return list(self.messages())[-1]["output"]
-
-    def find(self, file: Any, text: str = "\n".join(SENTENCES), **options: Any) -> dict[str, Any]:
-        """Press the button Find: the values of ``OUTPUTS``, or "error"."""
-        output = self.result("run", *find_values(file, text, **options))
-        return dict(zip(OUTPUTS, output["data"], strict=True)) if "data" in output else output
-
-    def get(self, file: dict[str, Any]) -> bytes:
-        answer = self.http.get(file["url"])
-        answer.raise_for_status()
-        return answer.content
-
-
-def find_values(file: Any, text: str, start="", end="", stride=1, threshold=0.5, score_threshold=0.0) -> list[Any]:
-    return [file, text, start, end, stride, threshold, score_threshold, None]
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for something that another thread does."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        with contextlib.suppress(FileNotFoundError):  # a folder that is listed is being removed
-            if true():
-                return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 def test_upload_find_look_download(address: str, tmp_path: Path):
@@ -230,24 +126,6 @@ def test_an_upload_that_is_too_large(address: str, tmp_path: Path):
     (tmp_path / "large.mp4").write_bytes(bytes(2_000_000))
     with pytest.raises(httpx.HTTPStatusError, match="413"):
         Visitor(address).upload(tmp_path / "large.mp4")
-
-
-def test_other_files_of_the_server_stay_there(address: str, tmp_path: Path):
-    (tmp_path / "secret.txt").write_text("secret")
-    visitor = Visitor(address)
-    foreign = {"path": str(tmp_path / "secret.txt"), "meta": {"_type": "gradio.FileData"}}
-    assert "there is no such file" in visitor.result("inspect", foreign)["error"]
-    assert "there is no such file" in visitor.find(foreign)["error"]
-    assert "Objects to find must be a text" in visitor.find(None, text=foreign)["error"]
-    for path in (tmp_path / "secret.txt", Path(web_demo.__file__)):
-        assert visitor.http.get(f"gradio_api/file={path}").status_code in (403, 404)
-
-
-def test_messages_are_escaped(address: str, tmp_path: Path):
-    visitor = Visitor(address)
-    (tmp_path / "<img src=x>&.mp4").write_bytes(b"no video" * 99)
-    error = visitor.find(visitor.upload(tmp_path / "<img src=x>&.mp4"))["error"]
-    assert "<" not in error and ".mp4" in error
 
 
 def test_headers_are_not_believed(temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from util.errors import UserError, first_line
+from util.errors import UserError, first_line, printable
 from util.files import atomic_path, reason_of
 
 FORMAT = "t2v-rvos-1"
@@ -394,7 +394,7 @@ class Keeper:
             if must:
                 raise
             self._next = self._after(RETRY)
-            print(f"warning: {error}; training continues and will try again", file=sys.stderr, flush=True)
+            print(f"warning: {printable(error)}; training continues and will try again", file=sys.stderr, flush=True)
             return
         self._saved = step
         self._next = self._after(self.seconds)

@@ -118,9 +118,16 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """Control characters, line separators, and marks that reverse the direction of text."""
 
 
-def printable(text: object) -> str:
-    """Return one line of text with control characters escaped: names of files may hold commands for the terminal."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+def printable(text: object, kept: str = "") -> str:
+    """Return text with control characters escaped: names of files may hold commands for the terminal.
+
+    Args:
+        text: that is printed.
+        kept: control characters that stay; without any, the result is one line.
+    """
+    return _UNPRINTABLE.sub(
+        lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(), str(text)
+    )
 
 
 def help_asked() -> bool:
@@ -132,8 +139,9 @@ def run_cli(main: Callable[[], Any]) -> NoReturn:
     """Run a script's ``main`` and exit with the status that it returns, or 0.
 
     ``UserError`` (status 2) and ``RunError`` (status 1) are printed as one line on stderr, without a traceback. Ctrl-C
-    ends with status 130. Characters that the terminal's encoding lacks are escaped. Output that cannot be written does
-    not end the work, but the status is then 141 if its reader has gone (``| head``), and 1 on a full disk.
+    ends with status 130. Characters that the terminal's encoding lacks are escaped, as are control characters on
+    stdout: names in files may hold commands for the terminal. Output that cannot be written does not end the work, but
+    the status is then 141 if its reader has gone (``| head``), and 1 on a full disk.
     """
     with _lasting_stream("stdout") as output, _lasting_stream("stderr"):
         try:
@@ -156,6 +164,15 @@ def run_cli(main: Callable[[], Any]) -> NoReturn:
             print(f"error: cannot write to the standard output: {output.lost.strerror}", file=sys.stderr)
             sys.exit(1)
         sys.exit(status)
+
+
+class _PlainText(io.TextIOWrapper):
+    """The standard output: text and line ends, and no commands for the terminal."""
+
+    def write(self, text: str) -> int:
+        """Write text with control characters escaped; return its length."""
+        super().write(printable(text, kept="\n\t"))
+        return len(text)
 
 
 class _LastingFile(io.FileIO):
@@ -190,7 +207,8 @@ def _lasting_stream(name: str) -> Iterator[_LastingFile | None]:
             with suppress(io.UnsupportedOperation):  # a stream in memory
                 file = _LastingFile(earlier.fileno(), "w", closefd=False)
                 buffer: Any = file if earlier.write_through else io.BufferedWriter(file)
-                stream = io.TextIOWrapper(
+                # Progress bars on stderr move the cursor.
+                stream = (_PlainText if name == "stdout" else io.TextIOWrapper)(
                     buffer,
                     earlier.encoding,
                     "backslashreplace",
