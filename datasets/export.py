@@ -154,8 +154,8 @@ def _write_videos(
     """
     with atomic_folder(files.folder / kind) as folder, ExitStack() as stack:
         stored = encoding(tick=files.tick())
-        rate = files.media.rate
-        movies = [stack.enter_context(open_video(folder / f"{n}.mov", rate, encoding=stored)) for n in files.sentences]
+        given = {"rate": files.media.rate, "aspect": files.media.aspect, "encoding": stored}
+        movies = [stack.enter_context(open_video(folder / f"{name}.mov", **given)) for name in files.sentences]
         while (item := (yield)) is not None:
             for movie, mask in zip(movies, item.masks, strict=True):
                 movie.write(draw(item.frame, mask), item.frame.time - files.begin, item.frame.duration)

@@ -7,7 +7,6 @@ import json
 import signal
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stdout
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -243,15 +242,6 @@ def test_the_overlay_of_joined_files_with_pixels_that_are_not_square(tmp_path: P
     assert info["pixel_aspect_ratio"] == 1.3333 and "jumps once" in info["notes"][0]
 
 
-def test_a_size_that_no_encoder_takes_is_noted_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    Image.new("L", (17000, 8)).save(tmp_path / "wide.png")
-    monkeypatch.setattr(demo, "segment_to_folder", lambda *_, **options: pytest.fail("segments", pytrace=False))
-    with pytest.raises(pytest.fail.Exception) as ended, redirect_stdout(io.StringIO()) as printed:
-        demo.main([str(tmp_path / "wide.png"), "a dog", "--resume", WEIGHTS, "--device", "cpu"])
-    assert str(ended.value) == "segments"
-    assert "note: the overlay cannot be written: frames of 17000×8 cannot be written as a video" in printed.getvalue()
-
-
 def write_gif(path: Path, frames: int = 6) -> Path:
     first, *others = [Image.fromarray(picture(i)) for i in range(frames)]
     first.save(path, save_all=True, append_images=others, duration=100)
@@ -398,7 +388,7 @@ def test_what_would_fail_at_the_end_is_found_before_the_first_frame(tmp_path: Pa
     cut = tmp_path / "cut" / "2.jpg"
     cut.write_bytes(cut.read_bytes()[:-200])
     messages = {
-        "wide.png": r"overlay of .*wide\.png, 16386×16 pixels, cannot be encoded \(.*\); scale it down to 16384",
+        "wide.png": "frames of 16386×16 cannot be written as a video, .* at most 16384 pixels; scale them down",
         "sizes": r"2\.jpg is 48×32 and the frames before it 64×48",
         "cut": r"cannot read the image .*2\.jpg",
     }
