@@ -154,8 +154,9 @@ def _write_videos(
     """
     with atomic_folder(files.folder / kind) as folder, ExitStack() as stack:
         stored = encoding(tick=files.tick())
-        given = {"rate": files.media.rate, "aspect": files.media.aspect, "encoding": stored}
-        movies = [stack.enter_context(open_video(folder / f"{name}.mov", **given)) for name in files.sentences]
+        media = files.media
+        opened = (open_video(folder / f"{n}.mov", media.rate, None, media.aspect, stored) for n in files.sentences)
+        movies = [stack.enter_context(movie) for movie in opened]
         while (item := (yield)) is not None:
             for movie, mask in zip(movies, item.masks, strict=True):
                 movie.write(draw(item.frame, mask), item.frame.time - files.begin, item.frame.duration)
