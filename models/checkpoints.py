@@ -39,7 +39,7 @@ from util.checkpoint import (
     write_pickle,
 )
 from util.config import AUTO_MAX_SIZE, Config
-from util.device import passing
+from util.device import forget_mapped_files, passing
 from util.distributed import gather_objects, is_main, print_notes
 from util.errors import UserError, nearest
 from util.hub import cached_revision, checkpoint_path
@@ -298,6 +298,7 @@ def load_weights(
     new_run: bool = False,
     keep_class_heads: bool = False,
     ignore_identity: bool = False,
+    only_verify: bool = False,
 ) -> tuple[Identity, list[str]]:
     """Put the weights of a checkpoint into a model, and verify that its frozen parts are those it was trained with.
 
@@ -308,6 +309,7 @@ def load_weights(
         new_run: the weights begin a new run: class heads are new unless ``keep_class_heads``, and adapters may be.
         keep_class_heads: take the class heads too.
         ignore_identity: accept other frozen parts, with a note.
+        only_verify: hash only the parts of which the checkpoint records a hash; the run writes no checkpoint.
 
     Returns:
         The identity of the model's frozen parts, and notes for the user.
@@ -331,7 +333,8 @@ def load_weights(
         return (dropped and name.startswith(CLASS_HEADS)) or (adapters and LORA in name)
 
     load_state(model, weights, path, optional, checkpoint.name_in_file)
-    frozen = frozen_identity(model, sources)
+    hashed = checkpoint.frozen if only_verify else PARTS
+    frozen = frozen_identity(model, sources, checkpoint.frozen, hashed)
     notes += check_identity(checkpoint.frozen, frozen, path, held, ignore_identity)
     return frozen, notes
 
@@ -445,7 +448,9 @@ def part_hash(weights: Mapping[str, Tensor]) -> str:
         return found.digest()
 
     with ThreadPoolExecutor(THREADS) as threads:  # hashing releases the interpreter lock
-        return hashlib.sha256(b"".join(threads.map(digest, sorted(weights)))).hexdigest()
+        whole = hashlib.sha256(b"".join(threads.map(digest, sorted(weights)))).hexdigest()
+    forget_mapped_files()
+    return whole
 
 
 def weights_identity(weights: Mapping[str, Tensor]) -> Identity:

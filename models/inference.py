@@ -84,7 +84,8 @@ def build_for_inference(cfg: Config, checkpoint: Checkpoint, device: torch.devic
     """
     checkpoint.require_options(config_dict(cfg))
     model = build_model(cfg)
-    _, notes = load_weights(model, checkpoint, frozen_sources(cfg), ignore_identity=cfg.ignore_frozen_identity)
+    ignore = cfg.ignore_frozen_identity
+    _, notes = load_weights(model, checkpoint, frozen_sources(cfg), ignore_identity=ignore, only_verify=True)
     merge_lora(model)  # computes the same, without the cost of adapters
     return prepare_inference(model, cfg.precision, device, cfg.compile), notes
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaModel
 
 import main
-from models import Segmenter, build_model, frozen_sources, load_pretrained
+from models import Segmenter, build_model, checkpoints, frozen_sources, load_pretrained
 from models.authors import BACKBONE, authors_model, authors_names, authors_state, convert_authors
 from models.checkpoints import (
     CLASS_HEADS,
@@ -46,6 +46,7 @@ from tests.commands import read_checkpoint, run_command
 from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_model, write_authors
 from util.checkpoint import read_content, save_weights
 from util.config import Config, config_dict
+from util.device import passing
 from util.errors import UserError, run_cli
 
 
@@ -187,6 +188,55 @@ def test_files_are_mapped_and_not_read(files: dict[str, Path]) -> None:
     text = maps.read_text()
     assert all(str(path) in text for path in files.values())
     del contents
+
+
+def test_mapped_tensors_that_were_read_take_no_memory(tmp_path: Path) -> None:
+    if not Path("/proc/self/smaps").is_file():
+        pytest.skip("this system does not list its memory maps")
+
+    def mapped() -> int:
+        return int(Path("/proc/self/status").read_text().split("RssFile:")[1].split()[0])  # kB
+
+    save_file({name: torch.full((1 << 24,), 3.0) for name in "ab"}, tmp_path / "large.safetensors")
+    weights = load_file(tmp_path / "large.safetensors")
+    weights["b"][0] = 5  # what was changed is kept
+    before = mapped()
+    assert weights["a"].sum() == 3 << 24 and mapped() > before + (60 << 10)
+    assert [float(value[-1]) for value in passing(weights[name] for name in "ab")] == [3, 3]
+    assert weights["b"][0] == 5
+    del weights
+    weights = load_file(tmp_path / "large.safetensors")
+    before = mapped()
+    assert [float(value.sum()) for value in passing(weights.values())] == [3 << 24] * 2
+    assert mapped() < before + (10 << 10)
+    assert weights["a"].sum() == 3 << 24
+
+
+def test_segmenting_hashes_only_what_the_checkpoint_names(
+    original: Segmenter, cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = frozen_identity(original, frozen_sources(cfg))
+    save_checkpoint(tmp_path / "all.pth", original, cfg.model, config_dict(cfg), frozen)
+    save_checkpoint(tmp_path / "none.pth", original, cfg.model, config_dict(cfg))
+    hashed: list[int] = []
+    monkeypatch.setattr(checkpoints, "part_hash", lambda weights: hashed.append(len(weights)) or part_hash(weights))
+    load_pretrained(tmp_path / "none.pth", device="cpu")
+    assert not hashed
+    load_pretrained(tmp_path / "all.pth", device="cpu")
+    assert len(hashed) == len(frozen) == 5
+
+
+def test_a_part_of_a_known_revision_is_not_hashed_again(
+    original: Segmenter, cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = dict.fromkeys(frozen_sources(cfg), "org/stack")
+    monkeypatch.setattr(checkpoints, "cached_revision", lambda repo, file: "abc")
+    recorded = frozen_identity(original, sources)
+    monkeypatch.setattr(checkpoints, "part_hash", lambda weights: "new")
+    assert frozen_identity(original, sources, recorded) == recorded
+    recorded["vae"]["revision"] = "other"
+    again = frozen_identity(original, sources, recorded)
+    assert {part for part, entry in again.items() if entry["sha256"] == "new"} == {"vae"}
 
 
 def test_the_hash_depends_on_values_only(cfg: Config) -> None:

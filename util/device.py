@@ -105,12 +105,12 @@ def passing(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         yield tensor
         read += tensor.nbytes
         if read > _READ_AT_ONCE:
-            _forget_mapped_files()
+            forget_mapped_files()
             read = 0
-    _forget_mapped_files()
+    forget_mapped_files()
 
 
-def _forget_mapped_files() -> None:
+def forget_mapped_files() -> None:
     """Let go of the pages of large files that are mapped and were not changed; they are read again when needed."""
     if sys.platform != "linux":
         return

@@ -1,8 +1,8 @@
 """Draws text of any script on images.
 
-DejaVu Sans, from matplotlib's files, draws most alphabets, Noto (the package ``manimgx-fonts``) other scripts and
-emoji, and OpenCV's built-in font Chinese, Japanese and Korean. The system's fonts are not used, so images are the same
-on every machine. matplotlib joins letters and orders right-to-left text, whatever libraries the system has.
+DejaVu Sans, from matplotlib's files, draws most alphabets, OpenCV's built-in font Chinese, Japanese and Korean, and
+Noto (the optional package ``manimgx-fonts``) other scripts and emoji. The system's fonts are not used, so images are
+the same on every machine. matplotlib joins letters and orders right-to-left text, whatever libraries the system has.
 """
 
 from __future__ import annotations
