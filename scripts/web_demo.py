@@ -36,8 +36,8 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, WINDOW, DemoResult, Progress, read_options
-from util.drawing import colour_of
+from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, STILL, WINDOW, DemoResult, Progress, read_options
+from util.drawing import colour_of, write_picture
 from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import BROKEN_IMAGE, ROOT, atomic_path, open_image
 from util.options import option
@@ -47,6 +47,7 @@ from util.video import (
     WHOLE,
     Excerpt,
     Media,
+    MediaFrame,
     open_container,
     open_media,
     parse_time,
@@ -71,6 +72,7 @@ UPLOADS = 8  # received at once; others wait
 MAX_MESSAGE = 2**20  # bytes of a request that is not an upload
 PATIENCE = 30.0  # seconds that a request may take, and that a connection may be idle
 SLOWEST = 100_000  # bytes per second of an upload that takes longer
+FIRST_FRAME = "First frame"
 STAGES = {"segment": "Segmenting", "draw": "Drawing the overlay"}
 STOPPED = "Stopped. Nothing of this run is kept."
 UNKNOWN = "something went wrong on the server; the terminal where the page was started shows what"
@@ -328,6 +330,10 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
         # At its start, Gradio sends requests to its own server, which must not go through a proxy.
         unproxied = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
         os.environ["no_proxy"] = ",".join(filter(None, (unproxied, options.host, "localhost")))
+        failed = (
+            f": the file was not uploaded. Files may have {options.max_megabytes:g} MB; if yours has less, try again "
+            "in a few minutes."
+        )
         page = build_page(pretrained, segment, options, Path(folder), running)
         cache = Path(folder) / "cache"
         try:
@@ -344,6 +350,8 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
                 enable_monitoring=False,
                 run_history=False,
                 footer_links=[],
+                # Gradio's own message about a failed upload vanishes after ten seconds; this mark stays.
+                css=f"#upload .error {{font-weight: normal}} #upload .error::after {{content: '{failed}'}}",
             )
         except OSError as error:  # taken since it was checked
             raise UserError(f"port {options.port} is in use; choose another --port") from error
@@ -380,16 +388,70 @@ def build_page(
     import gradio as gr
     import pandas as pd
 
+    @contextmanager
+    def new_run(
+        path: str | None, request: gr.Request, progress: Any
+    ) -> Iterator[tuple[Path, Path, Callable[[Progress], None]]]:
+        """Yield a new folder, a visitor's upload in it, and what reports the progress, and stops if the visitor leaves.
+
+        The folder is removed if the block fails. A failure is shown to the visitor in one sentence.
+        """
+        stop = running[str(request.session_hash)] = threading.Event()
+
+        def report(now: Progress) -> None:
+            if stop.is_set():
+                raise StopRun(STOPPED)
+            total = max(now.done, now.total or 0)
+            progress((now.done, total), f"{STAGES[now.stage]}, {now.rate:.1f} frames/s", unit="frames")
+
+        own = cache / uuid.uuid4().hex
+        with _one_sentence():
+            try:
+                if path is None or not Path(path).exists():
+                    raise UserError("there is no video, or it was removed because it was not used; upload one first")
+                own.mkdir(parents=True)
+                video = own / Path(path).name
+                os.link(path, video)  # Gradio may remove its own copy before the run ends
+                yield own, video, report
+            except BaseException:
+                shutil.rmtree(own, ignore_errors=True)
+                raise
+            finally:
+                running.pop(str(request.session_hash), None)
+
     def inspect(path: str | None) -> Any:
         """Show the first frame of an upload."""
         if path is None:
-            return gr.Image(None, visible=False)
+            return {preview: gr.Image(None, label=FIRST_FRAME)}
         with _one_sentence():
             media = open_upload(Path(path), options)
-            with closing(media.frames()) as frames:
-                length = "picture" if media.still else f"{float((media.count or 0) / media.rate):.1f} s"
-                label = f"{media.size[1]} × {media.size[0]} · {length}"
-                return gr.Image(next(frames).image, label=label, visible=True)
+            length = "picture" if media.still else f"{float((media.count or 0) / media.rate):.1f} s"
+            label = f"{media.size[1]} × {media.size[0]} · {length}"
+            return {preview: gr.Image(first_frame(media).image, label=label), tabs: gr.Tabs(selected="preview")}
+
+    def run_preview(
+        path: str | None,
+        text: str,
+        at: str,
+        threshold: float,
+        score_threshold: float,
+        request: gr.Request,
+        progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
+    ) -> dict[Any, Any]:
+        """Segment a single frame of the visitor's video and show it."""
+        with new_run(path, request, progress) as (own, video, report):
+            sentences, time = read_sentences(text, options), read_time(at, "Time of the frame") or Fraction(0)
+            chosen = first_frame(open_upload(video, options, Excerpt(time)))
+            write_picture(own / "frame.png", chosen.image)
+            limits = {"threshold": threshold, "score_threshold": score_threshold}
+            result = segment(open_media(own / "frame.png"), sentences, own / "result", report=report, **limits)
+            overlaid = first_frame(open_media(result.folder / STILL)).image
+            shutil.rmtree(own)
+        return {
+            preview: gr.Image(overlaid, label=frame_label(f"Frame at {float(chosen.time):.2f} s", result.scores[0])),
+            tabs: gr.Tabs(selected="preview"),
+            status: "\n".join(result.lines(score_threshold)[:-1]),
+        }
 
     def run(
         path: str | None,
@@ -404,34 +466,18 @@ def build_page(
         progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
     ) -> dict[Any, Any]:
         """Segment the visitor's video and show the result."""
-        stop = running[str(request.session_hash)] = threading.Event()
+        with new_run(path, request, progress) as (own, video, report):
 
-        def report(now: Progress) -> None:
-            if stop.is_set():
-                raise StopRun(STOPPED)
-            check_length(now.done, media.rate, options)
-            total = max(now.done, now.total or 0)
-            progress((now.done, total), f"{STAGES[now.stage]}, {now.rate:.1f} frames/s", unit="frames")
+            def check(now: Progress) -> None:
+                check_length(now.done, media.rate, options)
+                report(now)
 
-        own = cache / uuid.uuid4().hex
-        with _one_sentence():
-            try:
-                if path is None or not Path(path).exists():
-                    raise UserError("there is no video, or it was removed because it was not used; upload one first")
-                sentences, excerpt = read_sentences(text, options), read_excerpt(start, end, stride)
-                own.mkdir(parents=True)
-                video = own / Path(path).name
-                os.link(path, video)  # Gradio may remove its own copy before the run ends
-                media = open_upload(video, options, excerpt)
-                check_length(media.count or 0, media.rate, options)
-                limits = {"threshold": threshold, "score_threshold": score_threshold}
-                result = segment(media, sentences, own / "result", report=report, **limits)
-                masks = zip_masks(result)
-            except BaseException:
-                shutil.rmtree(own, ignore_errors=True)
-                raise
-            finally:
-                running.pop(str(request.session_hash), None)
+            sentences, excerpt = read_sentences(text, options), read_excerpt(start, end, stride)
+            media = open_upload(video, options, excerpt)
+            check_length(media.count or 0, media.rate, options)
+            limits = {"threshold": threshold, "score_threshold": score_threshold}
+            result = segment(media, sentences, own / "result", report=check, **limits)
+            masks = zip_masks(result)
         video.unlink()
         (result.folder / MASKS_FILE).unlink()
         for old in (result.folder / MASKS, *([earlier.folder.parent] if earlier else [])):
@@ -445,6 +491,7 @@ def build_page(
         return {
             shown: result,
             status: without_folders(". ".join(notes)) + ".",
+            tabs: gr.Tabs(selected="video"),
             results: gr.Column(visible=True),
             overlay: str(result.folder / OVERLAY),
             frame: gr.Slider(value=1, maximum=max(2, count), visible=count > 1),
@@ -465,8 +512,8 @@ def build_page(
             i = min(max(1, int(number)), len(result.times)) - 1
             # Start halfway after the previous frame, so that rounding of times does not matter.
             begin = (result.times[i] + result.times[i - 1]) / 2 if i else Fraction(0)
-            image = next(open_media(result.folder / OVERLAY, Excerpt(begin)).frames()).image
-            return gr.Image(image, label=f"Frame {i + 1} · score " + ", ".join(f"{s:.2f}" for s in result.scores[i]))
+            image = first_frame(open_media(result.folder / OVERLAY, Excerpt(begin))).image
+            return gr.Image(image, label=frame_label(f"Frame {i + 1}", result.scores[i]))
 
     def leave(request: gr.Request) -> None:
         """Stop the run of a visitor who closes the page."""
@@ -495,6 +542,7 @@ def build_page(
                     raise UserError("there is no such file, or it was removed because it was not used; upload it again")
 
     age = max(1, round(60 * options.keep_minutes))  # seconds
+    image: dict[str, Any] = {"interactive": False, "buttons": ["download", "fullscreen"]}  # not Gradio's "share"
     beside: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     with gr.Blocks(title="Objects by sentences", analytics_enabled=False, delete_cache=(min(60, age), age)) as page:
         gr.Markdown(
@@ -506,7 +554,6 @@ def build_page(
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
                 upload = gr.File(label="Video, GIF or picture", height=160, elem_id="upload")
-                video = gr.Image(visible=False, interactive=False, height=160, buttons=[], elem_id="video")
                 text = gr.Textbox(
                     "",
                     label="Objects to find: one sentence per line",
@@ -534,22 +581,42 @@ def build_page(
                     find = gr.Button("Find", variant="primary", elem_id="find")
                     stop = gr.Button("Stop", variant="stop", elem_id="stop")
                 status = gr.Textbox(label="Progress", lines=3, interactive=False, elem_id="status")
-            with gr.Column(scale=7, min_width=420, visible=False, elem_id="results") as results:
-                with gr.Tab("Video"):
-                    overlay = gr.Video(show_label=False, buttons=[], elem_id="overlay")
-                with gr.Tab("Frame by frame"):
-                    frame = gr.Slider(1, options.max_frames, 1, step=1, label="Frame", elem_id="frame")
-                    picture = gr.Image(interactive=False, format="jpeg", elem_id="picture")
-                with gr.Tab("Contact sheet"):
-                    sheet = gr.Image(show_label=False, interactive=False, elem_id="sheet")
-                scores = gr.Dataframe(headers=["", "Sentence", "Score", "Result"], wrap=True, elem_id="scores")
-                plot = gr.LinePlot(x="frame", y="score", color="sentence", y_lim=[0, 1], height=200)
-                downloads = gr.File(label="Downloads", interactive=False, elem_id="downloads")
-        upload.change(inspect, upload, video, concurrency_limit=2, **beside)
+            with gr.Column(scale=7, min_width=420):
+                with gr.Tabs(elem_id="tabs") as tabs:
+                    with gr.Tab("Preview", id="preview"):
+                        preview = gr.Image(label=FIRST_FRAME, format="jpeg", elem_id="preview", **image)
+                        with gr.Row(equal_height=True):
+                            at = gr.Textbox(
+                                "",
+                                label="Time of the frame",
+                                placeholder="Time of the frame: 0 or 1:02",
+                                container=False,
+                                scale=3,
+                                elem_id="at",
+                            )
+                            try_out = gr.Button("Preview this frame", elem_id="try")
+                    with gr.Tab("Video", id="video"):
+                        overlay = gr.Video(show_label=False, buttons=[], elem_id="overlay")
+                    with gr.Tab("Frame by frame"):
+                        frame = gr.Slider(1, options.max_frames, 1, step=1, label="Frame", elem_id="frame")
+                        picture = gr.Image(format="jpeg", elem_id="picture", **image)
+                    with gr.Tab("Contact sheet"):
+                        sheet = gr.Image(show_label=False, elem_id="sheet", **image)
+                with gr.Column(visible=False, elem_id="results") as results:
+                    scores = gr.Dataframe(headers=["", "Sentence", "Score", "Result"], wrap=True, elem_id="scores")
+                    plot = gr.LinePlot(x="frame", y="score", color="sentence", y_lim=[0, 1], height=200)
+                    downloads = gr.File(label="Downloads", interactive=False, elem_id="downloads")
+        upload.change(inspect, upload, [preview, tabs], concurrency_limit=2, **beside)
         asked = [upload, text, start, end, stride, level, least, shown]
-        found = [shown, status, results, overlay, frame, picture, sheet, scores, plot, downloads]
-        event = find.click(run, asked, found, show_progress_on=status, api_visibility="private")
-        stop.click(stop_run, None, status, cancels=event, queue=False, **beside)
+        found = [shown, status, tabs, results, overlay, frame, picture, sheet, scores, plot, downloads]
+        # One thing is segmented at a time, so a visitor has one run.
+        work: dict[str, Any] = {"show_progress_on": status, "concurrency_id": "work", "api_visibility": "private"}
+        seen = [preview, tabs, status]
+        events = [
+            try_out.click(run_preview, [upload, text, at, level, least], seen, **work),
+            find.click(run, asked, found, **work),
+        ]
+        stop.click(stop_run, None, status, cancels=events, queue=False, **beside)
         frame.input(
             look, [frame, shown], picture, preprocess=False, trigger_mode="always_last", concurrency_limit=2, **beside
         )
@@ -619,16 +686,24 @@ def read_sentences(text: str, options: PageOptions) -> list[str]:
     return sentences
 
 
+def read_time(text: str, name: str) -> Fraction | None:
+    """Return a time that a visitor typed, or None for an empty text; raise ``UserError`` if it cannot be read."""
+    if len(text) > MAX_TIME_CHARACTERS:
+        raise UserError(f"{name} has {len(text)} characters; it must be a time such as 12.5 or 1:02")
+    return parse_time(text, name) if text.strip() else None
+
+
 def read_excerpt(start: str, end: str, stride: float) -> Excerpt:
     """Return the part of a video that a visitor chose; raise ``UserError`` if a time cannot be read."""
-    for name, text in (("From", start), ("To", end)):
-        if len(text) > MAX_TIME_CHARACTERS:
-            raise UserError(f"{name} has {len(text)} characters; it must be a time such as 12.5 or 1:02")
-    first = parse_time(start, "From") if start.strip() else Fraction(0)
-    last = parse_time(end, "To") if end.strip() else None
+    first, last = read_time(start, "From") or Fraction(0), read_time(end, "To")
     if last is not None and last <= first:
         raise UserError("To must be later than From")
     return Excerpt(first, last, max(1, int(stride or 1)))
+
+
+def frame_label(name: str, scores: Sequence[float]) -> str:
+    """Return the label of a frame's picture, with the score of each sentence."""
+    return f"{name} · score " + ", ".join(f"{score:.2f}" for score in scores)
 
 
 def open_upload(path: Path, options: PageOptions, excerpt: Excerpt = WHOLE) -> Media:
@@ -640,6 +715,12 @@ def open_upload(path: Path, options: PageOptions, excerpt: Excerpt = WHOLE) -> M
     media = open_media(path, excerpt)
     check_side(path, media.size, options)
     return media
+
+
+def first_frame(media: Media) -> MediaFrame:
+    """Return the first frame of a video's excerpt, with its image."""
+    with closing(media.frames()) as frames:
+        return next(frames)
 
 
 def check_header(path: Path, options: PageOptions) -> None:

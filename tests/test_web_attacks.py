@@ -75,6 +75,12 @@ def test_no_field_reads_a_file(visitor: Visitor, temporary: Path, tmp_path: Path
             values[i] = bad
             error = visitor.result("run", *values)["error"]
             assert error and "\n" not in error and str(tmp_path) not in error, (name, bad)
+    for i in range(5):
+        for bad in (forged(secret), [forged(secret)], {"a": forged(secret)}, True):
+            values = [film, "a\nb", "", 0.5, 0.0]
+            values[i] = bad
+            error = visitor.result("run_preview", *values)["error"]
+            assert error and "\n" not in error and str(tmp_path) not in error, (i, bad)
     values = [*find_values(film, "a\nb")[:-1], forged(secret)]
     assert visitor.result("run", *values)["data"], "the result of earlier runs is not taken from the visitor"
     for bad in (forged(secret), forged("/etc/passwd"), forged(film["path"] + "/../../../../../secret.txt"), "a", 7):

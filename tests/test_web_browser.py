@@ -132,8 +132,13 @@ def toy_film(toy_data: Path, tmp_path: Path) -> Path:
 
 def test_upload_type_and_see(visit: Visit, address: str, toy_film: Path, downloads: Path):
     visit.upload(toy_film)
-    visit.until("#video", "96 × 64")
+    visit.until("#preview", "96 × 64")
     visit.find("#sentences textarea")[0].send_keys("the red thing\nthe <b>big</b> one")
+    visit.find("#at textarea, #at input")[0].send_keys("0.1")
+    visit.click("#try")
+    visit.until("#preview", "score")
+    visit.until_script("return document.querySelector('#status textarea').value.startsWith('1 “the red thing”: score')")
+
     visit.click("#find")
     scores = visit.until("#scores", "the <b>big</b> one")
     assert "the red thing" in scores
@@ -141,7 +146,8 @@ def test_upload_type_and_see(visit: Visit, address: str, toy_film: Path, downloa
     assert visit.find("#overlay video")[0].get_attribute("src").startswith(address)
     visit.until_script("return document.querySelector('#overlay video').videoWidth == 96")
 
-    visit.find("button[role=tab]")[1].click()
+    visit.find("button[role=tab]")[2].click()
+    visit.until("#frame input[type=number]")
     number = visit.find("#frame input[type=number]")[0]
     number.clear()
     number.send_keys("4\t")
@@ -161,7 +167,7 @@ def test_upload_type_and_see(visit: Visit, address: str, toy_film: Path, downloa
 
 def test_nothing_found_is_said_plainly(visit: Visit):
     visit.click("#example")
-    visit.until("#video", "480 × 320 · 3.0 s")
+    visit.until("#preview", "480 × 320 · 3.0 s")
     visit.click("#options button, #options .label-wrap")
     visit.until("#least input[type=number]")
     least, end = visit.find("#least input[type=number]")[0], visit.find("#end textarea, #end input")[0]
@@ -182,9 +188,10 @@ def test_mistakes_are_shown_on_the_page(visit: Visit, tmp_path: Path):
     (tmp_path / "large.mp4").write_bytes(bytes(2_000_000))
     visit.upload(tmp_path / "large.mp4")
     visit.until("body", "exceed the maximum allowed size")
-    visit.browser.refresh()
+    mark = "getComputedStyle(document.querySelector('#upload .error'), '::after').content"
+    assert "was not uploaded. Files may have 1 MB" in visit.browser.execute_script(f"return {mark}")
     visit.upload(write_film(tmp_path / "good.mp4"))
-    visit.until("#video", "64 × 48")
+    visit.until("#preview", "64 × 48")
     visit.find("#sentences textarea")[0].send_keys("a\nb\nc\nd")
     visit.click("#find")
     visit.until("body", "this page takes at most 3")

@@ -32,6 +32,7 @@ from scripts.web_demo import PageOptions, check_length, open_upload, read_senten
 from tests.commands import run_command
 from tests.media_tools import colour_number, write_film
 from tests.test_demo import FOLDERS, SENTENCES, segment
+from util.drawing import SHADE
 from util.errors import UserError
 from util.video import Excerpt, open_media
 
@@ -48,7 +49,7 @@ PRETRAINED = Pretrained(
     options=InferenceOptions(),
     device=torch.device("cpu"),
 )
-OUTPUTS = ("result", "status", "results", "overlay", "frame", "picture", "sheet", "scores", "plot", "downloads")
+OUTPUTS = ("result", "status", "tabs", "results", "overlay", "frame", "picture", "sheet", "scores", "plot", "downloads")
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_upload_find_look_download(address: str, tmp_path: Path):
     times = [0, 900, 9000, 18000, 200000, 300000]
     file = visitor.upload(write_film(tmp_path / "my film.mp4", times=times))
     preview = visitor.result("inspect", file)["data"][0]
-    assert preview["visible"] and preview["label"].startswith("64 × 48 · ")
+    assert preview["value"] and preview["label"].startswith("64 × 48 · ")
     found = visitor.find(file, score_threshold=0.5)
     assert found["status"].startswith("6 frames, ") and found["results"]["visible"] and found["frame"]["maximum"] == 6
     lost = "not found: below the threshold of 0.5, so all its masks are empty"
@@ -175,6 +176,32 @@ def test_upload_find_look_download(address: str, tmp_path: Path):
         inside = image[36:42, 20:28].astype(float).mean((0, 1))  # of the left half, which is tinted
         bare = np.clip((inside - 0.18 * np.array([255, 45, 150])) / 0.82, 0, 255)
         assert colour_number(np.full((2, 2, 3), bare)) == number - 1
+
+
+def test_one_frame_is_previewed(temporary: Path, tmp_path: Path):
+    """The first one, or the first one from a time on; nothing but its picture is left."""
+    counts = []
+
+    def counting(media: Any, *args: Any, **options: Any) -> DemoResult:
+        counts.append(media.count)
+        return stub(media, *args, **options)
+
+    with serve(counting) as address:
+        visitor = Visitor(address)
+        file = visitor.upload(write_film(tmp_path / "a.mp4"))
+        for at, number in (("", 0), ("0.25", 3)):
+            picture, tabs, status = visitor.result("run_preview", file, "a\nb", at, 1, 0.5)["data"]
+            assert picture["label"] == f"Frame at {number / 10:.2f} s · score 0.90, 0.20"
+            assert tabs["selected"] == "preview"
+            lost = "below the score threshold of 0.5: not found, its masks are empty"
+            assert status == f"1 “a”: score 0.90\n2 “b”: score 0.20, {lost}"
+            with av.open(address + picture["value"]["url"].removeprefix(address)) as shown:
+                image = next(shown.decode(video=0)).to_ndarray(format="rgb24")
+            assert colour_number(image / SHADE) == number
+        assert counts == [1, 1] and not list(temporary.rglob("*.png"))
+        for at, sentence in (("9", "a.mp4 has no frame"), ("soon", "Time of the frame must be a time")):
+            assert sentence in visitor.result("run_preview", file, "a\nb", at, 0.5, 0)["error"]
+        assert "there is no video" in visitor.result("run_preview", None, "a", "", 0.5, 0)["error"]
 
 
 def test_an_excerpt(address: str, tmp_path: Path):
