@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 import time
 import unicodedata
@@ -21,20 +22,32 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+import av
 import numpy as np
 from tqdm import tqdm
 
 from datasets.files import require_outside_dataset
-from datasets.predictions import read_binary_mask, write_grey, write_mask
+from datasets.predictions import read_binary_mask, read_grey, write_grey, write_mask
 from util.config import Config
-from util.device import DEMO, memory_advice
+from util.device import DEMO, is_out_of_memory, memory_advice
 from util.drawing import SHEET_TILES, ObjectPainter, object_sheet, sentence_labels, sheet_tile, spread, write_picture
 from util.errors import RunError, UserError, orderly_end, printable, run_cli
-from util.files import atomic_folder, library_versions, project_version, sole_run
+from util.files import atomic_folder, atomic_path, library_versions, project_version, sole_run
 from util.options import home_expanded, option, read_flags, read_yaml, text_of
 from util.parallel import BackgroundTasks, bar_style
 from util.text import normalise_sentence
-from util.video import Excerpt, Media, MediaFrame, VideoFile, open_media, open_sound, open_video, parse_time
+from util.video import (
+    Excerpt,
+    ImageFolder,
+    Media,
+    MediaFrame,
+    VideoFile,
+    VideoWriter,
+    open_media,
+    open_sound,
+    open_video,
+    parse_time,
+)
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; wrong options and videos are reported before that
     from models.inference import FrameResult
@@ -176,7 +189,7 @@ class Progress:
     """The progress of a run.
 
     Attributes:
-        stage: "segment" or "draw".
+        stage: "check", "segment" or "draw", and "threshold" in ``rethreshold``.
         done: number of frames.
         total: number of frames, if it is known.
         rate: frames per second of this stage.
@@ -217,6 +230,7 @@ class DemoResult:
         scores: ``[T, S]``, 0…1, of each frame and sentence.
         times: ``[T]``, when the overlay shows each frame, in seconds.
         seconds: how long segmentation took.
+        run: for ``rethreshold``.
     """
 
     folder: Path
@@ -224,6 +238,7 @@ class DemoResult:
     scores: np.ndarray
     times: list[Fraction]
     seconds: float
+    run: _Run | None = dataclasses.field(default=None, repr=False)
 
     def lines(self, score_threshold: float) -> list[str]:
         """Return the summary for the user."""
@@ -265,9 +280,8 @@ def segment_to_folder(
         **output: ``save_prob``, ``force``, ``report`` and ``show`` of ``run_demo``.
 
     Raises:
-        UserError: the video cannot be read, a file cannot be written, the folder is taken, or window and overlap do
-            not fit together.
-        RunError: the predictions are not finite, or the video was changed while it was read.
+        UserError: as in ``run_demo``, or window and overlap do not fit together.
+        RunError: as in ``run_demo``.
     """
     from models.inference import VideoSegmenter
     from util.device import device_name
@@ -312,14 +326,18 @@ def run_demo(
 ) -> DemoResult:
     """Segment a video with any segmenter: write masks and ``masks.json``, then the overlay and the contact sheet.
 
-    The video is read twice, because only all scores together decide whether a sentence is found. Masks are kept on
-    disk; memory holds a few numbers per frame.
+    The video is read twice, because only all scores together decide whether a sentence is found; a folder of images is
+    also checked first. Masks are kept on disk; memory holds a few numbers per frame.
+
+    The folder appears once everything is written, or when anything fails after the masks are complete: an error then
+    says what is missing, and also an interrupted run keeps its masks. A run that ends earlier leaves nothing.
 
     Args:
         sentences: S of them, in the order of the segmenter's results.
-        folder: the output folder, which appears once everything is written.
+        folder: the output folder.
         threshold: mask probability from which a pixel belongs to the object.
         score_threshold: mean score below which a sentence counts as not found.
+        save_prob: also write the probabilities, from which ``rethreshold`` makes other masks.
         about: further facts for ``masks.json``, as plain values.
         report: called after every frame.
 
@@ -327,51 +345,114 @@ def run_demo(
         UserError: the video cannot be read, a file cannot be written, or the folder is taken.
         RunError: the predictions are not finite, or the video was changed while it was read.
     """
-    with new_folder(folder, force) as target:
-        run = _Run(media, sentence_records(sentences), target, report, show)
-        started = time.perf_counter()
-        run.segment(segment, threshold, save_prob)
-        seconds = time.perf_counter() - started
-        run.decide(score_threshold)
-        run.write_json(
-            {
-                "video": str(media.path.name or media.path),
-                "frames_per_second": round(float(media.rate), 4),
-                "threshold": threshold,
-                "score_threshold": score_threshold,
-                **(about or {}),
-                "notes": media.notes,
-            }
-        )
-        run.draw()
-        times = [frame.time - run.begin for frame in run.frames]
-        return DemoResult(folder, run.sentences, np.stack(run.scores), times, seconds)
+    run = _Run(media, sentence_records(sentences), about or {}, report, show)
+    return run.write(folder, force, partial(run.segment, segment, save_prob), threshold, score_threshold)
 
 
+def rethreshold(
+    result: DemoResult,
+    threshold: float,
+    score_threshold: float,
+    folder: Path | None = None,
+    report: Callable[[Progress], None] | None = None,
+    show: bool = True,
+) -> DemoResult:
+    """Write a result with other thresholds, without segmenting again; the video must still exist.
+
+    Probabilities are stored in steps of 1/255, so ``threshold`` is rounded to such a step. At 0.5, the masks are those
+    of the segmentation.
+
+    Args:
+        result: of a run with ``save_prob``, or of this function.
+        folder: a new folder for the complete result; None: it replaces the earlier one.
+        threshold, score_threshold, report: as in ``run_demo``.
+
+    Raises:
+        UserError, RunError: as in ``run_demo``. Until the new masks are complete, the earlier result stays as it is.
+    """
+    if result.run is None or not (result.folder / PROBABILITIES).is_dir():
+        raise UserError(f"{result.folder} has no {PROBABILITIES}; segment the video again, with --save_prob")
+    run = replace(result.run, report=report, show=show)
+    masks = partial(run.threshold_again, result.folder / PROBABILITIES)
+    return run.write(folder or result.folder, folder is None, masks, threshold, score_threshold)
+
+
+@dataclass
 class _Run:
-    """The stages of ``run_demo`` and the data that they share."""
+    """The stages of ``run_demo`` and ``rethreshold``, and the data that they share."""
 
-    def __init__(
-        self,
-        media: Media,
-        sentences: list[SentenceRecord],
-        target: Path,
-        report: Callable[[Progress], None] | None,
-        show: bool,
-    ) -> None:
-        self.media, self.sentences, self.target = media, sentences, target
-        self.report, self.show = report, show
-        self.frames: list[MediaFrame] = []  # without their images
-        self.scores: list[np.ndarray] = []  # [S] each
-        self.boxes: list[np.ndarray] = []  # [S, 4] each
+    media: Media
+    sentences: list[SentenceRecord]
+    about: Mapping[str, Any]
+    report: Callable[[Progress], None] | None
+    show: bool
+    target: Path = Path()  # where files are written; it becomes the output folder
+    frames: list[MediaFrame] = dataclasses.field(default_factory=list)  # without their images
+    scores: list[np.ndarray] = dataclasses.field(default_factory=list)  # [S] each
+    boxes: list[np.ndarray] = dataclasses.field(default_factory=list)  # [S, 4] each
+    seconds: float = 0.0
+
+    def write(
+        self, folder: Path, force: bool, masks: Callable[[float], None], threshold: float, score_threshold: float
+    ) -> DemoResult:
+        """Write a result; ``masks`` writes the masks at a threshold."""
+        failure: BaseException | None = None
+        with new_folder(folder, force) as self.target:
+            masks(threshold)
+            self.decide(score_threshold)
+            try:
+                self.write_json({"threshold": threshold, "score_threshold": score_threshold})
+                self.draw()
+            except BaseException as error:  # even Ctrl-C: the masks stay
+                failure = error
+        if failure is not None:
+            raise self._explained(failure, folder)
+        times = [frame.time - self.begin for frame in self.frames]
+        return DemoResult(folder, self.sentences, np.stack(self.scores), times, self.seconds, self)
+
+    def _explained(self, error: BaseException, folder: Path) -> BaseException:
+        """Return the error that is raised for one after which the masks stay."""
+        missing = ", ".join(name for name in (MASKS_FILE, OVERLAY, SHEET) if not (folder / name).exists())
+        kept = f"the masks are complete in {folder}, but {missing} could not be written"
+        if isinstance(error, UserError | RunError):
+            explained: BaseException = type(error)(f"{kept}: {error}".replace(str(self.target), str(folder)))
+        elif is_out_of_memory(error):
+            explained = RunError(f"{kept}: memory ran out")
+        else:
+            error.add_note(kept)
+            if self.show and not isinstance(error, Exception):
+                print(f"note: {printable(kept)}")
+            return error
+        explained.__cause__ = error
+        return explained
 
     @property
     def begin(self) -> Fraction:
         """When the overlay begins, in seconds of the video."""
         return self.frames[0].time if self.media.excerpt.start else Fraction(0)
 
-    def segment(self, segment: FrameSegmenter, threshold: float, save_prob: bool) -> None:
+    def check(self) -> None:
+        """Find what would otherwise fail after the segmentation: images of a folder, and the overlay's encoder."""
+        if isinstance(self.media, ImageFolder):
+            for _ in self._watched("check", self.media.frames(), self.media.count):
+                pass
+        try:
+            with self._movie(self.media.excerpt.start, Fraction(0)) as movie:
+                movie.write(np.zeros((*self.media.size, 3), np.uint8), Fraction(0), Fraction(1))
+        except UserError as error:
+            if not isinstance(error.__cause__, av.FFmpegError):
+                raise
+            height, width = self.media.size
+            raise UserError(
+                f"an overlay of {self.media.path} with its {width}×{height} pixels cannot be encoded "
+                f"({error.__cause__.strerror}); the longer side may have up to 16384, so scale it down"
+            ) from error
+        (self.target / OVERLAY).unlink()
+
+    def segment(self, segment: FrameSegmenter, save_prob: bool, threshold: float) -> None:
         """Write all masks, and keep scores and boxes."""
+        self.check()
+        started = time.perf_counter()
         with BackgroundTasks(WRITERS) as tasks:
             results = segment(self._images())
             for number, result in enumerate(self._watched("segment", results, self.media.count)):
@@ -385,8 +466,18 @@ class _Run:
                 for sentence, probability in zip(self.sentences, result.probabilities, strict=True):
                     tasks.submit(write_mask, self._png(MASKS, sentence, number), probability >= threshold)
                     if save_prob:
-                        levels = (np.clip(probability, 0, 1) * 255 + 0.5).astype(np.uint8)
-                        tasks.submit(write_grey, self._png(PROBABILITIES, sentence, number), levels)
+                        tasks.submit(write_grey, self._png(PROBABILITIES, sentence, number), _levels(probability))
+        self.seconds = time.perf_counter() - started
+
+    def threshold_again(self, probabilities: Path, threshold: float) -> None:
+        """Write all masks from the probabilities of an earlier result, and copy these."""
+        level = _levels(np.float32(threshold))
+        shutil.copytree(probabilities, self.target / PROBABILITIES)
+        with BackgroundTasks(WRITERS) as tasks:
+            for number in self._watched("threshold", range(len(self.frames)), len(self.frames)):
+                for sentence in self.sentences:
+                    levels = read_grey(self._png(PROBABILITIES, sentence, number), self.media.size)
+                    tasks.submit(write_mask, self._png(MASKS, sentence, number), levels >= level)
 
     def decide(self, score_threshold: float) -> None:
         """Decide by their mean scores which sentences are found, and empty the masks of the others."""
@@ -400,22 +491,39 @@ class _Run:
             for number in range(0 if sentence.found else len(self.frames)):
                 write_mask(self._png(MASKS, sentence, number), empty)
 
-    def write_json(self, about: Mapping[str, Any]) -> None:
+    def write_json(self, thresholds: Mapping[str, float]) -> None:
         """Write all masks as one file in COCO's format; images are frames, categories are sentences."""
-        versions = {"project": project_version(), **library_versions()}
+        info = {
+            "maker": MAKER,
+            "video": str(self.media.path.name or self.media.path),
+            "frames_per_second": round(float(self.media.rate), 4),
+            **thresholds,
+            **self.about,
+            "notes": self.media.notes,
+            "versions": {"project": project_version(), **library_versions()},
+        }
         height, width = self.media.size
-        with (self.target / MASKS_FILE).open("w", encoding="utf-8", errors="replace") as file:
-            file.write('{"info": ' + json.dumps({"maker": MAKER, **about, "versions": versions}, ensure_ascii=False))
+        with (
+            atomic_path(self.target / MASKS_FILE) as temporary,
+            temporary.open("w", encoding="utf-8", errors="replace") as file,
+        ):
+            file.write('{"info": ' + json.dumps(info, ensure_ascii=False))
             categories = (
                 {"id": s.number, "name": s.text, "folder": s.folder, "score": round(s.score, 5), "found": s.found}
                 for s in self.sentences
             )
             _write_rows(file, "categories", categories)
             shared = {"width": width, "height": height}
-            spans = [(round(float(frame.time), 6), round(float(frame.duration), 6)) for frame in self.frames]
             images = (
-                {"id": i, "file_name": f"{frame.name}.png", **shared, "time": time, "duration": duration}
-                for i, (frame, (time, duration)) in enumerate(zip(self.frames, spans, strict=True))
+                {
+                    "id": i,
+                    "file_name": f"{frame.name}.png",
+                    **shared,
+                    "source_index": frame.index,
+                    "time": round(float(frame.time), 6),
+                    "duration": round(float(frame.duration), 6),
+                }
+                for i, frame in enumerate(self.frames)
             )
             _write_rows(file, "images", images)
             _write_rows(file, "annotations", self._annotations())
@@ -427,13 +535,8 @@ class _Run:
         entries = [(s.text, f"score {s.score:.2f}" + ("" if s.found else ", not found")) for s in self.sentences]
         wanted, tiles = spread(range(len(self.frames)), SHEET_TILES), []
         painter = ObjectPainter(sentence_labels([s.text for s in self.sentences]), media.size)
-        last = self.frames[-1].time + self.frames[-1].duration
-        with ExitStack() as stack:
-            sound = None
-            if isinstance(media, VideoFile):
-                end = last - self.begin if media.excerpt.end is not None else None
-                sound = stack.enter_context(open_sound(media.path, self.begin, end, cut=bool(media.excerpt.start)))
-            movie = stack.enter_context(open_video(self.target / OVERLAY, media.rate, sound))
+        end = self.frames[-1].time + self.frames[-1].duration - self.begin if media.excerpt.end is not None else None
+        with self._movie(self.begin, end) as movie:
             for number, frame in enumerate(self._watched("draw", self._again(), len(self.frames))):
                 masks = np.stack([self._mask(sentence, number) for sentence in self.sentences])
                 picture = painter.draw(frame.image, masks)
@@ -443,6 +546,16 @@ class _Run:
                 if media.still:
                     write_picture(self.target / STILL, picture)
         object_sheet(self.target / SHEET, media.path.name or str(media.path), entries, tiles)
+
+    @contextmanager
+    def _movie(self, begin: Fraction, end: Fraction | None) -> Iterator[VideoWriter]:
+        """Write the overlay, with the sound of the video from ``begin`` on, for ``end`` seconds (None: all)."""
+        with ExitStack() as stack:
+            sound = None
+            if isinstance(self.media, VideoFile):
+                cut = bool(self.media.excerpt.start)
+                sound = stack.enter_context(open_sound(self.media.path, begin, end, cut))
+            yield stack.enter_context(open_video(self.target / OVERLAY, self.media.rate, sound))
 
     def _images(self) -> Iterator[np.ndarray]:
         """Yield the frames for the segmenter, and record their names and times."""
@@ -465,16 +578,17 @@ class _Run:
             for i, sentence in enumerate(self.sentences):
                 mask = self._mask(sentence, number)
                 x0, y0, x1, y1 = (float(side) for side in self.boxes[number][i])
-                counts = coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
+                runs = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
                 yield {
                     "id": number * len(self.sentences) + i + 1,
                     "image_id": number,
                     "category_id": sentence.number,
                     "score": round(float(self.scores[number][i]), 5),
-                    "bbox": [round(side, 2) for side in (x0, y0, x1 - x0, y1 - y0)],
-                    "area": int(np.count_nonzero(mask)),
+                    "bbox": coco.toBbox(runs).astype(int).tolist(),
+                    "predicted_box": [round(side, 2) for side in (x0, y0, x1 - x0, y1 - y0)],
+                    "area": int(coco.area(runs)),
                     "iscrowd": 0,
-                    "segmentation": {"size": list(mask.shape), "counts": counts},
+                    "segmentation": {"size": list(mask.shape), "counts": runs["counts"].decode("ascii")},
                 }
 
     def _mask(self, sentence: SentenceRecord, number: int) -> np.ndarray:
@@ -494,6 +608,11 @@ class _Run:
                 bar.update()
                 if self.report is not None:
                     self.report(Progress(stage, done, total, done / (time.perf_counter() - started)))
+
+
+def _levels(probability: Any) -> Any:
+    """Return float32 probabilities as uint8 (255 is 1); the rounding changes no mask at the threshold 0.5."""
+    return (np.clip(probability, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def _write_rows(file: TextIO, name: str, rows: Iterable[Mapping[str, Any]]) -> None:

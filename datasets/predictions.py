@@ -105,6 +105,11 @@ def read_index_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarr
     return _read_plane(path, size)[0]
 
 
+def read_grey(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read what ``write_grey`` wrote, uint8 ``[H, W]``; arguments and errors are those of ``read_index_mask``."""
+    return _read_plane(path, size)[0]
+
+
 def read_binary_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a mask of one object.
 

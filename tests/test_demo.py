@@ -5,25 +5,29 @@ from __future__ import annotations
 import json
 import signal
 import tracemalloc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import demo
 from datasets.predictions import read_binary_mask
-from demo import DemoResult, Progress, new_folder, read_command, run_demo, slug
+from demo import DemoResult, Progress, new_folder, read_command, rethreshold, run_demo, slug
 from models import inference as windows
-from models.inference import FrameResult
+from models import pretrained
+from models.inference import FrameResult, InferenceOptions
 from tests.commands import run_command
 from tests.media_tools import loudness, picture, write_film
 from util.errors import SIGNALS, RunError, UserError, orderly_end
-from util.video import WHOLE, Excerpt, open_media, open_video
+from util.video import WHOLE, Excerpt, Media, open_media, open_video
 
 SENTENCES = ["the left half", "La señora «ß» 世界 / ../x"]
 FOLDERS = ["1_the-left-half", "2_la-señora-ss-世界-x"]
@@ -37,6 +41,15 @@ def segment(frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:
         found[0, :, : width // 2] = found[1, :, width // 2 :] = 0.75
         boxes = np.array([[0, 0, width / 2, height], [width / 2, 0, width, height]])
         yield FrameResult(found, boxes, np.array([0.9, 0.2], np.float32))
+
+
+def fail(error: BaseException | type[BaseException]) -> Callable[..., Any]:
+    """Return a function that raises an error."""
+
+    def function(*_: object) -> NoReturn:
+        raise error
+
+    return function
 
 
 def run(video: Path, out: Path, excerpt: Excerpt = WHOLE, sentences: list[str] = SENTENCES, **options) -> DemoResult:
@@ -77,12 +90,36 @@ def test_masks_json_is_read_by_tools_for_coco(tmp_path: Path, capsys: pytest.Cap
     (annotation,) = coco.loadAnns(coco.getAnnIds(imgIds=[1], catIds=[2]))
     mask = coco.annToMask(annotation)
     assert mask[:, 32:].all() and not mask[:, :32].any() and annotation["area"] == 48 * 32
-    assert annotation["bbox"] == [32, 0, 32, 48] and annotation["score"] == 0.2
+    assert annotation["bbox"] == annotation["predicted_box"] == [32, 0, 32, 48] and annotation["score"] == 0.2
+    assert [coco.imgs[i]["source_index"] for i in range(3)] == [0, 1, 2]
     assert [coco.imgs[i]["time"] for i in range(3)] == [0, 0.01, 0.1]
     content = json.loads((tmp_path / "out" / "masks.json").read_text(encoding="utf-8"))
     info = content["info"]
     assert (info["video"], info["threshold"], info["checkpoint"]) == ("a.mp4", 0.5, "x.pth")
     assert "torch" in info["versions"] and "project" in info["versions"]
+
+
+def test_boxes_of_the_masks_and_predicted_boxes(tmp_path: Path):
+    """The masks: a few pixels anywhere, one pixel in a corner, and none."""
+    rng = np.random.default_rng(0)
+    masks = rng.random((8, 48, 64)) > 0.999
+    masks[6:] = False
+    masks[6, 47, 63] = True
+
+    def specks(frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:
+        for _, mask in zip(frames, masks, strict=True):
+            boxes = np.array([[1.25, 2, 31.5, 44]])
+            yield FrameResult(mask[None].astype(np.float32), boxes, np.array([0.9], np.float32))
+
+    run_demo(open_media(write_film(tmp_path / "a.mp4", frames=8)), ["a"], specks, tmp_path / "out", show=False)
+    annotations = json.loads((tmp_path / "out" / "masks.json").read_text(encoding="utf-8"))["annotations"]
+    assert len(annotations) == 8
+    for annotation, mask in zip(annotations, masks, strict=True):
+        rows, columns = mask.nonzero()
+        x, y = (min(columns, default=0), min(rows, default=0))
+        size = [max(columns) - x + 1, max(rows) - y + 1] if mask.any() else [0, 0]
+        assert annotation["bbox"] == [x, y, *size] == coco_mask.toBbox(annotation["segmentation"]).tolist()
+        assert annotation["area"] == mask.sum() and annotation["predicted_box"] == [1.25, 2, 30.25, 42]
 
 
 def test_a_sentence_below_the_score_threshold_names_nothing(tmp_path: Path):
@@ -110,6 +147,57 @@ def test_masks_are_complete_before_anything_is_drawn(tmp_path: Path):
     assert len(content["annotations"]) == 2 * 3
 
 
+def uneven(frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:
+    """Return all float32 numbers near 0.5, and any others."""
+    rng = np.random.default_rng(0)
+    for frame in frames:
+        found = rng.random((2, *frame.shape[:2]), np.float32)
+        found[:, 0] = 0.5 + np.arange(-32, 32) * np.float32(2**-25)
+        yield FrameResult(found, np.zeros((2, 4)), np.array([0.9, 0.2], np.float32))
+
+
+def written(out: Path) -> dict[str, bytes]:
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_other_thresholds_without_segmenting_again(tmp_path: Path):
+    media = open_media(write_film(tmp_path / "a.mp4", frames=4))
+    first = run_demo(media, SENTENCES, uneven, tmp_path / "out", save_prob=True, show=False)
+    before = written(tmp_path / "out")
+    seen: list[Progress] = []
+    lower = rethreshold(first, 0.3, 0.5, tmp_path / "lower", seen.append, show=False)
+    assert written(tmp_path / "out") == before and before.keys() == written(tmp_path / "lower").keys()
+    assert [sentence.found for sentence in lower.sentences] == [True, False]
+    assert [(p.stage, p.done) for p in seen] == [(stage, i) for stage in ("threshold", "draw") for i in range(1, 5)]
+    content = json.loads((tmp_path / "lower" / "masks.json").read_text(encoding="utf-8"))
+    assert (content["info"]["threshold"], content["info"]["score_threshold"]) == (0.3, 0.5)
+    for number, result in enumerate(uneven(frame.image for frame in media.frames())):
+        name = f"{number:05d}.png"
+        mask = read_binary_mask(tmp_path / "lower" / "masks" / FOLDERS[0] / name)
+        assert np.abs(result.probabilities[0][mask != (result.probabilities[0] >= 0.3)] - 0.3).max(initial=0) < 1 / 255
+        assert not read_binary_mask(tmp_path / "lower" / "masks" / FOLDERS[1] / name).any()
+    assert rethreshold(lower, 0.5, 0.0, show=False).folder == tmp_path / "lower"
+    assert written(tmp_path / "lower") == before, "the same bits as of the first run"
+
+
+def test_thresholds_that_cannot_be_changed(tmp_path: Path):
+    video = write_film(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match="has no probabilities; segment the video again, with --save_prob"):
+        rethreshold(run(video, tmp_path / "plain"), 0.3, 0.0, show=False)
+    result = run(video, tmp_path / "out", save_prob=True)
+    before = written(tmp_path / "out")
+    with pytest.raises(UserError, match="holds an earlier result"):
+        rethreshold(result, 0.3, 0.0, tmp_path / "plain", show=False)
+    with pytest.raises(KeyboardInterrupt):
+        rethreshold(result, 0.3, 0.0, report=stop_at("threshold", KeyboardInterrupt()), show=False)
+    assert written(tmp_path / "out") == before
+    video.unlink()
+    with pytest.raises(UserError, match=r"masks are complete in .*, but overlay\.mp4, contact_sheet\.png could not"):
+        rethreshold(result, 0.2, 0.0, show=False)
+    assert read_binary_mask(tmp_path / "out" / "masks" / FOLDERS[0] / "00000.png").all()
+    assert not (tmp_path / "out" / "overlay.mp4").exists(), "it would show the earlier masks"
+
+
 def test_the_pixel_threshold(tmp_path: Path):
     run(write_film(tmp_path / "a.mp4", frames=1), tmp_path / "out", threshold=0.2)
     assert read_binary_mask(tmp_path / "out" / "masks" / FOLDERS[0] / "00000.png").all()
@@ -124,6 +212,7 @@ def test_an_excerpt_with_its_sound(tmp_path: Path):
     assert int((levels > 0.1).argmax()) in (1, 2, 3) and 10 <= len(levels) <= 11
     content = json.loads((tmp_path / "out" / "masks.json").read_text(encoding="utf-8"))
     assert [image["time"] for image in content["images"]] == pytest.approx([0.3, 0.5, 0.7, 0.9, 1.1]), "of the source"
+    assert [image["source_index"] for image in content["images"]] == [3, 5, 7, 9, 11]
 
 
 def test_portrait_odd_and_still(tmp_path: Path):
@@ -191,20 +280,108 @@ def test_earlier_results_and_other_folders(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out", "photos"]
 
 
-@pytest.mark.parametrize("where", ["segment", "draw"])
-def test_ctrl_c_leaves_nothing_and_keeps_the_earlier_result(tmp_path: Path, where: str):
-    video, out = write_film(tmp_path / "a.mp4"), tmp_path / "out"
-    run(video, out)
-    before = (out / "masks.json").read_bytes()
+def stop_at(stage: str, error: BaseException) -> Callable[[Progress], None]:
+    """Return a report that raises an error at the third frame of a stage."""
 
     def stop(progress: Progress) -> None:
-        if progress.stage == where and progress.done == 3:
-            raise KeyboardInterrupt
+        if (progress.stage, progress.done) == (stage, 3):
+            raise error
 
+    return stop
+
+
+def test_ctrl_c_leaves_nothing_and_keeps_the_earlier_result(tmp_path: Path):
+    video, out = write_film(tmp_path / "a.mp4"), tmp_path / "out"
+    run(video, out, about={"checkpoint": "earlier"})
+    before = (out / "masks.json").read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        run(video, out, force=True, report=stop)
-    assert (out / "masks.json").read_bytes() == before
+        run(video, out, force=True, report=stop_at("segment", KeyboardInterrupt()))
+    assert (out / "masks.json").read_bytes() == before and (out / "overlay.mp4").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out"]
+
+
+def check_kept(out: Path, frames: int = 6) -> None:
+    """Check a result whose masks are complete and whose overlay is missing."""
+    assert sorted(path.name for path in out.iterdir()) == ["masks", "masks.json"]
+    content = json.loads((out / "masks.json").read_text(encoding="utf-8"))
+    assert len(content["annotations"]) == 2 * frames == len(list(out.glob("masks/*/*.png")))
+    assert read_binary_mask(out / "masks" / FOLDERS[0] / f"{frames - 1:05d}.png")[:, :32].all()
+
+
+def test_ctrl_c_while_drawing_keeps_the_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    video, out = write_film(tmp_path / "a.mp4"), tmp_path / "out"
+    run(video, out, about={"checkpoint": "earlier"})
+    report = stop_at("draw", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(open_media(video), SENTENCES, segment, out, force=True, report=report)
+    check_kept(out)  # without the earlier overlay
+    assert "earlier" not in (out / "masks.json").read_text(encoding="utf-8")
+    assert f"note: the masks are complete in {out}, but overlay.mp4, contact_sheet.png could" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out"]
+
+
+FAILURES = {
+    "disk": (OSError(28, "No space left on device"), 2, "cannot write {out}/overlay.mp4: No space left on device"),
+    "encoder": (av.ArgumentError(22, "Invalid argument"), 2, "cannot write {out}/overlay.mp4"),
+    "memory": (MemoryError(), 1, "memory ran out"),
+    "video": (RunError("a.mp4 was changed"), 1, "a.mp4 was changed"),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_an_overlay_that_fails_leaves_the_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    error, status, reason = FAILURES[kind]
+    video, out = write_film(tmp_path / "a.mp4"), tmp_path / "out"
+    run(video, out)
+    monkeypatch.setattr(pretrained, "open_pretrained", lambda *_: SimpleNamespace(notes=(), options=InferenceOptions()))
+
+    def stub(_: object, media: Media, sentences: list[str], folder: Path, force: bool, **__: object) -> DemoResult:
+        report = stop_at("draw", error)
+        return run_demo(media, sentences, segment, folder, force=force, report=report, show=False)
+
+    monkeypatch.setattr(demo, "segment_to_folder", stub)
+    done = run_command(demo.main, video, *SENTENCES, "--resume", WEIGHTS, "--out", out, "--force")
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith(
+        f"error: the masks are complete in {out}, but overlay.mp4, contact_sheet.png could not be written: "
+        + reason.format(out=out)
+    )
+    assert done.stderr.count("\n") == 1 and "/.out" not in done.stderr
+    check_kept(out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out"]
+
+
+def test_masks_stay_when_their_json_cannot_be_written_and_after_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    video = write_film(tmp_path / "a.mp4")
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "_write_rows", fail(OSError(28, "No space left on device")))
+        with pytest.raises(UserError, match=r"but masks\.json, overlay\.mp4, contact_sheet\.png could not be written"):
+            run(video, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["masks"]
+    with pytest.raises(AssertionError) as bug:
+        run(video, tmp_path / "bug", report=stop_at("draw", AssertionError("a bug")))
+    assert f"the masks are complete in {tmp_path / 'bug'}" in bug.value.__notes__[0]
+    check_kept(tmp_path / "bug")
+
+
+def test_what_would_fail_at_the_end_is_found_before_the_first_frame(tmp_path: Path):
+    Image.new("RGB", (16386, 16)).save(tmp_path / "wide.png")
+    for name in ("sizes", "cut"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.fromarray(picture(i)).save(tmp_path / name / f"{i}.jpg")
+    Image.fromarray(picture(0, 32, 48)).save(tmp_path / "sizes" / "2.jpg")
+    cut = tmp_path / "cut" / "2.jpg"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    messages = {
+        "wide.png": r"overlay of .*wide\.png with its 16386×16 pixels cannot be encoded \(.*; the longer side may",
+        "sizes": r"2\.jpg is 48×32 and the frames before it 64×48",
+        "cut": r"cannot read the image .*2\.jpg",
+    }
+    for name, message in messages.items():
+        with pytest.raises(UserError, match=message):
+            run_demo(open_media(tmp_path / name), SENTENCES, fail(AssertionError), tmp_path / "out", show=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_sigterm_ends_as_ctrl_c_does(tmp_path: Path):
@@ -245,9 +422,10 @@ def test_a_video_that_changes_while_it_is_read(tmp_path: Path, change: str):
         if (progress.stage, progress.done) == ("segment", 6):
             write_film(tmp_path / "new.mp4", **other[change]).replace(video)
 
-    with pytest.raises(RunError, match=r"a\.mp4 was changed while it was read; start again"):
+    with pytest.raises(RunError, match=r"complete in .*: .*a\.mp4 was changed while it was read; start again"):
         run(video, tmp_path / "out", report=replace)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    check_kept(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out"]
 
 
 def test_predictions_that_are_no_numbers(tmp_path: Path):
@@ -418,6 +596,24 @@ def test_help_shows_what_matters(capsys: pytest.CaptureFixture[str]):
     assert "--epochs" not in text and "--set_cost_class" not in text and "VIDEO SENTENCE [SENTENCE ...]" in text
 
 
-def test_a_sentence_that_looks_like_a_flag():
-    with pytest.raises(UserError, match="unknown flag --the"):
-        read_command(["a.mp4", "b", "--the", "dog"])
+SENTENCES_WITH_HYPHENS = [
+    (["a.mp4", "-the dog", "--the cat"], ["-the dog", "--the cat"]),
+    (["a.mp4", "-house on a hill"], ["-house on a hill"]),  # not -h with a value
+    (["a.mp4", "-5", "-2 dogs", "-", "-1.5e"], ["-5", "-2 dogs", "-", "-1.5e"]),
+    (["a.mp4", "a", "--out", "x", "--", "-dog", "--out"], ["a", "-dog", "--out"]),
+    (["--out", "x", "--", "a.mp4", "-dog", "--", "b"], ["-dog", "--", "b"]),
+]
+
+
+@pytest.mark.parametrize(("words", "sentences"), SENTENCES_WITH_HYPHENS)
+def test_sentences_that_begin_with_a_hyphen(words: list[str], sentences: list[str]):
+    video, read, _, _ = read_command(words)
+    assert (str(video), read) == ("a.mp4", sentences)
+
+
+@pytest.mark.parametrize("word", ["-dog", "--the", "-he"])
+def test_a_sentence_that_looks_like_a_flag(word: str):
+    expected = f"unknown flag {word}; see --help, or write every SENTENCE that begins with - at the end, after --"
+    with pytest.raises(UserError) as error:
+        read_command(["a.mp4", "b", word, "dog"])
+    assert str(error.value) == expected

@@ -79,6 +79,51 @@ def test_the_rotation_flag(tmp_path: Path, matrix, white: tuple[int, int], size:
     assert max(corners, key=lambda corner: corners[corner]) == white
 
 
+CONTAINERS = {"mp4": "libx264", "mkv": "libx264", "ts": "libx264", "avi": "mpeg4", "gif": ""}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_frames_keep_their_index_in_the_file(tmp_path: Path, container: str):
+    path = tmp_path / f"a.{container}"
+    if container == "gif":
+        first, *others = [Image.fromarray(picture(i)) for i in range(50)]
+        first.save(path, save_all=True, append_images=others, duration=100)
+    else:
+        write_film(path, frames=50, codec=CONTAINERS[container])
+    check_indices(path)
+
+
+def check_indices(path: Path) -> None:
+    """Read parts of 50 frames at 10 per second, also after a seek; the colour of a frame tells its index."""
+    for start, stride in ((0, 1), (1, 3), (Fraction("3.25"), 2)):
+        media = open_media(path, Excerpt(Fraction(start), stride=stride))
+        for _ in range(2):
+            frames = list(media.frames())
+            expected = range(-(-start * 10 // 1), 50, stride)
+            assert [frame.index for frame in frames] == [*expected]
+            assert [colour_number(frame.image) for frame in frames] == [i % len(COLOURS) for i in expected]
+
+
+def test_frames_that_are_never_shown_have_no_index(tmp_path: Path):
+    """Encoders add such frames to VP8 as packets of their own, for others to refer to."""
+    if "libvpx" not in av.codecs_available:
+        pytest.skip("this FFmpeg has no libvpx")
+    with av.open(str(tmp_path / "a.webm"), "w") as container:
+        stream = container.add_stream("libvpx", rate=10, options={"g": "5"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        pictures = [av.VideoFrame.from_ndarray(picture(i), format="rgb24") for i in range(50)]
+        for number, packet in enumerate([packet for frame in (*pictures, None) for packet in stream.encode(frame)]):
+            content = bytearray(packet)
+            container.mux(packet)
+            if number % 5 == 3:
+                content[0] &= ~16  # the bit show_frame
+                hidden = av.Packet(bytes(content))
+                hidden.stream, hidden.time_base = stream, Fraction(1, 1000)
+                hidden.pts = hidden.dts = 100 * number + 50
+                container.mux(hidden)
+    check_indices(tmp_path / "a.webm")
+
+
 def test_a_gif_with_transparency_lies_on_white(tmp_path: Path):
     frames = []
     for i in range(3):

@@ -79,6 +79,10 @@ class Parser(argparse.ArgumentParser):
         """
         raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """Find no abbreviations: "-house" is not ``-h`` with a value."""
+        return []
+
     def _refuse(self, words: Iterable[str]) -> None:
         """Raise ``UserError`` for the first flag that neither this parser nor one of its commands knows."""
         known = set(self._option_string_actions)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -30,6 +32,7 @@ MAX_INT = 1 << 63
 AUTO = "auto"
 NAME_BYTES = 255  # of one name in a path, on all usual file systems
 _LISTS: dict[Any, type] = {tuple[int, ...]: int, tuple[str, ...]: str}  # the types of list options, and of their items
+_FLAG = re.compile(r"--?[^\s\d.-]\S*")  # neither a number nor a sentence
 _METAVARS: dict[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
 
 
@@ -167,15 +170,16 @@ def read_flags(
         cls: the dataclass that declares the options.
         argv: the arguments; None: those of the process.
         description: what the program does, for ``--help``.
-        arguments: positional arguments: name → None for one text, "+" for one or more; the result holds them too.
+        arguments: positional arguments: name → None for one text, "+" for one or more (the last only); the result
+            holds them too. They may stand between flags; after ``--``, every word is one.
 
     Raises:
-        UserError: a flag is unknown, lacks its value or has a wrong one.
+        UserError: a flag is unknown, lacks its value or has a wrong one, or a positional argument is missing.
     """
     arguments = arguments or {}
-    words = "".join(f"{name} {f'[{name} ...] ' if count else ''}" for name, count in arguments.items())
+    usage = "".join(f"{name} {f'[{name} ...] ' if count else ''}" for name, count in arguments.items())
     parser = Parser(
-        usage=f"%(prog)s {words}[--config FILE] [--OPTION VALUE ...]",
+        usage=f"%(prog)s {usage}[--config FILE] [--OPTION VALUE ...]",
         description=description,
         argument_default=argparse.SUPPRESS,
     )
@@ -186,18 +190,26 @@ def read_flags(
         if rule.group not in groups:
             groups[rule.group] = parser.add_argument_group(rule.group)
         groups[rule.group].add_argument(f"--{field.name}", **_flag(cls, field))
-    for name, count in arguments.items():
-        parser.add_argument(name, nargs=count)
-    given, unknown = (parser.parse_known_intermixed_args if arguments else parser.parse_known_args)(argv)
-    if unknown:
-        flag = unknown[0].split("=")[0]
-        if not flag.startswith("-"):
-            raise UserError(f"unexpected argument {flag!r}; every option is given as --name value, see --help")
-        raise UserError(unknown_flag(flag, names))
-    return {
-        name: text if name in arguments else checked(cls, name, _typed(cls, name, text), f"--{name}")
-        for name, text in vars(given).items()
-    }
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    for word in words[:end]:
+        flag = word.split("=")[0]
+        if flag not in parser._option_string_actions and _FLAG.fullmatch(word):
+            message = unknown_flag(flag, names)
+            if arguments and message.endswith("--help"):
+                message += f", or write every {[*arguments][-1]} that begins with - at the end, after --"
+            raise UserError(message)
+    given, texts = parser.parse_known_args(words[:end])
+    texts += words[end + 1 :]
+    if len(texts) < len(arguments):
+        raise UserError(f"{[*arguments][len(texts)]} is missing; see --help")
+    if len(texts) > len(arguments) and "+" not in arguments.values():
+        raise UserError(
+            f"unexpected argument {texts[len(arguments)]!r}; every option is given as --name value, see --help"
+        )
+    positional = {name: texts[i:] if count else texts[i] for i, (name, count) in enumerate(arguments.items())}
+    options = {name: checked(cls, name, _typed(cls, name, text), f"--{name}") for name, text in vars(given).items()}
+    return {**options, **positional}
 
 
 def read_yaml(cls: type, path: str | Path) -> Options:

@@ -96,12 +96,14 @@ class MediaFrame:
         duration: seconds until the next frame of the excerpt.
         name: the stem of the frame's file in a folder of images; otherwise its number in the excerpt, ``00000``.
         load: converts the image when it is first asked for.
+        index: number of frames before it in the file, in order of time.
     """
 
     time: Fraction
     duration: Fraction
     name: str
     load: Callable[[], np.ndarray]
+    index: int
 
     @cached_property
     def image(self) -> np.ndarray:
@@ -239,7 +241,7 @@ class ImageFolder(Media):
 
     def all_frames(self) -> Generator[MediaFrame]:
         for number, file in enumerate(self.files):
-            yield MediaFrame(number / self.fps, 1 / self.fps, file.stem, partial(self._load, file))
+            yield MediaFrame(number / self.fps, 1 / self.fps, file.stem, partial(self._load, file), number)
 
     def _load(self, file: Path) -> np.ndarray:
         with _readable(file), open_image(file) as image:
@@ -277,7 +279,7 @@ class ImageFile(Media):
                 shown = round(image.info.get("duration") or 0)
                 duration = Fraction(shown if shown >= _SHORTEST_MS else _USUAL_MS, 1000)
                 duration = self._step if self._count == 1 else duration
-                yield MediaFrame(time, duration, "", partial(self._load, image))
+                yield MediaFrame(time, duration, "", partial(self._load, image), number)
                 time += duration
 
     def _load(self, image: Image.Image) -> np.ndarray:
@@ -314,6 +316,7 @@ class VideoFile(Media):
     def __init__(self, path: Path, excerpt: Excerpt = WHOLE) -> None:
         self.path = path
         self._reformatter = VideoReformatter()
+        self._sought: tuple[int, int] | None = None  # the first frame after a seek, and those before it
         with open_container(path) as container:
             stream = video_stream(container, path)
             self._begin = Fraction(container.start_time or 0, av.time_base)
@@ -342,7 +345,7 @@ class VideoFile(Media):
 
     def _decode(self, seek: Fraction) -> Generator[MediaFrame]:
         """Decode from the last key frame before ``seek`` (seconds; 0: from the first frame) to the end."""
-        packets = damaged = decoded = 0
+        packets = damaged = decoded = index = 0
         time = Fraction(-1)
         with open_container(self.path) as container:
             stream = video_stream(container, self.path)
@@ -355,9 +358,12 @@ class VideoFile(Media):
                 packets += 1
                 damaged += frames is None
                 for frame in frames or ():
+                    if seek and not decoded:
+                        index = self._frames_before(frame)
                     time, duration = self._shown(frame, time)
                     decoded += 1
-                    yield MediaFrame(time, duration, "", partial(self._load, frame))
+                    yield MediaFrame(time, duration, "", partial(self._load, frame), index)
+                    index += 1
         end = time + self._step
         missing = self._expected - (packets - 1) > 1 if self._expected else False  # the last one flushes the decoder
         early = self._length and self._length - end > max(Fraction(1, 2), 3 * self._step)
@@ -366,6 +372,22 @@ class VideoFile(Media):
             self.note(
                 f"{self.path} is damaged or cut off: only {decoded}{whole} frames ({float(end):.1f} s) could be read"
             )
+
+    def _frames_before(self, first: av.VideoFrame) -> int:
+        """Count the frames before the first one after a seek, without decoding them."""
+        end = _stamp(first)
+        if self._sought is None or self._sought[0] != end:
+            count = 0
+            with open_container(self.path) as container:
+                stream = video_stream(container, self.path)
+                is_vp8 = stream.codec_context.codec.canonical_name == "vp8"
+                for packet in _packets(container, stream):
+                    if packet is None or (packet.dts or 0) >= end:
+                        break
+                    hidden = packet.is_discard or (is_vp8 and not memoryview(packet)[0] & 16)  # type: ignore[arg-type]
+                    count += _stamp(packet) < end and not hidden
+            self._sought = end, count
+        return self._sought[1]
 
     def _shown(self, frame: av.VideoFrame, before: Fraction) -> tuple[Fraction, Fraction]:
         """Return time and duration of a frame; missing and repeated times are replaced by plausible ones."""
@@ -385,6 +407,11 @@ class VideoFile(Media):
             self.note(f"frames of {self.path} change their size; all are scaled to the first one's, {width}×{height}")
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         return image
+
+
+def _stamp(piece: Any) -> int:
+    """Return when a packet or a frame is shown, or else when it is decoded, in ticks; 0 if neither is known."""
+    return next((stamp for stamp in (piece.pts, piece.dts) if stamp is not None), 0)
 
 
 def read_video_frames(path: Path, indices: Sequence[int]) -> tuple[np.ndarray, list[int]]:
