@@ -238,7 +238,7 @@ class DemoResult:
     scores: np.ndarray
     times: list[Fraction]
     seconds: float
-    run: _Run | None = dataclasses.field(default=None, repr=False)
+    run: _Run = dataclasses.field(repr=False)
 
     def lines(self, score_threshold: float) -> list[str]:
         """Return the summary for the user."""
@@ -370,7 +370,7 @@ def rethreshold(
     Raises:
         UserError, RunError: as in ``run_demo``. Until the new masks are complete, the earlier result stays as it is.
     """
-    if result.run is None or not (result.folder / PROBABILITIES).is_dir():
+    if not (result.folder / PROBABILITIES).is_dir():
         raise UserError(f"{result.folder} has no {PROBABILITIES}; segment the video again, with --save_prob")
     run = replace(result.run, report=report, show=show)
     masks = partial(run.threshold_again, result.folder / PROBABILITIES)

@@ -36,7 +36,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, STILL, WINDOW, DemoResult, Progress, read_options
+from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, STILL, WINDOW, DemoResult, Progress, read_options, rethreshold
 from util.drawing import colour_of, write_picture
 from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import BROKEN_IMAGE, ROOT, atomic_path, open_image
@@ -73,7 +73,8 @@ MAX_MESSAGE = 2**20  # bytes of a request that is not an upload
 PATIENCE = 30.0  # seconds that a request may take, and that a connection may be idle
 SLOWEST = 100_000  # bytes per second of an upload that takes longer
 FIRST_FRAME = "First frame"
-STAGES = {"segment": "Segmenting", "draw": "Drawing the overlay"}
+STAGES = {"check": "Checking", "segment": "Segmenting", "threshold": "Writing the masks", "draw": "Drawing the overlay"}
+FULL = "the page holds too many files at the moment; try again in a few minutes, or with a smaller file"
 STOPPED = "Stopped. Nothing of this run is kept."
 UNKNOWN = "something went wrong on the server; the terminal where the page was started shows what"
 
@@ -106,6 +107,19 @@ class PageOptions:
 
 class StopRun(Exception):
     """The visitor stopped the run or left, or the program ends."""
+
+
+@dataclasses.dataclass
+class Work:
+    """What is being done for a visitor.
+
+    Attributes:
+        folder: into which it writes.
+        stop: is set to stop it.
+    """
+
+    folder: Path
+    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
 class Refused(Exception):
@@ -165,10 +179,8 @@ class RequestFilter:
                 self.expected += size
                 self.uploads.append(start)
                 try:
-                    if await asyncio.to_thread(total_size, self.cache) + self.expected > (
-                        self.options.max_total_megabytes * 2**20
-                    ):
-                        raise Refused(507, "the page holds too many files at the moment; upload yours in a few minutes")
+                    if await asyncio.to_thread(is_full, self.cache, self.options, self.expected):
+                        raise Refused(507, FULL)
                     await self.app(scope, bounded, answer)
                 finally:
                     self.expected -= size
@@ -245,16 +257,26 @@ def total_size(folder: Path) -> int:
     for place, _, files in os.walk(folder):
         for name in files:
             with suppress(FileNotFoundError):
-                size += Path(place, name).lstat().st_size
+                about = Path(place, name).lstat()
+                size += about.st_size // about.st_nlink  # an upload is linked to by its results
     return size
 
 
-def clean_up(server: Any, cache: Path, uploads: list[float], ended: threading.Event) -> None:
-    """Close idle connections, and remove what broken uploads left in the cache, until the program ends.
+def is_full(cache: Path, options: PageOptions, more: int = 0) -> bool:
+    """Return whether the files of the page, and further bytes, exceed their limit."""
+    return total_size(cache) + more > options.max_total_megabytes * 2**20
+
+
+def clean_up(
+    server: Any, cache: Path, age: float, uploads: list[float], running: dict[str, Work], ended: threading.Event
+) -> None:
+    """Close idle connections, and remove old results and what broken uploads left in the cache, until the program ends.
 
     Args:
         server: the ``uvicorn.Server``. It closes a connection after an answer, but not one that never asks.
+        age: seconds after which a result is removed if it is not used; Gradio removes only files that it shows.
         uploads: the start of each upload that is being received.
+        running: what is being done.
     """
     idle: dict[Any, float] = {}
     while not ended.wait(1.0):
@@ -267,6 +289,11 @@ def clean_up(server: Any, cache: Path, uploads: list[float], ended: threading.Ev
             if now - since > PATIENCE:
                 connection.loop.call_soon_threadsafe(connection.transport.close)
         oldest = min([time.time() - PATIENCE, *uploads])
+        busy = {work.folder for work in list(running.values())}
+        for own in cache.glob("?" * len(uuid.uuid4().hex)):
+            with suppress(FileNotFoundError):
+                if own.stat().st_mtime < time.time() - age and busy.isdisjoint((own, *own.iterdir())):
+                    shutil.rmtree(own, ignore_errors=True)
         for path in cache.glob("tmp*"):  # Gradio renames an upload's file when it is complete
             with suppress(FileNotFoundError):
                 if path.is_file() and path.stat().st_mtime < oldest:
@@ -323,7 +350,7 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
     """
     from starlette.middleware import Middleware
 
-    running: dict[str, threading.Event] = {}
+    running: dict[str, Work] = {}
     uploads: list[float] = []
     ended = threading.Event()
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
@@ -355,30 +382,27 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
             )
         except OSError as error:  # taken since it was checked
             raise UserError(f"port {options.port} is in use; choose another --port") from error
-        cleaner = threading.Thread(target=clean_up, args=(page.server, cache, uploads, ended), daemon=True)
+        arguments = (page.server, cache, 60 * options.keep_minutes, uploads, running, ended)
+        cleaner = threading.Thread(target=clean_up, args=arguments, daemon=True)
         cleaner.start()
         try:
             yield address
         finally:
             ended.set()
             cleaner.join()
-            for stop in list(running.values()):
-                stop.set()
+            for work in list(running.values()):
+                work.stop.set()
             page.close(verbose=False)
 
 
 def build_page(
-    pretrained: Any,
-    segment: Callable[..., DemoResult],
-    options: PageOptions,
-    folder: Path,
-    running: dict[str, threading.Event],
+    pretrained: Any, segment: Callable[..., DemoResult], options: PageOptions, folder: Path, running: dict[str, Work]
 ) -> Any:
     """Lay out the page and connect its parts.
 
     Args:
         folder: for the example, uploads and results.
-        running: is filled with an event for each visitor whose video is being segmented; setting it stops the run.
+        running: is filled with what is being done, by the visitor's session.
 
     Returns:
         The ``gr.Blocks``.
@@ -389,35 +413,47 @@ def build_page(
     import pandas as pd
 
     @contextmanager
-    def new_run(
-        path: str | None, request: gr.Request, progress: Any
-    ) -> Iterator[tuple[Path, Path, Callable[[Progress], None]]]:
-        """Yield a new folder, a visitor's upload in it, and what reports the progress, and stops if the visitor leaves.
+    def working(folder: Path, request: gr.Request, progress: Any) -> Iterator[tuple[Path, Callable[[Progress], None]]]:
+        """Yield a new folder in a folder, and a function that reports the progress until the visitor stops or leaves.
 
-        The folder is removed if the block fails. A failure is shown to the visitor in one sentence.
+        The new folder is removed if the block fails. A failure is shown to the visitor in one sentence.
         """
-        stop = running[str(request.session_hash)] = threading.Event()
+        work = running[str(request.session_hash)] = Work(folder / uuid.uuid4().hex)
 
         def report(now: Progress) -> None:
-            if stop.is_set():
+            if work.stop.is_set():
                 raise StopRun(STOPPED)
+            if now.done % 10 == 1 and is_full(cache, options):
+                raise UserError(FULL)
             total = max(now.done, now.total or 0)
             progress((now.done, total), f"{STAGES[now.stage]}, {now.rate:.1f} frames/s", unit="frames")
 
-        own = cache / uuid.uuid4().hex
         with _one_sentence():
             try:
-                if path is None or not Path(path).exists():
-                    raise UserError("there is no video, or it was removed because it was not used; upload one first")
-                own.mkdir(parents=True)
-                video = own / Path(path).name
-                os.link(path, video)  # Gradio may remove its own copy before the run ends
-                yield own, video, report
+                work.folder.mkdir(parents=True)
+                yield work.folder, report
             except BaseException:
-                shutil.rmtree(own, ignore_errors=True)
+                shutil.rmtree(work.folder, ignore_errors=True)
                 raise
             finally:
                 running.pop(str(request.session_hash), None)
+
+    def link_upload(path: str | None, folder: Path) -> Path:
+        """Return a link to an upload in a folder; Gradio may remove its own copy."""
+        if path is None or not Path(path).exists():
+            raise UserError("there is no video, or it was removed because it was not used; upload one first")
+        video = folder / Path(path).name
+        os.link(path, video)
+        return video
+
+    def in_use(result: DemoResult | None) -> DemoResult:
+        """Return a result after marking its files as used: files are removed by their age."""
+        if result is None or not (result.folder / OVERLAY).exists():
+            raise UserError("there is no result, or it was removed because it was not used; press Find")
+        own = result.folder.parents[1]
+        for file in (own, *own.glob("*"), *own.glob("*/*"), *own.glob("*/*/*")):
+            os.utime(file)
+        return result
 
     def inspect(path: str | None) -> Any:
         """Show the first frame of an upload."""
@@ -439,7 +475,8 @@ def build_page(
         progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
     ) -> dict[Any, Any]:
         """Segment a single frame of the visitor's video and show it."""
-        with new_run(path, request, progress) as (own, video, report):
+        with working(cache, request, progress) as (own, report):
+            video = link_upload(path, own)
             sentences, time = read_sentences(text, options), read_time(at, "Time of the frame") or Fraction(0)
             chosen = first_frame(open_upload(video, options, Excerpt(time)))
             write_picture(own / "frame.png", chosen.image)
@@ -450,6 +487,7 @@ def build_page(
         return {
             preview: gr.Image(overlaid, label=frame_label(f"Frame at {float(chosen.time):.2f} s", result.scores[0])),
             tabs: gr.Tabs(selected="preview"),
+            limits_row: gr.Row(visible=True),
             status: "\n".join(result.lines(score_threshold)[:-1]),
         }
 
@@ -466,49 +504,75 @@ def build_page(
         progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
     ) -> dict[Any, Any]:
         """Segment the visitor's video and show the result."""
-        with new_run(path, request, progress) as (own, video, report):
+        with working(cache, request, progress) as (own, report):
 
             def check(now: Progress) -> None:
                 check_length(now.done, media.rate, options)
                 report(now)
 
+            video = link_upload(path, own)
             sentences, excerpt = read_sentences(text, options), read_excerpt(start, end, stride)
             media = open_upload(video, options, excerpt)
             check_length(media.count or 0, media.rate, options)
-            limits = {"threshold": threshold, "score_threshold": score_threshold}
-            result = segment(media, sentences, own / "result", report=check, **limits)
-            masks = zip_masks(result)
-        video.unlink()
-        (result.folder / MASKS_FILE).unlink()
-        for old in (result.folder / MASKS, *([earlier.folder.parent] if earlier else [])):
-            shutil.rmtree(old, ignore_errors=True)
+            target = own / uuid.uuid4().hex / "result"
+            limits = {"threshold": threshold, "score_threshold": score_threshold, "save_prob": True}
+            try:
+                result = segment(media, sentences, target, report=check, **limits)
+            except (UserError, RunError) as error:
+                if not (target / MASKS).is_dir():
+                    raise
+                without = {shown, overlay, picture, sheet, scores, plot}
+                news = {status: without_folders(str(error)), downloads: [str(zip_masks(target))]}
+                return {**dict.fromkeys(without), **news, results: gr.Column(visible=True)}
+            answer = show(result, 1, score_threshold)
+        if earlier:
+            shutil.rmtree(earlier.folder.parents[1], ignore_errors=True)
+        return {**answer, tabs: gr.Tabs(selected="video")}
+
+    def apply(
+        threshold: float,
+        score_threshold: float,
+        number: float,
+        earlier: DemoResult | None,
+        request: gr.Request,
+        progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
+    ) -> dict[Any, Any]:
+        """Show the visitor's result at other thresholds; it is not segmented again."""
+        with _one_sentence():
+            earlier = in_use(earlier)
+        with working(earlier.folder.parents[1], request, progress) as (own, report):
+            result = rethreshold(earlier, threshold, score_threshold, own / "result", report, show=False)
+            answer = show(result, number, score_threshold)
+        shutil.rmtree(earlier.folder.parent, ignore_errors=True)
+        return answer
+
+    def show(result: DemoResult, number: float, score_threshold: float) -> dict[Any, Any]:
+        """Show a result, and one frame of it."""
         count = len(result.times)
-        notes = [f"{count} frame{'s'[: count > 1]}, {count / result.seconds:.1f} per second", *media.notes]
+        notes = [f"{count} frame{'s'[: count > 1]}, {count / result.seconds:.1f} per second", *result.run.media.notes]
         names = [f"{i}  {sentence.text[:40]}" for i, sentence in enumerate(result.sentences, start=1)]
         rows = [(t + 1, name, result.scores[t, i]) for i, name in enumerate(names) for t in range(count)]
         colours = {name: "#{:02x}{:02x}{:02x}".format(*colour_of(i)) for i, name in enumerate(names)}
         lost = f"not found: below the threshold of {score_threshold:g}, so all its masks are empty"
+        files = zip_masks(result.folder), result.folder / OVERLAY, result.folder / SHEET
         return {
             shown: result,
             status: without_folders(". ".join(notes)) + ".",
-            tabs: gr.Tabs(selected="video"),
             results: gr.Column(visible=True),
+            limits_row: gr.Row(visible=True),
             overlay: str(result.folder / OVERLAY),
-            frame: gr.Slider(value=1, maximum=max(2, count), visible=count > 1),
-            picture: look(1, result),
+            frame: gr.Slider(value=min(number, count), maximum=max(2, count), visible=count > 1),
+            picture: look(number, result),
             sheet: str(result.folder / SHEET),
             scores: [[s.number, s.text, f"{s.score:.2f}", "found" if s.found else lost] for s in result.sentences],
             plot: gr.LinePlot(pd.DataFrame(rows, columns=["frame", "sentence", "score"]), color_map=colours),
-            downloads: [str(file) for file in (masks, result.folder / OVERLAY, result.folder / SHEET)],
+            downloads: [str(file) for file in files],
         }
 
     def look(number: float, result: DemoResult | None) -> Any:
         """Show one frame of the result, numbered from 1."""
         with _one_sentence():
-            if result is None or not (result.folder / OVERLAY).exists():
-                raise UserError("this result was removed because it was not used for a while; run it again")
-            for file in result.folder.parent.rglob("*"):
-                os.utime(file)  # it is in use: Gradio removes files by their age
+            result = in_use(result)
             i = min(max(1, int(number)), len(result.times)) - 1
             # Start halfway after the previous frame, so that rounding of times does not matter.
             begin = (result.times[i] + result.times[i - 1]) / 2 if i else Fraction(0)
@@ -517,8 +581,8 @@ def build_page(
 
     def leave(request: gr.Request) -> None:
         """Stop the run of a visitor who closes the page."""
-        if stop := running.get(str(request.session_hash)):
-            stop.set()
+        if work := running.get(str(request.session_hash)):
+            work.stop.set()
 
     def stop_run(request: gr.Request) -> str:
         """Stop the run of a visitor who asked for it."""
@@ -568,15 +632,10 @@ def build_page(
                     gr.Button("Use the example", size="sm", elem_id="example").click(
                         lambda: example, None, [upload, text], **beside
                     )
-                with gr.Accordion("Options", open=False, elem_id="options"):
-                    with gr.Row():
-                        start = gr.Textbox("", label="From", placeholder="0 or 1:02", min_width=90)
-                        end = gr.Textbox("", label="To", placeholder="the end", min_width=90, elem_id="end")
-                        stride = gr.Number(1, label="Stride", precision=0, minimum=1, maximum=MAX_STRIDE, min_width=90)
-                    level = gr.Slider(0, 1, pretrained.options.threshold, step=0.01, label="Mask threshold")
-                    least = gr.Slider(
-                        0, 1, pretrained.options.score_threshold, step=0.01, label="Score threshold", elem_id="least"
-                    )
+                with gr.Accordion("Options", open=False, elem_id="options"), gr.Row():
+                    start = gr.Textbox("", label="From", placeholder="0 or 1:02", min_width=90)
+                    end = gr.Textbox("", label="To", placeholder="the end", min_width=90, elem_id="end")
+                    stride = gr.Number(1, label="Stride", precision=0, minimum=1, maximum=MAX_STRIDE, min_width=90)
                 with gr.Row():
                     find = gr.Button("Find", variant="primary", elem_id="find")
                     stop = gr.Button("Stop", variant="stop", elem_id="stop")
@@ -602,19 +661,25 @@ def build_page(
                         picture = gr.Image(format="jpeg", elem_id="picture", **image)
                     with gr.Tab("Contact sheet"):
                         sheet = gr.Image(show_label=False, elem_id="sheet", **image)
+                with gr.Row(visible=False, equal_height=True, elem_id="limits") as limits_row:
+                    slider = partial(gr.Slider, 0, 1, step=0.01)
+                    level = slider(pretrained.options.threshold, label="Mask threshold", elem_id="level")
+                    least = slider(pretrained.options.score_threshold, label="Score threshold", elem_id="least")
+                    apply_button = gr.Button("Apply thresholds", elem_id="apply")
                 with gr.Column(visible=False, elem_id="results") as results:
                     scores = gr.Dataframe(headers=["", "Sentence", "Score", "Result"], wrap=True, elem_id="scores")
                     plot = gr.LinePlot(x="frame", y="score", color="sentence", y_lim=[0, 1], height=200)
                     downloads = gr.File(label="Downloads", interactive=False, elem_id="downloads")
         upload.change(inspect, upload, [preview, tabs], concurrency_limit=2, **beside)
         asked = [upload, text, start, end, stride, level, least, shown]
-        found = [shown, status, tabs, results, overlay, frame, picture, sheet, scores, plot, downloads]
+        found = [shown, status, results, limits_row, overlay, frame, picture, sheet, scores, plot, downloads]
         # One thing is segmented at a time, so a visitor has one run.
         work: dict[str, Any] = {"show_progress_on": status, "concurrency_id": "work", "api_visibility": "private"}
-        seen = [preview, tabs, status]
+        seen = [preview, tabs, limits_row, status]
         events = [
             try_out.click(run_preview, [upload, text, at, level, least], seen, **work),
-            find.click(run, asked, found, **work),
+            find.click(run, asked, [*found, tabs], **work),
+            apply_button.click(apply, [level, least, frame, shown], found, **work),
         ]
         stop.click(stop_run, None, status, cancels=events, queue=False, **beside)
         frame.input(
@@ -767,14 +832,14 @@ def check_length(frames: int, rate: Fraction, options: PageOptions) -> None:
         )
 
 
-def zip_masks(result: DemoResult) -> Path:
-    """Pack masks, ``masks.json`` and contact sheet into ``masks.zip`` beside the result's folder; return its path."""
-    target = result.folder.with_name("masks.zip")
+def zip_masks(folder: Path) -> Path:
+    """Pack masks, ``masks.json`` and contact sheet into ``masks.zip`` beside a result's folder; return its path."""
+    target = folder.with_name("masks.zip")
     with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:  # PNGs do not get smaller
-        for path in sorted((result.folder / MASKS).rglob("*.png")):
-            archive.write(path, path.relative_to(result.folder))
-        archive.write(result.folder / MASKS_FILE, MASKS_FILE, zipfile.ZIP_DEFLATED)
-        archive.write(result.folder / SHEET, SHEET)
+        for path in (*sorted((folder / MASKS).rglob("*.png")), folder / MASKS_FILE, folder / SHEET):
+            if path.exists():
+                kind = zipfile.ZIP_DEFLATED if path.suffix == ".json" else zipfile.ZIP_STORED
+                archive.write(path, path.relative_to(folder), kind)
     return target
 
 

@@ -81,6 +81,12 @@ def test_no_field_reads_a_file(visitor: Visitor, temporary: Path, tmp_path: Path
             values[i] = bad
             error = visitor.result("run_preview", *values)["error"]
             assert error and "\n" not in error and str(tmp_path) not in error, (i, bad)
+    for i in range(3):
+        for bad in (forged(secret), [forged(secret)], {"a": forged(secret)}, True):
+            values = [0.5, 0.0, 1]
+            values[i] = bad
+            assert "must be a number from" in visitor.result("apply", *values, None)["error"]
+    assert "there is no result" in visitor.result("apply", 0.5, 0.0, 1, forged(secret))["error"]
     values = [*find_values(film, "a\nb")[:-1], forged(secret)]
     assert visitor.result("run", *values)["data"], "the result of earlier runs is not taken from the visitor"
     for bad in (forged(secret), forged("/etc/passwd"), forged(film["path"] + "/../../../../../secret.txt"), "a", 7):
@@ -167,7 +173,7 @@ def test_a_result_belongs_to_its_session(visitor: Visitor, tmp_path: Path):
     found = visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))
     other = Visitor(str(visitor.http.base_url))
     for value in (None, {"folder": str(Path(found["overlay"]["path"]).parent)}, forged(found["overlay"]["path"])):
-        assert "this result was removed" in other.result("look", 1, value)["error"]
+        assert "there is no result" in other.result("look", 1, value)["error"]
     assert len(Path(found["overlay"]["path"]).parents[1].name) == 32, "the folder's name cannot be guessed"
 
 
@@ -267,7 +273,7 @@ def test_all_uploads_together_are_bounded(temporary: Path):
         assert set(answers) == {200, 507} and answers.count(200) <= 2
         assert web_demo.total_size(temporary) < 2.5 * 2**20
         text = visitor.http.post("gradio_api/upload", files=[("files", ("a", bytes(1_000_000)))]).text
-        assert text == "the page holds too many files at the moment; upload yours in a few minutes"
+        assert text == web_demo.FULL
 
 
 def test_requests_are_bounded(visitor: Visitor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -22,7 +23,9 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import demo
 from demo import DemoResult, run_demo
 from models.inference import InferenceOptions
 from models.pretrained import Pretrained
@@ -49,7 +52,10 @@ PRETRAINED = Pretrained(
     options=InferenceOptions(),
     device=torch.device("cpu"),
 )
-OUTPUTS = ("result", "status", "tabs", "results", "overlay", "frame", "picture", "sheet", "scores", "plot", "downloads")
+OUTPUTS = (
+    *("result", "status", "results", "limits", "overlay", "frame", "picture", "sheet", "scores", "plot", "downloads"),
+    "tabs",
+)
 
 
 @pytest.fixture
@@ -125,6 +131,18 @@ class Visitor:
         output = self.result("run", *find_values(file, text, **options))
         return dict(zip(OUTPUTS, output["data"], strict=True)) if "data" in output else output
 
+    def apply(self, threshold: float, score_threshold: float = 0.0, frame: int = 1) -> dict[str, Any]:
+        """Press the button "Apply thresholds": the values of ``OUTPUTS`` but the last, or "error"."""
+        output = self.result("apply", threshold, score_threshold, frame, None)
+        return dict(zip(OUTPUTS[:-1], output["data"], strict=True)) if "data" in output else output
+
+    def masks(self, found: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Return the masks of ``masks.zip`` by their names."""
+        (file,) = [download for download in found["downloads"] if download["orig_name"] == "masks.zip"]
+        with zipfile.ZipFile(io.BytesIO(self.get(file))) as archive:
+            names = [name for name in archive.namelist() if name.startswith("masks/")]
+            return {name: np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names}
+
     def get(self, file: dict[str, Any]) -> bytes:
         answer = self.http.get(file["url"])
         answer.raise_for_status()
@@ -190,7 +208,7 @@ def test_one_frame_is_previewed(temporary: Path, tmp_path: Path):
         visitor = Visitor(address)
         file = visitor.upload(write_film(tmp_path / "a.mp4"))
         for at, number in (("", 0), ("0.25", 3)):
-            picture, tabs, status = visitor.result("run_preview", file, "a\nb", at, 1, 0.5)["data"]
+            picture, tabs, _, status = visitor.result("run_preview", file, "a\nb", at, 1, 0.5)["data"]
             assert picture["label"] == f"Frame at {number / 10:.2f} s · score 0.90, 0.20"
             assert tabs["selected"] == "preview"
             lost = "below the score threshold of 0.5: not found, its masks are empty"
@@ -202,6 +220,60 @@ def test_one_frame_is_previewed(temporary: Path, tmp_path: Path):
         for at, sentence in (("9", "a.mp4 has no frame"), ("soon", "Time of the frame must be a time")):
             assert sentence in visitor.result("run_preview", file, "a\nb", at, 0.5, 0)["error"]
         assert "there is no video" in visitor.result("run_preview", None, "a", "", 0.5, 0)["error"]
+
+
+def test_thresholds_are_changed_without_segmenting_again(temporary: Path, tmp_path: Path):
+    runs = []
+
+    def counting(*args: Any, **options: Any) -> DemoResult:
+        runs.append(args)
+        return stub(*args, **options)
+
+    with serve(counting) as address:
+        visitor = Visitor(address)
+        assert "there is no result" in visitor.apply(0.5)["error"]
+        first = visitor.find(visitor.upload(write_film(tmp_path / "a.mp4", sound="aac")))
+        before = visitor.masks(first)
+        (half, other) = (f"masks/{folder}/00003.png" for folder in FOLDERS)
+        assert before[half][:, :32].all() and not before[half][:, 32:].any()
+
+        low = visitor.apply(0.2, frame=4)
+        after = visitor.masks(low)
+        assert after.keys() == before.keys() and all(mask.all() for mask in after.values())
+        assert low["picture"]["label"].startswith("Frame 4") and low["frame"]["value"] == 4
+        assert low["overlay"]["path"] != first["overlay"]["path"], "the browser does not show what it has loaded before"
+        assert not Path(first["overlay"]["path"]).exists() and visitor.get(low["overlay"])
+        with av.open(low["overlay"]["path"]) as movie:
+            assert movie.streams.audio
+
+        lost = visitor.apply(0.5, 0.5)
+        assert [row[3][:9] for row in lost["scores"]["data"]] == ["found", "not found"]
+        assert not visitor.masks(lost)[other].any() and visitor.masks(lost)[half].any()
+        again = visitor.masks(visitor.apply(0.5))
+        assert all(np.array_equal(again[name], before[name]) for name in before)
+        assert len(runs) == 1 and "there is no result" in Visitor(address).apply(0.5)["error"]
+
+
+def test_a_failure_keeps_the_earlier_result(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    visitor = Visitor(address)
+    found = visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))
+    with monkeypatch.context() as patch:
+        patch.setattr(web_demo, "is_full", lambda *args: True)
+        assert visitor.apply(0.2)["error"] == web_demo.FULL
+    assert visitor.get(found["overlay"]) and visitor.result("look", 2, None)["data"]
+
+
+def test_an_overlay_that_fails_leaves_the_masks(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: Any) -> None:
+        raise UserError("there is no space")
+
+    monkeypatch.setattr(demo, "object_sheet", fail)
+    visitor = Visitor(address)
+    found = visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))
+    assert found["status"] == (
+        "the masks are complete in result, but contact_sheet.png could not be written: there is no space"
+    )
+    assert found["overlay"] is None and len(visitor.masks(found)) == 12
 
 
 def test_an_excerpt(address: str, tmp_path: Path):
@@ -384,6 +456,7 @@ def test_files_are_removed_when_nobody_uses_them(temporary: Path, tmp_path: Path
         until(
             lambda: not [path for path in (*temporary.glob("*/cache/*/*"), *temporary.rglob("*.zip")) if path.is_file()]
         )
+        until(lambda: not list(temporary.rglob("*.png")))
         assert "was removed" in visitor.result("look", 1, None)["error"]
         assert "was removed" in visitor.find(file)["error"]
 
