@@ -59,6 +59,7 @@ MAKER = "demo.py"  # in masks.json, marks its folder as a result of this command
 WINDOW = 36
 WRITERS = 2  # threads that write masks
 SLUG_LETTERS = 40
+MAX_SIDE = 16384  # pixels, of H.264 as libx264 writes it
 
 # Config's options of training and of datasets would have no effect here, so they are unknown flags.
 WITHOUT_GROUPS = frozenset({"matching and losses", "data", "training"})
@@ -443,9 +444,10 @@ class _Run:
             if not isinstance(error.__cause__, av.FFmpegError):
                 raise
             height, width = self.media.size
+            advice = f"scale it down to {MAX_SIDE} per side" if max(height, width) > MAX_SIDE else "convert it first"
             raise UserError(
-                f"an overlay of {self.media.path} with its {width}×{height} pixels cannot be encoded "
-                f"({error.__cause__.strerror}); the longer side may have up to 16384, so scale it down"
+                f"an overlay of {self.media.path}, {width}×{height} pixels, cannot be encoded "
+                f"({error.__cause__.strerror}); {advice}"
             ) from error
         (self.target / OVERLAY).unlink()
 

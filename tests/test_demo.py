@@ -374,7 +374,7 @@ def test_what_would_fail_at_the_end_is_found_before_the_first_frame(tmp_path: Pa
     cut = tmp_path / "cut" / "2.jpg"
     cut.write_bytes(cut.read_bytes()[:-200])
     messages = {
-        "wide.png": r"overlay of .*wide\.png with its 16386×16 pixels cannot be encoded \(.*; the longer side may",
+        "wide.png": r"overlay of .*wide\.png, 16386×16 pixels, cannot be encoded \(.*\); scale it down to 16384",
         "sizes": r"2\.jpg is 48×32 and the frames before it 64×48",
         "cut": r"cannot read the image .*2\.jpg",
     }
