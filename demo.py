@@ -26,11 +26,31 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from datasets.export import (
+    FORMATS,
+    MASKS,
+    PROBABILITIES,
+    MaskFiles,
+    check_formats,
+    export_masks,
+    need_images,
+    need_probabilities,
+)
 from datasets.files import require_outside_dataset
 from datasets.predictions import read_binary_mask, read_grey, write_grey, write_mask
 from util.config import Config
 from util.device import DEMO, is_out_of_memory, memory_advice
-from util.drawing import SHEET_TILES, ObjectPainter, object_sheet, sentence_labels, sheet_tile, spread, write_picture
+from util.drawing import (
+    SHEET_TILES,
+    Colour,
+    ObjectPainter,
+    object_colours,
+    object_sheet,
+    sentence_labels,
+    sheet_tile,
+    spread,
+    write_picture,
+)
 from util.errors import RunError, UserError, orderly_end, printable, run_cli
 from util.files import atomic_folder, atomic_path, library_versions, project_version, sole_run
 from util.options import home_expanded, option, read_flags, read_yaml, text_of
@@ -53,7 +73,6 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import; wrong options and videos a
     from models.inference import FrameResult
     from models.pretrained import Pretrained
 
-MASKS, PROBABILITIES = "masks", "probabilities"
 MASKS_FILE, OVERLAY, STILL, SHEET = "masks.json", "overlay.mp4", "overlay.png", "contact_sheet.png"
 MAKER = "demo.py"  # in masks.json, marks its folder as a result of this command
 WINDOW = 36
@@ -91,6 +110,12 @@ class DemoOptions:
         auto=True,
     )
     save_prob: bool = _demo(False, "also write the mask probabilities, as 8-bit PNGs (255 = 1)")
+    export: tuple[str, ...] = _demo(
+        ("png",),
+        "formats of the masks: " + "; ".join(f"{name}: {kind.help}" for name, kind in FORMATS.items()),
+        choices=tuple(FORMATS),
+    )
+    colors: tuple[str, ...] = _demo((), "colours of the objects, one for each sentence: CSS names or #rrggbb")
 
     def folder(self, video: Path) -> Path:
         """Return the output folder."""
@@ -125,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             overlap=options.overlap,
             save_prob=options.save_prob,
             force=options.force,
+            formats=options.export,
+            colours=object_colours(len(sentences), options.colors),
         )
     for note in media.notes:
         print(f"note: {printable(note)}")
@@ -149,6 +176,8 @@ def read_command(argv: Sequence[str] | None = None) -> tuple[Path, list[str], De
         text_of(sentence, f"sentence {number}")
         if not normalise_sentence(sentence):
             raise UserError(f"sentence {number} is empty; describe the object to segment")
+    object_colours(len(sentences), options.colors)
+    check_formats(options.export, len(sentences))
     return video, [" ".join(sentence.split()) for sentence in sentences], options, given
 
 
@@ -190,7 +219,7 @@ class Progress:
     """The progress of a run.
 
     Attributes:
-        stage: "check", "segment" or "draw", and "threshold" in ``rethreshold``.
+        stage: "check", "segment", "export" or "draw", and "threshold" in ``rethreshold``.
         done: number of frames.
         total: number of frames, if it is known.
         rate: frames per second of this stage.
@@ -278,7 +307,7 @@ def segment_to_folder(
         threshold: mask probability from which a pixel belongs to the object; None: as in
             ``pretrained.options``.
         score_threshold: mean score below which a sentence counts as not found; None: as in ``pretrained.options``.
-        **output: ``save_prob``, ``force``, ``report`` and ``show`` of ``run_demo``.
+        **output: ``save_prob``, ``force``, ``formats``, ``colours``, ``report`` and ``show`` of ``run_demo``.
 
     Raises:
         UserError: as in ``run_demo``, or window and overlap do not fit together.
@@ -324,6 +353,8 @@ def run_demo(
     about: Mapping[str, Any] | None = None,
     report: Callable[[Progress], None] | None = None,
     show: bool = True,
+    formats: Sequence[str] = (),
+    colours: Sequence[Colour] | None = None,
 ) -> DemoResult:
     """Segment a video with any segmenter: write masks and ``masks.json``, then the overlay and the contact sheet.
 
@@ -341,13 +372,17 @@ def run_demo(
         save_prob: also write the probabilities, from which ``rethreshold`` makes other masks.
         about: further facts for ``masks.json``, as plain values.
         report: called after every frame.
+        formats: further formats of the masks, of ``datasets.export.FORMATS``; a note reports one that fails.
+        colours: one for each sentence; None: the palette's.
 
     Raises:
         UserError: the video cannot be read, a file cannot be written, or the folder is taken.
         RunError: the predictions are not finite, or the video was changed while it was read.
     """
-    run = _Run(media, sentence_records(sentences), about or {}, report, show)
-    return run.write(folder, force, partial(run.segment, segment, save_prob), threshold, score_threshold)
+    colours = colours or object_colours(len(sentences))
+    run = _Run(media, sentence_records(sentences), about or {}, report, show, colours, formats)
+    masks = partial(run.segment, segment, save_prob or need_probabilities(formats))
+    return run.write(folder, force, masks, threshold, score_threshold)
 
 
 def rethreshold(
@@ -355,6 +390,7 @@ def rethreshold(
     threshold: float,
     score_threshold: float,
     folder: Path | None = None,
+    colours: Sequence[Colour] | None = None,
     report: Callable[[Progress], None] | None = None,
     show: bool = True,
 ) -> DemoResult:
@@ -366,6 +402,7 @@ def rethreshold(
     Args:
         result: of a run with ``save_prob``, or of this function.
         folder: a new folder for the complete result; None: it replaces the earlier one.
+        colours: one for each sentence; None: as before.
         threshold, score_threshold, report: as in ``run_demo``.
 
     Raises:
@@ -373,9 +410,24 @@ def rethreshold(
     """
     if not (result.folder / PROBABILITIES).is_dir():
         raise UserError(f"{result.folder} has no {PROBABILITIES}; segment the video again, with --save_prob")
-    run = replace(result.run, report=report, show=show)
+    run = replace(result.run, report=report, show=show, colours=colours or result.run.colours)
     masks = partial(run.threshold_again, result.folder / PROBABILITIES)
     return run.write(folder or result.folder, folder is None, masks, threshold, score_threshold)
+
+
+def export_again(
+    result: DemoResult, formats: Sequence[str], report: Callable[[Progress], None] | None = None, show: bool = True
+) -> dict[str, str]:
+    """Write the masks of a result in further formats into its folder; the video must still exist.
+
+    Args:
+        result: of a run with ``save_prob`` if a format needs the probabilities.
+        formats, report: as in ``run_demo``.
+
+    Returns:
+        The names of the formats that failed, and why, in one sentence.
+    """
+    return replace(result.run, target=result.folder, report=report, show=show).export(formats)
 
 
 @dataclass
@@ -387,6 +439,8 @@ class _Run:
     about: Mapping[str, Any]
     report: Callable[[Progress], None] | None
     show: bool
+    colours: Sequence[Colour]
+    formats: Sequence[str] = ()
     target: Path = Path()  # where files are written; it becomes the output folder
     frames: list[MediaFrame] = dataclasses.field(default_factory=list)  # without their images
     scores: list[np.ndarray] = dataclasses.field(default_factory=list)  # [S] each
@@ -403,6 +457,8 @@ class _Run:
             self.decide(score_threshold)
             try:
                 self.write_json({"threshold": threshold, "score_threshold": score_threshold})
+                for name, reason in self.export(self.formats).items():
+                    self.media.note(f"--export {name} is not written: {reason}")
                 self.draw()
             except BaseException as error:  # even Ctrl-C: the masks stay
                 failure = error
@@ -531,12 +587,19 @@ class _Run:
             _write_rows(file, "annotations", self._annotations())
             file.write("}\n")
 
+    def export(self, formats: Sequence[str]) -> dict[str, str]:
+        """Write the masks in further formats; return those that failed, and why."""
+        sentences = {sentence.folder: sentence.text for sentence in self.sentences}
+        files = MaskFiles(self.target, self.media, self.frames, self.begin, sentences, self.colours)
+        frames = self._again() if need_images(formats) else self.frames
+        return export_masks(formats, files, self._watched("export", frames, len(self.frames)))
+
     def draw(self) -> None:
         """Write the overlay and the contact sheet."""
         media = self.media
         entries = [(s.text, f"score {s.score:.2f}" + ("" if s.found else ", not found")) for s in self.sentences]
         wanted, tiles = spread(range(len(self.frames)), SHEET_TILES), []
-        painter = ObjectPainter(sentence_labels([s.text for s in self.sentences]), media.size)
+        painter = ObjectPainter(sentence_labels([s.text for s in self.sentences]), media.size, colours=self.colours)
         end = self.frames[-1].time + self.frames[-1].duration - self.begin if media.excerpt.end is not None else None
         with self._movie(self.begin, end) as movie:
             for number, frame in enumerate(self._watched("draw", self._again(), len(self.frames))):
@@ -544,10 +607,10 @@ class _Run:
                 picture = painter.draw(frame.image, masks)
                 movie.write(picture, frame.time - self.begin, frame.duration)
                 if number in wanted:
-                    tiles.append(sheet_tile(frame.image, masks, float(frame.time)))
+                    tiles.append(sheet_tile(frame.image, masks, float(frame.time), self.colours))
                 if media.still:
                     write_picture(self.target / STILL, picture)
-        object_sheet(self.target / SHEET, media.path.name or str(media.path), entries, tiles)
+        object_sheet(self.target / SHEET, media.path.name or str(media.path), entries, tiles, self.colours)
 
     @contextmanager
     def _movie(self, begin: Fraction, end: Fraction | None) -> Iterator[VideoWriter]:

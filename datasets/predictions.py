@@ -77,10 +77,13 @@ def write_grey(path: Path, plane: np.ndarray) -> None:
     _write(path, Image.fromarray(plane))
 
 
-def write_index_mask(path: Path, ids: np.ndarray) -> None:
-    """Write object ids, uint8 ``[H, W]``, as an 8-bit palette PNG; raises ``UserError`` if that fails."""
+def write_index_mask(path: Path, ids: np.ndarray, palette: list[int] | None = None) -> None:
+    """Write object ids, uint8 ``[H, W]``, as an 8-bit palette PNG; raises ``UserError`` if that fails.
+
+    ``palette`` has 256 RGB values, flat; None: ``object_palette``.
+    """
     image = Image.fromarray(ids)
-    image.putpalette(object_palette())
+    image.putpalette(palette or object_palette())
     _write(path, image)
 
 

@@ -25,6 +25,7 @@ from util.drawing import (
     draw_overlay,
     legend,
     letters,
+    object_colours,
     object_sheet,
     overlay_size,
     read_picture,
@@ -243,6 +244,19 @@ def test_each_object_has_its_colour():
         assert not own[:, : x0 - 3].any() and not own[:, x1 + 3 :].any()
         inside = picture[150, (x0 + x1) // 2].astype(int) - 120
         assert np.sign(inside).tolist() == np.sign(np.array(colour_of(i)) - 120).tolist() and abs(inside).max() < 50
+
+
+def test_chosen_colours(tmp_path: Path):
+    colours = object_colours(2, ["Orange", "#0a0bFc"])
+    assert colours == [(255, 165, 0), (10, 11, 252)]
+    assert object_colours(9) == [colour_of(i) for i in range(9)]
+    frame, masks = scene((40, 100, 120, 200), (180, 100, 280, 200))
+    tile = sheet_tile(frame, masks, 0.0, colours)
+    object_sheet(tmp_path / "sheet.png", "a.mp4", [("a", "score 1.00"), ("b", "score 1.00")], [tile], colours)
+    overlay = ObjectPainter(["", ""], (240, 320), colours=colours).draw(frame, masks)
+    for picture in (overlay, tile, read_picture(tmp_path / "sheet.png")):
+        for i, colour in enumerate(colours):
+            assert pixels_of(picture, colour).sum() > 50 and not pixels_of(picture, colour_of(i)).any()
 
 
 def test_two_names_of_one_object_show_both_outlines():

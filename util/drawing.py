@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from util.errors import UserError
+from util.errors import UserError, nearest
 from util.files import BROKEN_IMAGE, atomic_path, open_image
 from util.video import write_video
 
@@ -99,17 +100,20 @@ def text_bar(text: str, width: int, size: int | None = None) -> Picture:
     return np.asarray(image)
 
 
-def legend(title: str, entries: Sequence[tuple[str, str]], width: int, size: int = 18) -> Picture:
+def legend(
+    title: str, entries: Sequence[tuple[str, str]], width: int, size: int = 18, colours: Sequence[Colour] | None = None
+) -> Picture:
     """Draw a dark bar with a title, and a line for each object: its number and colour, its sentence and a remark.
 
-    Both ``width`` and the letters' ``size`` are in pixels.
+    Both ``width`` and the letters' ``size`` are in pixels; ``colours`` are as in ``ObjectPainter``.
     """
     rows, indent = [text_bar(title, width, size)], 3 * size
+    colours = colours or object_colours(len(entries))
     for i, (sentence, remark) in enumerate(entries):
         bar = text_bar(f"{sentence}  ·  {remark}", width - indent, size)
         image = Image.new("RGB", (width, len(bar)), PAPER)
         image.paste(Image.fromarray(bar), (indent, 0))
-        _paste(image, _chip(str(i + 1), colour_of(i), size, indent), size // 2, size // 3)
+        _paste(image, _chip(str(i + 1), colours[i], size, indent), size // 2, size // 3)
         rows.append(np.asarray(image))
     return np.concatenate(rows)
 
@@ -117,6 +121,33 @@ def legend(title: str, entries: Sequence[tuple[str, str]], width: int, size: int
 def colour_of(number: int) -> Colour:
     """Return the colour of object ``number``, from 0."""
     return PALETTE[number % len(PALETTE)]
+
+
+def object_colours(count: int, names: Sequence[str] = (), where: str = "--colors") -> list[Colour]:
+    """Return the colours of ``count`` objects: those with the given names, or the palette's if there are none.
+
+    Args:
+        names: as the user typed them, one for each object: of CSS, or ``#rrggbb``.
+        where: the name of their option, for the error message.
+
+    Raises:
+        UserError: a name is unknown, or there are more or fewer names than objects.
+    """
+    if not names:
+        return [colour_of(i) for i in range(count)]
+    if len(names) != count:
+        raise UserError(f"{where} has {len(names)} for {count} sentence{'s'[: count > 1]}; give one for each sentence")
+    return [_named_colour(name, where) for name in names]
+
+
+def _named_colour(name: str, where: str) -> Colour:
+    with suppress(ValueError):
+        colour = ImageColor.getrgb(name)
+        if len(colour) == 3:  # four with a transparency, which an object does not have
+            return colour
+    near = nearest(name.lower(), [*ImageColor.colormap])
+    hint = f"did you mean {near!r}?" if near else "give a name such as orange, or #rrggbb"
+    raise UserError(f"{where} has no colour {name[:40]!r}; {hint}")
 
 
 def _ink_on(colour: Colour) -> Colour:
@@ -299,15 +330,18 @@ class ObjectPainter:
         labels: one for each object; an empty one is not drawn.
         size: (H, W) of the frames; letters and lines are scaled with it.
         letter_scale: relative size of the letters.
+        colours: one for each object; None: the palette's.
     """
 
-    def __init__(self, labels: Sequence[str], size: Size, letter_scale: float = 1.0) -> None:
+    def __init__(
+        self, labels: Sequence[str], size: Size, letter_scale: float = 1.0, colours: Sequence[Colour] | None = None
+    ) -> None:
         height, width = size
         short = min(size)
         self.size = size
         self.line = int(1.2 + short / 300)
         self.seam = self.line + 2 * max(1, round(self.line / 2))
-        self.colours = [colour_of(i) for i in range(len(labels))]
+        self.colours = colours or object_colours(len(labels))
         letter = max(10, round(letter_scale * (0.7 * short + 0.3 * max(size)) / 30))
         room = max(1, round(LABEL_WIDTH * width))
         chips = [_chip(label, colour, letter, room) for label, colour in zip(labels, self.colours, strict=True)]
@@ -411,26 +445,33 @@ class _Label:
         return plane[y : y + self.h, x : x + self.w]
 
 
-def sheet_tile(frame: Picture, masks: np.ndarray, time: float) -> Picture:
+def sheet_tile(frame: Picture, masks: np.ndarray, time: float, colours: Sequence[Colour] | None = None) -> Picture:
     """Draw a frame for ``object_sheet``: small, with its time, and the objects' numbers if there are several.
 
     Args:
         frame: uint8 RGB ``[H0, W0, 3]``.
         masks: bool ``[S, H0, W0]``.
         time: in seconds.
+        colours: as in ``ObjectPainter``.
     """
     height, width = frame.shape[:2]
     tile_width = min((SHEET_WIDTH - GAP) // SHEET_TILES_PER_ROW - GAP, max(1, TILE_HEIGHT * width // height))
     size = max(1, round(tile_width * height / width)), tile_width
     smaller = np.stack([_resized_mask(mask, size) for mask in masks])
     labels = [str(i) if len(masks) > 1 else "" for i in range(1, len(masks) + 1)]
-    return _stamped(ObjectPainter(labels, size, letter_scale=1.7).draw(_resized(frame, size), smaller), clock(time))
+    return _stamped(ObjectPainter(labels, size, 1.7, colours).draw(_resized(frame, size), smaller), clock(time))
 
 
-def object_sheet(path: Path, title: str, entries: Sequence[tuple[str, str]], tiles: Sequence[Picture]) -> None:
+def object_sheet(
+    path: Path,
+    title: str,
+    entries: Sequence[tuple[str, str]],
+    tiles: Sequence[Picture],
+    colours: Sequence[Colour] | None = None,
+) -> None:
     """Write the contact sheet of a video: frames drawn by ``sheet_tile`` below a legend.
 
-    All tiles have one size; ``title`` and ``entries`` are those of ``legend``.
+    All tiles have one size; ``title``, ``entries`` and ``colours`` are those of ``legend``.
 
     Raises:
         UserError: the file cannot be written.
@@ -438,7 +479,8 @@ def object_sheet(path: Path, title: str, entries: Sequence[tuple[str, str]], til
     width = tiles[0].shape[1]
     columns = min(len(tiles), (SHEET_WIDTH - GAP) // (width + GAP), SHEET_MOST_PER_ROW)
     rows = [("", tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    contact_sheet(rows, path, width, legend(title, entries, max(GAP + columns * (width + GAP), SHEET_LEAST_WIDTH)))
+    header = legend(title, entries, max(GAP + columns * (width + GAP), SHEET_LEAST_WIDTH), colours=colours)
+    contact_sheet(rows, path, width, header)
 
 
 def _stamped(picture: Picture, text: str) -> Picture:

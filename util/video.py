@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -663,22 +663,45 @@ def open_sound(path: Path, start: Fraction, end: Fraction | None = None, cut: bo
         yield Sound(container, streams[0], start, end, cut) if streams else None
 
 
-class VideoWriter:
-    """Writes images with their times into an MP4; made by ``open_video``."""
+@dataclass(frozen=True)
+class Encoding:
+    """How the images of a video are stored.
 
-    def __init__(self, container: OutputContainer, rate: Fraction, sound: Sound | None) -> None:
-        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    Attributes:
+        codec: FFmpeg's name of the encoder.
+        pixels: FFmpeg's name of the pixel format.
+        options: of the encoder.
+        tick: unit of the times, in seconds.
+    """
+
+    codec: str
+    pixels: str
+    options: Mapping[str, str]
+    tick: Fraction = TICK
+
+
+class VideoWriter:
+    """Writes images with their times into an MP4 or MOV; made by ``open_video``."""
+
+    def __init__(
+        self, container: OutputContainer, rate: Fraction, sound: Sound | None, encoding: Encoding | None
+    ) -> None:
         rate = rate.limit_denominator(1000)
-        stream = container.add_stream(codec, rate=rate)
+        if encoding is None and "libx264" in av.codecs_available:
+            encoding = Encoding("libx264", "yuv420p", {"crf": "18", "preset": "veryfast"})
+        elif encoding is None:
+            encoding = Encoding("mpeg4", "yuv420p", {"qscale": "3"}, 1 / rate)  # MPEG-4's clock has 16 bits
+        stream = container.add_stream(encoding.codec, rate=rate)
         assert isinstance(stream, VideoStream)
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = encoding.pixels
         stream.thread_count = 1  # several videos are written side by side
-        stream.options = {"crf": "18", "preset": "veryfast"} if codec == "libx264" else {"qscale": "3"}
+        stream.options = dict(encoding.options)
         context = stream.codec_context
-        context.time_base = self._tick = TICK if codec == "libx264" else 1 / rate  # MPEG-4's clock has 16 bits
+        context.time_base = self._tick = encoding.tick
         context.flags |= _FRAME_DURATION
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED
+        if encoding.pixels.startswith("yuv"):
+            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            context.color_range = _LIMITED
         self._container, self._stream, self._sound = container, stream, sound
         self._reformatter = VideoReformatter()
         self._last = -1
@@ -689,17 +712,20 @@ class VideoWriter:
         """Append an image.
 
         Args:
-            image: uint8 RGB ``[H, W, 3]``; all images of a video have one size. Odd sizes grow by one repeated row or
-                column, because H.264 (4:2:0) has only even ones.
+            image: uint8 RGB ``[H, W, 3]``, or RGBA ``[H, W, 4]`` if the encoding has transparency; all images of a
+                video have one size. Odd sizes grow by one repeated row or column in 4:2:0, which has only even ones.
             time: when it is shown, in seconds; later than the image before.
             duration: for how long, in seconds.
         """
-        even = np.pad(image, ((0, len(image) % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
+        pixels = str(self._stream.pix_fmt)
+        if pixels == "yuv420p":
+            image = np.pad(image, ((0, len(image) % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
         if self._last < 0:
-            self._stream.height, self._stream.width = even.shape[:2]
-        assert even.shape[:2] == (self._stream.height, self._stream.width), "all images of a video have one size"
-        frame = av.VideoFrame.from_ndarray(even, format="rgb24")
-        frame = self._reformatter.reformat(frame, format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            self._stream.height, self._stream.width = image.shape[:2]
+        assert image.shape[:2] == (self._stream.height, self._stream.width), "all images of a video have one size"
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24" if image.shape[2] == 3 else "rgba")
+        if frame.format.name != pixels:
+            frame = self._reformatter.reformat(frame, format=pixels, dst_colorspace=Colorspace.ITU709)
         self._last = max(self._last + 1, round(time / self._tick))
         frame.pts, frame.time_base = self._last, self._tick
         frame.duration = max(1, round(duration / self._tick))
@@ -715,15 +741,16 @@ class VideoWriter:
 
 
 @contextmanager
-def open_video(path: Path, rate: Fraction, sound: Sound | None = None) -> Iterator[VideoWriter]:
-    """Write an MP4 that browsers play: H.264, or MPEG-4 Part 2 if this FFmpeg has no libx264.
-
-    The file gets its name when the block succeeds.
+def open_video(
+    path: Path, rate: Fraction, sound: Sound | None = None, encoding: Encoding | None = None
+) -> Iterator[VideoWriter]:
+    """Write an MP4 or MOV. The file gets its name when the block succeeds.
 
     Args:
-        path: ends in ``.mp4``.
+        path: ends in ``.mp4`` or ``.mov``.
         rate: average frames per second.
         sound: the sound to include, from ``open_sound``.
+        encoding: None: what browsers play, H.264, or MPEG-4 Part 2 if this FFmpeg has no libx264.
 
     Raises:
         UserError: the file cannot be written.
@@ -734,7 +761,7 @@ def open_video(path: Path, rate: Fraction, sound: Sound | None = None) -> Iterat
             atomic_path(path) as temporary,
             av.open(str(temporary), "w", options={"movflags": "faststart"}) as container,
         ):
-            writer = VideoWriter(container, rate, sound)
+            writer = VideoWriter(container, rate, sound, encoding)
             yield writer
             writer.finish()
     except av.FFmpegError as error:  # for example a size that H.264 does not support
