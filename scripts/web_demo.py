@@ -36,8 +36,21 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, STILL, WINDOW, DemoResult, Progress, read_options, rethreshold
-from util.drawing import colour_of, write_picture
+from datasets.export import FORMATS, check_formats
+from demo import (
+    MASKS,
+    MASKS_FILE,
+    OVERLAY,
+    SHEET,
+    STILL,
+    WINDOW,
+    DemoResult,
+    Progress,
+    export_again,
+    read_options,
+    rethreshold,
+)
+from util.drawing import Colour, object_colours, write_picture
 from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import BROKEN_IMAGE, ROOT, atomic_path, open_image
 from util.options import option
@@ -73,7 +86,13 @@ MAX_MESSAGE = 2**20  # bytes of a request that is not an upload
 PATIENCE = 30.0  # seconds that a request may take, and that a connection may be idle
 SLOWEST = 100_000  # bytes per second of an upload that takes longer
 FIRST_FRAME = "First frame"
-STAGES = {"check": "Checking", "segment": "Segmenting", "threshold": "Writing the masks", "draw": "Drawing the overlay"}
+STAGES = {
+    "check": "Checking",
+    "segment": "Segmenting",
+    "threshold": "Writing the masks",
+    "export": "Making the downloads",
+    "draw": "Drawing the overlay",
+}
 FULL = "the page holds too many files at the moment; try again in a few minutes, or with a smaller file"
 STOPPED = "Stopped. Nothing of this run is kept."
 UNKNOWN = "something went wrong on the server; the terminal where the page was started shows what"
@@ -289,10 +308,10 @@ def clean_up(
             if now - since > PATIENCE:
                 connection.loop.call_soon_threadsafe(connection.transport.close)
         oldest = min([time.time() - PATIENCE, *uploads])
-        busy = {work.folder for work in list(running.values())}
+        busy = {folder for work in list(running.values()) for folder in (work.folder, work.folder.parent)}
         for own in cache.glob("?" * len(uuid.uuid4().hex)):
             with suppress(FileNotFoundError):
-                if own.stat().st_mtime < time.time() - age and busy.isdisjoint((own, *own.iterdir())):
+                if own not in busy and own.stat().st_mtime < time.time() - age:
                     shutil.rmtree(own, ignore_errors=True)
         for path in cache.glob("tmp*"):  # Gradio renames an upload's file when it is complete
             with suppress(FileNotFoundError):
@@ -414,7 +433,7 @@ def build_page(
 
     @contextmanager
     def working(folder: Path, request: gr.Request, progress: Any) -> Iterator[tuple[Path, Callable[[Progress], None]]]:
-        """Yield a new folder in a folder, and a function that reports the progress until the visitor stops or leaves.
+        """Yield the path of a new folder in a folder, and a function that reports the progress or stops the block.
 
         The new folder is removed if the block fails. A failure is shown to the visitor in one sentence.
         """
@@ -430,7 +449,6 @@ def build_page(
 
         with _one_sentence():
             try:
-                work.folder.mkdir(parents=True)
                 yield work.folder, report
             except BaseException:
                 shutil.rmtree(work.folder, ignore_errors=True)
@@ -439,9 +457,10 @@ def build_page(
                 running.pop(str(request.session_hash), None)
 
     def link_upload(path: str | None, folder: Path) -> Path:
-        """Return a link to an upload in a folder; Gradio may remove its own copy."""
+        """Return a link to an upload in a new folder; Gradio may remove its own copy."""
         if path is None or not Path(path).exists():
             raise UserError("there is no video, or it was removed because it was not used; upload one first")
+        folder.mkdir(parents=True)
         video = folder / Path(path).name
         os.link(path, video)
         return video
@@ -471,6 +490,7 @@ def build_page(
         at: str,
         threshold: float,
         score_threshold: float,
+        colours: str,
         request: gr.Request,
         progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
     ) -> dict[Any, Any]:
@@ -480,14 +500,21 @@ def build_page(
             sentences, time = read_sentences(text, options), read_time(at, "Time of the frame") or Fraction(0)
             chosen = first_frame(open_upload(video, options, Excerpt(time)))
             write_picture(own / "frame.png", chosen.image)
-            limits = {"threshold": threshold, "score_threshold": score_threshold}
-            result = segment(open_media(own / "frame.png"), sentences, own / "result", report=report, **limits)
+            result = segment(
+                open_media(own / "frame.png"),
+                sentences,
+                own / "result",
+                threshold=threshold,
+                score_threshold=score_threshold,
+                colours=read_colours(colours, len(sentences)),
+                report=report,
+            )
             overlaid = first_frame(open_media(result.folder / STILL)).image
             shutil.rmtree(own)
         return {
             preview: gr.Image(overlaid, label=frame_label(f"Frame at {float(chosen.time):.2f} s", result.scores[0])),
             tabs: gr.Tabs(selected="preview"),
-            limits_row: gr.Row(visible=True),
+            looks: gr.Column(visible=True),
             status: "\n".join(result.lines(score_threshold)[:-1]),
         }
 
@@ -499,6 +526,7 @@ def build_page(
         stride: float,
         threshold: float,
         score_threshold: float,
+        colours: str,
         earlier: DemoResult | None,
         request: gr.Request,
         progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
@@ -515,9 +543,17 @@ def build_page(
             media = open_upload(video, options, excerpt)
             check_length(media.count or 0, media.rate, options)
             target = own / uuid.uuid4().hex / "result"
-            limits = {"threshold": threshold, "score_threshold": score_threshold, "save_prob": True}
             try:
-                result = segment(media, sentences, target, report=check, **limits)
+                result = segment(
+                    media,
+                    sentences,
+                    target,
+                    threshold=threshold,
+                    score_threshold=score_threshold,
+                    colours=read_colours(colours, len(sentences)),
+                    save_prob=True,
+                    report=check,
+                )
             except (UserError, RunError) as error:
                 if not (target / MASKS).is_dir():
                     raise
@@ -532,19 +568,50 @@ def build_page(
     def apply(
         threshold: float,
         score_threshold: float,
+        colours: str,
         number: float,
         earlier: DemoResult | None,
         request: gr.Request,
         progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
     ) -> dict[Any, Any]:
-        """Show the visitor's result at other thresholds; it is not segmented again."""
+        """Show the visitor's result with other thresholds and colours; it is not segmented again."""
         with _one_sentence():
             earlier = in_use(earlier)
         with working(earlier.folder.parents[1], request, progress) as (own, report):
-            result = rethreshold(earlier, threshold, score_threshold, own / "result", report, show=False)
+            chosen = read_colours(colours, len(earlier.sentences))
+            result = rethreshold(earlier, threshold, score_threshold, own / "result", chosen, report, show=False)
             answer = show(result, number, score_threshold)
         shutil.rmtree(earlier.folder.parent, ignore_errors=True)
         return answer
+
+    def export(
+        names: list[str],
+        result: DemoResult | None,
+        request: gr.Request,
+        progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
+    ) -> dict[Any, Any]:
+        """Add the masks of the visitor's result in further formats to the downloads."""
+        with _one_sentence():
+            result = in_use(result)
+            if not names:
+                raise UserError("no format is chosen; choose one or more")
+            check_formats(names, len(result.sentences))
+        with working(result.folder.parents[1], request, progress) as (_, report):
+            failures = export_again(result, names, report, show=False)
+            for name in set(names) - failures.keys():
+                exported = result.folder / Path(FORMATS[name].path).parts[0]
+                if exported.is_dir():
+                    pack(result.folder.with_name(f"{name}.zip"), exported, sorted(exported.rglob("*.*")))
+                    shutil.rmtree(exported)
+                else:
+                    exported.replace(result.folder.with_name(exported.name))
+        notes = [f"{name} could not be made: {reason}" for name, reason in failures.items()]
+        return {status: without_folders("\n".join(notes)) or "The downloads are complete.", downloads: files_of(result)}
+
+    def files_of(result: DemoResult) -> list[str]:
+        """Return the files to download."""
+        files = [file for file in sorted(result.folder.parent.iterdir()) if file.is_file()]
+        return [str(file) for file in (*files, result.folder / OVERLAY, result.folder / SHEET)]
 
     def show(result: DemoResult, number: float, score_threshold: float) -> dict[Any, Any]:
         """Show a result, and one frame of it."""
@@ -552,21 +619,24 @@ def build_page(
         notes = [f"{count} frame{'s'[: count > 1]}, {count / result.seconds:.1f} per second", *result.run.media.notes]
         names = [f"{i}  {sentence.text[:40]}" for i, sentence in enumerate(result.sentences, start=1)]
         rows = [(t + 1, name, result.scores[t, i]) for i, name in enumerate(names) for t in range(count)]
-        colours = {name: "#{:02x}{:02x}{:02x}".format(*colour_of(i)) for i, name in enumerate(names)}
+        colours = {
+            name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in zip(names, result.run.colours, strict=True)
+        }
         lost = f"not found: below the threshold of {score_threshold:g}, so all its masks are empty"
-        files = zip_masks(result.folder), result.folder / OVERLAY, result.folder / SHEET
+        zip_masks(result.folder)
         return {
             shown: result,
             status: without_folders(". ".join(notes)) + ".",
             results: gr.Column(visible=True),
-            limits_row: gr.Row(visible=True),
+            looks: gr.Column(visible=True),
+            apply_button: gr.Button(visible=True),
             overlay: str(result.folder / OVERLAY),
             frame: gr.Slider(value=min(number, count), maximum=max(2, count), visible=count > 1),
             picture: look(number, result),
             sheet: str(result.folder / SHEET),
             scores: [[s.number, s.text, f"{s.score:.2f}", "found" if s.found else lost] for s in result.sentences],
             plot: gr.LinePlot(pd.DataFrame(rows, columns=["frame", "sentence", "score"]), color_map=colours),
-            downloads: [str(file) for file in files],
+            downloads: files_of(result),
         }
 
     def look(number: float, result: DemoResult | None) -> Any:
@@ -602,6 +672,10 @@ def build_page(
                     low, high = element.minimum or 0, element.maximum or 0
                     if not is_number(value) or not low <= value <= high:
                         raise UserError(f"{name} must be a number from {low:g} to {high:g}; correct it")
+                if isinstance(element, gr.CheckboxGroup) and not is_choice(
+                    value, [name for _, name in element.choices]
+                ):
+                    raise UserError(f"{name} must be some of those that the page offers; reload the page")
                 if isinstance(element, gr.File) and value is not None and not is_upload(value, cache):
                     raise UserError("there is no such file, or it was removed because it was not used; upload it again")
 
@@ -661,25 +735,42 @@ def build_page(
                         picture = gr.Image(format="jpeg", elem_id="picture", **image)
                     with gr.Tab("Contact sheet"):
                         sheet = gr.Image(show_label=False, elem_id="sheet", **image)
-                with gr.Row(visible=False, equal_height=True, elem_id="limits") as limits_row:
-                    slider = partial(gr.Slider, 0, 1, step=0.01)
-                    level = slider(pretrained.options.threshold, label="Mask threshold", elem_id="level")
-                    least = slider(pretrained.options.score_threshold, label="Score threshold", elem_id="least")
-                    apply_button = gr.Button("Apply thresholds", elem_id="apply")
+                with gr.Column(visible=False) as looks:
+                    with gr.Row():
+                        slider = partial(gr.Slider, 0, 1, step=0.01)
+                        level = slider(pretrained.options.threshold, label="Mask threshold", elem_id="level")
+                        least = slider(pretrained.options.score_threshold, label="Score threshold", elem_id="least")
+                    with gr.Row(equal_height=True):
+                        colours = gr.Textbox(
+                            "",
+                            label="Colours",
+                            placeholder="Colours, one for each sentence: orange, #3cc8ff",
+                            container=False,
+                            scale=3,
+                            elem_id="colours",
+                        )
+                        apply_button = gr.Button("Apply", visible=False, elem_id="apply")
                 with gr.Column(visible=False, elem_id="results") as results:
                     scores = gr.Dataframe(headers=["", "Sentence", "Score", "Result"], wrap=True, elem_id="scores")
                     plot = gr.LinePlot(x="frame", y="score", color="sentence", y_lim=[0, 1], height=200)
+                    formats = gr.CheckboxGroup(
+                        [(f"{name}: {kind.help}", name) for name, kind in FORMATS.items() if kind.write],
+                        label="Further formats",
+                        elem_id="formats",
+                    )
+                    export_button = gr.Button("Make these downloads", elem_id="export")
                     downloads = gr.File(label="Downloads", interactive=False, elem_id="downloads")
         upload.change(inspect, upload, [preview, tabs], concurrency_limit=2, **beside)
-        asked = [upload, text, start, end, stride, level, least, shown]
-        found = [shown, status, results, limits_row, overlay, frame, picture, sheet, scores, plot, downloads]
+        asked = [upload, text, start, end, stride, level, least, colours, shown]
+        found = [shown, status, results, looks, apply_button, overlay, frame, picture, sheet, scores, plot, downloads]
         # One thing is segmented at a time, so a visitor has one run.
         work: dict[str, Any] = {"show_progress_on": status, "concurrency_id": "work", "api_visibility": "private"}
-        seen = [preview, tabs, limits_row, status]
+        seen = [preview, tabs, looks, status]
         events = [
-            try_out.click(run_preview, [upload, text, at, level, least], seen, **work),
+            try_out.click(run_preview, [upload, text, at, level, least, colours], seen, **work),
             find.click(run, asked, [*found, tabs], **work),
-            apply_button.click(apply, [level, least, frame, shown], found, **work),
+            apply_button.click(apply, [level, least, colours, frame, shown], found, **work),
+            export_button.click(export, [formats, shown], [status, downloads], **work),
         ]
         stop.click(stop_run, None, status, cancels=events, queue=False, **beside)
         frame.input(
@@ -727,6 +818,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_choice(value: Any, choices: Sequence[Any]) -> bool:
+    """Return whether a visitor's value is a list of choices."""
+    return isinstance(value, list) and len(value) <= len(choices) and all(each in choices for each in value)
+
+
 def is_upload(value: Any, cache: Path) -> bool:
     """Return whether a visitor's value is a file in the cache, in Gradio's form."""
     try:
@@ -756,6 +852,13 @@ def read_time(text: str, name: str) -> Fraction | None:
     if len(text) > MAX_TIME_CHARACTERS:
         raise UserError(f"{name} has {len(text)} characters; it must be a time such as 12.5 or 1:02")
     return parse_time(text, name) if text.strip() else None
+
+
+def read_colours(text: str, count: int) -> list[Colour]:
+    """Return the colours that a visitor typed, one per sentence; raise ``UserError`` if they cannot be read."""
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"Colours has {len(text)} characters; shorten it to {MAX_CHARACTERS}")
+    return object_colours(count, text.replace(",", " ").split(), "Colours")
 
 
 def read_excerpt(start: str, end: str, stride: float) -> Excerpt:
@@ -834,12 +937,16 @@ def check_length(frames: int, rate: Fraction, options: PageOptions) -> None:
 
 def zip_masks(folder: Path) -> Path:
     """Pack masks, ``masks.json`` and contact sheet into ``masks.zip`` beside a result's folder; return its path."""
-    target = folder.with_name("masks.zip")
-    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:  # PNGs do not get smaller
-        for path in (*sorted((folder / MASKS).rglob("*.png")), folder / MASKS_FILE, folder / SHEET):
-            if path.exists():
-                kind = zipfile.ZIP_DEFLATED if path.suffix == ".json" else zipfile.ZIP_STORED
-                archive.write(path, path.relative_to(folder), kind)
+    paths = (*sorted((folder / MASKS).rglob("*.png")), folder / MASKS_FILE, folder / SHEET)
+    return pack(folder.with_name("masks.zip"), folder, [path for path in paths if path.exists()])
+
+
+def pack(target: Path, folder: Path, paths: Sequence[Path]) -> Path:
+    """Pack files of a folder into an archive; return its path."""
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for path in paths:  # only JSON gets smaller
+            kind = zipfile.ZIP_DEFLATED if path.suffix == ".json" else zipfile.ZIP_STORED
+            archive.write(path, path.relative_to(folder), kind)
     return target
 
 

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*future.no_silent_downcasting"),  # Gradio's use of pandas
     pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
 ]
-INPUTS = ("file", "text", "start", "end", "stride", "threshold", "score_threshold")
+INPUTS = ("file", "text", "start", "end", "stride", "threshold", "score_threshold", "colours")
 
 
 @pytest.fixture
@@ -75,18 +75,20 @@ def test_no_field_reads_a_file(visitor: Visitor, temporary: Path, tmp_path: Path
             values[i] = bad
             error = visitor.result("run", *values)["error"]
             assert error and "\n" not in error and str(tmp_path) not in error, (name, bad)
-    for i in range(5):
+    for i in range(6):
         for bad in (forged(secret), [forged(secret)], {"a": forged(secret)}, True):
-            values = [film, "a\nb", "", 0.5, 0.0]
+            values = [film, "a\nb", "", 0.5, 0.0, ""]
             values[i] = bad
             error = visitor.result("run_preview", *values)["error"]
             assert error and "\n" not in error and str(tmp_path) not in error, (i, bad)
-    for i in range(3):
+    for i in range(4):
         for bad in (forged(secret), [forged(secret)], {"a": forged(secret)}, True):
-            values = [0.5, 0.0, 1]
-            values[i] = bad
-            assert "must be a number from" in visitor.result("apply", *values, None)["error"]
-    assert "there is no result" in visitor.result("apply", 0.5, 0.0, 1, forged(secret))["error"]
+            looks: list[Any] = [0.5, 0.0, "", 1]
+            looks[i] = bad
+            assert "must be a " in visitor.result("apply", *looks, None)["error"]
+    assert "there is no result" in visitor.result("apply", 0.5, 0.0, "", 1, forged(secret))["error"]
+    for bad in (forged(secret), [forged(secret)], "coco", ["../coco"], ["png"], ["coco"] * 99, [[]], 1, None):
+        assert "Further formats must be some of" in visitor.result("export", bad, None)["error"]
     values = [*find_values(film, "a\nb")[:-1], forged(secret)]
     assert visitor.result("run", *values)["data"], "the result of earlier runs is not taken from the visitor"
     for bad in (forged(secret), forged("/etc/passwd"), forged(film["path"] + "/../../../../../secret.txt"), "a", 7):

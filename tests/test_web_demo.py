@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 import demo
+from datasets.export import FORMATS
 from demo import DemoResult, run_demo
 from models.inference import InferenceOptions
 from models.pretrained import Pretrained
@@ -53,7 +54,20 @@ PRETRAINED = Pretrained(
     device=torch.device("cpu"),
 )
 OUTPUTS = (
-    *("result", "status", "results", "limits", "overlay", "frame", "picture", "sheet", "scores", "plot", "downloads"),
+    *(
+        "result",
+        "status",
+        "results",
+        "looks",
+        "apply",
+        "overlay",
+        "frame",
+        "picture",
+        "sheet",
+        "scores",
+        "plot",
+        "downloads",
+    ),
     "tabs",
 )
 
@@ -131,9 +145,11 @@ class Visitor:
         output = self.result("run", *find_values(file, text, **options))
         return dict(zip(OUTPUTS, output["data"], strict=True)) if "data" in output else output
 
-    def apply(self, threshold: float, score_threshold: float = 0.0, frame: int = 1) -> dict[str, Any]:
-        """Press the button "Apply thresholds": the values of ``OUTPUTS`` but the last, or "error"."""
-        output = self.result("apply", threshold, score_threshold, frame, None)
+    def apply(
+        self, threshold: float, score_threshold: float = 0.0, colours: str = "", frame: int = 1
+    ) -> dict[str, Any]:
+        """Press the button Apply: the values of ``OUTPUTS`` but the last, or "error"."""
+        output = self.result("apply", threshold, score_threshold, colours, frame, None)
         return dict(zip(OUTPUTS[:-1], output["data"], strict=True)) if "data" in output else output
 
     def masks(self, found: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -149,8 +165,10 @@ class Visitor:
         return answer.content
 
 
-def find_values(file: Any, text: str, start="", end="", stride=1, threshold=0.5, score_threshold=0.0) -> list[Any]:
-    return [file, text, start, end, stride, threshold, score_threshold, None]
+def find_values(
+    file: Any, text: str, start="", end="", stride=1, threshold=0.5, score_threshold=0.0, colours=""
+) -> list[Any]:
+    return [file, text, start, end, stride, threshold, score_threshold, colours, None]
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -208,7 +226,7 @@ def test_one_frame_is_previewed(temporary: Path, tmp_path: Path):
         visitor = Visitor(address)
         file = visitor.upload(write_film(tmp_path / "a.mp4"))
         for at, number in (("", 0), ("0.25", 3)):
-            picture, tabs, _, status = visitor.result("run_preview", file, "a\nb", at, 1, 0.5)["data"]
+            picture, tabs, _, status = visitor.result("run_preview", file, "a\nb", at, 1, 0.5, "")["data"]
             assert picture["label"] == f"Frame at {number / 10:.2f} s · score 0.90, 0.20"
             assert tabs["selected"] == "preview"
             lost = "below the score threshold of 0.5: not found, its masks are empty"
@@ -218,8 +236,8 @@ def test_one_frame_is_previewed(temporary: Path, tmp_path: Path):
             assert colour_number(image / SHADE) == number
         assert counts == [1, 1] and not list(temporary.rglob("*.png"))
         for at, sentence in (("9", "a.mp4 has no frame"), ("soon", "Time of the frame must be a time")):
-            assert sentence in visitor.result("run_preview", file, "a\nb", at, 0.5, 0)["error"]
-        assert "there is no video" in visitor.result("run_preview", None, "a", "", 0.5, 0)["error"]
+            assert sentence in visitor.result("run_preview", file, "a\nb", at, 0.5, 0, "")["error"]
+        assert "there is no video" in visitor.result("run_preview", None, "a", "", 0.5, 0, "")["error"]
 
 
 def test_thresholds_are_changed_without_segmenting_again(temporary: Path, tmp_path: Path):
@@ -252,6 +270,67 @@ def test_thresholds_are_changed_without_segmenting_again(temporary: Path, tmp_pa
         again = visitor.masks(visitor.apply(0.5))
         assert all(np.array_equal(again[name], before[name]) for name in before)
         assert len(runs) == 1 and "there is no result" in Visitor(address).apply(0.5)["error"]
+
+
+def test_colours_of_objects(address: str, tmp_path: Path):
+    visitor = Visitor(address)
+    file = visitor.upload(write_film(tmp_path / "a.mp4"))
+    preview = visitor.result("run_preview", file, "a\nb", "", 0.5, 0, "lime, blue")["data"][0]
+    shown = visitor.find(file, text="a\nb", colours="lime, blue")["picture"]
+    again = visitor.apply(0.5, colours="blue #00ff00")["picture"]
+    for picture, (left, right) in ((preview, (1, 2)), (shown, (1, 2)), (again, (2, 1))):
+        with av.open(address + picture["value"]["url"].removeprefix(address)) as opened:
+            image = next(opened.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+        assert (image[40, 10, left], image[40, 60, right]) > (60, 60), "the tint inside of the outlines"
+        assert image[40, 10, 3 - left] < 60 and image[40, 60, 3 - right] < 60
+    for colours, sentence in (("red", "Colours has 1 for 2 sentences"), ("red blu", "did you mean &#x27;blue&#x27;")):
+        assert sentence in visitor.apply(0.5, colours=colours)["error"]
+        assert sentence in visitor.find(file, text="a\nb", colours=colours)["error"]
+    assert "Colours has 400 characters" in visitor.apply(0.5, colours="r" * 400)["error"]
+
+
+def test_downloads_in_further_formats(address: str, tmp_path: Path):
+    """The same files as those of ``demo.py --export``; they follow the threshold."""
+
+    def export(*names: str) -> dict[str, bytes]:
+        status, downloads = visitor.result("export", names, None)["data"]
+        assert status == "The downloads are complete."
+        return {download["orig_name"]: visitor.get(download) for download in downloads}
+
+    visitor = Visitor(address)
+    assert "there is no result" in visitor.result("export", ["coco"], None)["error"]
+    film = write_film(tmp_path / "a.mp4")
+    visitor.find(visitor.upload(film))
+    names = [name for name in FORMATS if name != "png"]
+    files = export(*names)
+    archives = {f"{name}.zip" for name in ("rgba", "alpha", "maskvideo", "index")}
+    usual = {"masks.zip", "overlay.mp4", "contact_sheet.png"}
+    assert set(files) == usual | archives | {"coco.json", "ytvis.json", "mots.txt"}
+    stub(open_media(film), SENTENCES, tmp_path / "out", formats=names)
+    for name in ("coco.json", "ytvis.json", "mots.txt"):
+        assert files[name] == (tmp_path / "out" / name).read_bytes()
+    for name in archives:
+        with zipfile.ZipFile(io.BytesIO(files[name])) as archive:
+            folder = tmp_path / "out" / name.removesuffix(".zip")
+            assert set(archive.namelist()) == {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
+            for member in archive.namelist():
+                assert archive.read(member) == (folder / member).read_bytes(), member
+
+    low = visitor.apply(0.2)
+    assert {download["orig_name"] for download in low["downloads"]} == usual, "those of the earlier threshold are gone"
+    assert export("coco")["coco.json"] != files["coco.json"] and set(export("mots")) == usual | {
+        "coco.json",
+        "mots.txt",
+    }
+
+
+def test_a_format_that_fails(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    visitor = Visitor(address)
+    visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))
+    monkeypatch.setattr(web_demo, "export_again", lambda result, names, *args, **options: {"coco": "there is no space"})
+    status, downloads = visitor.result("export", ["coco"], None)["data"]
+    assert status == "coco could not be made: there is no space" and len(downloads) == 3
+    assert "no format is chosen" in visitor.result("export", [], None)["error"]
 
 
 def test_a_failure_keeps_the_earlier_result(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
