@@ -470,7 +470,7 @@ class _Run:
     def _explained(self, error: BaseException, folder: Path) -> BaseException:
         """Return the error that is raised for one after which the masks stay."""
         missing = ", ".join(name for name in (MASKS_FILE, OVERLAY, SHEET) if not (folder / name).exists())
-        kept = f"the masks are complete in {folder}, but {missing} could not be written"
+        kept = f"the masks are complete in {folder}, without {missing}"
         if isinstance(error, UserError | RunError):
             explained: BaseException = type(error)(f"{kept}: {error}".replace(str(self.target), str(folder)))
         elif is_out_of_memory(error):

@@ -192,7 +192,7 @@ def test_thresholds_that_cannot_be_changed(tmp_path: Path):
         rethreshold(result, 0.3, 0.0, report=stop_at("threshold", KeyboardInterrupt()), show=False)
     assert written(tmp_path / "out") == before
     video.unlink()
-    with pytest.raises(UserError, match=r"masks are complete in .*, but overlay\.mp4, contact_sheet\.png could not"):
+    with pytest.raises(UserError, match=r"masks are complete in .*, without overlay\.mp4, contact_sheet\.png: "):
         rethreshold(result, 0.2, 0.0, show=False)
     assert read_binary_mask(tmp_path / "out" / "masks" / FOLDERS[0] / "00000.png").all()
     assert not (tmp_path / "out" / "overlay.mp4").exists(), "it would show the earlier masks"
@@ -316,7 +316,7 @@ def test_ctrl_c_while_drawing_keeps_the_masks(tmp_path: Path, capsys: pytest.Cap
         run_demo(open_media(video), SENTENCES, segment, out, force=True, report=report)
     check_kept(out)  # without the earlier overlay
     assert "earlier" not in (out / "masks.json").read_text(encoding="utf-8")
-    assert f"note: the masks are complete in {out}, but overlay.mp4, contact_sheet.png could" in capsys.readouterr().out
+    assert f"note: the masks are complete in {out}, without overlay.mp4, contact_sheet.png" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out"]
 
 
@@ -343,8 +343,7 @@ def test_an_overlay_that_fails_leaves_the_masks(tmp_path: Path, monkeypatch: pyt
     done = run_command(demo.main, video, *SENTENCES, "--resume", WEIGHTS, "--out", out, "--force")
     assert done.returncode == status, done.stderr
     assert done.stderr.startswith(
-        f"error: the masks are complete in {out}, but overlay.mp4, contact_sheet.png could not be written: "
-        + reason.format(out=out)
+        f"error: the masks are complete in {out}, without overlay.mp4, contact_sheet.png: " + reason.format(out=out)
     )
     assert done.stderr.count("\n") == 1 and "/.out" not in done.stderr
     check_kept(out)
@@ -355,7 +354,7 @@ def test_masks_stay_when_their_json_cannot_be_written_and_after_a_bug(tmp_path: 
     video = write_film(tmp_path / "a.mp4")
     with monkeypatch.context() as patch:
         patch.setattr(demo, "_write_rows", fail(OSError(28, "No space left on device")))
-        with pytest.raises(UserError, match=r"but masks\.json, overlay\.mp4, contact_sheet\.png could not be written"):
+        with pytest.raises(UserError, match=r", without masks\.json, overlay\.mp4, contact_sheet\.png: cannot"):
             run(video, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["masks"]
     with pytest.raises(AssertionError) as bug:
