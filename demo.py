@@ -93,7 +93,21 @@ _demo = partial(option, "demo")
 
 
 @dataclass(frozen=True)
-class DemoOptions:
+class WindowOptions:
+    """The options of ``demo.py`` and the web page about the windows in which a video is segmented."""
+
+    window: int = option("windows", WINDOW, "number of frames that the model sees together", minimum=1)
+    overlap: int | str = option(
+        "windows",
+        "auto",
+        "number of frames that two windows share, by which an object is followed; auto is 6, or half of a short window",
+        minimum=0,
+        auto=True,
+    )
+
+
+@dataclass(frozen=True)
+class DemoOptions(WindowOptions):
     """The options of ``demo.py``, in addition to those of ``Config``."""
 
     out: str = _demo("", "folder for everything that is written; empty is runs/demo/VIDEO", path=True, empty=True)
@@ -102,13 +116,6 @@ class DemoOptions:
     end: str = _demo("", "where to stop, in seconds or as hh:mm:ss", empty=True)
     stride: int = _demo(1, "take every N-th frame", minimum=1)
     fps: float = _demo(24.0, "frames per second of a folder of images; a video has its own", minimum=0.01, maximum=1000)
-    window: int = _demo(WINDOW, "number of frames that the model sees together", minimum=1)
-    overlap: int | str = _demo(
-        "auto",
-        "number of frames that two windows share, by which an object is followed; auto is 6, or half of a short window",
-        minimum=0,
-        auto=True,
-    )
     save_prob: bool = _demo(False, "also write the mask probabilities, as 8-bit PNGs (255 = 1)")
     export: tuple[str, ...] = _demo(
         ("png",),

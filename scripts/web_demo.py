@@ -43,9 +43,9 @@ from demo import (
     OVERLAY,
     SHEET,
     STILL,
-    WINDOW,
     DemoResult,
     Progress,
+    WindowOptions,
     export_again,
     read_options,
     rethreshold,
@@ -101,7 +101,7 @@ _page = partial(option, "page")
 
 
 @dataclasses.dataclass(frozen=True)
-class PageOptions:
+class PageOptions(WindowOptions):
     """Options of the page, in addition to those of ``Config``."""
 
     host: str = _page(LOOPBACK, "address to serve; 0.0.0.0 admits everyone who can reach this machine")
@@ -115,13 +115,6 @@ class PageOptions:
     max_sentences: int = _page(8, "maximum number of sentences at once", minimum=1)
     queue: int = _page(8, "maximum number of visitors who wait while a video is segmented", minimum=1)
     keep_minutes: float = _page(30.0, "remove uploads and results that were not used for this many minutes", above=0)
-    window: int = _page(WINDOW, "number of frames that the model sees together", minimum=1)
-    overlap: int | str = _page(
-        "auto",
-        "number of frames that two windows share, by which an object is followed; auto is 6, or half of a short window",
-        minimum=0,
-        auto=True,
-    )
 
 
 class StopRun(Exception):
