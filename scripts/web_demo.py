@@ -431,12 +431,16 @@ def build_page(
         The new folder is removed if the block fails. A failure is shown to the visitor in one sentence.
         """
         work = running[str(request.session_hash)] = Work(folder / uuid.uuid4().hex)
+        measured = 0.0
 
         def report(now: Progress) -> None:
+            nonlocal measured
             if work.stop.is_set():
                 raise StopRun(STOPPED)
-            if now.done % 10 == 1 and is_full(cache, options):
-                raise UserError(FULL)
+            if time.monotonic() > measured + 1:
+                if is_full(cache, options):
+                    raise UserError(FULL)
+                measured = time.monotonic()
             total = max(now.done, now.total or 0)
             progress((now.done, total), f"{STAGES[now.stage]}, {now.rate:.1f} frames/s", unit="frames")
 
@@ -453,8 +457,8 @@ def build_page(
         """Return a link to an upload in a new folder; Gradio may remove its own copy."""
         if path is None or not Path(path).exists():
             raise UserError("there is no video, or it was removed because it was not used; upload one first")
-        folder.mkdir(parents=True)
-        video = folder / Path(path).name
+        video = folder / "video" / Path(path).name
+        video.parent.mkdir(parents=True)
         os.link(path, video)
         return video
 
@@ -490,8 +494,8 @@ def build_page(
         """Segment a single frame of the visitor's video and show it."""
         with working(cache, request, progress) as (own, report):
             video = link_upload(path, own)
-            sentences, time = read_sentences(text, options), read_time(at, "Time of the frame") or Fraction(0)
-            chosen = first_frame(open_upload(video, options, Excerpt(time)))
+            sentences, begin = read_sentences(text, options), read_time(at, "Time of the frame") or Fraction(0)
+            chosen = first_frame(open_upload(video, options, Excerpt(begin)))
             write_picture(own / "frame.png", chosen.image)
             result = segment(
                 open_media(own / "frame.png"),
@@ -550,13 +554,15 @@ def build_page(
             except (UserError, RunError) as error:
                 if not (target / MASKS).is_dir():
                     raise
-                without = {shown, overlay, picture, sheet, scores, plot}
-                news = {status: without_folders(str(error)), downloads: [str(zip_masks(target))]}
-                return {**dict.fromkeys(without), **news, results: gr.Column(visible=True)}
-            answer = show(result, 1, score_threshold)
+                os.utime(own)
+                answer = dict.fromkeys((shown, overlay, picture, sheet, scores, plot))
+                answer |= {status: without_folders(str(error)), results: gr.Column(visible=True)}
+                answer[downloads] = [str(zip_masks(target))]
+            else:
+                answer = {**show(result, 1, score_threshold), tabs: gr.Tabs(selected="video")}
         if earlier:
             shutil.rmtree(earlier.folder.parents[1], ignore_errors=True)
-        return {**answer, tabs: gr.Tabs(selected="video")}
+        return answer
 
     def apply(
         threshold: float,
@@ -572,7 +578,9 @@ def build_page(
             earlier = in_use(earlier)
         with working(earlier.folder.parents[1], request, progress) as (own, report):
             chosen = read_colours(colours, len(earlier.sentences))
-            result = rethreshold(earlier, threshold, score_threshold, own / "result", chosen, report, show=False)
+            result = rethreshold(
+                earlier, threshold, score_threshold, own / "result", colours=chosen, report=report, show=False
+            )
             answer = show(result, number, score_threshold)
         shutil.rmtree(earlier.folder.parent, ignore_errors=True)
         return answer
@@ -590,7 +598,7 @@ def build_page(
                 raise UserError("no format is chosen; choose one or more")
             check_formats(names, len(result.sentences))
         with working(result.folder.parents[1], request, progress) as (_, report):
-            failures = export_again(result, names, report, show=False)
+            failures = export_again(result, names, report=report, show=False)
             for name in set(names) - failures.keys():
                 exported = result.folder / Path(FORMATS[name].path).parts[0]
                 if exported.is_dir():
