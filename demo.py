@@ -89,16 +89,15 @@ Own = TypeVar("Own")
 FrameSegmenter = Callable[[Iterable[np.ndarray]], "Iterator[FrameResult]"]
 """Takes frames uint8 RGB ``[H0, W0, 3]`` and yields one result per frame, in order."""
 
-_demo = partial(option, "demo")
+_demo, _windows = partial(option, "demo"), partial(option, "windows")
 
 
 @dataclass(frozen=True)
 class WindowOptions:
     """The options of ``demo.py`` and the web page about the windows in which a video is segmented."""
 
-    window: int = option("windows", WINDOW, "number of frames that the model sees together", minimum=1)
-    overlap: int | str = option(
-        "windows",
+    window: int = _windows(WINDOW, "number of frames that the model sees together", minimum=1)
+    overlap: int | str = _windows(
         "auto",
         "number of frames that two windows share, by which an object is followed; auto is 6, or half of a short window",
         minimum=0,
@@ -397,9 +396,9 @@ def rethreshold(
     threshold: float,
     score_threshold: float,
     folder: Path | None = None,
-    colours: Sequence[Colour] | None = None,
     report: Callable[[Progress], None] | None = None,
     show: bool = True,
+    colours: Sequence[Colour] | None = None,
 ) -> DemoResult:
     """Write a result with other thresholds, without segmenting again; the video must still exist.
 
@@ -409,8 +408,8 @@ def rethreshold(
     Args:
         result: of a run with ``save_prob``, or of this function.
         folder: a new folder for the complete result; None: it replaces the earlier one.
-        colours: one for each sentence; None: as before.
         threshold, score_threshold, report: as in ``run_demo``.
+        colours: one for each sentence; None: as before.
 
     Raises:
         UserError, RunError: as in ``run_demo``. Until the new masks are complete, the earlier result stays as it is.
