@@ -65,7 +65,6 @@ BUILT_WITH = {*PATHS, *SIZES, *ARCHITECTURE_OPTIONS, "pyramid_channels", "lora_r
 """Options of a checkpoint whose values are checked when it is opened."""
 MAX_RANK = 1024  # of new adapters that a checkpoint asks for
 THREADS = 4
-_CONFIGS = {"unet": "unet/config.json", "vae": "vae/config.json", "text_encoder": "text_encoder/config.json"}
 
 LORA = ".lora_"
 """Part of the name of every adapter weight, and of no other."""
@@ -482,7 +481,7 @@ def frozen_identity(model: nn.Module, sources: Mapping[str, str]) -> Identity:
             continue
         entry["source"] = source = sources[part]
         local = part == "backbone" or Path(source).exists()
-        revision = None if local else cached_revision(source, _CONFIGS.get(part, "config.json"))
+        revision = None if local else cached_revision(source)
         if revision:
             entry["revision"] = revision
     return identity

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from util.errors import UserError
 from util.options import AUTO, checked, option, read_flags, read_yaml
@@ -29,6 +29,17 @@ METRICS: list[str] = []
 
 AUTO_MAX_SIZE = 640
 """The limit that ``max_size`` "auto" sets in training and for single frames and images."""
+
+
+class Weights(NamedTuple):
+    """Published weights."""
+
+    source: str
+    licence: str
+
+
+WEIGHTS = {"vdit": Weights("hf://buxiangzhiren/VD-IT", "CC BY-NC 4.0, that of ModelScope's stack, which it holds")}
+"""Published weights by name; the first are used where no checkpoint is given."""
 
 
 @dataclasses.dataclass(frozen=True)
