@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from models import ARCHITECTURE_OPTIONS, T2V, VARIANTS, resolved
-from models.authors import SIZES, authors_names, is_authors, read_authors
+from models.authors import LORA, SIZES, authors_names, authors_weights, read_authors
 from models.precision import HALVES
 from util.checkpoint import (
     BESIDE,
@@ -41,7 +41,7 @@ from util.checkpoint import (
 from util.config import AUTO_MAX_SIZE, Config
 from util.distributed import gather_objects, is_main, print_notes
 from util.errors import UserError, nearest
-from util.hub import cached_revision, checkpoint_path
+from util.hub import HubFile, cached_revision, find_checkpoint, shown_size
 from util.options import AUTO, checked
 
 CLASS_HEADS = "class_heads."
@@ -65,9 +65,6 @@ BUILT_WITH = {*PATHS, *SIZES, *ARCHITECTURE_OPTIONS, "pyramid_channels", "lora_r
 """Options of a checkpoint whose values are checked when it is opened."""
 MAX_RANK = 1024  # of new adapters that a checkpoint asks for
 THREADS = 4
-
-LORA = ".lora_"
-"""Part of the name of every adapter weight, and of no other."""
 
 
 @dataclass
@@ -187,22 +184,49 @@ class Checkpoint:
         optimizer.load_state_dict(deepcopy({**state, "param_groups": [{**group, **own}]}))
 
 
-def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
+def open_checkpoint(source: str, flag: str, model: str = "", original: bool = False) -> Checkpoint:
     """Open a checkpoint of this project or of the authors.
 
+    An authors' checkpoint on the hub is converted once, and the conversion kept: later it is opened without the 100
+    times larger file.
+
     Args:
-        source: a file, a folder that holds one checkpoint, or ``hf://org/repo[@revision][/file]``.
+        source: a file, a folder that holds one checkpoint, or ``[hf://]org/repo[@revision][/file]``.
         flag: the option that names it, for messages.
         model: the model that the configuration builds; empty: any.
+        original: open the authors' file itself.
 
     Raises:
         UserError: it cannot be found or read, belongs to a different model, or holds an unknown name.
     """
-    path = checkpoint_path(source, flag)
+    found = find_checkpoint(source, flag, converted=not original)
+    if not isinstance(found, HubFile):
+        return _open(found, model)
+    kept = found.converted
+    if original or not kept.is_file():
+        path = found.download()
+        checkpoint = _open(path, model)
+        if original or not checkpoint.authors_layout:
+            return checkpoint
+        try:
+            save_weights(kept, portable(without_frozen(checkpoint), kept))
+        except UserError as error:
+            checkpoint.notes.append(f"the conversion of {path} could not be kept: {error}")
+            return checkpoint
+        print_notes(
+            [
+                f"converted {found.file} to {shown_size(kept.stat().st_size)}, which later runs use: {kept}; the "
+                f"download is no longer needed (hf cache rm model/{found.repository.name})"
+            ]
+        )
+    return _open(kept, model)
+
+
+def _open(path: Path, model: str) -> Checkpoint:
     content = read_content(path)
-    authors_layout = is_authors(content)
-    if authors_layout:
-        content = read_authors(content, path)
+    authors = authors_weights(content)
+    if authors:
+        content = read_authors(content, authors, path)
         check_model(content["model"], path, model)
     else:
         content = check_content(content, path, model)
@@ -217,9 +241,24 @@ def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
         content["weights"],
         content["frozen"],
         training if training.keys() >= TRAINING_KEYS else {},
-        authors_layout=authors_layout,
+        authors_layout=bool(authors),
         extras={name: content[name] for name in ("unused", "args", "epoch") if name in content},
     )
+
+
+def without_frozen(checkpoint: Checkpoint, carry: Collection[str] = ()) -> Checkpoint:
+    """An authors' checkpoint with the identity of its frozen parts in their place.
+
+    Args:
+        checkpoint: in the authors' layout.
+        carry: frozen parts to keep. The UNet of an HCD without adapters is kept in any case: they are merged into it.
+    """
+    weights = checkpoint.weights
+    frozen = {part: {**entry, "source": checkpoint.path.name} for part, entry in weights_identity(weights).items()}
+    merged = checkpoint.model == "hcd" and not any(LORA in name for name in weights)
+    dropped = held_parts(weights) - {*carry, *(["unet"] if merged else [])}
+    trained = {name: value for name, value in weights.items() if not held_parts([name]) & dropped}
+    return dataclasses.replace(checkpoint, weights=trained, frozen=frozen)
 
 
 def _check_options(options: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:

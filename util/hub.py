@@ -23,7 +23,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import repo_folder_name
 
 from util.checkpoint import BESIDE
 from util.config import WEIGHTS
@@ -243,7 +242,7 @@ def _names(name: str) -> list[str]:
 
 def _cache(name: str) -> Path:
     """The cache of a repository."""
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
 def _conversions(name: str, revision: str) -> Path:
@@ -356,8 +355,10 @@ def _unreachable(source: str, flag: str) -> Unreachable:
     here = "" if source.startswith(HUB) else f"there is no folder {source} here, and on the hub: "
     name, _, file = source.removeprefix(HUB).partition("@")[0].partition("/")
     repo, _, file = file.partition("/")
-    command = f"hf download {'/'.join(filter(None, (name, repo)))} {file}".strip()
+    command = " ".join(filter(None, ("hf download", "/".join(filter(None, (name, repo))), file)))
+    published = any(source == weights.source for weights in WEIGHTS.values())
     return Unreachable(
         f"{here}{source} is not in the cache, and the hub cannot be reached; connect to the network once, or run "
-        f"`{command} --local-dir {repo or name}` elsewhere, copy that folder, and name it with `{flag} {repo or name}`"
+        f"`{command} --local-dir {repo or name}` elsewhere, copy that folder, and give its path with {flag}"
+        + (" (docs/install.md has the commands for the frozen parts too)" if published else "")
     )

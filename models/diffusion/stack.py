@@ -11,6 +11,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from transformers import logging as transformers_logging
 from models.diffusion.unet import TapUNet3D
 from util.checkpoint import check_plain_pickle
 from util.errors import UserError, first_line
-from util.files import ROOT
+from util.files import ROOT, read_json
 from util.hub import HUB, Repository, Unreachable, fetch, open_repository
 
 _log = logging.getLogger(__name__)
@@ -154,7 +155,9 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
             "diffusion text encoder", t2v, CLIPTextModel.from_pretrained, subfolder="text_encoder", **text
         ),
         tokenizer=_part("tokenizer", t2v, CLIPTokenizer.from_pretrained, subfolder="tokenizer", **NO_CODE),
-        image_encoder=_weights("image encoder", images, CLIPVisionModelWithProjection.from_pretrained, **text),
+        image_encoder=_weights(
+            "image encoder", images, CLIPVisionModelWithProjection.from_pretrained, **text, **_projection(images)
+        ),
         sentence_encoder=sentence_encoder,
         sentence_tokenizer=sentence_tokenizer,
         signal_rate=float(scheduler.alphas_cumprod[0]),
@@ -265,6 +268,15 @@ def load_stock_parts(pretrained: str, text_encoder: str = "") -> StockParts:
     return StockParts(unet.state_dict(), vae.state_dict(), sentences)
 
 
+def _projection(images: _Source) -> dict[str, int]:
+    """The width of the projection, which the configuration of a whole CLIP states outside of its ``vision_config``."""
+    with suppress(UserError):  # the library reports a broken file
+        whole = read_json(images.folder / "config.json", "the configuration of the image encoder")
+        if isinstance(whole, dict) and "vision_config" in whole and isinstance(whole.get("projection_dim"), int):
+            return {"projection_dim": whole["projection_dim"]}
+    return {}
+
+
 @dataclass(frozen=True)
 class _Source:
     """A source of parts."""
@@ -341,7 +353,7 @@ def _part(what: str, source: _Source, load: Callable[..., Any], **options: Any) 
             _check_sizes(PUBLISHED[what], source.folder / options.get("subfolder", ""), load, **options)
         return load(source.folder, **options)
     except Exception as error:  # the libraries raise many kinds, tokenizers even Exception itself
-        reason = first_line(error).partition(" If you want to instead ")[0]  # diffusers' advice to programmers
+        reason = first_line(error)
         if "trust_remote_code" in str(error):
             reason = "its configuration asks for code of its own (auto_map), which is never run"
         raise UserError(
