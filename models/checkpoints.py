@@ -41,7 +41,7 @@ from util.checkpoint import (
 from util.config import AUTO_MAX_SIZE, Config
 from util.distributed import gather_objects, is_main, print_notes
 from util.errors import UserError, nearest
-from util.hub import HubFile, cached_revision, find_checkpoint, shown_size
+from util.hub import HubFile, cached_revision, find_checkpoint, hub_id, shown_size
 from util.options import AUTO, checked
 
 CLASS_HEADS = "class_heads."
@@ -448,6 +448,8 @@ def portable(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
         if not path.is_absolute() and not path.exists():
             return source  # a hub id
         folder, absolute = file.absolute().parent, path.absolute()
+        if repository := hub_id(absolute):
+            return repository
         return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else path.name
 
     rules = {option.name: option.metadata["rule"] for option in dataclasses.fields(Config)}

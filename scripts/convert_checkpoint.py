@@ -38,7 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Convert a checkpoint of this project or of the authors to a file of weights (.safetensors), or to "
         "the authors' layout (.pth).",
     )
-    parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or hf://org/repo[/file]")
+    parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or [hf://]org/repo")
     parser.add_argument("output", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument("--to", choices=("project", "authors"), default="project", help="layout of OUT")
     project = parser.add_argument_group("to this project's format")

@@ -662,6 +662,23 @@ def test_there_and_back(hub_folder: Path, tiny_checkpoint: Path, tmp_path: Path)
     assert all((pulled.weights[name] == value).all() for name, value in own.weights.items())
 
 
+def test_a_card_of_an_authors_checkpoint_names_the_hub(
+    released: tuple[Path, dict[str, torch.Tensor]], small_stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Not the file that its frozen parts were in."""
+    monkeypatch.setattr(
+        push_to_hub, "convert", lambda words: convert_checkpoint.main([*words, "--stack", str(small_stack)])
+    )
+    done = run_command(push_to_hub.main, released[0], "me/x", "--folder", tmp_path / "look")
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "look/README.md").read_text()
+    rows = dict(re.findall(r"^\| (\w+) \| (.+?) \| `[0-9a-f]{16}` \|$", card, re.MULTILINE))
+    assert rows == {
+        **dict.fromkeys(("unet", "vae", "text_encoder"), T2V),
+        **{"image_encoder": CLIP, "sentence_encoder": ROBERTA},
+    }
+
+
 def test_preview_without_pushing(hub_folder: Path, tiny_checkpoint: Path, tmp_path: Path):
     done = run_command(push_to_hub.main, tiny_checkpoint, "hf://me/x", "--folder", tmp_path / "look")
     assert done.returncode == 0 and "nothing was pushed" in done.stdout

@@ -257,7 +257,7 @@ class Config:
     eval: bool = _run(False, "score the checkpoint of --resume and write results.json, without training")
     resume: str = _run(
         "",
-        "checkpoint to resume from, or to use for inference: a file, a folder that holds one, or hf://org/repo; for "
+        "checkpoint to resume from, or to use for inference: a file, a folder that holds one, or org/repo (hub); for "
         "training also auto: the newest intact one in output_dir, if any",
         path=True,
         empty=True,
@@ -265,7 +265,7 @@ class Config:
     pretrained_weights: str = _run(
         "",
         "checkpoint whose weights begin a new run, of this project or the authors: a file, a folder that holds one, or "
-        "hf://org/repo. Not read with --resume",
+        "org/repo on the hub. Not read with --resume",
         path=True,
         empty=True,
     )

@@ -217,6 +217,19 @@ def fetch(wanted: Sequence[tuple[Repository, Sequence[str]]]) -> list[Path]:
     return [repository.folder for repository, _ in wanted]
 
 
+def main_name(source: str) -> str:
+    """The source itself, or the first name of a repository that has several."""
+    name, at, revision = source.removeprefix(HUB).partition("@")
+    names = next((names for names in SAME if name in names), (name,))
+    return names[0] + at + revision
+
+
+def hub_id(path: Path) -> str:
+    """The name of the repository whose cache a path leads into; empty for other paths."""
+    found = next((part for part in path.parts if part.startswith("models--")), "")
+    return found.removeprefix("models--").replace("--", "/", 1)
+
+
 def cached_revision(source: str) -> str | None:
     """The commit of a repository in the cache; None if it is not there."""
     name, revision = _parsed(source)
