@@ -57,6 +57,10 @@ class HubServer(ThreadingHTTPServer):
         if licence:
             self.licences[name] = licence
 
+    def tags(self, name: str) -> list[str]:
+        """The tags of a repository."""
+        return [f"license:{self.licences[name]}"] if name in self.licences else []
+
     def downloaded(self) -> list[str]:
         """The files whose content was requested, as ``repository/file``, since the last call."""
         found = [request.removeprefix("GET ") for request in self.requests if request.startswith("GET /")]
@@ -82,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(f"{self.command} {path}")
-        listing = re.fullmatch(r"/api/models/(.+)/revision/([^/]+)", path)
+        listing = re.fullmatch(r"/api/models/(.+)/(?:revision|tree)/([^/]+)", path)
         file = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path)
         found = listing or file
         if not found:
@@ -97,7 +101,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse("RevisionNotFound", 404)
             return
         if listing:
-            self._send(json.dumps(self._listed(name, files)).encode(), {"Content-Type": "application/json"})
+            entries = _entries(files)
+            about = {"id": name, "sha": self.server.commit, "siblings": entries, "tags": self.server.tags(name)}
+            self._send(
+                json.dumps(entries if "/tree/" in path else about).encode(), {"Content-Type": "application/json"}
+            )
             return
         assert file
         if file[3] not in files:
@@ -117,22 +125,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.cuts -= 1
         self._send(content[begin:], headers, 206 if begin else 200, cut)
 
-    def _listed(self, name: str, files: dict[str, Path]) -> dict[str, Any]:
-        siblings = []
-        for file, path in files.items():
-            content = path.read_bytes()
-            entry: dict[str, Any] = {"rfilename": file, "size": len(content), "blobId": _key(content)}
-            if len(content) >= LARGE:
-                entry["lfs"] = {"sha256": _key(content), "size": len(content), "pointerSize": 134}
-            siblings.append(entry)
-        licence = self.server.licences.get(name)
-        return {
-            "id": name,
-            "sha": self.server.commit,
-            "siblings": siblings,
-            "tags": [f"license:{licence}"] if licence else [],
-        }
-
     def _send(self, content: bytes, headers: dict[str, str], status: int = 200, cut: bool = False) -> None:
         self.send_response(status)
         for key, value in {"Content-Length": str(len(content)), **headers}.items():
@@ -144,6 +136,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, code: str, status: int) -> None:
         self._send(b"{}", {"X-Error-Code": code, "Content-Type": "application/json"} if code else {}, status)
+
+
+def _entries(files: dict[str, Path]) -> list[dict[str, Any]]:
+    """The files of a repository as listings and trees name them."""
+    entries = []
+    for file, path in files.items():
+        content = path.read_bytes()
+        entry: dict[str, Any] = {"rfilename": file, "size": len(content), "blobId": _key(content)}
+        entry |= {"type": "file", "path": file, "oid": entry["blobId"]}
+        if len(content) >= LARGE:
+            lfs = {"sha256": _key(content), "oid": _key(content), "size": len(content)}
+            entry["lfs"] = {**lfs, "pointerSize": 134}
+        entries.append(entry)
+    return entries
 
 
 def _key(content: bytes) -> str:

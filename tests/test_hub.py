@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -607,6 +608,7 @@ def test_without_any_argument(
         assert done.returncode == 0, done.stderr
         return done.stdout, (tmp_path / name / "masks/1_the-dog/00000.png").read_bytes()
 
+    server.cuts = 2
     said, mask = segment("first")
     assert "vdit_ytvos.pth" in said and "CC BY-NC 4.0" in said and f"{T2V} (" in said and "licence: mit" in said
     shutil.rmtree(tmp_path / "hub/models--buxiangzhiren--VD-IT")
@@ -620,6 +622,41 @@ def test_without_any_argument(
     done = run_command(demo.main, tmp_path / "picture.png", "the dog", "--out", tmp_path / "third")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "`hf download buxiangzhiren/VD-IT --local-dir VD-IT` elsewhere" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_for_a_machine_without_a_network(
+    server: HubServer,
+    parts: Path,
+    released: tuple[Path, dict[str, torch.Tensor]],
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of docs/install.md: download folders elsewhere, convert, segment."""
+    server.add("buxiangzhiren/VD-IT", released[0].parent)
+    (parts / "clip/open_clip_pytorch_model.bin").write_bytes(b"not read")
+    serve_parts(server, parts)
+    page = (root / "docs/install.md").read_text()
+    lines = [shlex.split(line) for line in re.findall(r"^  ((?:hf|python) .*)$", page, re.MULTILINE)]
+    places = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    program = Path(sys.executable).with_name("hf")
+    for words in lines:
+        if words[0] == "hf":
+            done = subprocess.run(
+                [program, *words[1:]], cwd=tmp_path, env={**os.environ, **places}, capture_output=True
+            )
+            assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "weights").rglob("open_clip*"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(tmp_path / "video.mp4", "png")
+    convert, segment = ([str(tmp_path / w) if "/" in w or "." in w[1:] else w for w in words] for words in lines[-2:])
+    stack = ("--stack", tmp_path / "weights/stack")
+    done = run_command(convert_checkpoint.main, *convert[3:], *stack)
+    assert done.returncode == 0, done.stderr
+    done = run_command(demo.main, *segment[2:], "--eval_size", 64, "--device", "cpu", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/masks/1_the-dog/00000.png").is_file()
 
 
 # -------- scripts.push_to_hub ---------------------------------------------------

@@ -198,10 +198,10 @@ def fetch(wanted: Sequence[tuple[Repository, Sequence[str]]]) -> list[Path]:
     Raises:
         UserError: the hub cannot be reached, or the disk is too full.
     """
-    new = {r.name: (r, sum(r.sizes[file] for file in files if r.lacks(file))) for r, files in wanted}
-    parts = [f"{r.name} ({shown_size(size)}, licence: {r.licence})" for r, size in new.values() if size]
+    new = [(r, sum(r.sizes[file] for file in files if r.lacks(file))) for r, files in wanted]
+    parts = [f"{r.name} ({shown_size(size)}, licence: {r.licence})" for r, size in new if size]
     if parts:
-        total, cache = sum(size for _, size in new.values()), Path(constants.HF_HUB_CACHE)
+        total, cache = sum(size for _, size in new), Path(constants.HF_HUB_CACHE)
         disk = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
         if (free := shutil.disk_usage(disk).free) < total:
             raise UserError(

@@ -300,12 +300,13 @@ def _find(*wanted: tuple[str, str, Sequence[str]]) -> list[_Source]:
         UserError: there is no folder or repository of that name, or neither the hub nor the cache has a file.
     """
     repositories = {name: open_repository(name, flag) for name, flag, _ in wanted if not Path(name).is_dir()}
-    downloads = {
-        name: [file for folder in folders for file in _files_of(repositories[name], folder)]
-        for name, _, folders in wanted
-        if name in repositories
-    }
-    fetch([(repositories[name], files) for name, files in downloads.items()])
+    fetch(
+        [
+            (repositories[name], [file for folder in folders for file in _files_of(repositories[name], folder)])
+            for name, _, folders in wanted
+            if name in repositories
+        ]
+    )
     return [
         _Source(name, flag, repositories[name].folder if name in repositories else Path(name))
         for name, flag, _ in wanted
