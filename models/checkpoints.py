@@ -41,7 +41,7 @@ from util.checkpoint import (
 from util.config import AUTO_MAX_SIZE, Config
 from util.distributed import gather_objects, is_main, print_notes
 from util.errors import UserError, nearest
-from util.hub import HubFile, cached_revision, find_checkpoint, hub_id, shown_size
+from util.hub import HubFile, Wanted, cached_revision, find_checkpoint, hub_id, shown_size
 from util.options import AUTO, checked
 
 CLASS_HEADS = "class_heads."
@@ -184,7 +184,9 @@ class Checkpoint:
         optimizer.load_state_dict(deepcopy({**state, "param_groups": [{**group, **own}]}))
 
 
-def open_checkpoint(source: str, flag: str, model: str = "", original: bool = False) -> Checkpoint:
+def open_checkpoint(
+    source: str, flag: str, model: str = "", original: bool = False, others: Callable[[], Wanted] = tuple
+) -> Checkpoint:
     """Open a checkpoint of this project or of the authors.
 
     An authors' checkpoint on the hub is converted once, and the conversion kept: later it is opened without the 100
@@ -195,6 +197,7 @@ def open_checkpoint(source: str, flag: str, model: str = "", original: bool = Fa
         flag: the option that names it, for messages.
         model: the model that the configuration builds; empty: any.
         original: open the authors' file itself.
+        others: what a download should fetch too (``util.hub.fetch``), so that one note states the size of everything.
 
     Raises:
         UserError: it cannot be found or read, belongs to a different model, or holds an unknown name.
@@ -204,7 +207,7 @@ def open_checkpoint(source: str, flag: str, model: str = "", original: bool = Fa
         return _open(found, model)
     kept = found.converted
     if original or not kept.is_file():
-        path = found.download()
+        path = found.download(others())
         checkpoint = _open(path, model)
         if original or not checkpoint.authors_layout:
             return checkpoint

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from models.checkpoints import PATHS, open_checkpoint
+from models.diffusion.stack import stack_downloads
 from models.inference import WINDOW, InferenceOptions, VideoSegmenter, build_for_inference
 from models.segmenter import Segmenter
-from util.config import WEIGHTS
+from util.config import WEIGHTS, Config
 from util.device import resolve_device
 from util.errors import UserError
 from util.text import normalise_sentence
@@ -171,7 +172,10 @@ def load_pretrained(
 
 def open_pretrained(source: str, flag: str, options: dict[str, Any]) -> Pretrained:
     """``load_pretrained`` for a command, whose option ``flag`` named the checkpoint."""
-    checkpoint = open_checkpoint(source, flag)
+    published = any(source == weights.source for weights in WEIGHTS.values())
+    frozen = [options.get(name) or getattr(Config, name) for name in ("pretrained", "image_encoder", "text_encoder")]
+    others = partial(stack_downloads, *frozen) if published else tuple
+    checkpoint = open_checkpoint(source, flag, others=others)
     beside = {
         name: str(checkpoint.path.parent / value)
         for name in PATHS

@@ -610,7 +610,11 @@ def test_without_any_argument(
 
     server.cuts = 2
     said, mask = segment("first")
-    assert "vdit_ytvos.pth" in said and "CC BY-NC 4.0" in said and f"{T2V} (" in said and "licence: mit" in said
+    assert "using vdit_ytvos.pth" in said
+    downloading = re.findall(r"^note: downloading .*$", said, re.MULTILINE)
+    assert len(downloading) == 1, "one note states everything, before it starts"
+    for part in ("buxiangzhiren/VD-IT (", "licence: CC BY-NC 4.0", f"{T2V} (", f"{CLIP} (", f"{ROBERTA} (", "mit"):
+        assert part in downloading[0]
     shutil.rmtree(tmp_path / "hub/models--buxiangzhiren--VD-IT")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     said, again = segment("second")

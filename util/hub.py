@@ -84,6 +84,10 @@ class Repository:
         return not ((self.folder / file).is_file() or (_cache(self.name) / "blobs" / self.keys[file]).is_file())
 
 
+Wanted = Sequence[tuple[Repository, Sequence[str]]]
+"""Repositories, and the files of each."""
+
+
 @dataclass(frozen=True)
 class HubFile:
     """A checkpoint on the hub, perhaps not downloaded yet."""
@@ -91,13 +95,16 @@ class HubFile:
     repository: Repository
     file: str
 
-    def download(self) -> Path:
+    def download(self, others: Wanted = ()) -> Path:
         """Download the file, unless the cache has it.
 
+        Args:
+            others: what else will be needed, as for ``fetch``.
+
         Raises:
-            UserError: the hub cannot be reached.
+            UserError: the hub cannot be reached, or the disk is too full.
         """
-        return fetch([(self.repository, [self.file])])[0] / self.file
+        return fetch([(self.repository, [self.file]), *others])[0] / self.file
 
     @property
     def converted(self) -> Path:
@@ -186,11 +193,11 @@ def open_repository(source: str, flag: str) -> Repository:
     )
 
 
-def fetch(wanted: Sequence[tuple[Repository, Sequence[str]]]) -> list[Path]:
+def fetch(wanted: Wanted) -> list[Path]:
     """Download the files that the cache lacks. A note says what is downloaded, from where, and under which licence.
 
     Args:
-        wanted: repositories, and the files of each.
+        wanted: what is needed; nothing is downloaded of what the cache has.
 
     Returns:
         the folder of each repository.

@@ -136,13 +136,8 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     Raises:
         UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
-    sources = part_sources(pretrained, image_encoder, text_encoder)
     _quiet_loading()
-    t2v, images, sentences = _find(
-        (sources["unet"], "--pretrained", T2V_FOLDERS),
-        (sources["image_encoder"], "--image_encoder", ("",)),
-        (sources["sentence_encoder"], "--text_encoder", ("",)),
-    )
+    t2v, images, sentences = _find(*_wanted(pretrained, image_encoder, text_encoder))
     scheduler = _part("scheduler", t2v, DDIMScheduler.from_pretrained, subfolder="scheduler")
     # Before the large parts, so that a mistake shows early.
     sentence_encoder, sentence_tokenizer = _sentence_encoder(sentences)
@@ -170,6 +165,25 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
             f"encoder; tokenizer_config.json may be missing there; give a complete folder or hub id with {t2v.flag}"
         )
     return stack
+
+
+def stack_downloads(
+    pretrained: str, image_encoder: str = "", text_encoder: str = ""
+) -> list[tuple[Repository, list[str]]]:
+    """The repositories and files that ``load_stack`` reads from the hub, for ``util.hub.fetch``.
+
+    Args and errors: as for ``load_stack``.
+    """
+    return list(_downloads(_wanted(pretrained, image_encoder, text_encoder)).values())
+
+
+def _wanted(pretrained: str, image_encoder: str, text_encoder: str) -> list[_Wanted]:
+    sources = part_sources(pretrained, image_encoder, text_encoder)
+    return [
+        (sources["unet"], "--pretrained", T2V_FOLDERS),
+        (sources["image_encoder"], "--image_encoder", ("",)),
+        (sources["sentence_encoder"], "--text_encoder", ("",)),
+    ]
 
 
 def load_sentence_encoder(pretrained: str, text_encoder: str = "") -> tuple[RobertaModel, Any]:
@@ -277,6 +291,11 @@ def _projection(images: _Source) -> dict[str, int]:
     return {}
 
 
+_Wanted = tuple[str, str, Sequence[str]]
+"""The name of a source (a local folder or a hub id), the option that names it, and the subfolders that are loaded; ""
+is the source itself."""
+
+
 @dataclass(frozen=True)
 class _Source:
     """A source of parts."""
@@ -289,28 +308,25 @@ class _Source:
     """The folder that holds its files: ``name`` itself, or one of the hub's cache."""
 
 
-def _find(*wanted: tuple[str, str, Sequence[str]]) -> list[_Source]:
+def _find(*wanted: _Wanted) -> list[_Source]:
     """Find sources, and download the files of repositories that are loaded.
-
-    Args:
-        wanted: for each source its name (a local folder or a hub id), the option that names it, and the subfolders that
-            are loaded ("" is the source itself).
 
     Raises:
         UserError: there is no folder or repository of that name, or neither the hub nor the cache has a file.
     """
-    repositories = {name: open_repository(name, flag) for name, flag, _ in wanted if not Path(name).is_dir()}
-    fetch(
-        [
-            (repositories[name], [file for folder in folders for file in _files_of(repositories[name], folder)])
-            for name, _, folders in wanted
-            if name in repositories
-        ]
-    )
-    return [
-        _Source(name, flag, repositories[name].folder if name in repositories else Path(name))
-        for name, flag, _ in wanted
-    ]
+    downloads = _downloads(wanted)
+    folders = dict(zip(downloads, fetch(list(downloads.values())), strict=True))
+    return [_Source(name, flag, folders.get(flag, Path(name))) for name, flag, _ in wanted]
+
+
+def _downloads(wanted: Sequence[_Wanted]) -> dict[str, tuple[Repository, list[str]]]:
+    """Option → the repository that it names, and the files that are loaded; nothing for local folders."""
+    found = {}
+    for name, flag, folders in wanted:
+        if not Path(name).is_dir():
+            repository = open_repository(name, flag)
+            found[flag] = repository, [file for folder in folders for file in _files_of(repository, folder)]
+    return found
 
 
 def _files_of(repository: Repository, folder: str) -> list[str]:
