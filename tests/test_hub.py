@@ -30,6 +30,7 @@ from models.authors import SIZES, authors_names, authors_weights
 from models.checkpoints import frozen_parts, held_parts, open_checkpoint, without_frozen
 from models.diffusion.stack import FrozenStack, load_stack, part_sources
 from scripts import convert_checkpoint, push_to_hub
+from tests import hub_server
 from tests.commands import run_command
 from tests.hub_server import COMMIT, HubServer
 from tests.tiny_models import differences, restore, tiny_config, tiny_model, write_authors
@@ -119,6 +120,9 @@ def test_offline_is_one_sentence(cache: Path, source: str) -> None:
 
 def test_a_cached_repository_without_that_file(cache: Path) -> None:
     add_to_cache(cache, "org/repo", "model.pth")
+    add_to_cache(cache, "org/card", "README.md")
+    with pytest.raises(UserError, match=r"hf://org/card is not in the cache.* `hf download org/card --local-dir card`"):
+        checkpoint_path("hf://org/card", "--resume")
     with pytest.raises(UserError, match=r"hf://org/repo/other\.pth is not in the cache.* `hf download org/repo other"):
         checkpoint_path("hf://org/repo/other.pth", "--resume")
 
@@ -212,6 +216,20 @@ def test_a_hub_that_goes_away_in_the_middle(server: HubServer, tmp_path: Path, m
         ):
             checkpoint_path("hf://org/repo", "--resume")
     assert checkpoint_path("hf://org/repo", "--resume").stat().st_size == 200_000
+
+
+def test_a_hub_that_names_paths_elsewhere(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither files nor hashes of a listing lead out of the cache."""
+    serve(server, tmp_path, "org/repo", model__pth=b"1")
+    files = server.repositories["org/repo"]
+    files.update({"../../a.pth": tmp_path / "served/org/repo/model.pth", str(tmp_path / "b.pth"): files["model.pth"]})
+    server.commit = "../../../out"
+    found = hub.find_checkpoint("hf://org/repo", "--resume")
+    assert isinstance(found, hub.HubFile) and list(found.repository.keys) == ["model.pth"]
+    assert found.repository.folder.name == "unknown"
+    monkeypatch.setattr(hub_server, "_key", lambda content: "../../out")
+    found = hub.find_checkpoint("hf://org/repo", "--resume")
+    assert isinstance(found, hub.HubFile) and found.converted.parent.name == "unknown"
 
 
 def test_a_disk_that_is_too_small(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import glob
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -183,11 +183,12 @@ def open_repository(source: str, flag: str) -> Repository:
             if cached is None:
                 raise _unreachable(source, flag) from error
             return cached
-    files = {f.rfilename: f for f in info.siblings or () if ".." not in PurePosixPath(f.rfilename).parts}
+    paths = ((PurePosixPath(file.rfilename), file) for file in info.siblings or ())
+    files = {str(path): file for path, file in paths if not path.is_absolute() and ".." not in path.parts}
     licence = next((tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")), "")
     return Repository(
-        *(source, flag, name, revision, info.sha or ""),
-        {name: (file.lfs.sha256 if file.lfs else file.blob_id) or "" for name, file in files.items()},
+        *(source, flag, name, revision, _key(info.sha)),
+        {name: _key(file.lfs.sha256 if file.lfs else file.blob_id) for name, file in files.items()},
         {name: file.size or 0 for name, file in files.items()},
         licence or Repository.licence,
     )
@@ -265,6 +266,11 @@ def _cache(name: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
+def _key(value: str | None) -> str:
+    """A hash that the hub states, which becomes a part of a path."""
+    return value if value and value.isalnum() else "unknown"
+
+
 def _conversions(name: str, revision: str) -> Path:
     """The folder of the conversions of a repository's files."""
     return Path(constants.HF_ASSETS_CACHE, ASSETS, name.replace("/", "--"), revision.replace("/", "--"))
@@ -296,9 +302,9 @@ def _on_hub(source: str, flag: str, converted: bool) -> Path | HubFile:
         kept = list(folder.glob(f"*/{glob.escape(_stem(file)) if file else '*'}.safetensors")) if converted else []
         if kept:
             return max(kept, key=lambda path: path.stat().st_mtime)
-        if repository is None or (file and file not in repository.keys):
+        if repository is None or not (file in repository.keys if file else _checkpoints(repository.keys)):
             raise unreachable
-    file = file or _choose(list(repository.keys), source, flag, PREFERRED if published else ())
+    file = file or _choose(repository.keys, source, flag, PREFERRED if published else ())
     if file not in repository.keys:
         raise UserError(f"the hub's repository {repository.name} has no file {file}; give another with {flag}")
     return HubFile(replace(repository, licence=published.licence) if published else repository, file)
@@ -309,7 +315,14 @@ def _stem(file: str) -> str:
     return PurePosixPath(file).name.removesuffix(".tar").rpartition(".")[0]
 
 
-def _choose(names: Sequence[str], where: str, flag: str, preferred: Sequence[str] = ()) -> str:
+def _checkpoints(names: Iterable[str]) -> list[str]:
+    """The checkpoints among file names."""
+    shown = sorted(name for name in names if not PurePosixPath(name).name.startswith((".", BESIDE)))
+    groups = ([name for name in shown if name.endswith(suffixes)] for suffixes in SUFFIXES)
+    return next(filter(None, groups), [])
+
+
+def _choose(names: Iterable[str], where: str, flag: str, preferred: Sequence[str] = ()) -> str:
     """Choose the checkpoint among file names: one with a usual name, else the only one.
 
     Args:
@@ -319,9 +332,7 @@ def _choose(names: Sequence[str], where: str, flag: str, preferred: Sequence[str
         preferred: if given, the first of several files is chosen, with a note; those with such a part in their names
             come before the others.
     """
-    shown = sorted(name for name in names if not PurePosixPath(name).name.startswith((".", BESIDE)))
-    groups = ([name for name in shown if name.endswith(suffixes)] for suffixes in SUFFIXES)
-    found = next(filter(None, groups), [])
+    found = _checkpoints(names)
     for usual in USUAL_NAMES:
         if usual in found:
             return usual
