@@ -408,6 +408,22 @@ def test_only_files_that_are_read_are_downloaded(server: HubServer, parts: Path)
     assert not [request for request in server.requests if not request.startswith("GET /api/models/")]
 
 
+def test_downloads_of_frozen_parts_show_their_progress(
+    server: HubServer, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other bars are silenced later."""
+    huggingface_hub.utils.enable_progress_bars()
+    download, silent = hub.hf_hub_download, []
+
+    def watched(*args: Any, **options: Any) -> str:
+        silent.append(huggingface_hub.utils.are_progress_bars_disabled())
+        return download(*args, **options)
+
+    monkeypatch.setattr(hub, "hf_hub_download", watched)
+    load_stack(T2V)
+    assert len(silent) > 10 and not any(silent)
+
+
 @pytest.mark.parametrize("given", ["damo-vilab/text-to-video-ms-1.7b", "ali-vilab/text-to-video-ms-1.7b"])
 def test_two_names_of_a_repository(given: str, server: HubServer, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one name has downloaded is found under the other, online and offline."""

@@ -136,8 +136,8 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     Raises:
         UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
-    _quiet_loading()
     t2v, images, sentences = _find(*_wanted(pretrained, image_encoder, text_encoder))
+    _quiet_loading()
     scheduler = _part("scheduler", t2v, DDIMScheduler.from_pretrained, subfolder="scheduler")
     # Before the large parts, so that a mistake shows early.
     sentence_encoder, sentence_tokenizer = _sentence_encoder(sentences)
@@ -195,9 +195,10 @@ def load_sentence_encoder(pretrained: str, text_encoder: str = "") -> tuple[Robe
     Raises:
         UserError: it is missing, incomplete, of a different kind, or cannot be read.
     """
-    _quiet_loading()
     name = part_sources(pretrained, "", text_encoder)["sentence_encoder"]
-    return _sentence_encoder(*_find((name, "--text_encoder", ("",))))
+    sources = _find((name, "--text_encoder", ("",)))
+    _quiet_loading()
+    return _sentence_encoder(*sources)
 
 
 def _sentence_encoder(source: _Source) -> tuple[RobertaModel, Any]:
@@ -261,11 +262,11 @@ def load_stock_parts(pretrained: str, text_encoder: str = "") -> StockParts:
     Raises:
         UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
-    _quiet_loading()
     sources, options = part_sources(pretrained, "", text_encoder), {"dtype": torch.float32}
     t2v, sentence_source = _find(
         (sources["unet"], "--pretrained", ("unet", "vae")), (sources["sentence_encoder"], "--text_encoder", ("",))
     )
+    _quiet_loading()
     unet = _weights("UNet", t2v, UNet3DConditionModel.from_pretrained, subfolder="unet", **options)
     vae = _weights("VAE", t2v, AutoencoderKL.from_pretrained, subfolder="vae", **options)
     sentence_encoder, info = _part(
@@ -484,7 +485,7 @@ def _beside(pretrained: str, name: str, default: str) -> str:
 
 
 def _quiet_loading() -> None:
-    """Silence progress bars and the lists of weights that are left out on purpose; errors still show."""
+    """Silence progress bars (of later downloads too) and lists of weights that are left out; errors still show."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
