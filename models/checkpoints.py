@@ -88,6 +88,8 @@ class Checkpoint:
     """Whether the file has the authors' layout."""
     extras: dict[str, Any] = field(default_factory=dict)
     """What an authors' file holds besides, kept when it is converted: ``unused`` tensors, ``args`` and ``epoch``."""
+    original: HubFile | None = None
+    """The authors' file on the hub that it is the conversion of."""
 
     @property
     def step(self) -> int:
@@ -205,24 +207,38 @@ def open_checkpoint(
     found = find_checkpoint(source, flag, converted=not original)
     if not isinstance(found, HubFile):
         return _open(found, model)
+    if original:
+        return _open(found.download(others()), model)
+    if not found.converted.is_file():
+        checkpoint = _open(found.download(others()), model)
+        return _converted(found, checkpoint) if checkpoint.authors_layout else checkpoint
+    return dataclasses.replace(_open(found.converted, model), original=found)
+
+
+def _converted(found: HubFile, checkpoint: Checkpoint, carry: Collection[str] = ()) -> Checkpoint:
+    """Convert an authors' checkpoint of the hub, and keep the conversion for later runs.
+
+    Args:
+        found: the file.
+        checkpoint: its content.
+        carry: as for ``without_frozen``.
+
+    Returns:
+        the conversion; the checkpoint itself if the conversion cannot be written.
+    """
     kept = found.converted
-    if original or not kept.is_file():
-        path = found.download(others())
-        checkpoint = _open(path, model)
-        if original or not checkpoint.authors_layout:
-            return checkpoint
-        try:
-            save_weights(kept, portable(without_frozen(checkpoint), kept))
-        except UserError as error:
-            checkpoint.notes.append(f"the conversion of {path} could not be kept: {error}")
-            return checkpoint
-        print_notes(
-            [
-                f"converted {found.file} to {shown_size(kept.stat().st_size)}, which later runs use: {kept}; the "
-                f"download is no longer needed (hf cache rm model/{found.repository.name})"
-            ]
-        )
-    return _open(kept, model)
+    try:
+        save_weights(kept, portable(without_frozen(checkpoint, carry), kept))
+    except UserError as error:
+        checkpoint.notes.append(f"the conversion of {checkpoint.path} could not be kept: {error}")
+        return checkpoint
+    print_notes(
+        [
+            f"converted {found.file} to {shown_size(kept.stat().st_size)}, which later runs use: {kept}; the download "
+            f"is no longer needed (hf cache rm model/{found.repository.name})"
+        ]
+    )
+    return dataclasses.replace(_open(kept, checkpoint.model), original=found)
 
 
 def _open(path: Path, model: str) -> Checkpoint:
@@ -372,6 +388,16 @@ def load_weights(
 
     load_state(model, weights, path, optional, checkpoint.name_in_file)
     frozen = frozen_identity(model, sources)
+    if checkpoint.original is not None and not ignore_identity:
+        known = {part: checkpoint.frozen.get(part, entry)["sha256"] for part, entry in frozen.items()}
+        other = {part for part, entry in frozen.items() if known[part] != entry["sha256"]} - held
+        if other:  # the authors' file has its own
+            names = ", ".join(PARTS[part][1] for part in PARTS if part in other)
+            print_notes([f"{path.name} was trained with a different {names} than the one loaded, and holds its own"])
+            whole = _open(checkpoint.original.download(), checkpoint.model)
+            whole = dataclasses.replace(_converted(checkpoint.original, whole, held | other), original=None)
+            options = {"new_run": new_run, "keep_class_heads": keep_class_heads}
+            return load_weights(model, whole, sources, **options)
     notes += check_identity(checkpoint.frozen, frozen, path, held, ignore_identity)
     return frozen, notes
 

@@ -33,7 +33,7 @@ from scripts import convert_checkpoint, push_to_hub
 from tests import hub_server
 from tests.commands import run_command
 from tests.hub_server import COMMIT, HubServer
-from tests.tiny_models import differences, restore, tiny_config, tiny_model, write_authors
+from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_model, write_authors
 from util import hub
 from util.checkpoint import read_content
 from util.config import WEIGHTS
@@ -608,6 +608,27 @@ def test_a_conversion_is_kept(
     second = open_checkpoint("hf://org/repo", "--resume")
     assert second.path != first.path
     assert torch.equal(second.weights["language_queries.vectors"], first.weights["language_queries.vectors"] + 1)
+
+
+def test_a_conversion_keeps_frozen_parts_of_its_own(
+    server: HubServer, small_stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found when it is loaded: the authors' UNet is not the pretrained one."""
+    cfg = tiny_config(small_stack)
+    model = tiny_model(cfg, seed=1)
+    change_unet(model)
+    (tmp_path / "org").mkdir()
+    write_authors(tmp_path / "org/released.pth", model, cfg)
+    server.add("org/repo", tmp_path / "org")
+    for _ in range(2):
+        again = tiny_model(cfg, seed=2)
+        restore(again, Path("org/repo"), cfg)
+        assert differences(again.state_dict(), model.state_dict()) == []
+        assert held_parts(open_checkpoint("org/repo", "--resume").weights) == {"unet"}
+    assert (
+        capsys.readouterr().out.count("was trained with a different UNet than the one loaded, and holds its own") == 1
+    )
+    assert server.downloaded() == ["org/repo/released.pth"]
 
 
 def test_a_conversion_that_cannot_be_kept(
