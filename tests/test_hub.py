@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import demo
+from engine import build_mask_identity
 from models import load_pretrained
 from models.authors import SIZES, authors_names, authors_weights
 from models.checkpoints import frozen_parts, held_parts, open_checkpoint, without_frozen
@@ -36,7 +37,7 @@ from tests.hub_server import COMMIT, HubServer
 from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_model, write_authors
 from util import hub
 from util.checkpoint import read_content
-from util.config import WEIGHTS
+from util.config import WEIGHTS, Config
 from util.errors import UserError
 from util.hub import cached_revision, checkpoint_path
 
@@ -436,6 +437,7 @@ def test_two_names_of_a_repository(given: str, server: HubServer, parts: Path, m
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     load_stack(other)
     assert cached_revision(other) == cached_revision(ROBERTA) == COMMIT
+    assert build_mask_identity(Config(pretrained=given)) == build_mask_identity(Config(pretrained=f"hf://{other}"))
 
 
 def test_a_nested_configuration_of_clip(server: HubServer, parts: Path, small_stack: Path) -> None:
@@ -596,6 +598,12 @@ def test_a_conversion_is_kept(
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         assert open_checkpoint("hf://org/repo", "--resume").path == first.path
         assert open_checkpoint("hf://org/repo/released.pth", "--resume").path == first.path
+        other = first.path.parents[1] / "e" / "other.safetensors"
+        other.parent.mkdir()
+        shutil.copy(first.path, other)
+        with pytest.raises(UserError, match=r"several checkpoints \(other\.safetensors, released\.safetensors\)"):
+            open_checkpoint("hf://org/repo", "--resume")
+        other.unlink()
         for source in ("hf://org/repo/other.pth", "hf://org/repo@v2"):
             with pytest.raises(UserError, match="is not in the cache"):
                 open_checkpoint(source, "--resume")

@@ -294,17 +294,19 @@ def _on_hub(source: str, flag: str, converted: bool) -> Path | HubFile:
     if not org or not name.partition("@")[0]:
         raise UserError(f"{source} does not name a repository; write hf://org/repo or hf://org/repo/file with {flag}")
     published = next((weights for weights in WEIGHTS.values() if weights.source == source), None)
+    preferred = PREFERRED if published else ()
     repository, unreachable = None, _unreachable(source, flag)
     with suppress(Unreachable):
         repository = open_repository(f"{HUB}{org}/{name}", flag)
     if repository is None or not repository.online:
         folder = _conversions(*_parsed(f"{org}/{name}"))
-        kept = list(folder.glob(f"*/{glob.escape(_stem(file)) if file else '*'}.safetensors")) if converted else []
-        if kept:
-            return max(kept, key=lambda path: path.stat().st_mtime)
+        found = folder.glob(f"*/{glob.escape(_stem(file)) if file else '*'}.safetensors") if converted else ()
+        newest = {path.name: path for path in sorted(found, key=lambda path: path.stat().st_mtime)}
+        if newest:
+            return newest[_choose(newest, source, flag, preferred)]
         if repository is None or not (file in repository.keys if file else _checkpoints(repository.keys)):
             raise unreachable
-    file = file or _choose(repository.keys, source, flag, PREFERRED if published else ())
+    file = file or _choose(repository.keys, source, flag, preferred)
     if file not in repository.keys:
         raise UserError(f"the hub's repository {repository.name} has no file {file}; give another with {flag}")
     return HubFile(replace(repository, licence=published.licence) if published else repository, file)
