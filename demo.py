@@ -1,6 +1,6 @@
 """Segment the objects that sentences name in a video: masks, an overlay with sound, and a contact sheet.
 
-python demo.py video.mp4 "the dog chasing the ball" "the ball" --resume runs/vdit/checkpoint.pth --out out
+python demo.py video.mp4 "the dog chasing the ball" "the ball" [--resume runs/vdit/checkpoint.pth] [--out out]
 
 VIDEO is a video, a GIF, an image or a folder of images, of any length. ``docs/demo.md`` lists what is written.
 """
@@ -38,7 +38,7 @@ from datasets.export import (
 )
 from datasets.files import require_outside_dataset
 from datasets.predictions import read_binary_mask, read_grey, write_grey, write_mask
-from util.config import Config
+from util.config import WEIGHTS, Config
 from util.device import DEMO, is_out_of_memory, memory_advice
 from util.drawing import (
     SHEET_TILES,
@@ -109,6 +109,7 @@ class WindowOptions:
 class DemoOptions(WindowOptions):
     """The options of ``demo.py``, in addition to those of ``Config``."""
 
+    weights: str = _demo("vdit", "published weights to use where --resume names no checkpoint", choices=tuple(WEIGHTS))
     out: str = _demo("", "folder for everything that is written; empty is runs/demo/VIDEO", path=True, empty=True)
     force: bool = _demo(False, "replace what an earlier run of the demo wrote to --out")
     start: str = _demo("", "where to begin, in seconds or as hh:mm:ss", empty=True)
@@ -131,10 +132,6 @@ class DemoOptions(WindowOptions):
 def main(argv: Sequence[str] | None = None) -> None:
     """Segment a video as the command line says (``argv`` without the program's name; None: the process's own)."""
     path, sentences, options, given = read_command(sys.argv[1:] if argv is None else argv)
-    if not given.get("resume"):
-        raise UserError(
-            "no checkpoint is given; name one by --resume: a file, a folder that holds one, or hf://org/repo"
-        )
     folder = options.folder(path)
     require_free(folder, options.force)  # before minutes of work rather than after
     start = parse_time(options.start, "--start") if options.start else Fraction(0)
@@ -147,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from models.inference import large_video_notes
     from models.pretrained import open_pretrained
 
-    pretrained = open_pretrained(given.pop("resume"), "--resume", {"device": "auto", **given})
+    source = given.pop("resume", "") or WEIGHTS[options.weights].source
+    pretrained = open_pretrained(source, "--resume", {"device": "auto", **given})
     early = [*pretrained.notes, *large_video_notes({str(path): media.size}, pretrained.options), *media.notes]
     for note in early:
         print(f"note: {printable(note)}")

@@ -35,6 +35,7 @@ from util.drawing import OVERLAYS, movie_path, write_movie, write_overlays
 from util.errors import RunError, UserError, printable
 from util.files import file_sha256, read_json, write_json
 from util.guard import Guard
+from util.hub import main_name
 from util.parallel import BackgroundTasks, bar_style, read_ahead
 from util.run_log import GRADIENT, Meter, RunLog, write_results
 
@@ -700,8 +701,8 @@ def build_mask_identity(cfg: Config) -> dict[str, Any]:
     for option in fields(cfg):
         rule, value = option.metadata["rule"], getattr(cfg, option.name)
         if rule.group == "model" or option.name in (*MASK_OPTIONS, DATASETS[cfg.dataset_file].root):
-            if rule.path and value and Path(value).exists():
-                value = str(Path(value).resolve())
+            if rule.path and value:
+                value = str(Path(value).resolve()) if Path(value).exists() else main_name(value)
             identity[option.name] = list(value) if isinstance(value, tuple) else value
     return identity
 

@@ -51,6 +51,7 @@ from demo import (
     read_options,
     rethreshold,
 )
+from util.config import WEIGHTS
 from util.drawing import Colour, object_colours, write_picture
 from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import BROKEN_IMAGE, ROOT, atomic_path, open_image
@@ -106,6 +107,9 @@ _page = partial(option, "page")
 class PageOptions(WindowOptions):
     """Options of the page, in addition to those of ``Config``."""
 
+    weights: str = _page(
+        "toy", "bundled or published weights, where --resume names no checkpoint", choices=("toy", *WEIGHTS)
+    )
     host: str = _page(LOOPBACK, "address to serve; 0.0.0.0 admits everyone who can reach this machine")
     port: int = _page(7860, "port to serve; 0 picks a free one", minimum=0, maximum=65535)
     trusted_hosts: str = _page("", "further names by which visitors reach this page, separated by commas")
@@ -324,7 +328,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from models.pretrained import open_pretrained
 
     with orderly_end():
-        checkpoint = given.pop("resume", "") or str(TOY_CHECKPOINT)
+        published = WEIGHTS[options.weights].source if options.weights != "toy" else str(TOY_CHECKPOINT)
+        checkpoint = given.pop("resume", "") or published
         pretrained = open_pretrained(checkpoint, "--resume", {"device": "auto", **given})
         for note in pretrained.notes:
             print(f"note: {note}")
