@@ -403,6 +403,11 @@ def load_weights(
             options = {"new_run": new_run, "keep_class_heads": keep_class_heads, "only_verify": only_verify}
             return load_weights(model, whole, sources, **options)
     notes += check_identity(checkpoint.frozen, frozen, path, held, ignore_identity)
+    proven = {part: entry for part, entry in frozen.items() if "revision" in entry and part not in held}
+    if checkpoint.original is not None and is_main() and not proven.items() <= checkpoint.frozen.items():
+        # Later runs know these revisions, and do not hash them again.
+        known = dataclasses.replace(checkpoint, frozen={**checkpoint.frozen, **proven})
+        save_weights(path, portable(known, path))
     return frozen, notes
 
 

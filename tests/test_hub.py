@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 
 import demo
 from engine import build_mask_identity
-from models import load_pretrained
+from models import checkpoints, load_pretrained
 from models.authors import SIZES, authors_names, authors_weights
-from models.checkpoints import frozen_parts, held_parts, open_checkpoint, without_frozen
+from models.checkpoints import frozen_parts, held_parts, open_checkpoint, part_hash, without_frozen
 from models.diffusion.stack import FrozenStack, load_stack, part_sources
 from scripts import convert_checkpoint, push_to_hub
 from tests import hub_server
@@ -671,6 +671,8 @@ def test_without_any_argument(
         assert done.returncode == 0, done.stderr
         return done.stdout, (tmp_path / name / "masks/1_the-dog/00000.png").read_bytes()
 
+    hashed: list[int] = []
+    monkeypatch.setattr(checkpoints, "part_hash", lambda weights: hashed.append(len(weights)) or part_hash(weights))
     server.cuts = 2
     said, mask = segment("first")
     assert "using vdit_ytvos.pth" in said
@@ -680,8 +682,10 @@ def test_without_any_argument(
         assert part in downloading[0]
     shutil.rmtree(tmp_path / "hub/models--buxiangzhiren--VD-IT")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hashed.clear()
     said, again = segment("second")
     assert again == mask and "downloading" not in said
+    assert not hashed, "the conversion knows the revisions of the frozen parts"
     said, toy = segment("toy", "--resume", root / "toy/vdit.safetensors")
     assert toy == mask
     assert load_pretrained(device="cpu").checkpoint.name == "vdit_ytvos.safetensors"
