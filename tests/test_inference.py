@@ -293,7 +293,7 @@ def test_slow_writers_and_a_slow_model_bound_the_memory(cfg: Config, monkeypatch
     monkeypatch.setattr(files, "read_frame", read_frame)
     monkeypatch.setattr(files, "FRAMES_AHEAD", ahead)
     monkeypatch.setattr(engine, "PENDING_MASKS", masks)
-    run(cfg, WatchedModel(watch))
+    run(dataclasses.replace(cfg, num_workers=1), WatchedModel(watch))
     assert len(waiting) == 4 and len(written) == 4 * FRAMES
     assert max(unwritten for unwritten, _ in waiting) <= masks
     assert max(unused for _, unused in waiting) <= ahead
