@@ -50,14 +50,12 @@ _BROKEN_ZIP = (
 )  # what zipfile raises on damaged or hostile archives
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a fixed date makes the zip reproducible
 _BIT_DEPTH, _COLOUR_TYPE = 24, 25  # offsets in a PNG file
-# Pillow tries five filters for every row of a greyscale PNG, which takes most of its time.
+# Pillow tries five filters for every row of a greyscale PNG: OpenCV with one is five to nine times as fast.
 _TWO_LEVELS = (
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
-)  # five times as fast as Pillow, and smaller
-_SMOOTH = (
-    *(cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB),
-)  # nine times as fast as Pillow, at the same size
+)
+_SMOOTH = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB)
 
 
 # Mask files
