@@ -406,8 +406,8 @@ def load_weights(
     proven = {part: entry for part, entry in frozen.items() if "revision" in entry and part not in held}
     if checkpoint.original is not None and is_main() and not proven.items() <= checkpoint.frozen.items():
         # Later runs know these revisions, and do not hash them again.
-        known = dataclasses.replace(checkpoint, frozen={**checkpoint.frozen, **proven})
-        save_weights(path, portable(known, path))
+        verified = dataclasses.replace(checkpoint, frozen={**checkpoint.frozen, **proven})
+        save_weights(path, portable(verified, path))
     return frozen, notes
 
 

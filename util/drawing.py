@@ -225,23 +225,18 @@ def movie_path(folder: Path) -> Path:
     return folder.parent.with_name(f"{folder.parent.name}_{folder.name}.mp4")
 
 
-def write_overlays(
-    folder: Path, sentence: str, frames: Sequence[Path], masks: np.ndarray, boxes: np.ndarray, scores: np.ndarray
-) -> None:
-    """Write the overlays of one expression for some frames of its video.
+def write_overlay(path: Path, sentence: str, frame: Path, mask: np.ndarray, box: np.ndarray, score: float) -> None:
+    """Write the overlay of one expression for one frame of its video.
 
     Args:
-        frames: T image files; each overlay is named after its frame.
-        masks: bool ``[T, H0, W0]``.
-        boxes: ``[T, 4]``, (x0, y0, x1, y1) in pixels.
-        scores: ``[T]``.
+        frame: the image file.
+        mask: bool ``[H0, W0]``.
+        box: (x0, y0, x1, y1) in pixels.
 
     Raises:
-        UserError: a frame cannot be read or an overlay not written.
+        UserError: the frame cannot be read or the overlay not written.
     """
-    for frame, mask, box, score in zip(frames, masks, boxes, scores, strict=True):
-        picture = draw_overlay(read_picture(frame), mask, sentence, box.tolist(), float(score))
-        write_picture(folder / f"{frame.stem}.png", picture)
+    write_picture(path, draw_overlay(read_picture(frame), mask, sentence, box.tolist(), float(score)))
 
 
 def write_movie(folder: Path, frames: Sequence[Path]) -> None:
