@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -454,63 +455,54 @@ def test_an_unknown_backend_ends_in_one_sentence(
     assert (stop.value.code, capsys.readouterr().err) == (2, message)
 
 
-NO_NVCC = "no nvcc of CUDA 13 was found"
-
-
-def _no_nvcc(kind: build.Kind) -> Path:
-    raise build.BuildError(NO_NVCC)
+NO_NVCC, NO_TRITON = build.BuildError("no nvcc of CUDA 13 was found"), build.BuildError("Triton is not installed")
 
 
 @pytest.mark.parametrize(
-    ("width", "triton_fails", "backend", "report"),
+    ("width", "cuda", "triton", "report"),
     [
-        (8, "", "cuda", "cuda (msda.so)"),
-        (12, "", "triton", "triton: the CUDA kernels need heads whose width is a multiple of 8"),
-        (8, NO_NVCC, "triton", f"triton: {NO_NVCC}"),
-        (
-            8,
-            "Triton is not installed",
-            "torch",
-            f"torch, many times slower than cuda: {NO_NVCC}; Triton is not installed",
-        ),
+        (8, None, None, "cuda (msda.so)"),
+        (12, None, None, "triton: the CUDA kernels need heads whose width is a multiple of 8"),
+        (8, NO_NVCC, None, f"triton: {NO_NVCC}"),
+        (8, NO_NVCC, NO_TRITON, f"torch, many times slower than cuda: {NO_NVCC}; {NO_TRITON}"),
     ],
 )
 def test_order_of_choice_on_a_gpu(
     width: int,
-    triton_fails: str,
-    backend: str,
+    cuda: Exception | None,
+    triton: Exception | None,
     report: str,
     cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The CUDA kernels, then Triton, then plain PyTorch; chosen without running any of them."""
-
-    def try_triton(device: str) -> None:
-        assert device == "cuda"
-        if backend == "torch":
-            raise build.BuildError(triton_fails)
-
-    monkeypatch.setattr(build, "load", _no_nvcc if triton_fails else lambda kind: Path("msda.so"))
-    monkeypatch.setattr(functional, "_try_triton", try_triton)
-    assert functional._choose("cuda", "", width % 8 == 0) == backend
+    """The CUDA kernels, then Triton, then plain PyTorch; nothing runs here."""
+    monkeypatch.setattr(build, "load", Mock(side_effect=cuda, return_value=Path("msda.so")))
+    monkeypatch.setattr(functional, "_try_triton", Mock(side_effect=triton))
+    assert functional._choose("cuda", "", packs=width % 8 == 0) == report.split()[0].strip(":,")
     assert capsys.readouterr().err == f"multi-scale deformable attention on cuda: {report}\n"
-    assert functional._choose("cuda", "triton" if backend == "cuda" else "torch", width % 8 == 0) != "cuda"
+    for name, error in (("cuda", cuda), ("triton", triton)):
+        if error:
+            with pytest.raises(UserError, match=f"^MSDA_BACKEND={name} is not available: {error}$"):
+                functional._choose("cuda", name, packs=True)
+        else:
+            assert functional._choose("cuda", name, packs=True) == name
 
 
-@pytest.mark.parametrize("error", [ImportError(), RuntimeError("Failed to find C compiler.\nmore")])
-def test_triton_that_does_not_work(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither its absence nor an error of any kind is more than a reason in one sentence."""
-    reason = "Triton is not installed"
-    if isinstance(error, RuntimeError):
-        kernels = pytest.importorskip(
-            "models.ops.triton_kernels", reason="Triton is not installed", exc_type=ImportError
-        )
-        monkeypatch.setattr(kernels, "forward", lambda *_: (_ for _ in ()).throw(error))
-        reason = r"Triton cannot compile a kernel here (Failed to find C compiler.)"
-    else:
-        monkeypatch.setitem(sys.modules, "models.ops.triton_kernels", None)
-        monkeypatch.delattr("models.ops.triton_kernels", raising=False)
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ImportError(), "Triton is not installed"),
+        (RuntimeError("No C compiler.\nmore"), "Triton cannot compile a kernel here (No C compiler.)"),
+        (AssertionError(), "Triton cannot compile a kernel here (AssertionError)"),
+    ],
+    ids=repr,
+)
+def test_triton_that_does_not_work(error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises becomes a reason in one sentence."""
+    kernels = SimpleNamespace(forward=Mock(side_effect=error))
+    monkeypatch.setitem(sys.modules, "models.ops.triton_kernels", kernels)
+    monkeypatch.setattr("models.ops.triton_kernels", kernels, raising=False)
     with pytest.raises(build.BuildError) as refusal:
         functional._try_triton("cpu")
     assert str(refusal.value) == reason

@@ -32,17 +32,19 @@ SIZES: dict[str, tuple[Shapes, int, int, int, int]] = {
 """Level shapes, heads, their width, points per level, queries."""
 TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# As a module of its own, which does not import the whole model, in a process that has not imported Triton before.
+# In a process of its own, because Triton's own functions depend on the variable, too, when they are imported.
 RUN = """
-import sys
-sys.path.insert(0, "models/ops")
-import torch, triton_kernels
+import sys, torch
+from models.ops import functional, multi_scale_deformable_attention
+functional.BACKENDS["cpu"] = ("triton",)
 def run(value, shapes, locations, weights, grad):
-    sides = [side for shape in shapes for side in shape]
-    results = [triton_kernels.forward(value, sides, locations, weights)]
+    inputs = [tensor.requires_grad_() for tensor in (value, locations, weights)]
+    result = multi_scale_deformable_attention(inputs[0], shapes, *inputs[1:])
+    backward = []
     for ordered in (False, True):
-        results.append(triton_kernels.backward(grad, value, sides, locations, weights, ordered))
-    return results
+        torch.use_deterministic_algorithms(ordered)
+        backward.append(torch.autograd.grad(result, inputs, grad, retain_graph=True))
+    return result.detach(), *backward
 torch.save({name: run(*inputs) for name, inputs in torch.load(sys.argv[1]).items()}, sys.argv[2])
 """
 
@@ -87,7 +89,7 @@ def results(
     """The kernels' results of all cases, in the interpreter: forward, backward, backward in a fixed order."""
     folder = tmp_path_factory.mktemp("interpreter")
     torch.save(cases, folder / "cases.pt")
-    _run(RUN, root, str(folder / "cases.pt"), str(folder / "results.pt"), TRITON_INTERPRET="1")
+    _run(RUN, root, str(folder / "cases.pt"), str(folder / "results.pt"), TRITON_INTERPRET="1", MSDA_BACKEND="triton")
     return torch.load(folder / "results.pt")
 
 
@@ -123,7 +125,7 @@ def test_they_do_not_read_what_is_outside(results: dict[str, tuple]) -> None:
 
 COMPILE = """
 import json, sys
-sys.path.insert(0, "models/ops")
+sys.path.insert(0, "models/ops")  # importing models.ops would import the whole model
 import torch, triton, triton_kernels
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
