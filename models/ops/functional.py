@@ -101,10 +101,7 @@ def backend_for(value: Tensor) -> str:
     Raises:
         UserError: the forced backend cannot be compiled or does not take this value.
     """
-    forced = forced_backend()
-    if forced == "cuda" and value.shape[-1] % 8:
-        raise UserError(f"MSDA_BACKEND=cuda needs heads whose width is a multiple of 8, not {value.shape[-1]}")
-    return _choose(value.device.type, forced, packs=value.shape[-1] % 8 == 0)
+    return _choose(value.device.type, forced_backend(), packs=value.shape[-1] % 8 == 0)
 
 
 @cache
@@ -115,7 +112,7 @@ def _choose(device: str, forced: str, packs: bool) -> str:
     """
     names = BACKENDS.get(device, ("torch",))
     if forced not in ("", "torch", *names):
-        other = next(device for device, names in BACKENDS.items() if forced in names)
+        other = next(kind for kind, backends in BACKENDS.items() if forced in backends)
         raise UserError(f"MSDA_BACKEND={forced} runs on {other}, but the tensors are on {device}; unset it")
     reasons: list[str] = []
     for name in (forced,) if forced else names:

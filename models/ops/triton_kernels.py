@@ -1,7 +1,7 @@
 """Multi-scale deformable attention in Triton, which is part of PyTorch's CUDA wheels on Linux: no nvcc is needed.
 
-A program works on one head of BLOCK queries. Each of its threads holds 16 bytes of channels, as in ``src/``: values and
-their gradients are read and written in packs. Shapes are those of ``functional.multi_scale_deformable_attention``.
+A program works on one head of BLOCK queries. Each of its threads has 16 bytes of channels: of values in the forward
+pass, of sums in the backward pass. Shapes are those of ``functional.multi_scale_deformable_attention``.
 With ``TRITON_INTERPRET=1``, set before this module is imported, the kernels run on the CPU.
 """
 

@@ -1,8 +1,9 @@
 // The CUDA kernels of multi-scale deformable attention: see ../functional.py for what it computes.
 //
-// An item is one head of one query. "size" neighbouring threads of a warp (a power of two) share an item as its group, and
-// each thread reads 16 bytes of channels at once, a pack. A block handles some items at a time, in two phases: first its threads work out
-// where the items' points fall (each point once, kept in shared memory), then they sample the values there.
+// An item is one head of one query. "size" neighbouring threads of a warp (a power of two) share an item as its group,
+// and each thread reads 16 bytes of channels at once, a pack. A block handles some items at a time, in two phases: first
+// its threads work out where the items' points fall (each point once, kept in shared memory), then they sample the
+// values there.
 //
 // Acc is float, or double for double: sums, locations and weights are of this type whatever the values are.
 
@@ -16,7 +17,7 @@ namespace msda {
 
 constexpr int MAX_THREADS = 256;  // of a block
 constexpr int CHUNK = 16;         // points of an item that shared memory holds at a time
-constexpr int ROW = CHUNK + 1;    // places that an item has room for: rows of 16, 384 bytes, would all start in one bank
+constexpr int ROW = CHUNK + 1;    // places an item has room for: rows of 16, 384 bytes, would all start in one bank
 constexpr unsigned ALL = 0xffffffffu;
 
 template <typename T>
@@ -88,7 +89,7 @@ __device__ inline void load_corners(const Place<Acc>& place, const T* from, int6
   }
 }
 
-// Phase one: points begin … begin + CHUNK - 1 of the block's items, from item first_item on. All threads of the block.
+// Phase one: points begin … begin + CHUNK - 1 of the block's items, from item first_item on, by all of its threads.
 template <typename Acc>
 __device__ inline void locate_points(
     const Sizes& s, const Acc* locations, const Acc* weights, int64_t first_item, int items, int begin,
