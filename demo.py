@@ -1,6 +1,6 @@
 """Segment the objects that sentences name in a video: masks, an overlay with sound, and a contact sheet.
 
-python demo.py video.mp4 "the dog chasing the ball" "the ball" --resume runs/vdit/checkpoint.pth --out out
+python demo.py video.mp4 "the dog chasing the ball" "the ball" [--resume runs/vdit/checkpoint.pth] [--out out]
 
 VIDEO is a video, a GIF, an image or a folder of images, of any length. ``docs/demo.md`` lists what is written.
 """
@@ -38,7 +38,7 @@ from datasets.export import (
 )
 from datasets.files import require_outside_dataset
 from datasets.predictions import read_binary_mask, read_grey, write_grey, write_mask
-from util.config import Config
+from util.config import WEIGHTS, Config
 from util.device import DEMO, is_out_of_memory, memory_advice
 from util.drawing import (
     SHEET_TILES,
@@ -89,26 +89,33 @@ Own = TypeVar("Own")
 FrameSegmenter = Callable[[Iterable[np.ndarray]], "Iterator[FrameResult]"]
 """Takes frames uint8 RGB ``[H0, W0, 3]`` and yields one result per frame, in order."""
 
-_demo = partial(option, "demo")
+_demo, _windows = partial(option, "demo"), partial(option, "windows")
 
 
 @dataclass(frozen=True)
-class DemoOptions:
+class WindowOptions:
+    """The options of ``demo.py`` and the web page about the windows in which a video is segmented."""
+
+    window: int = _windows(WINDOW, "number of frames that the model sees together", minimum=1)
+    overlap: int | str = _windows(
+        "auto",
+        "number of frames that two windows share, by which an object is followed; auto is 6, or half of a short window",
+        minimum=0,
+        auto=True,
+    )
+
+
+@dataclass(frozen=True)
+class DemoOptions(WindowOptions):
     """The options of ``demo.py``, in addition to those of ``Config``."""
 
+    weights: str = _demo("vdit", "published weights to use where --resume names no checkpoint", choices=tuple(WEIGHTS))
     out: str = _demo("", "folder for everything that is written; empty is runs/demo/VIDEO", path=True, empty=True)
     force: bool = _demo(False, "replace what an earlier run of the demo wrote to --out")
     start: str = _demo("", "where to begin, in seconds or as hh:mm:ss", empty=True)
     end: str = _demo("", "where to stop, in seconds or as hh:mm:ss", empty=True)
     stride: int = _demo(1, "take every N-th frame", minimum=1)
     fps: float = _demo(24.0, "frames per second of a folder of images; a video has its own", minimum=0.01, maximum=1000)
-    window: int = _demo(WINDOW, "number of frames that the model sees together", minimum=1)
-    overlap: int | str = _demo(
-        "auto",
-        "number of frames that two windows share, by which an object is followed; auto is 6, or half of a short window",
-        minimum=0,
-        auto=True,
-    )
     save_prob: bool = _demo(False, "also write the mask probabilities, as 8-bit PNGs (255 = 1)")
     export: tuple[str, ...] = _demo(
         ("png",),
@@ -125,10 +132,6 @@ class DemoOptions:
 def main(argv: Sequence[str] | None = None) -> None:
     """Segment a video as the command line says (``argv`` without the program's name; None: the process's own)."""
     path, sentences, options, given = read_command(sys.argv[1:] if argv is None else argv)
-    if not given.get("resume"):
-        raise UserError(
-            "no checkpoint is given; name one by --resume: a file, a folder that holds one, or hf://org/repo"
-        )
     folder = options.folder(path)
     require_free(folder, options.force)  # before minutes of work rather than after
     start = parse_time(options.start, "--start") if options.start else Fraction(0)
@@ -141,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from models.inference import large_video_notes
     from models.pretrained import open_pretrained
 
-    pretrained = open_pretrained(given.pop("resume"), "--resume", {"device": "auto", **given})
+    source = given.pop("resume", "") or WEIGHTS[options.weights].source
+    pretrained = open_pretrained(source, "--resume", {"device": "auto", **given})
     early = [*pretrained.notes, *large_video_notes({str(path): media.size}, pretrained.options), *media.notes]
     for note in early:
         print(f"note: {printable(note)}")
@@ -225,7 +229,7 @@ class Progress:
     """The progress of a run.
 
     Attributes:
-        stage: "check", "segment" or "draw", and "threshold" in ``rethreshold``.
+        stage: "check", "segment", "export" or "draw", and "threshold" in ``rethreshold``.
         done: number of frames.
         total: number of frames, if it is known.
         rate: frames per second of this stage.
@@ -274,7 +278,7 @@ class DemoResult:
     scores: np.ndarray
     times: list[Fraction]
     seconds: float
-    run: _Run | None = dataclasses.field(default=None, repr=False)
+    run: _Run = dataclasses.field(repr=False)
 
     def lines(self, score_threshold: float) -> list[str]:
         """Return the summary for the user."""
@@ -387,6 +391,7 @@ def run_demo(
     """
     for note in lettering_notes(sentences):
         media.note(note)
+    colours = colours or object_colours(len(sentences))
     run = _Run(media, sentence_records(sentences), about or {}, report, show, tuple(formats), colours)
     segmented = partial(run.segment, segment, save_prob or need_probabilities(formats))
     return run.write(folder, force, segmented, threshold, score_threshold)
@@ -399,6 +404,7 @@ def rethreshold(
     folder: Path | None = None,
     report: Callable[[Progress], None] | None = None,
     show: bool = True,
+    colours: Sequence[Colour] | None = None,
 ) -> DemoResult:
     """Write a result with other thresholds, without segmenting again; the video must still exist.
 
@@ -409,15 +415,31 @@ def rethreshold(
         result: of a run with ``save_prob``, or of this function.
         folder: a new folder for the complete result; None: it replaces the earlier one.
         threshold, score_threshold, report: as in ``run_demo``.
+        colours: one for each sentence; None: as before.
 
     Raises:
         UserError, RunError: as in ``run_demo``. Until the new masks are complete, the earlier result stays as it is.
     """
-    if result.run is None or not (result.folder / PROBABILITIES).is_dir():
+    if not (result.folder / PROBABILITIES).is_dir():
         raise UserError(f"{result.folder} has no {PROBABILITIES}; segment the video again, with --save_prob")
-    run = replace(result.run, report=report, show=show)
+    run = replace(result.run, report=report, show=show, colours=colours or result.run.colours)
     masks = partial(run.threshold_again, result.folder / PROBABILITIES)
     return run.write(folder or result.folder, folder is None, masks, threshold, score_threshold)
+
+
+def export_again(
+    result: DemoResult, formats: Sequence[str], report: Callable[[Progress], None] | None = None, show: bool = True
+) -> dict[str, str]:
+    """Write the masks of a result in further formats into its folder; the video must still exist.
+
+    Args:
+        result: of a run with ``save_prob`` if a format needs the probabilities.
+        formats, report: as in ``run_demo``.
+
+    Returns:
+        The names of the formats that failed, and why, in one sentence.
+    """
+    return replace(result.run, target=result.folder, formats=formats, report=report, show=show).export()
 
 
 @dataclass
@@ -430,7 +452,7 @@ class _Run:
     report: Callable[[Progress], None] | None
     show: bool
     formats: Sequence[str]
-    colours: Sequence[Colour] | None
+    colours: Sequence[Colour]
     target: Path = Path()  # where files are written; it becomes the output folder
     frames: list[MediaFrame] = dataclasses.field(default_factory=list)  # without their images
     scores: list[np.ndarray] = dataclasses.field(default_factory=list)  # [S] each
@@ -447,7 +469,8 @@ class _Run:
             self.decide(score_threshold)
             try:
                 self.write_json({"threshold": threshold, "score_threshold": score_threshold})
-                self.export()
+                for name, reason in self.export().items():
+                    self.media.note(f"--export {name} is not written: {reason}")
                 self.draw()
             except BaseException as error:  # even Ctrl-C: the masks stay
                 failure = error
@@ -574,17 +597,12 @@ class _Run:
             _write_rows(file, "annotations", self._annotations())
             file.write("}\n")
 
-    def export(self) -> None:
-        """Write the masks in further formats."""
+    def export(self) -> dict[str, str]:
+        """Write the masks in further formats; return those that failed, and why."""
         sentences = {sentence.folder: sentence.text for sentence in self.sentences}
-        files = MaskFiles(
-            self.target, self.media, self.frames, self.begin, sentences, self.colours or object_colours(len(sentences))
-        )
+        files = MaskFiles(self.target, self.media, self.frames, self.begin, sentences, self.colours)
         frames = self._again() if need_images(self.formats) else self.frames
-        for name, reason in export_masks(
-            self.formats, files, self._watched("export", frames, len(self.frames))
-        ).items():
-            self.media.note(f"--export {name} is not written: {reason}")
+        return export_masks(self.formats, files, self._watched("export", frames, len(self.frames)))
 
     def draw(self) -> None:
         """Write the overlay and the contact sheet."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from datasets import build_dataset, build_evaluator, build_scorer, list_videos
 from datasets.clip import ClipLoader, EpochLoader, collate
 from datasets.evaluators import Evaluator, Scorer, Scores
-from datasets.files import Video, load_clip, require_outside_dataset
+from datasets.files import Video, read_clips, require_outside_dataset
 from datasets.predictions import MASK_OPTIONS, InferenceRecord, MaskLayout, frame_size, is_written, require_frames
 from datasets.registry import DATASETS
 from datasets.scoring import video_counts, video_metrics
@@ -31,11 +31,12 @@ from util.checkpoint import Keeper
 from util.config import Config
 from util.device import device_name
 from util.distributed import balanced_share, gather_objects, is_main, print_notes, rank, wait_for_all, world_size
-from util.drawing import OVERLAYS, movie_path, write_movie, write_overlays
+from util.drawing import OVERLAYS, movie_path, write_movie, write_overlay
 from util.errors import RunError, UserError, printable
 from util.files import file_sha256, read_json, write_json
 from util.guard import Guard
-from util.parallel import BackgroundTasks, bar_style, read_ahead
+from util.hub import main_name
+from util.parallel import BackgroundTasks, bar_style
 from util.run_log import GRADIENT, Meter, RunLog, write_results
 
 # --- training
@@ -537,6 +538,8 @@ def validate(run: Run, validation: Validation, step: int) -> None:
 # --- inference over a dataset
 
 VideoT = TypeVar("VideoT", bound=Video)
+PENDING_MASKS = 256
+"""Masks that wait to be written: those of a clip of 36 frames and seven sentences. One of 1280×720 takes 0.9 MB."""
 
 
 @dataclass
@@ -575,16 +578,18 @@ def segment_videos(
 ) -> None:
     """Write the masks of every expression that is not written yet, in the folder of the record.
 
-    At most two clips are in memory, whatever the length of a video: the one being segmented and the one being read.
+    The model does not wait for files: threads read the next frames and write masks meanwhile, and a video is recorded
+    when all its files are written, usually while the next one is being segmented. Memory is bounded, whatever the
+    length or number of videos: it holds the clip being segmented, ``FRAMES_AHEAD`` frames and ``PENDING_MASKS`` masks.
 
     Args:
         model: in evaluation mode.
         videos: with their frames and expressions.
-        record: lists what is done. The expressions of a video are added when all their files are written.
+        record: lists what is done.
         layout: of the masks on disk.
         options: of the inference.
-        workers: threads that write files.
-        visualize: also draw overlays.
+        workers: threads that read frames, and as many that write files.
+        visualize: also draw overlays; the model then waits for those of each video.
         show: print what is skipped, and the progress; None: in the main process.
         on_clip: called for every clip.
 
@@ -603,9 +608,10 @@ def segment_videos(
         print(f"skipped {skipped} of {count_expressions(videos)} expressions, which are written already")
     jobs = [(item, frames) for item in work if item.folders for frames in item.clips(layout.clip_frames)]
     total = sum(len(frames) * len(item.sentences) for item, frames in jobs)
-    read = partial(load_clip, short_side=options.eval_size, long_side=options.max_size)
+    threads = max(1, workers)
+    clips = read_clips([frames for _, frames in jobs], options.eval_size, options.max_size, threads)
     with (
-        BackgroundTasks(max(1, workers)) as tasks,
+        BackgroundTasks(threads, PENDING_MASKS) as tasks,
         tqdm(total=total, unit="frame", desc="segment", disable=not show, **bar_style()) as bar,
     ):
 
@@ -614,12 +620,13 @@ def segment_videos(
                 _note(item, exp_id, prediction, record)
                 if visualize:
                     folder, sentence = output / OVERLAYS / item.video.name / exp_id, item.sentences[exp_id]
-                    drawn = (prediction.masks, prediction.boxes, prediction.scores)
-                    tasks.submit(write_overlays, folder, sentence, frames, *drawn)
+                    drawn = zip(frames, prediction.masks, prediction.boxes, prediction.scores, strict=True)
+                    for frame, mask, box, score in drawn:
+                        tasks.submit(write_overlay, folder / f"{frame.stem}.png", sentence, frame, mask, box, score)
                 bar.update(len(frames))
                 yield exp_id, prediction
 
-        for (item, frames), (clip, size) in read_ahead(jobs, lambda job: read(job[1])):
+        for (item, frames), (clip, size) in zip(jobs, clips, strict=True):
             video = item.video
             bar.set_postfix(video=printable(video.name))
             _require_size(item, frames[0], size)
@@ -627,14 +634,16 @@ def segment_videos(
             predictions = predict(item, frames, clip, size)
             for folder, exp_ids in item.folders.items():
                 planes = layout.merge(islice(predictions, len(exp_ids)), (len(frames), *size))
-                tasks.submit(_write_planes, layout, output / folder, frames, planes)
+                for frame, plane in zip(frames, planes, strict=True):
+                    tasks.submit(layout.write, output / folder / f"{frame.stem}.png", plane)
             if frames[-1] != video.frame_paths[-1]:
                 continue
-            tasks.wait()  # only files on disk are recorded
-            for exp_id in item.sentences if visualize else ():
-                tasks.submit(write_movie, output / OVERLAYS / video.name / exp_id, video.frame_paths)
-            tasks.wait()
-            record.add(video.name, {exp_id: _summary(result, layout) for exp_id, result in item.results.items()})
+            if visualize:
+                tasks.wait()  # a movie is made of the overlays on disk
+                for exp_id in item.sentences:
+                    tasks.submit(write_movie, output / OVERLAYS / video.name / exp_id, video.frame_paths)
+            results = {exp_id: _summary(result, layout) for exp_id, result in item.results.items()}
+            tasks.then(partial(record.add, video.name, results))
 
 
 def pending_folders(
@@ -700,8 +709,8 @@ def build_mask_identity(cfg: Config) -> dict[str, Any]:
     for option in fields(cfg):
         rule, value = option.metadata["rule"], getattr(cfg, option.name)
         if rule.group == "model" or option.name in (*MASK_OPTIONS, DATASETS[cfg.dataset_file].root):
-            if rule.path and value and Path(value).exists():
-                value = str(Path(value).resolve())
+            if rule.path and value:
+                value = str(Path(value).resolve()) if Path(value).exists() else main_name(value)
             identity[option.name] = list(value) if isinstance(value, tuple) else value
     return identity
 
@@ -758,9 +767,3 @@ def _require_size(item: _Pending, frame: Path, size: tuple[int, int]) -> None:
         raise UserError(
             f"frames {frame} and {item.video.frame_paths[0]} differ in size ({sizes}); a video has frames of one size"
         )
-
-
-def _write_planes(layout: MaskLayout, folder: Path, frames: Sequence[Path], planes: np.ndarray) -> None:
-    """Write the masks of a clip."""
-    for frame, plane in zip(frames, planes, strict=True):
-        layout.write(folder / f"{frame.stem}.png", plane)

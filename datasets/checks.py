@@ -199,9 +199,9 @@ def open_frames(frames: Sequence[Path], masks: Sequence[Path] = ()) -> list[str]
     for path in frames:
         try:
             frame = read_frame(path)
-            first = first or (path, frame)
-            require_same_size(path, frame, *first)
+            first = first or (path, frame.shape)
+            require_same_size(path, frame.shape, *first)
         except UserError as error:
             faults.append(str(error))
-    size = (first[1].shape[1], first[1].shape[2]) if first else None
+    size = (first[1][1], first[1][2]) if first else None
     return faults + faults_of(partial(read_index_mask, path, size) for path in masks)

@@ -16,8 +16,9 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 DATA_PAGE = "docs/data.md"
 IMAGES, ANNOTATIONS = "JPEGImages", "Annotations"
 LONGEST_NAME = 120  # bytes; file systems take 255, and a file name may hold two of these and a suffix
+FRAMES_AHEAD = 36  # one clip of the benchmarks; a frame of 360×640 takes 0.7 MB
 FRAME_FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of those that torchvision decodes as one image
 
 logger = logging.getLogger(__name__)
@@ -182,14 +184,14 @@ def read_frames(paths: list[Path]) -> list[Tensor]:
     frames = {path: read_frame(path) for path in dict.fromkeys(paths)}
     first = paths[0]
     for path, frame in frames.items():
-        require_same_size(path, frame, first, frames[first])
+        require_same_size(path, frame.shape, first, frames[first].shape)
     return [frames[path] for path in paths]
 
 
-def require_same_size(path: Path, frame: Tensor, other_path: Path, other: Tensor) -> None:
-    """Raise a ``UserError`` if two frames ``[3, H, W]`` of one video differ in size."""
-    if frame.shape != other.shape:
-        sizes = " and ".join(f"{image.shape[2]}×{image.shape[1]}" for image in (frame, other))
+def require_same_size(path: Path, shape: tuple[int, ...], other_path: Path, other: tuple[int, ...]) -> None:
+    """Raise a ``UserError`` if two frames of one video, of which the shapes ``[3, H, W]`` are given, differ in size."""
+    if shape != other:
+        sizes = " and ".join(f"{width}×{height}" for _, height, width in (shape, other))
         raise UserError(f"frames {path} and {other_path} differ in size ({sizes}); a video has frames of one size")
 
 
@@ -231,30 +233,39 @@ class Video:
     expressions: dict[str, str]  # id → sentence, as it is written
 
 
-def load_clip(
-    frame_paths: Sequence[Path], short_side: int = 360, long_side: int | None = None
-) -> tuple[Tensor, tuple[int, int]]:
-    """Read some frames of a video at evaluation size.
+def read_clips(
+    clips: Sequence[Sequence[Path]], short_side: int = 360, long_side: int | None = None, workers: int = 1
+) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+    """Read clips of frames at evaluation size, while threads read up to ``FRAMES_AHEAD`` frames of the next ones.
 
     Each frame is resized as it is read, so that memory never holds all originals.
 
-    Returns:
+    Args:
+        clips: the files of each clip, frames of one video.
+        short_side, long_side: see ``util.preprocessing.resized_size``.
+        workers: number of threads.
+
+    Yields:
         frames float32 ``[T, 3, h, w]``, ImageNet-normalised, and the size on disk (H0, W0).
 
     Raises:
-        UserError: a frame is missing or broken, or the frames differ in size.
+        UserError: a frame is missing or broken, or the frames of a clip differ in size.
     """
     import torch
 
+    from util.parallel import read_ahead
     from util.preprocessing import normalise, resize_frames
 
-    first = read_frame(frame_paths[0])
-    frames = [resize_frames(first, short_side, long_side)]
-    for path in frame_paths[1:]:
+    def load(path: Path) -> tuple[Tensor, tuple[int, ...]]:
         frame = read_frame(path)
-        require_same_size(path, frame, frame_paths[0], first)
-        frames.append(resize_frames(frame, short_side, long_side))
-    return normalise(torch.stack(frames)), (first.shape[1], first.shape[2])
+        return resize_frames(frame, short_side, long_side), frame.shape
+
+    loaded = read_ahead(chain.from_iterable(clips), load, workers, FRAMES_AHEAD)
+    for paths in clips:
+        frames, shapes = zip(*islice(loaded, len(paths)), strict=True)
+        for path, shape in zip(paths, shapes, strict=True):
+            require_same_size(path, shape, paths[0], shapes[0])
+        yield normalise(torch.stack(frames)), shapes[0][1:]
 
 
 def coco_entries(content: Any, key: str, path: Path) -> list[dict[str, Any]]:

@@ -168,8 +168,8 @@ def authors_model(names: Collection[str]) -> str:
     found = [model for model, prefix in BACKBONE.items() if any(name.startswith(prefix) for name in names)]
     if len(found) != 1:
         raise UserError(
-            "the checkpoint has the layout of the authors, but is of neither VD-IT nor HCD; give a checkpoint "
-            "of one of these"
+            "the file holds the weights of neither VD-IT nor HCD, nor is it a checkpoint of this project; give a "
+            "checkpoint of one of these"
         )
     return found[0]
 
@@ -216,19 +216,38 @@ KEPT = "sentence_proj."
 """Prefix of unused weights that no pretrained part has; a converted checkpoint keeps them for the conversion back."""
 
 
-def is_authors(content: dict[str, Any]) -> bool:
-    """Whether the content of a file has the authors' layout."""
-    state = content.get("model")
-    return bool(state) and is_state(state)
+_WRAPPED = re.compile(r"^module\.|base_model\.model\.|base_layer\.")
+"""What DistributedDataParallel and peft add to names."""
+_ADAPTER = re.compile(r"(\.lora_[AB])\.weight$")
+LORA = ".lora_"
+"""Part of the name of every adapter weight, and of no other."""
 
 
-def read_authors(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
+def authors_weights(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of a file in the authors' layout, by their names without wrappers; empty for any other file.
+
+    Beside the authors' dict they may be in that of other trainers, or be the whole file.
+    """
+    if "format" in content:  # of this project
+        return {}
+    states = (content.get("model"), content.get("state_dict"), content.get("weights"), content)
+    state = next((state for state in states if state and is_state(state)), {})
+    return {_ADAPTER.sub(r"\1.default.weight", _WRAPPED.sub("", name)): value for name, value in state.items()}
+
+
+def read_authors(content: dict[str, Any], state: dict[str, Tensor], path: str | Path) -> dict[str, Any]:
     """Convert the content of an authors' checkpoint to that of this project's (``util.checkpoint``).
+
+    Args:
+        content: of the file.
+        state: its ``authors_weights``.
+        path: the file, for messages.
 
     Raises:
         UserError: it belongs to neither model, or a name is unknown.
     """
-    state: dict[str, Tensor] = content["model"]
+    if all(LORA in name for name in state):
+        raise UserError(f"{path} holds LoRA adapters alone; give the checkpoint of the whole model")
     try:
         model, weights = authors_model(state), convert_authors(state)
     except UserError as error:
@@ -236,10 +255,11 @@ def read_authors(content: dict[str, Any], path: str | Path) -> dict[str, Any]:
     args = content.get("args")
     given = vars(args) if isinstance(args, argparse.Namespace) else {}
     plain = {str(name): value for name, value in given.items() if _is_plain(value)}
-    sizes = {name: plain[name] for name in SIZES if name in plain}
+    sizes = {name: plain[name] for name in (*SIZES, "lora_alpha") if name in plain}
+    rank = next((len(value) for name, value in weights.items() if name.endswith(".lora_A.default.weight")), 0)
     return {
         "model": model,
-        "config": {"model": model, "lora_rank": 0, **sizes, **_pyramid(weights, model)},
+        "config": {"model": model, "lora_rank": rank, **sizes, **_pyramid(weights, model)},
         "weights": weights,
         "frozen": {},
         "unused": {name: value for name, value in state.items() if name.startswith(KEPT)},

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from models import ARCHITECTURE_OPTIONS, T2V, VARIANTS, resolved
-from models.authors import SIZES, authors_names, is_authors, read_authors
+from models.authors import LORA, SIZES, authors_names, authors_weights, read_authors
 from models.precision import HALVES
 from util.checkpoint import (
     BESIDE,
@@ -42,7 +42,7 @@ from util.config import AUTO_MAX_SIZE, Config
 from util.device import forget_mapped_files, passing
 from util.distributed import gather_objects, is_main, print_notes
 from util.errors import UserError, nearest
-from util.hub import cached_revision, checkpoint_path
+from util.hub import HubFile, Wanted, cached_revision, find_checkpoint, hub_id, shown_size
 from util.options import AUTO, checked
 
 CLASS_HEADS = "class_heads."
@@ -66,10 +66,6 @@ BUILT_WITH = {*PATHS, *SIZES, *ARCHITECTURE_OPTIONS, "pyramid_channels", "lora_r
 """Options of a checkpoint whose values are checked when it is opened."""
 MAX_RANK = 1024  # of new adapters that a checkpoint asks for
 THREADS = 4
-_CONFIGS = {"unet": "unet/config.json", "vae": "vae/config.json", "text_encoder": "text_encoder/config.json"}
-
-LORA = ".lora_"
-"""Part of the name of every adapter weight, and of no other."""
 
 
 @dataclass
@@ -93,6 +89,8 @@ class Checkpoint:
     """Whether the file has the authors' layout."""
     extras: dict[str, Any] = field(default_factory=dict)
     """What an authors' file holds besides, kept when it is converted: ``unused`` tensors, ``args`` and ``epoch``."""
+    original: HubFile | None = None
+    """The authors' file on the hub that it is the conversion of."""
 
     @property
     def step(self) -> int:
@@ -189,22 +187,66 @@ class Checkpoint:
         optimizer.load_state_dict(deepcopy({**state, "param_groups": [{**group, **own}]}))
 
 
-def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
+def open_checkpoint(
+    source: str, flag: str, model: str = "", original: bool = False, others: Callable[[], Wanted] = tuple
+) -> Checkpoint:
     """Open a checkpoint of this project or of the authors.
 
+    An authors' checkpoint on the hub is converted once, and the conversion kept: later it is opened without the 100
+    times larger file.
+
     Args:
-        source: a file, a folder that holds one checkpoint, or ``hf://org/repo[@revision][/file]``.
+        source: a file, a folder that holds one checkpoint, or ``[hf://]org/repo[@revision][/file]``.
         flag: the option that names it, for messages.
         model: the model that the configuration builds; empty: any.
+        original: open the authors' file itself.
+        others: what a download should fetch too (``util.hub.fetch``), so that one note states the size of everything.
 
     Raises:
         UserError: it cannot be found or read, belongs to a different model, or holds an unknown name.
     """
-    path = checkpoint_path(source, flag)
+    found = find_checkpoint(source, flag, converted=not original)
+    if not isinstance(found, HubFile):
+        return _open(found, model)
+    if original:
+        return _open(found.download(others()), model)
+    if not found.converted.is_file():
+        checkpoint = _open(found.download(others()), model)
+        return _converted(found, checkpoint) if checkpoint.authors_layout else checkpoint
+    return dataclasses.replace(_open(found.converted, model), original=found)
+
+
+def _converted(found: HubFile, checkpoint: Checkpoint, carry: Collection[str] = ()) -> Checkpoint:
+    """Convert an authors' checkpoint of the hub, and keep the conversion for later runs.
+
+    Args:
+        found: the file.
+        checkpoint: its content.
+        carry: as for ``without_frozen``.
+
+    Returns:
+        the conversion; the checkpoint itself if the conversion cannot be written.
+    """
+    kept = found.converted
+    try:
+        save_weights(kept, portable(without_frozen(checkpoint, carry), kept))
+    except UserError as error:
+        checkpoint.notes.append(f"the conversion of {checkpoint.path} could not be kept: {error}")
+        return checkpoint
+    print_notes(
+        [
+            f"converted {found.file} to {shown_size(kept.stat().st_size)}, which later runs use: {kept}; the download "
+            f"is no longer needed (hf cache rm model/{found.repository.name})"
+        ]
+    )
+    return dataclasses.replace(_open(kept, checkpoint.model), original=found)
+
+
+def _open(path: Path, model: str) -> Checkpoint:
     content = read_content(path)
-    authors_layout = is_authors(content)
-    if authors_layout:
-        content = read_authors(content, path)
+    authors = authors_weights(content)
+    if authors:
+        content = read_authors(content, authors, path)
         check_model(content["model"], path, model)
     else:
         content = check_content(content, path, model)
@@ -219,9 +261,24 @@ def open_checkpoint(source: str, flag: str, model: str = "") -> Checkpoint:
         content["weights"],
         content["frozen"],
         training if training.keys() >= TRAINING_KEYS else {},
-        authors_layout=authors_layout,
+        authors_layout=bool(authors),
         extras={name: content[name] for name in ("unused", "args", "epoch") if name in content},
     )
+
+
+def without_frozen(checkpoint: Checkpoint, carry: Collection[str] = ()) -> Checkpoint:
+    """An authors' checkpoint with the identity of its frozen parts in their place.
+
+    Args:
+        checkpoint: in the authors' layout.
+        carry: frozen parts to keep. The UNet of an HCD without adapters is kept in any case: they are merged into it.
+    """
+    weights = checkpoint.weights
+    frozen = {part: {**entry, "source": checkpoint.path.name} for part, entry in weights_identity(weights).items()}
+    merged = checkpoint.model == "hcd" and not any(LORA in name for name in weights)
+    dropped = held_parts(weights) - {*carry, *(["unet"] if merged else [])}
+    trained = {name: value for name, value in weights.items() if not held_parts([name]) & dropped}
+    return dataclasses.replace(checkpoint, weights=trained, frozen=frozen)
 
 
 def _check_options(options: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:
@@ -335,7 +392,22 @@ def load_weights(
     load_state(model, weights, path, optional, checkpoint.name_in_file)
     hashed = checkpoint.frozen if only_verify else PARTS
     frozen = frozen_identity(model, sources, checkpoint.frozen, hashed)
+    if checkpoint.original is not None and not ignore_identity:
+        known = {part: checkpoint.frozen.get(part, entry).get("sha256") for part, entry in frozen.items()}
+        other = {part for part, entry in frozen.items() if known[part] != entry.get("sha256")} - held
+        if other:  # the authors' file has its own
+            names = ", ".join(PARTS[part][1] for part in PARTS if part in other)
+            print_notes([f"{path.name} was trained with a different {names} than the one loaded, and holds its own"])
+            whole = _open(checkpoint.original.download(), checkpoint.model)
+            whole = dataclasses.replace(_converted(checkpoint.original, whole, held | other), original=None)
+            options = {"new_run": new_run, "keep_class_heads": keep_class_heads, "only_verify": only_verify}
+            return load_weights(model, whole, sources, **options)
     notes += check_identity(checkpoint.frozen, frozen, path, held, ignore_identity)
+    proven = {part: entry for part, entry in frozen.items() if "revision" in entry and part not in held}
+    if checkpoint.original is not None and is_main() and not proven.items() <= checkpoint.frozen.items():
+        # Later runs know these revisions, and do not hash them again.
+        verified = dataclasses.replace(checkpoint, frozen={**checkpoint.frozen, **proven})
+        save_weights(path, portable(verified, path))
     return frozen, notes
 
 
@@ -414,6 +486,8 @@ def portable(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
         if not path.is_absolute() and not path.exists():
             return source  # a hub id
         folder, absolute = file.absolute().parent, path.absolute()
+        if repository := hub_id(absolute):
+            return repository
         return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else path.name
 
     rules = {option.name: option.metadata["rule"] for option in dataclasses.fields(Config)}
@@ -487,7 +561,7 @@ def frozen_identity(
         if not module.from_checkpoint:
             entry["source"] = source = sources[part]
             local = part == "backbone" or Path(source).exists()
-            revision = None if local else cached_revision(source, _CONFIGS.get(part, "config.json"))
+            revision = None if local else cached_revision(source)
             entry.update({"revision": revision} if revision else {})
         known = (recorded or {}).get(part, {})
         if "revision" in entry and entry.items() <= known.items() and "sha256" in known:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,14 +20,14 @@ from PIL import Image
 from pycocotools import mask as coco
 from torch import Tensor
 
-from models.checkpoints import PATHS, Checkpoint, open_checkpoint
+from models.checkpoints import PATHS, open_checkpoint
+from models.diffusion.stack import stack_downloads
 from models.inference import WINDOW, InferenceOptions, VideoSegmenter, build_for_inference
 from models.segmenter import Segmenter
+from util.config import WEIGHTS, Config
 from util.device import resolve_device
 from util.errors import UserError
 from util.files import BROKEN_IMAGE
-from util.hub import HUB, SUFFIXES
-from util.options import check_name_lengths
 from util.text import normalise_sentence
 
 Frames = str | Path | Image.Image | np.ndarray | Tensor | Iterable[Any]
@@ -155,12 +155,14 @@ class Pretrained:
         return VideoResult(tuple(results), size)
 
 
-def load_pretrained(path_or_hub_id: str | Path, device: str = "auto", **options: Any) -> Pretrained:
+def load_pretrained(
+    path_or_hub_id: str | Path = WEIGHTS["vdit"].source, device: str = "auto", **options: Any
+) -> Pretrained:
     """Load a model from a checkpoint, with the configuration that it was made with.
 
     Args:
         path_or_hub_id: a checkpoint of this project or of the authors: a file, a folder that holds one, or a repository
-            of the hub, ``org/repo`` or ``hf://org/repo[@revision][/file]``.
+            of the hub, ``org/repo`` or ``hf://org/repo[@revision][/file]``; by default the published VD-IT.
         device: ``auto``, ``cpu`` or ``cuda``.
         **options: of ``util.config.Config``, to override those of the checkpoint: ``pretrained="…"`` names the frozen
             parts.
@@ -173,7 +175,10 @@ def load_pretrained(path_or_hub_id: str | Path, device: str = "auto", **options:
 
 def open_pretrained(source: str, flag: str, options: dict[str, Any]) -> Pretrained:
     """``load_pretrained`` for a command, whose option ``flag`` named the checkpoint."""
-    checkpoint = _open(source, flag)
+    published = any(source == weights.source for weights in WEIGHTS.values())
+    frozen = [options.get(name) or getattr(Config, name) for name in ("pretrained", "image_encoder", "text_encoder")]
+    others = partial(stack_downloads, *frozen) if published else tuple
+    checkpoint = open_checkpoint(source, flag, others=others)
     beside = {
         name: str(checkpoint.path.parent / value)
         for name in PATHS
@@ -182,20 +187,9 @@ def open_pretrained(source: str, flag: str, options: dict[str, Any]) -> Pretrain
     cfg = checkpoint.config(**{**beside, **options, "resume": str(checkpoint.path)})
     device = resolve_device(cfg.device)
     model, notes = build_for_inference(cfg, checkpoint, device)
-    return Pretrained(model, cfg.model, checkpoint.path, InferenceOptions.from_config(cfg), device, tuple(notes))
-
-
-def _open(source: str, flag: str) -> Checkpoint:
-    """The checkpoint. ``org/repo`` is on the hub, unless it exists here, or its folder does (a mistyped path)."""
-    check_name_lengths(source, flag)
-    path = Path(source)
-    here = path.exists() or path.parent.is_dir()
-    if here or source.startswith(HUB) or source.count("/") != 1 or source.endswith(SUFFIXES):
-        return open_checkpoint(source, flag)
-    try:
-        return open_checkpoint(HUB + source, flag)
-    except UserError as error:
-        raise UserError(f"there is no file or folder {source} here, and on the hub: {error}") from error
+    return Pretrained(
+        model, cfg.model, checkpoint.path, InferenceOptions.from_config(cfg), device, (*checkpoint.notes, *notes)
+    )
 
 
 def _frames(video: Frames) -> Iterator[np.ndarray]:

@@ -1,11 +1,13 @@
 """Measure time and memory of multi-scale deformable attention: each backend against plain PyTorch, in one run.
 
-    python -m scripts.bench_operator [--device cpu] [--frames 5 36] [--json FILE]
+    python -m scripts.bench_operator [--device cpu] [--frames 5 36] [--others] [--json FILE]
 
 The shapes are those of the published models on 360 × 640 frames: an encoder layer (every position of four levels is a
 query) and a decoder layer (5 queries per frame), with 8 heads of width 32 and 4 points. "autograd" is plain PyTorch
 differentiated by autograd; ``torch`` is the fallback, which saves only its inputs. Times are the best of several runs,
-and memory is the peak that one call adds.
+and memory is the peak that one call adds. ``--others`` adds operators of other projects where their packages are
+installed: ``hub`` is kernels-community/deformable-detr, which the package ``kernels`` downloads from the Hugging Face
+Hub and runs, and ``deformops`` is the package of this name.
 """
 
 # ruff: noqa: E402
@@ -13,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -34,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, nargs="+", default=[5, 36], help="numbers of frames of a clip")
     layers = ["encoder", "decoder"]
     parser.add_argument("--layers", nargs="+", default=layers, choices=layers, help="layers whose shapes are measured")
+    parser.add_argument("--others", action="store_true", help="also measure operators of other projects, if installed")
     parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     return parser.parse_args()
@@ -48,7 +53,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from models.ops import multi_scale_deformable_attention, plain
-from models.ops.functional import KERNELS, backend_for
+from models.ops.functional import BACKENDS, backend_for
 from util.device import device_name, resolve_device
 from util.files import write_json
 
@@ -85,19 +90,21 @@ def main() -> None:
     rows: list[Row] = []
     for layer in args.layers:
         for frames in args.frames:
-            rows += measure(layer, frames, device, getattr(torch, args.dtype), args.seconds)
+            rows += measure(layer, frames, device, getattr(torch, args.dtype), args.seconds, args.others)
     if args.json:
         write_json(args.json, {**machine, "torch": str(torch.__version__), "rows": [asdict(row) for row in rows]})
         print(f"written: {args.json}")
 
 
-def measure(layer: str, frames: int, device: torch.device, dtype: torch.dtype, seconds: float) -> list[Row]:
+def measure(
+    layer: str, frames: int, device: torch.device, dtype: torch.dtype, seconds: float, others: bool = False
+) -> list[Row]:
     """Measure and print every implementation at one shape; "autograd" is the first."""
     inputs = make_inputs(layer, frames, device, dtype)
     print(f"\n{layer}, {frames} frames\n{'':<10}{'forward':>12}{'':>8}{'with backward':>16}{'':>8}{'memory':>12}")
     rows: list[Row] = []
     expected: Tensor | None = None
-    for name, operator in _implementations(device):
+    for name, operator in chain(_implementations(device), _other_projects(inputs) if others else ()):
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]
 
         def step(run: Operator = operator, leaves: list[Tensor] = leaves) -> None:
@@ -150,7 +157,7 @@ def best_time(call: Callable[[], Any], seconds: float) -> float:
 def _implementations(device: torch.device) -> Iterator[tuple[str, Operator]]:
     """ "autograd", then the backends that run on this device; each is forced while it is the current one."""
     yield "autograd", lambda value, *rest: plain.forward(value.to(rest[0].dtype), LEVELS, *rest)
-    for name in ("torch", *(name for name, kind in KERNELS.items() if kind == device.type)):
+    for name in reversed(BACKENDS.get(device.type, ("torch",))):
         with patch.dict(os.environ, MSDA_BACKEND=name):
             try:
                 backend_for(torch.empty(0, 0, 0, WIDTH, device=device))
@@ -158,6 +165,47 @@ def _implementations(device: torch.device) -> Iterator[tuple[str, Operator]]:
                 print(f"{name:<10}left out: {error}")
                 continue
             yield name, lambda value, *rest: multi_scale_deformable_attention(value, LEVELS, *rest)
+
+
+class _Hub(torch.autograd.Function):
+    """The operator of a kernel from the Hugging Face Hub."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Any, *inputs: Tensor) -> Tensor:
+        """``inputs``: value, level shapes, level starts, locations and weights."""
+        ctx.kernel = kernel
+        ctx.save_for_backward(*inputs)
+        return kernel.ms_deform_attn_forward(*inputs, len(inputs[0]))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """Gradients of value, locations and weights."""
+        inputs = ctx.saved_tensors
+        of_value, *others = ctx.kernel.ms_deform_attn_backward(*inputs, grad.contiguous(), len(inputs[0]))
+        return None, of_value, None, None, *others
+
+
+def _other_projects(inputs: tuple[Tensor, Tensor, Tensor]) -> Iterator[tuple[str, Operator]]:
+    """The operators of other projects that are installed and take these inputs."""
+    shapes = torch.tensor(LEVELS, device=inputs[0].device)
+    starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
+
+    def hub() -> Operator:
+        kernel = importlib.import_module("kernels").get_kernel("kernels-community/deformable-detr", version=1)
+        return lambda value, *rest: _Hub.apply(kernel, value, shapes, starts, *(t.to(value.dtype) for t in rest))
+
+    def deformops() -> Operator:
+        msda = importlib.import_module("deformops.registry").msda
+        return lambda value, locations, weights: msda(value, shapes, starts, locations, weights.to(value.dtype))
+
+    for load in (hub, deformops):
+        try:
+            operator = load()
+            operator(*inputs)
+        except Exception as error:  # whatever another project raises where it does not run
+            print(f"{load.__name__:<10}left out: {next(iter(str(error).splitlines()), type(error).__name__)}")
+        else:
+            yield load.__name__, operator
 
 
 def _peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:

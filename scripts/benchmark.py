@@ -2,10 +2,11 @@
 
     python -m scripts.benchmark --device cpu --frames 2 --sentences 4 --json speed.json
     python -m scripts.benchmark --device cuda --frames 36 --sentences 4 --training
+    python -m scripts.benchmark --files 20 --frames 36
 
 The model has its full size and random weights, so nothing is downloaded. Each path segments one video for several
-sentences, from JPEG files to PNG files, in a process of its own. Seconds are also listed by stage. Any option of
-``main.py`` is accepted too.
+sentences, from JPEG files to PNG files, in a process of its own. Seconds are also listed by stage. ``--files`` measures
+reading and writing alone. Any option of ``main.py`` is accepted too.
 """
 
 # ruff: noqa: E402
@@ -37,7 +38,7 @@ from scripts.count_parameters import FULL_SIZE
 from util.config import Config, config_dict, load_config
 from util.errors import Parser, RunError, UserError, help_asked, run_cli
 
-LEAST = {"frames": 2, "sentences": 1, "height": 1, "width": 1, "repeats": 1, "train_frames": 2}
+LEAST = {"files": 0, "frames": 2, "sentences": 1, "height": 1, "width": 1, "repeats": 1, "train_frames": 2}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -63,6 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
     add("--stack", type=Path, default=FULL_SIZE, help="configurations of the frozen parts (default: configs/full_size)")
     add("--repeats", type=int, default=1, help="repetitions, of which the fastest counts (default: 1)")
     add("--no-baseline", action="store_true", help="measure this project's path only")
+    add("--files", type=int, default=0, metavar="N", help="segment N videos by a stand-in that takes no time, instead")
     add("--training", action="store_true", help="also measure a training step")
     add("--train-frames", type=int, default=5, help="frames of a training clip (default: 5)")
     size = "height and width of its frames, multiples of 32 (default: 384 640)"
@@ -91,6 +93,7 @@ from torchvision.io import write_jpeg
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 import engine
+from datasets import files
 from datasets.files import Video
 from datasets.predictions import InferenceRecord
 from models import Segmenter, build_model, compile_frozen, inference, prepare_inference, prepare_training
@@ -98,12 +101,13 @@ from models.diffusion.conditioning import CLIPPixels
 from models.diffusion.stack import STRIDE4_BLOCK, FrozenStack, VAEEncoder
 from models.diffusion.tiny import random_weight
 from models.diffusion.unet import TapUNet3D
-from models.inference import InferenceOptions
+from models.inference import InferenceOptions, Prediction
 from models.mask_heads import MASK_CHANNELS, DynamicMaskHead
 from models.precision import BF16_INSTRUCTIONS, PRECISIONS, widened
 from scripts.memory_estimate import empty_parts, random_step
 from util.device import device_name, resolve_device
 from util.files import write_json
+from util.parallel import available_cores
 from util.run_log import library_versions
 
 READING, POST, WRITING = "reading", "post-processing", "PNG writing"
@@ -117,6 +121,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = parse_args(argv)
     cfg = benchmark_config(args, load_config(["--device", args.device, *rest], __doc__))
     own = {name: value for name, value in vars(args).items() if name not in ("json", "device", "dtype", "stack")}
+    if args.files:
+        print(measure_files(args, cfg))
+        return
     base = None if args.no_baseline else run_part("baseline", args, cfg)
     result: Result = {
         "command": " ".join(["python", "-m", "scripts.benchmark", *argv]),
@@ -257,7 +264,7 @@ def _segment(
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(inference, "binary_masks", kept),
-        patch.object(engine, "load_clip", meter.stage(READING)(engine.load_clip)),
+        patch.object(files, "read_frame", meter.stage(READING)(files.read_frame)),
         patch.object(layout, "write", meter.stage(WRITING)(layout.write)),
     ):
         record = InferenceRecord(Path(folder, "inference.json"), {}, {})
@@ -267,6 +274,28 @@ def _segment(
         seconds = time.perf_counter() - began
         found = [record.find(video.name, exp_id) or {} for video in videos for exp_id in video.expressions]
     return seconds, [result["query"] for result in found], logits
+
+
+def measure_files(args: argparse.Namespace, cfg: Config) -> str:
+    """Segment videos by a stand-in for the model that takes no time, and report the speed of reading and writing."""
+    noise = torch.rand(args.frames, 1, 6, 8, generator=torch.Generator().manual_seed(0))
+    masks = F.interpolate(noise, size=(2 * args.height, 2 * args.width), mode="bilinear")[:, 0].numpy() > 0.6
+    boxes, scores = np.zeros((args.frames, 4)), np.ones(args.frames)
+
+    def found(model: Any, clip: Any, size: Any, sentences: Mapping[str, str], *rest: Any) -> Iterator[Any]:
+        return ((exp_id, Prediction(masks, boxes, scores, 0, 0.0)) for exp_id in sentences)
+
+    meter = StageMeter(torch.device("cpu"))
+    with random_video(args) as video, patch.object(engine, "segment", found):
+        videos = [replace(video, name=str(i)) for i in range(args.files)]
+        began = time.process_time()
+        seconds, *_ = _segment(nn.Identity(), cfg, meter, videos)  # type: ignore[arg-type]
+        busy = time.process_time() - began
+    frames = args.frames * args.files
+    return (
+        f"{frames} frames, {args.sentences} sentences, {cfg.num_workers} threads, {available_cores()} cores: "
+        f"{frames / seconds:.1f} frames per second, {1000 * busy / frames:.1f} ms of CPU time per frame"
+    )
 
 
 def _train(args: argparse.Namespace, cfg: Config, model: Segmenter, scaler: Any, device: torch.device) -> Result:

@@ -3,7 +3,7 @@
 python -m scripts.convert_checkpoint IN OUT.safetensors [--dtype float16]
 python -m scripts.convert_checkpoint IN OUT.pth --to authors [--pretrained FOLDER]
 
-IN is a file or folder of this project or of the authors, or hf://org/repo[/file].
+IN is a file or folder of this project or of the authors, or [hf://]org/repo.
 """
 
 # ruff: noqa: E402
@@ -38,7 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Convert a checkpoint of this project or of the authors to a file of weights (.safetensors), or to "
         "the authors' layout (.pth).",
     )
-    parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or hf://org/repo[/file]")
+    parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or [hf://]org/repo")
     parser.add_argument("output", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument("--to", choices=("project", "authors"), default="project", help="layout of OUT")
     project = parser.add_argument_group("to this project's format")
@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         choices=FROZEN,
         default=[],
-        help="frozen parts of an authors' checkpoint to keep in OUT; HCD's UNet is always kept, as it contains LoRA",
+        help="frozen parts of an authors' checkpoint to keep in OUT; a UNet with LoRA merged into it (HCD) always is",
     )
     project.add_argument(
         "--stack",
@@ -86,8 +86,8 @@ from models.checkpoints import (
     load_weights,
     open_checkpoint,
     portable,
-    trained_state,
     weights_identity,
+    without_frozen,
 )
 from models.diffusion.stack import load_stock_parts
 from models.lora import merged_state
@@ -98,7 +98,7 @@ from util.config import Config
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert as the command line says (``argv`` without the program's name; None: the process's own)."""
     args = parse_args(argv)
-    checkpoint = open_checkpoint(args.input, IN)
+    checkpoint = open_checkpoint(args.input, IN, original=True)
     if args.output.exists() and args.output.samefile(checkpoint.path):
         raise UserError(f"OUT and IN are the same file, {args.output}; give a different OUT")
     convert = to_authors if args.to == "authors" else to_project
@@ -126,12 +126,9 @@ def to_project(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
             check_state(model, weights, path, shown=checkpoint.name_in_file)
         except UserError as error:
             raise UserError(f"{error}; --stack {args.stack} should have the sizes of its frozen parts") from error
-        frozen = {part: {**entry, "source": path.name} for part, entry in weights_identity(weights).items()}
-        dropped = held_parts(weights) - {*args.carry, *(["unet"] if checkpoint.model == "hcd" else [])}
-        trained = trained_state(model).keys()
-        weights = {
-            name: value for name, value in weights.items() if name in trained or not held_parts([name]) & dropped
-        }
+        own = without_frozen(checkpoint, args.carry)
+        dropped = held_parts(weights) - held_parts(own.weights)
+        weights, frozen = own.weights, own.frozen
     if args.dtype:
         kind = getattr(torch, args.dtype)
         weights = {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}

@@ -13,6 +13,7 @@ import argparse
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from util.errors import Parser, UserError, first_line, help_asked, run_cli
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
     parser = Parser(prog="python -m scripts.push_to_hub", description=__doc__.split("\n")[0])
-    parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or hf://org/repo[/file]")
+    parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or [hf://]org/repo")
     parser.add_argument("repo", help="org/name on the hub; it is created if it does not exist")
     parser.add_argument("--folder", type=Path, help="write the files to this folder instead of the hub")
     parser.add_argument("--results", type=Path, help="results.json of main.py --eval, for the model card")
@@ -39,10 +40,15 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from models.checkpoints import Checkpoint, open_checkpoint
+from models.checkpoints import Checkpoint, held_parts, open_checkpoint, portable
+from models.diffusion.stack import part_sources
 from scripts.convert_checkpoint import main as convert
+from util.checkpoint import save_weights
+from util.config import Config
 from util.files import atomic_path, read_json
+from util.hub import hub_id
 
+SOURCES = ("pretrained", "image_encoder", "text_encoder")  # options that name repositories
 TITLES = {"vdit": "VD-IT (arXiv 2403.12042)", "hcd": "HCD (arXiv 2508.13584)"}
 
 
@@ -71,11 +77,22 @@ def fill(folder: Path, source: str, repo: str, results: dict[str, Any] | None, d
         UserError: the checkpoint cannot be read, or a file cannot be written.
     """
     weights = folder / "weights.safetensors"
-    open_checkpoint(source, "IN")  # reports a broken checkpoint before anything is written
+    original = open_checkpoint(source, "IN", original=True)  # reports a broken one before anything is written
     convert([source, str(weights), *(["--dtype", dtype] if dtype else [])])
     checkpoint = open_checkpoint(str(weights), "IN")
+    # Nobody else has this machine's folders: the repositories that are the defaults stand for them.
+    local = {name for name in SOURCES if _is_local(original.options.get(name, ""), original.path.parent)}
+    if local:
+        options = {name: value for name, value in checkpoint.options.items() if name not in local}
+        checkpoint = replace(checkpoint, options=options)
+        save_weights(weights, portable(checkpoint, weights))
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text(model_card(checkpoint, repo, results), encoding="utf-8")
+
+
+def _is_local(source: str, folder: Path) -> bool:
+    path = Path(source)
+    return bool(source) and not hub_id(path) and (path.is_absolute() or path.exists() or (folder / path).exists())
 
 
 def model_card(checkpoint: Checkpoint, repo: str, results: dict[str, Any] | None = None) -> str:
@@ -88,10 +105,14 @@ def model_card(checkpoint: Checkpoint, repo: str, results: dict[str, Any] | None
     """
     model, config = checkpoint.model, checkpoint.options
     count = sum(value.numel() for value in checkpoint.weights.values())
-    frozen = [
-        f"| {part} | {entry.get('source', '')} | `{entry['sha256'][:16]}` |"
-        for part, entry in checkpoint.frozen.items()
-    ]
+    names = (config.get(name) or getattr(Config, name) for name in SOURCES)
+    sources, held = part_sources(*names), held_parts(checkpoint.weights)
+    frozen = []
+    for part, entry in checkpoint.frozen.items():
+        own = entry.get("source", "")
+        source = "this file" if part in held else sources.get(part, own)
+        revision = f" at {entry['revision'][:8]}" if entry.get("revision") and own == source else ""
+        frozen.append(f"| {part} | {source}{revision} | `{entry['sha256'][:16]}` |")
     lines = [
         "---",
         "license: apache-2.0",
@@ -109,8 +130,8 @@ def model_card(checkpoint: Checkpoint, repo: str, results: dict[str, Any] | None
         f'result = load_pretrained("{repo}").segment("video.mp4", ["a red car"])',
         "```",
         "",
-        f"The file holds the {count / 1e6:.1f} M trained parameters. The frozen parts come from other sources and are "
-        "verified when the weights are loaded:",
+        f"The file holds the {count / 1e6:.1f} M trained parameters. The frozen parts come from the places below; "
+        'loading verifies their hashes, so equal copies will do (`pretrained="FOLDER"`):',
         "",
         *("| part | from | sha256 |", "|---|---|---|"),
         *frozen,

@@ -34,10 +34,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 from PIL import Image
 
-from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, WINDOW, DemoResult, Progress, read_options
-from util.drawing import colour_of
+from datasets.export import FORMATS, check_formats
+from demo import (
+    MASKS,
+    MASKS_FILE,
+    OVERLAY,
+    SHEET,
+    STILL,
+    DemoResult,
+    Progress,
+    WindowOptions,
+    export_again,
+    read_options,
+    rethreshold,
+)
+from util.config import WEIGHTS
+from util.drawing import Colour, object_colours, write_picture
 from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import BROKEN_IMAGE, ROOT, atomic_path, open_image
 from util.options import option
@@ -49,6 +64,7 @@ from util.video import (
     WHOLE,
     Excerpt,
     Media,
+    MediaFrame,
     open_container,
     open_media,
     parse_time,
@@ -72,7 +88,15 @@ UPLOADS = 8  # received at once; others wait
 MAX_MESSAGE = 2**20  # bytes of a request that is not an upload
 PATIENCE = 30.0  # seconds that a request may take, and that a connection may be idle
 SLOWEST = 100_000  # bytes per second of an upload that takes longer
-STAGES = {"segment": "Segmenting", "draw": "Drawing the overlay"}
+FIRST_FRAME = "First frame"
+STAGES = {
+    "check": "Checking",
+    "segment": "Segmenting",
+    "threshold": "Writing the masks",
+    "export": "Making the downloads",
+    "draw": "Drawing the overlay",
+}
+FULL = "the page holds too many files at the moment; try again in a few minutes, or with a smaller file"
 STOPPED = "Stopped. Nothing of this run is kept."
 UNKNOWN = "something went wrong on the server; the terminal where the page was started shows what"
 
@@ -80,9 +104,12 @@ _page = partial(option, "page")
 
 
 @dataclasses.dataclass(frozen=True)
-class PageOptions:
+class PageOptions(WindowOptions):
     """Options of the page, in addition to those of ``Config``."""
 
+    weights: str = _page(
+        "toy", "bundled or published weights, where --resume names no checkpoint", choices=("toy", *WEIGHTS)
+    )
     host: str = _page(LOOPBACK, "address to serve; 0.0.0.0 admits everyone who can reach this machine")
     port: int = _page(7860, "port to serve; 0 picks a free one", minimum=0, maximum=65535)
     trusted_hosts: str = _page("", "further names by which visitors reach this page, separated by commas")
@@ -94,17 +121,23 @@ class PageOptions:
     max_sentences: int = _page(8, "maximum number of sentences at once", minimum=1)
     queue: int = _page(8, "maximum number of visitors who wait while a video is segmented", minimum=1)
     keep_minutes: float = _page(30.0, "remove uploads and results that were not used for this many minutes", above=0)
-    window: int = _page(WINDOW, "number of frames that the model sees together", minimum=1)
-    overlap: int | str = _page(
-        "auto",
-        "number of frames that two windows share, by which an object is followed; auto is 6, or half of a short window",
-        minimum=0,
-        auto=True,
-    )
 
 
 class StopRun(Exception):
     """The visitor stopped the run or left, or the program ends."""
+
+
+@dataclasses.dataclass
+class Work:
+    """What is being done for a visitor.
+
+    Attributes:
+        folder: into which it writes.
+        stop: is set to stop it.
+    """
+
+    folder: Path
+    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
 class Refused(Exception):
@@ -164,10 +197,8 @@ class RequestFilter:
                 self.expected += size
                 self.uploads.append(start)
                 try:
-                    if await asyncio.to_thread(total_size, self.cache) + self.expected > (
-                        self.options.max_total_megabytes * 2**20
-                    ):
-                        raise Refused(507, "the page holds too many files at the moment; upload yours in a few minutes")
+                    if await asyncio.to_thread(is_full, self.cache, self.options, self.expected):
+                        raise Refused(507, FULL)
                     await self.app(scope, bounded, answer)
                 finally:
                     self.expected -= size
@@ -244,16 +275,26 @@ def total_size(folder: Path) -> int:
     for place, _, files in os.walk(folder):
         for name in files:
             with suppress(FileNotFoundError):
-                size += Path(place, name).lstat().st_size
+                about = Path(place, name).lstat()
+                size += about.st_size // about.st_nlink  # an upload is linked to by its results
     return size
 
 
-def clean_up(server: Any, cache: Path, uploads: list[float], ended: threading.Event) -> None:
-    """Close idle connections, and remove what broken uploads left in the cache, until the program ends.
+def is_full(cache: Path, options: PageOptions, more: int = 0) -> bool:
+    """Return whether the files of the page, and further bytes, exceed their limit."""
+    return total_size(cache) + more > options.max_total_megabytes * 2**20
+
+
+def clean_up(
+    server: Any, cache: Path, age: float, uploads: list[float], running: dict[str, Work], ended: threading.Event
+) -> None:
+    """Close idle connections, and remove old results and what broken uploads left in the cache, until the program ends.
 
     Args:
         server: the ``uvicorn.Server``. It closes a connection after an answer, but not one that never asks.
+        age: seconds after which a result is removed if it is not used; Gradio removes only files that it shows.
         uploads: the start of each upload that is being received.
+        running: what is being done.
     """
     idle: dict[Any, float] = {}
     while not ended.wait(1.0):
@@ -266,6 +307,11 @@ def clean_up(server: Any, cache: Path, uploads: list[float], ended: threading.Ev
             if now - since > PATIENCE:
                 connection.loop.call_soon_threadsafe(connection.transport.close)
         oldest = min([time.time() - PATIENCE, *uploads])
+        busy = {folder for work in list(running.values()) for folder in (work.folder, work.folder.parent)}
+        for own in cache.glob("?" * len(uuid.uuid4().hex)):
+            with suppress(FileNotFoundError):
+                if own not in busy and own.stat().st_mtime < time.time() - age:
+                    shutil.rmtree(own, ignore_errors=True)
         for path in cache.glob("tmp*"):  # Gradio renames an upload's file when it is complete
             with suppress(FileNotFoundError):
                 if path.is_file() and path.stat().st_mtime < oldest:
@@ -282,7 +328,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from models.pretrained import open_pretrained
 
     with orderly_end():
-        checkpoint = given.pop("resume", "") or str(TOY_CHECKPOINT)
+        published = WEIGHTS[options.weights].source if options.weights != "toy" else str(TOY_CHECKPOINT)
+        checkpoint = given.pop("resume", "") or published
         pretrained = open_pretrained(checkpoint, "--resume", {"device": "auto", **given})
         for note in pretrained.notes:
             print(f"note: {note}")
@@ -322,13 +369,17 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
     """
     from starlette.middleware import Middleware
 
-    running: dict[str, threading.Event] = {}
+    running: dict[str, Work] = {}
     uploads: list[float] = []
     ended = threading.Event()
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
         # At its start, Gradio sends requests to its own server, which must not go through a proxy.
         unproxied = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
         os.environ["no_proxy"] = ",".join(filter(None, (unproxied, options.host, "localhost")))
+        failed = (
+            f": the file was not uploaded. Files may have {options.max_megabytes:g} MB; if yours has less, try again "
+            "in a few minutes."
+        )
         page = build_page(pretrained, segment, options, Path(folder), running)
         cache = Path(folder) / "cache"
         try:
@@ -345,33 +396,32 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
                 enable_monitoring=False,
                 run_history=False,
                 footer_links=[],
+                # Gradio's own message about a failed upload vanishes after ten seconds; this mark stays.
+                css=f"#upload .error {{font-weight: normal}} #upload .error::after {{content: '{failed}'}}",
             )
         except OSError as error:  # taken since it was checked
             raise UserError(f"port {options.port} is in use; choose another --port") from error
-        cleaner = threading.Thread(target=clean_up, args=(page.server, cache, uploads, ended), daemon=True)
+        arguments = (page.server, cache, 60 * options.keep_minutes, uploads, running, ended)
+        cleaner = threading.Thread(target=clean_up, args=arguments, daemon=True)
         cleaner.start()
         try:
             yield address
         finally:
             ended.set()
             cleaner.join()
-            for stop in list(running.values()):
-                stop.set()
+            for work in list(running.values()):
+                work.stop.set()
             page.close(verbose=False)
 
 
 def build_page(
-    pretrained: Any,
-    segment: Callable[..., DemoResult],
-    options: PageOptions,
-    folder: Path,
-    running: dict[str, threading.Event],
+    pretrained: Any, segment: Callable[..., DemoResult], options: PageOptions, folder: Path, running: dict[str, Work]
 ) -> Any:
     """Lay out the page and connect its parts.
 
     Args:
         folder: for the example, uploads and results.
-        running: is filled with an event for each visitor whose video is being segmented; setting it stops the run.
+        running: is filled with what is being done, by the visitor's session.
 
     Returns:
         The ``gr.Blocks``.
@@ -381,16 +431,100 @@ def build_page(
     import gradio as gr
     import pandas as pd
 
+    @contextmanager
+    def working(folder: Path, request: gr.Request, progress: Any) -> Iterator[tuple[Path, Callable[[Progress], None]]]:
+        """Yield the path of a new folder in a folder, and a function that reports the progress or stops the block.
+
+        The new folder is removed if the block fails. A failure is shown to the visitor in one sentence.
+        """
+        work = running[str(request.session_hash)] = Work(folder / uuid.uuid4().hex)
+        measured = 0.0
+
+        def report(now: Progress) -> None:
+            nonlocal measured
+            if work.stop.is_set():
+                raise StopRun(STOPPED)
+            if time.monotonic() > measured + 1:
+                if is_full(cache, options):
+                    raise UserError(FULL)
+                measured = time.monotonic()
+            total = max(now.done, now.total or 0)
+            progress((now.done, total), f"{STAGES[now.stage]}, {now.rate:.1f} frames/s", unit="frames")
+
+        with _one_sentence():
+            try:
+                yield work.folder, report
+            except BaseException:
+                shutil.rmtree(work.folder, ignore_errors=True)
+                raise
+            finally:
+                running.pop(str(request.session_hash), None)
+
+    def link_upload(path: str | None, folder: Path) -> Path:
+        """Return a link to an upload in a new folder; Gradio may remove its own copy."""
+        if path is None or not Path(path).exists():
+            raise UserError("there is no video, or it was removed because it was not used; upload one first")
+        video = folder / "video" / Path(path).name
+        video.parent.mkdir(parents=True)
+        os.link(path, video)
+        return video
+
+    def in_use(result: DemoResult | None) -> DemoResult:
+        """Return a result after marking its files as used: files are removed by their age."""
+        if result is None or not (result.folder / OVERLAY).exists():
+            raise UserError("there is no result, or it was removed because it was not used; press Find")
+        own = result.folder.parents[1]
+        for file in (own, *own.glob("*"), *own.glob("*/*"), *own.glob("*/*/*")):
+            os.utime(file)
+        return result
+
     def inspect(path: str | None) -> Any:
         """Show the first frame of an upload."""
         if path is None:
-            return gr.Image(None, visible=False)
+            return {preview: gr.Image(None, label=FIRST_FRAME)}
         with _one_sentence():
             media = open_upload(Path(path), options)
-            with closing(media.frames()) as frames:
-                length = "picture" if media.still else f"{float((media.count or 0) / media.rate):.1f} s"
-                label = f"{media.size[1]} × {media.size[0]} · {length}"
-                return gr.Image(next(frames).image, label=label, visible=True)
+            length = "picture" if media.still else f"{float((media.count or 0) / media.rate):.1f} s"
+            label = f"{media.size[1]} × {media.size[0]} · {length}"
+            return {
+                preview: gr.Image(undistorted(first_frame(media).image, media.aspect), label=label),
+                tabs: gr.Tabs(selected="preview"),
+            }
+
+    def run_preview(
+        path: str | None,
+        text: str,
+        at: str,
+        threshold: float,
+        score_threshold: float,
+        colours: str,
+        request: gr.Request,
+        progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
+    ) -> dict[Any, Any]:
+        """Segment a single frame of the visitor's video and show it."""
+        with working(cache, request, progress) as (own, report):
+            video = link_upload(path, own)
+            sentences, begin = read_sentences(text, options), read_time(at, "Time of the frame") or Fraction(0)
+            media = open_upload(video, options, Excerpt(begin))
+            chosen = first_frame(media)
+            write_picture(own / "frame.png", chosen.image)
+            result = segment(
+                open_media(own / "frame.png"),
+                sentences,
+                own / "result",
+                threshold=threshold,
+                score_threshold=score_threshold,
+                colours=read_colours(colours, len(sentences)),
+                report=report,
+            )
+            overlaid = undistorted(first_frame(open_media(result.folder / STILL)).image, media.aspect)
+            shutil.rmtree(own)
+        return {
+            preview: gr.Image(overlaid, label=frame_label(f"Frame at {float(chosen.time):.2f} s", result.scores[0])),
+            tabs: gr.Tabs(selected="preview"),
+            looks: gr.Column(visible=True),
+            status: "\n".join(result.lines(score_threshold)[:-1]),
+        }
 
     def run(
         path: str | None,
@@ -400,79 +534,138 @@ def build_page(
         stride: float,
         threshold: float,
         score_threshold: float,
+        colours: str,
         earlier: DemoResult | None,
         request: gr.Request,
         progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
     ) -> dict[Any, Any]:
         """Segment the visitor's video and show the result."""
-        stop = running[str(request.session_hash)] = threading.Event()
+        with working(cache, request, progress) as (own, report):
 
-        def report(now: Progress) -> None:
-            if stop.is_set():
-                raise StopRun(STOPPED)
-            check_length(now.done, media.rate, options)
-            total = max(now.done, now.total or 0)
-            progress((now.done, total), f"{STAGES[now.stage]}, {now.rate:.1f} frames/s", unit="frames")
+            def check(now: Progress) -> None:
+                check_length(now.done, media.rate, options)
+                report(now)
 
-        own = cache / uuid.uuid4().hex
-        with _one_sentence():
+            video = link_upload(path, own)
+            sentences, excerpt = read_sentences(text, options), read_excerpt(start, end, stride)
+            media = open_upload(video, options, excerpt)
+            check_length(media.count or 0, media.rate, options)
+            target = own / uuid.uuid4().hex / "result"
             try:
-                if path is None or not Path(path).exists():
-                    raise UserError("there is no video, or it was removed because it was not used; upload one first")
-                sentences, excerpt = read_sentences(text, options), read_excerpt(start, end, stride)
-                own.mkdir(parents=True)
-                video = own / Path(path).name
-                os.link(path, video)  # Gradio may remove its own copy before the run ends
-                media = open_upload(video, options, excerpt)
-                check_length(media.count or 0, media.rate, options)
-                limits = {"threshold": threshold, "score_threshold": score_threshold}
-                result = segment(media, sentences, own / "result", report=report, **limits)
-                masks = zip_masks(result)
-            except BaseException:
-                shutil.rmtree(own, ignore_errors=True)
-                raise
-            finally:
-                running.pop(str(request.session_hash), None)
-        video.unlink()
-        (result.folder / MASKS_FILE).unlink()
-        for old in (result.folder / MASKS, *([earlier.folder.parent] if earlier else [])):
-            shutil.rmtree(old, ignore_errors=True)
+                result = segment(
+                    media,
+                    sentences,
+                    target,
+                    threshold=threshold,
+                    score_threshold=score_threshold,
+                    colours=read_colours(colours, len(sentences)),
+                    save_prob=True,
+                    report=check,
+                )
+            except (UserError, RunError) as error:
+                if not (target / MASKS).is_dir():
+                    raise
+                os.utime(own)
+                answer = dict.fromkeys((shown, overlay, picture, sheet, scores, plot))
+                answer |= {status: without_folders(str(error)), results: gr.Column(visible=True)}
+                answer[downloads] = [str(zip_masks(target))]
+            else:
+                answer = {**show(result, 1, score_threshold), tabs: gr.Tabs(selected="video")}
+        if earlier:
+            shutil.rmtree(earlier.folder.parents[1], ignore_errors=True)
+        return answer
+
+    def apply(
+        threshold: float,
+        score_threshold: float,
+        colours: str,
+        number: float,
+        earlier: DemoResult | None,
+        request: gr.Request,
+        progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
+    ) -> dict[Any, Any]:
+        """Show the visitor's result with other thresholds and colours; it is not segmented again."""
+        with _one_sentence():
+            earlier = in_use(earlier)
+        with working(earlier.folder.parents[1], request, progress) as (own, report):
+            chosen = read_colours(colours, len(earlier.sentences))
+            result = rethreshold(
+                earlier, threshold, score_threshold, own / "result", colours=chosen, report=report, show=False
+            )
+            answer = show(result, number, score_threshold)
+        shutil.rmtree(earlier.folder.parent, ignore_errors=True)
+        return answer
+
+    def export(
+        names: list[str],
+        result: DemoResult | None,
+        request: gr.Request,
+        progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to pass it
+    ) -> dict[Any, Any]:
+        """Add the masks of the visitor's result in further formats to the downloads."""
+        with _one_sentence():
+            result = in_use(result)
+            if not names:
+                raise UserError("no format is chosen; choose one or more")
+            check_formats(names, len(result.sentences))
+        with working(result.folder.parents[1], request, progress) as (_, report):
+            failures = export_again(result, names, report=report, show=False)
+            for name in set(names) - failures.keys():
+                exported = result.folder / Path(FORMATS[name].path).parts[0]
+                if exported.is_dir():
+                    pack(result.folder.with_name(f"{name}.zip"), exported, sorted(exported.rglob("*.*")))
+                    shutil.rmtree(exported)
+                else:
+                    exported.replace(result.folder.with_name(exported.name))
+        notes = [f"{name} could not be made: {reason}" for name, reason in failures.items()]
+        return {status: without_folders("\n".join(notes)) or "The downloads are complete.", downloads: files_of(result)}
+
+    def files_of(result: DemoResult) -> list[str]:
+        """Return the files to download."""
+        files = [file for file in sorted(result.folder.parent.iterdir()) if file.is_file()]
+        return [str(file) for file in (*files, result.folder / OVERLAY, result.folder / SHEET)]
+
+    def show(result: DemoResult, number: float, score_threshold: float) -> dict[Any, Any]:
+        """Show a result, and one frame of it."""
         count = len(result.times)
-        notes = [f"{count} frame{'s'[: count > 1]}, {count / result.seconds:.1f} per second", *media.notes]
+        notes = [f"{count} frame{'s'[: count > 1]}, {count / result.seconds:.1f} per second", *result.run.media.notes]
         names = [f"{i}  {sentence.text[:40]}" for i, sentence in enumerate(result.sentences, start=1)]
         rows = [(t + 1, name, result.scores[t, i]) for i, name in enumerate(names) for t in range(count)]
-        colours = {name: "#{:02x}{:02x}{:02x}".format(*colour_of(i)) for i, name in enumerate(names)}
+        colours = {
+            name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in zip(names, result.run.colours, strict=True)
+        }
         lost = f"not found: below the threshold of {score_threshold:g}, so all its masks are empty"
+        zip_masks(result.folder)
         return {
             shown: result,
             status: without_folders(". ".join(notes)) + ".",
             results: gr.Column(visible=True),
+            looks: gr.Column(visible=True),
+            apply_button: gr.Button(visible=True),
             overlay: str(result.folder / OVERLAY),
-            frame: gr.Slider(value=1, maximum=max(2, count), visible=count > 1),
-            picture: look(1, result),
+            frame: gr.Slider(value=min(number, count), maximum=max(2, count), visible=count > 1),
+            picture: look(number, result),
             sheet: str(result.folder / SHEET),
             scores: [[s.number, s.text, f"{s.score:.2f}", "found" if s.found else lost] for s in result.sentences],
             plot: gr.LinePlot(pd.DataFrame(rows, columns=["frame", "sentence", "score"]), color_map=colours),
-            downloads: [str(file) for file in (masks, result.folder / OVERLAY, result.folder / SHEET)],
+            downloads: files_of(result),
         }
 
     def look(number: float, result: DemoResult | None) -> Any:
         """Show one frame of the result, numbered from 1."""
         with _one_sentence():
-            if result is None or not (result.folder / OVERLAY).exists():
-                raise UserError("this result was removed because it was not used for a while; run it again")
-            for file in result.folder.parent.rglob("*"):
-                os.utime(file)  # it is in use: Gradio removes files by their age
+            result = in_use(result)
             i = min(max(1, int(number)), len(result.times)) - 1
             # Start halfway after the previous frame, so that rounding of times does not matter.
             begin = (result.times[i] + result.times[i - 1]) / 2 if i else Fraction(0)
-            image = next(open_media(result.folder / OVERLAY, Excerpt(begin)).frames()).image
-            return gr.Image(image, label=f"Frame {i + 1} · score " + ", ".join(f"{s:.2f}" for s in result.scores[i]))
+            media = open_media(result.folder / OVERLAY, Excerpt(begin))
+            image = undistorted(first_frame(media).image, media.aspect)
+            return gr.Image(image, label=frame_label(f"Frame {i + 1}", result.scores[i]))
 
     def leave(request: gr.Request) -> None:
         """Stop the run of a visitor who closes the page."""
-        if stop := running.get(str(request.session_hash)):
-            stop.set()
+        if work := running.get(str(request.session_hash)):
+            work.stop.set()
 
     def stop_run(request: gr.Request) -> str:
         """Stop the run of a visitor who asked for it."""
@@ -492,10 +685,15 @@ def build_page(
                     low, high = element.minimum or 0, element.maximum or 0
                     if not is_number(value) or not low <= value <= high:
                         raise UserError(f"{name} must be a number from {low:g} to {high:g}; correct it")
+                if isinstance(element, gr.CheckboxGroup) and not is_choice(
+                    value, [name for _, name in element.choices]
+                ):
+                    raise UserError(f"{name} must be some of those that the page offers; reload the page")
                 if isinstance(element, gr.File) and value is not None and not is_upload(value, cache):
                     raise UserError("there is no such file, or it was removed because it was not used; upload it again")
 
     age = max(1, round(60 * options.keep_minutes))  # seconds
+    image: dict[str, Any] = {"interactive": False, "buttons": ["download", "fullscreen"]}  # not Gradio's "share"
     beside: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     with gr.Blocks(title="Objects by sentences", analytics_enabled=False, delete_cache=(min(60, age), age)) as page:
         gr.Markdown(
@@ -507,7 +705,6 @@ def build_page(
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
                 upload = gr.File(label="Video, GIF or picture", height=160, elem_id="upload")
-                video = gr.Image(visible=False, interactive=False, height=160, buttons=[], elem_id="video")
                 text = gr.Textbox(
                     "",
                     label="Objects to find: one sentence per line",
@@ -522,35 +719,73 @@ def build_page(
                     gr.Button("Use the example", size="sm", elem_id="example").click(
                         lambda: example, None, [upload, text], **beside
                     )
-                with gr.Accordion("Options", open=False, elem_id="options"):
-                    with gr.Row():
-                        start = gr.Textbox("", label="From", placeholder="0 or 1:02", min_width=90)
-                        end = gr.Textbox("", label="To", placeholder="the end", min_width=90, elem_id="end")
-                        stride = gr.Number(1, label="Stride", precision=0, minimum=1, maximum=MAX_STRIDE, min_width=90)
-                    level = gr.Slider(0, 1, pretrained.options.threshold, step=0.01, label="Mask threshold")
-                    least = gr.Slider(
-                        0, 1, pretrained.options.score_threshold, step=0.01, label="Score threshold", elem_id="least"
-                    )
+                with gr.Accordion("Options", open=False, elem_id="options"), gr.Row():
+                    start = gr.Textbox("", label="From", placeholder="0 or 1:02", min_width=90)
+                    end = gr.Textbox("", label="To", placeholder="the end", min_width=90, elem_id="end")
+                    stride = gr.Number(1, label="Stride", precision=0, minimum=1, maximum=MAX_STRIDE, min_width=90)
                 with gr.Row():
                     find = gr.Button("Find", variant="primary", elem_id="find")
                     stop = gr.Button("Stop", variant="stop", elem_id="stop")
                 status = gr.Textbox(label="Progress", lines=3, interactive=False, elem_id="status")
-            with gr.Column(scale=7, min_width=420, visible=False, elem_id="results") as results:
-                with gr.Tab("Video"):
-                    overlay = gr.Video(show_label=False, buttons=[], elem_id="overlay")
-                with gr.Tab("Frame by frame"):
-                    frame = gr.Slider(1, options.max_frames, 1, step=1, label="Frame", elem_id="frame")
-                    picture = gr.Image(interactive=False, format="jpeg", elem_id="picture")
-                with gr.Tab("Contact sheet"):
-                    sheet = gr.Image(show_label=False, interactive=False, elem_id="sheet")
-                scores = gr.Dataframe(headers=["", "Sentence", "Score", "Result"], wrap=True, elem_id="scores")
-                plot = gr.LinePlot(x="frame", y="score", color="sentence", y_lim=[0, 1], height=200)
-                downloads = gr.File(label="Downloads", interactive=False, elem_id="downloads")
-        upload.change(inspect, upload, video, concurrency_limit=2, **beside)
-        asked = [upload, text, start, end, stride, level, least, shown]
-        found = [shown, status, results, overlay, frame, picture, sheet, scores, plot, downloads]
-        event = find.click(run, asked, found, show_progress_on=status, api_visibility="private")
-        stop.click(stop_run, None, status, cancels=event, queue=False, **beside)
+            with gr.Column(scale=7, min_width=420):
+                with gr.Tabs(elem_id="tabs") as tabs:
+                    with gr.Tab("Preview", id="preview"):
+                        preview = gr.Image(label=FIRST_FRAME, format="jpeg", elem_id="preview", **image)
+                        with gr.Row(equal_height=True):
+                            at = gr.Textbox(
+                                "",
+                                label="Time of the frame",
+                                placeholder="Time of the frame: 0 or 1:02",
+                                container=False,
+                                scale=3,
+                                elem_id="at",
+                            )
+                            try_out = gr.Button("Preview this frame", elem_id="try")
+                    with gr.Tab("Video", id="video"):
+                        overlay = gr.Video(show_label=False, buttons=[], elem_id="overlay")
+                    with gr.Tab("Frame by frame"):
+                        frame = gr.Slider(1, options.max_frames, 1, step=1, label="Frame", elem_id="frame")
+                        picture = gr.Image(format="jpeg", elem_id="picture", **image)
+                    with gr.Tab("Contact sheet"):
+                        sheet = gr.Image(show_label=False, elem_id="sheet", **image)
+                with gr.Column(visible=False) as looks:
+                    with gr.Row():
+                        slider = partial(gr.Slider, 0, 1, step=0.01)
+                        level = slider(pretrained.options.threshold, label="Mask threshold", elem_id="level")
+                        least = slider(pretrained.options.score_threshold, label="Score threshold", elem_id="least")
+                    with gr.Row(equal_height=True):
+                        colours = gr.Textbox(
+                            "",
+                            label="Colours",
+                            placeholder="Colours, one for each sentence: orange, #3cc8ff",
+                            container=False,
+                            scale=3,
+                            elem_id="colours",
+                        )
+                        apply_button = gr.Button("Apply", visible=False, elem_id="apply")
+                with gr.Column(visible=False, elem_id="results") as results:
+                    scores = gr.Dataframe(headers=["", "Sentence", "Score", "Result"], wrap=True, elem_id="scores")
+                    plot = gr.LinePlot(x="frame", y="score", color="sentence", y_lim=[0, 1], height=200)
+                    formats = gr.CheckboxGroup(
+                        [(f"{name}: {kind.help}", name) for name, kind in FORMATS.items() if kind.write],
+                        label="Further formats",
+                        elem_id="formats",
+                    )
+                    export_button = gr.Button("Make these downloads", elem_id="export")
+                    downloads = gr.File(label="Downloads", interactive=False, elem_id="downloads")
+        upload.change(inspect, upload, [preview, tabs], concurrency_limit=2, **beside)
+        asked = [upload, text, start, end, stride, level, least, colours, shown]
+        found = [shown, status, results, looks, apply_button, overlay, frame, picture, sheet, scores, plot, downloads]
+        # One thing is segmented at a time, so a visitor has one run.
+        work: dict[str, Any] = {"show_progress_on": status, "concurrency_id": "work", "api_visibility": "private"}
+        seen = [preview, tabs, looks, status]
+        events = [
+            try_out.click(run_preview, [upload, text, at, level, least, colours], seen, **work),
+            find.click(run, asked, [*found, tabs], **work),
+            apply_button.click(apply, [level, least, colours, frame, shown], found, **work),
+            export_button.click(export, [formats, shown], [status, downloads], **work),
+        ]
+        stop.click(stop_run, None, status, cancels=events, queue=False, **beside)
         frame.input(
             look, [frame, shown], picture, preprocess=False, trigger_mode="always_last", concurrency_limit=2, **beside
         )
@@ -596,6 +831,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_choice(value: Any, choices: Sequence[Any]) -> bool:
+    """Return whether a visitor's value is a list of choices."""
+    return isinstance(value, list) and len(value) <= len(choices) and all(each in choices for each in value)
+
+
 def is_upload(value: Any, cache: Path) -> bool:
     """Return whether a visitor's value is a file in the cache, in Gradio's form."""
     try:
@@ -620,16 +860,31 @@ def read_sentences(text: str, options: PageOptions) -> list[str]:
     return sentences
 
 
+def read_time(text: str, name: str) -> Fraction | None:
+    """Return a time that a visitor typed, or None for an empty text; raise ``UserError`` if it cannot be read."""
+    if len(text) > MAX_TIME_CHARACTERS:
+        raise UserError(f"{name} has {len(text)} characters; it must be a time such as 12.5 or 1:02")
+    return parse_time(text, name) if text.strip() else None
+
+
+def read_colours(text: str, count: int) -> list[Colour]:
+    """Return the colours that a visitor typed, one per sentence; raise ``UserError`` if they cannot be read."""
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"Colours has {len(text)} characters; shorten it to {MAX_CHARACTERS}")
+    return object_colours(count, text.replace(",", " ").split(), "Colours")
+
+
 def read_excerpt(start: str, end: str, stride: float) -> Excerpt:
     """Return the part of a video that a visitor chose; raise ``UserError`` if a time cannot be read."""
-    for name, text in (("From", start), ("To", end)):
-        if len(text) > MAX_TIME_CHARACTERS:
-            raise UserError(f"{name} has {len(text)} characters; it must be a time such as 12.5 or 1:02")
-    first = parse_time(start, "From") if start.strip() else Fraction(0)
-    last = parse_time(end, "To") if end.strip() else None
+    first, last = read_time(start, "From") or Fraction(0), read_time(end, "To")
     if last is not None and last <= first:
         raise UserError("To must be later than From")
     return Excerpt(first, last, max(1, int(stride or 1)))
+
+
+def frame_label(name: str, scores: Sequence[float]) -> str:
+    """Return the label of a frame's picture, with the score of each sentence."""
+    return f"{name} · score " + ", ".join(f"{score:.2f}" for score in scores)
 
 
 def open_upload(path: Path, options: PageOptions, excerpt: Excerpt = WHOLE) -> Media:
@@ -641,6 +896,19 @@ def open_upload(path: Path, options: PageOptions, excerpt: Excerpt = WHOLE) -> M
     media = open_media(path, excerpt)
     check_side(path, media.size, options)
     return media
+
+
+def first_frame(media: Media) -> MediaFrame:
+    """Return the first frame of a video's excerpt, with its image."""
+    with closing(media.frames()) as frames:
+        return next(frames)
+
+
+def undistorted(image: np.ndarray, aspect: Fraction) -> np.ndarray:
+    """Shrink one side of an image so that its pixels, which are ``aspect`` times as wide as high, are square."""
+    height, width = image.shape[:2]
+    size = max(1, round(width * min(aspect, 1))), max(1, round(height / max(aspect, 1)))
+    return np.asarray(Image.fromarray(image).resize(size))
 
 
 def check_header(path: Path, options: PageOptions) -> None:
@@ -687,14 +955,18 @@ def check_length(frames: int, rate: Fraction, options: PageOptions) -> None:
         )
 
 
-def zip_masks(result: DemoResult) -> Path:
-    """Pack masks, ``masks.json`` and contact sheet into ``masks.zip`` beside the result's folder; return its path."""
-    target = result.folder.with_name("masks.zip")
-    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:  # PNGs do not get smaller
-        for path in sorted((result.folder / MASKS).rglob("*.png")):
-            archive.write(path, path.relative_to(result.folder))
-        archive.write(result.folder / MASKS_FILE, MASKS_FILE, zipfile.ZIP_DEFLATED)
-        archive.write(result.folder / SHEET, SHEET)
+def zip_masks(folder: Path) -> Path:
+    """Pack masks, ``masks.json`` and contact sheet into ``masks.zip`` beside a result's folder; return its path."""
+    paths = (*sorted((folder / MASKS).rglob("*.png")), folder / MASKS_FILE, folder / SHEET)
+    return pack(folder.with_name("masks.zip"), folder, [path for path in paths if path.exists()])
+
+
+def pack(target: Path, folder: Path, paths: Sequence[Path]) -> Path:
+    """Pack files of a folder into an archive; return its path."""
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for path in paths:  # only JSON gets smaller
+            kind = zipfile.ZIP_DEFLATED if path.suffix == ".json" else zipfile.ZIP_STORED
+            archive.write(path, path.relative_to(folder), kind)
     return target
 
 

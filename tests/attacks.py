@@ -22,7 +22,7 @@ from tests.media_tools import write_film
 from tests.page_tools import Visitor, find_values, serve
 from util.files import MAX_PIXELS
 
-INPUTS = ("file", "text", "start", "end", "stride", "threshold", "score_threshold")
+INPUTS = ("file", "text", "start", "end", "stride", "threshold", "score_threshold", "colours")
 SECRET = "known to the server only"
 MARKUP = "<img src=x onerror=alert(1)>"
 GONE = "there is no such file"
@@ -102,6 +102,15 @@ def wrong_values(visitor: Visitor, folder: Path) -> Iterator[Attack]:
             values[i] = bad
             said = GONE if name == "file" else "must be a (text|number)"
             yield f"{name} is {bad}", said, partial(visitor.result, "run", *values)
+    others = {"run_preview": [film, "a\nb", "", 0.5, 0.0, ""], "apply": [0.5, 0.0, "", 1, None], "export": [[], None]}
+    for function, good in others.items():
+        for i in range(len(good) - (good[-1] is None)):
+            for bad in (forged(secret), [forged(secret)], {"a": forged(secret)}, True):
+                values = [*good[:i], bad, *good[i + 1 :]]
+                said = f"{GONE}|must be (a text|a number|some of)"
+                yield f"{function}, value {i} is {bad}", said, partial(visitor.result, function, *values)
+    for bad in ("coco", ["../coco"], ["png"], ["coco"] * 99, [[]], 1, None):
+        yield f"formats are {bad}", "Further formats must be some of", partial(visitor.result, "export", bad, None)
     for bad in (
         *(forged(secret), forged("/etc/passwd"), forged(f"{film['path']}/../../../../../secret.txt"), "a", 7, [film]),
         *(forged("http://127.0.0.1:1/a.mp4"), forged("a\0b"), forged("a" * 5000), {"path": str(secret)}),
@@ -190,7 +199,9 @@ def results_of_others(visitor: Visitor, folder: Path) -> Iterator[Attack]:
     assert len(path.parents[1].name) == 32, "the folder's name can be guessed"
     other = Visitor(str(visitor.http.base_url))
     for value in (None, {"folder": str(path.parent)}, forged(path)):
-        yield f"look at {value}", "this result was removed", partial(other.result, "look", 1, value)
+        yield f"look at {value}", "there is no result", partial(other.result, "look", 1, value)
+        yield f"change {value}", "there is no result", partial(other.result, "apply", 0.5, 0.0, "", 1, value)
+        yield f"export {value}", "there is no result", partial(other.result, "export", ["coco"], value)
 
 
 def foreign_names(visitor: Visitor, folder: Path) -> Iterator[Attack]:
@@ -306,8 +317,7 @@ def many_uploads(visitor: Visitor, folder: Path) -> Iterator[Attack]:
         for i, answer in enumerate(answers):
             if answer not in accepted:
                 yield f"upload {i}", "^507 ", partial(lambda answer: answer, answer)
-        said = "^507 the page holds too many files at the moment; upload yours in a few minutes$"
-        yield "one more upload", said, partial(upload, MANY)
+        yield "one more upload", f"^507 {web_demo.FULL}$", partial(upload, MANY)
 
 
 ATTACKS: dict[str, Callable[[Visitor, Path], Iterator[Attack]]] = {

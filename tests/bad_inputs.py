@@ -30,7 +30,7 @@ from datasets.a2d import read_instance_mask
 from datasets.a2d import read_items as read_a2d
 from datasets.davis import read_davis_sentences
 from datasets.expressions import read_expressions
-from datasets.files import load_clip, read_coco_masks, read_frame, read_names
+from datasets.files import read_clips, read_coco_masks, read_frame, read_names
 from datasets.jhmdb import LIST_FILE, count_puppet_masks, read_puppet_mask
 from datasets.jhmdb import read_items as read_jhmdb
 from datasets.mevis import InstanceMasks
@@ -59,7 +59,7 @@ def _write(path: Path, content: bytes) -> None:
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "frame": ("a.jpg", read_frame),
-    "clip": ("a.jpg", lambda path: load_clip([path])),
+    "clip": ("a.jpg", lambda path: next(read_clips([[path]]))),
     "frame's size": ("a.jpg", frame_size),
     "palette mask": ("a.png", read_index_mask),
     "mask": ("a.png", read_binary_mask),

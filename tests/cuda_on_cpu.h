@@ -39,6 +39,11 @@ void atomicAdd(T* to, T term) {
   *to += term;
 }
 
+template <typename T>
+void __stcs(T* to, T value) {
+  *to = value;
+}
+
 namespace on_cpu {
 
 enum Meeting { NONE, BLOCK, WARP, WARP_READ, END };

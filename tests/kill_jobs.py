@@ -30,7 +30,7 @@ from datasets.davis import convert_davis
 from datasets.predictions import InferenceRecord
 from datasets.refcoco import REFERENCES
 from datasets.toy import make_toy
-from demo import DemoResult, run_demo
+from demo import run_demo
 from engine import Validation, build_mask_identity
 from models import pretrained
 from models.authors import SIZES
@@ -205,7 +205,7 @@ def page(source: Path, out: Path) -> None:
     result = out / "result"
     if not result.exists():
         result.symlink_to(source / "demo")
-    web_demo.zip_masks(DemoResult(result, [], np.zeros((0, 0)), [], 1.0))
+    web_demo.zip_masks(result)
 
 
 # -------- Checkpoints and frozen stacks -----------------------------------------

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from demo import DemoResult, run_demo
 from models.inference import InferenceOptions
@@ -35,7 +39,23 @@ PRETRAINED = Pretrained(
     options=InferenceOptions(),
     device=torch.device("cpu"),
 )
-OUTPUTS = ("result", "status", "results", "overlay", "frame", "picture", "sheet", "scores", "plot", "downloads")
+OUTPUTS = (
+    *(
+        "result",
+        "status",
+        "results",
+        "looks",
+        "apply",
+        "overlay",
+        "frame",
+        "picture",
+        "sheet",
+        "scores",
+        "plot",
+        "downloads",
+    ),
+    "tabs",
+)
 
 
 @contextlib.contextmanager
@@ -100,14 +120,30 @@ class Visitor:
         output = self.result("run", *find_values(file, text, **options))
         return dict(zip(OUTPUTS, output["data"], strict=True)) if "data" in output else output
 
+    def apply(
+        self, threshold: float, score_threshold: float = 0.0, colours: str = "", frame: int = 1
+    ) -> dict[str, Any]:
+        """Press the button Apply: the values of ``OUTPUTS`` but the last, or "error"."""
+        output = self.result("apply", threshold, score_threshold, colours, frame, None)
+        return dict(zip(OUTPUTS[:-1], output["data"], strict=True)) if "data" in output else output
+
+    def masks(self, found: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Return the masks of ``masks.zip`` by their names."""
+        (file,) = [download for download in found["downloads"] if download["orig_name"] == "masks.zip"]
+        with zipfile.ZipFile(io.BytesIO(self.get(file))) as archive:
+            names = [name for name in archive.namelist() if name.startswith("masks/")]
+            return {name: np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names}
+
     def get(self, file: dict[str, Any]) -> bytes:
         answer = self.http.get(file["url"])
         answer.raise_for_status()
         return answer.content
 
 
-def find_values(file: Any, text: str, start="", end="", stride=1, threshold=0.5, score_threshold=0.0) -> list[Any]:
-    return [file, text, start, end, stride, threshold, score_threshold, None]
+def find_values(
+    file: Any, text: str, start="", end="", stride=1, threshold=0.5, score_threshold=0.0, colours=""
+) -> list[Any]:
+    return [file, text, start, end, stride, threshold, score_threshold, colours, None]
 
 
 def until(true: Callable[[], bool]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from argparse import Namespace
 from collections.abc import Callable
@@ -189,6 +190,16 @@ def test_as_a_user_types_it(tiny_stack: Path, tmp_path: Path) -> None:
     assert fast["greatest_difference"] < 1e-3
     assert result["training"]["fast"]["speedup"] > 0
     assert "the baseline's throughput" in run.stdout
+
+
+def test_reading_and_writing_alone() -> None:
+    run = run_command(main, *map(str, SMALL), "--files", "2", "--num_workers", "3")
+    assert run.returncode == 0, run.stderr
+    assert re.search(
+        r"^4 frames, 3 sentences, 3 threads, \d+ cores: \d+\.\d frames per second, \d+\.\d ms of CPU time per frame$",
+        run.stdout,
+        re.MULTILINE,
+    )
 
 
 def test_mistakes(tiny_stack: Path, tmp_path: Path) -> None:

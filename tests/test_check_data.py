@@ -15,7 +15,7 @@ from PIL import Image
 
 from datasets import build_dataset, build_evaluator, build_scorer, davis, list_videos, mevis
 from datasets.checks import check, run_job, spread
-from datasets.files import load_clip
+from datasets.files import read_clips
 from datasets.predictions import read_index_mask, require_frames
 from datasets.refcoco import SPLITS, convert_refcoco
 from datasets.registry import DATASETS
@@ -317,7 +317,7 @@ def load_everything(name: str, root: Path, splits: Sequence[str], notes: str) ->
         videos = list_videos(cfg)
         require_frames(videos)
         for video in videos:
-            load_clip(video.frame_paths)
+            next(read_clips([video.frame_paths]))
         if name == "mevis" and split == "valid_u":
             for scored in mevis.read_ground_truth(root / split)[0]:
                 for number in range(len(scored.frames)):

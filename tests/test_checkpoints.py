@@ -1152,7 +1152,7 @@ def test_weights_of_a_backbone_beside_a_checkpoint_are_found(tmp_path: Path, mon
         built.append(cfg)
         return None, []
 
-    monkeypatch.setattr("models.pretrained.open_checkpoint", lambda *_: found)
+    monkeypatch.setattr("models.pretrained.open_checkpoint", lambda *_, **__: found)
     monkeypatch.setattr("models.pretrained.build_for_inference", build)
     load_pretrained(tmp_path / "c.pth", device="cpu")
     (cfg,) = built

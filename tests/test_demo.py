@@ -562,7 +562,6 @@ MISTAKES = {
     "no such file": (["{tmp}/none.mp4", "a dog"], "none.mp4 does not exist"),
     "no sentence": (["{tmp}/good.mp4"], "SENTENCE"),
     "empty sentence": (["{tmp}/good.mp4", "a dog", "  "], "sentence 2 is empty"),
-    "no checkpoint": (["{tmp}/good.mp4", "a dog", "--resume", ""], "no checkpoint is given"),
     "missing checkpoint": (["{tmp}/good.mp4", "a dog", "--resume", "{tmp}/no.pth"], "no.pth does not exist"),
     "mistyped flag": (["{tmp}/good.mp4", "a dog", "--treshold", "0.5"], "unknown flag --treshold; did you mean --thre"),
     "mistyped flag of the demo": (["{tmp}/good.mp4", "a dog", "--strid", "2"], "did you mean --stride?"),

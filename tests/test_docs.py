@@ -251,7 +251,7 @@ RUN_PAGES = ("data", "training", "evaluation", "checkpoints", "library", "demo")
 MADE_UP = "forest"  # the dataset that docs/development.md adds
 # Options of other programs, and of the benchmark at the commit whose measurements docs/performance.md shows.
 FOREIGN_FLAGS = {"--logdir", "--prefix", "--local-dir", "--shm-size", f"--{MADE_UP}_path"}
-FOREIGN_FLAGS |= {"--sweep-frames", "--sweep-sentences"}
+FOREIGN_FLAGS |= {"--sweep-frames", "--sweep-sentences", "--exclude"}
 ROOMS = ("configs", "scripts", "models", "datasets", "util", "tests", "toy", "docs")
 
 

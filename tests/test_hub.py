@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import huggingface_hub
+import numpy as np
 import pytest
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-)
+import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from models.checkpoints import open_checkpoint
-from models.diffusion.stack import part_sources
-from scripts import push_to_hub
+import demo
+from engine import build_mask_identity
+from models import checkpoints, load_pretrained
+from models.authors import SIZES, authors_names, authors_weights
+from models.checkpoints import frozen_parts, held_parts, open_checkpoint, part_hash, without_frozen
+from models.diffusion.stack import FrozenStack, load_stack, part_sources
+from scripts import convert_checkpoint, push_to_hub
+from tests import hub_server
 from tests.commands import run_command
+from tests.hub_server import COMMIT, HubServer
+from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_model, write_authors
 from util import hub
+from util.checkpoint import read_content
+from util.config import WEIGHTS, Config
 from util.errors import UserError
 from util.hub import cached_revision, checkpoint_path
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
@@ -107,7 +121,10 @@ def test_offline_is_one_sentence(cache: Path, source: str) -> None:
 
 def test_a_cached_repository_without_that_file(cache: Path) -> None:
     add_to_cache(cache, "org/repo", "model.pth")
-    with pytest.raises(UserError, match=r"hf://org/repo/other\.pth is not in the cache"):
+    add_to_cache(cache, "org/card", "README.md")
+    with pytest.raises(UserError, match=r"hf://org/card is not in the cache.* `hf download org/card --local-dir card`"):
+        checkpoint_path("hf://org/card", "--resume")
+    with pytest.raises(UserError, match=r"hf://org/repo/other\.pth is not in the cache.* `hf download org/repo other"):
         checkpoint_path("hf://org/repo/other.pth", "--resume")
 
 
@@ -117,73 +134,600 @@ def test_incomplete_addresses(source: str) -> None:
         checkpoint_path(source, "--resume")
 
 
+def test_a_hub_that_is_away_is_asked_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then its cache is used, or one sentence says that there is none."""
+    asked: list[str] = []
+
+    def away(repo: str, **options: Any) -> None:
+        asked.append(repo)
+        raise OSError("no network")
+
+    monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=away))
+    with pytest.raises(UserError, match=r"org/stack is not in the cache, and the hub cannot be reached.*--pretrained"):
+        hub.open_repository("org/stack", "--pretrained")
+    add_to_cache(cache, "org/stack", "unet/config.json")
+    found = hub.open_repository("org/stack", "--pretrained")
+    assert (list(found.keys), found.online, asked) == (["unet/config.json"], False, ["org/stack"] * 2)
+
+
 def test_an_invalid_repository_name(cache: Path) -> None:
     with pytest.raises(UserError, match="has no repository"):
         checkpoint_path("hf://org/re po/c.pth", "--resume")
 
 
-class Online:
-    """The hub, with one repository."""
-
-    files = ("README.md", "VD-IT_ytvos.pth")
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[Any, ...]] = []
-
-    def model_info(self, repo: str, revision: str | None) -> SimpleNamespace:
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.files])
-
-    def download(self, repo: str, file: str, revision: str | None) -> str:
-        self.asked.append((repo, file, revision))
-        if file not in self.files:
-            raise EntryNotFoundError(f"404 {file}")
-        return f"/cache/{file}"
-
-
 @pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch) -> Online:
-    found = Online()
-    monkeypatch.setattr(hub, "HfApi", lambda: found)
-    monkeypatch.setattr(hub, "hf_hub_download", found.download)
-    return found
+def server(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub that can be reached, and an empty cache."""
+    with HubServer() as found:
+        constants = huggingface_hub.constants
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+        monkeypatch.setattr(constants, "ENDPOINT", found.address)
+        template = found.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield found
+        found.shutdown()
 
 
-def test_a_repository_is_the_checkpoint_in_it(online: Online) -> None:
-    assert checkpoint_path("hf://buxiangzhiren/VD-IT", "--resume") == Path("/cache/VD-IT_ytvos.pth")
-    checkpoint_path("hf://buxiangzhiren/VD-IT@main/VD-IT_ytvos.pth", "--resume")
-    assert online.asked == [
-        ("buxiangzhiren/VD-IT", "VD-IT_ytvos.pth", None),
-        ("buxiangzhiren/VD-IT", "VD-IT_ytvos.pth", "main"),
-    ]
+def serve(server: HubServer, folder: Path, repo: str, **files: bytes) -> None:
+    """Serve files of a repository; double underscores in their names are dots."""
+    root = folder / "served" / repo
+    for name, content in files.items():
+        path = root / name.replace("__", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    server.add(repo, root, "mit")
 
 
-def test_a_file_that_the_repository_lacks(online: Online) -> None:
-    with pytest.raises(UserError, match=r"repository org/repo has no file other\.pth"):
-        checkpoint_path("hf://org/repo/other.pth", "--resume")
+def test_a_download_is_announced_once(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve(server, tmp_path, "org/repo", README__md=b"x", model__pth=bytes(2_000_000))
+    path = checkpoint_path("hf://org/repo", "--resume")
+    assert path.read_bytes() == bytes(2_000_000) and path.name == "model.pth"
+    said = f"note: downloading 2.0 MB into {tmp_path / 'hub'}, once: org/repo (2.0 MB, licence: mit)\n"
+    assert capsys.readouterr().out == said
+    assert server.downloaded() == ["org/repo/model.pth"]
+    assert checkpoint_path("hf://org/repo", "--resume") == path == checkpoint_path("org/repo", "--resume")
+    assert (server.downloaded(), capsys.readouterr().out) == ([], "")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert checkpoint_path("hf://org/repo/model.pth", "--resume") == path
+    assert checkpoint_path(f"hf://org/repo@{COMMIT}", "--resume") == path
 
 
-@pytest.mark.parametrize("error", [OfflineModeIsEnabled("off"), LocalEntryNotFoundError("none"), ConnectionError("x")])
-def test_a_hub_that_goes_away(online: Online, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_download_that_is_cut_off_continues(server: HubServer, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 90_000  # the library resumes at multiples of 10 MiB
+    serve(server, tmp_path, "org/repo", model__pth=content)
+    server.cuts = 1
+    assert checkpoint_path("hf://org/repo", "--resume").read_bytes() == content
+    assert server.downloaded() == ["org/repo/model.pth", f"org/repo/model.pth from {10 * 2**20}"]
+    assert not list((tmp_path / "hub").rglob("*.incomplete"))
+
+
+def test_a_hub_that_goes_away_in_the_middle(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(server, tmp_path, "org/repo", model__pth=bytes(200_000))
+
     def fail(*args: Any, **options: Any) -> None:
-        raise error
+        raise httpx2.ReadError("connection reset")
 
-    monkeypatch.setattr(hub, "hf_hub_download", fail)
-    with pytest.raises(UserError, match="cannot be reached"):
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "hf_hub_download", fail)
+        with pytest.raises(
+            UserError, match=r"model\.pth from org/repo broke off \(connection reset\); run the command"
+        ):
+            checkpoint_path("hf://org/repo", "--resume")
+    assert checkpoint_path("hf://org/repo", "--resume").stat().st_size == 200_000
+
+
+def test_a_hub_that_names_paths_elsewhere(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither files nor hashes of a listing lead out of the cache."""
+    serve(server, tmp_path, "org/repo", model__pth=b"1")
+    files = server.repositories["org/repo"]
+    files.update({"../../a.pth": tmp_path / "served/org/repo/model.pth", str(tmp_path / "b.pth"): files["model.pth"]})
+    server.commit = "../../../out"
+    found = hub.find_checkpoint("hf://org/repo", "--resume")
+    assert isinstance(found, hub.HubFile) and list(found.repository.keys) == ["model.pth"]
+    assert found.repository.folder.name == "unknown"
+    monkeypatch.setattr(hub_server, "_key", lambda content: "../../out")
+    found = hub.find_checkpoint("hf://org/repo", "--resume")
+    assert isinstance(found, hub.HubFile) and found.converted.parent.name == "unknown"
+
+
+def test_a_disk_that_is_too_small(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(server, tmp_path, "org/repo", model__pth=bytes(2_000_000))
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    with pytest.raises(UserError, match=r"org/repo \(2\.0 MB.* has only 1\.0 MB left; make room, or set HF_HOME"):
         checkpoint_path("hf://org/repo", "--resume")
+    assert server.downloaded() == []
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("hf://org/none", "the hub has no repository hf://org/none, or it is private; give another with --resume"),
+        ("hf://org/repo/other.pth", "the hub's repository org/repo has no file other.pth; give another with --resume"),
+        ("hf://org/repo@v9", "the hub has no repository hf://org/repo@v9"),
+        (
+            "hf://org/repo",
+            "hf://org/repo holds several checkpoints (a.pth, b.pth); name one: --resume hf://org/repo/a.pth",
+        ),
+        ("org/none", "there is no file or folder org/none here, and on the hub: the hub has no repository"),
+        ("hf://org/empty", "hf://org/empty holds no checkpoint (*.pth, *.safetensors, *.pt, *.ckpt, *.pth.tar, *.bin)"),
+    ],
+)
+def test_what_the_hub_lacks(server: HubServer, tmp_path: Path, source: str, said: str) -> None:
+    serve(server, tmp_path, "org/repo", a__pth=b"1", b__pth=b"2")
+    serve(server, tmp_path, "org/empty", README__md=b"1")
+    with pytest.raises(UserError) as error:
+        checkpoint_path(source, "--resume")
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "meant"),
+    [
+        (("checkpoint__pth", "log__txt"), "checkpoint.pth"),
+        (("refcoco__pth", "vdit_ytvos__pth", "a2d__pth"), "vdit_ytvos.pth"),
+        (("a__pth", "b__pth"), "a.pth"),
+        (("model__pt", "notes__md"), "model.pt"),
+        (("model__pth__tar",), "model.pth.tar"),
+        (("optimizer__bin", "vdit__pth"), "vdit.pth"),
+    ],
+)
+def test_the_file_of_published_weights_is_found(
+    server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], files: tuple[str, ...], meant: str
+) -> None:
+    serve(server, tmp_path, "buxiangzhiren/VD-IT", **dict.fromkeys(files, b"1"))
+    found = hub.find_checkpoint(WEIGHTS["vdit"].source, "--weights")
+    assert isinstance(found, hub.HubFile) and found.file == meant
+    assert "CC BY-NC 4.0" in found.repository.licence
+    assert ("holds" in capsys.readouterr().out) == (len([name for name in files if name.endswith("__pth")]) > 1)
+
+
+def test_a_real_process_reads_hf_endpoint(server: HubServer, tmp_path: Path, root: Path) -> None:
+    serve(server, tmp_path, "org/repo", model__pth=b"weights")
+    code = "from util.hub import checkpoint_path; print(checkpoint_path('org/repo', '--resume').read_text())"
+    places = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env={**os.environ, **places}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.endswith("\nweights\n"), done.stderr
+    assert list((tmp_path / "home/hub/models--org--repo/snapshots").glob("*/model.pth"))
 
 
 def test_revisions(cache: Path) -> None:
     add_to_cache(cache, "org/stack", "unet/config.json")
-    assert cached_revision("org/stack", "unet/config.json") == COMMIT
-    assert cached_revision("org/stack", "vae/config.json") is None
-    assert cached_revision("org/other", "config.json") is None
-    assert cached_revision("/no/hub/id", "config.json") is None
+    add_to_cache(cache, "damo-vilab/text-to-video-ms-1.7b", "unet/config.json")
+    assert cached_revision("org/stack") == cached_revision(f"org/stack@{COMMIT}") == COMMIT
+    assert cached_revision("ali-vilab/text-to-video-ms-1.7b") == COMMIT
+    assert cached_revision("org/other") is cached_revision("/no/hub/id") is None
+
+
+# -------- Frozen parts ----------------------------------------------------------
+
+
+T2V, CLIP, ROBERTA = "ali-vilab/text-to-video-ms-1.7b", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "roberta-base"
+
+
+@pytest.fixture
+def parts(server: HubServer, small_stack: Path, tmp_path: Path) -> Path:
+    """A copy of a tiny stack, and the hub that serves it as the published repositories."""
+    folder = tmp_path / "published"
+    shutil.copytree(small_stack, folder / "t2v", ignore=shutil.ignore_patterns("clip", "roberta", "*.json.stamp"))
+    shutil.copytree(small_stack / "clip", folder / "clip")
+    shutil.copytree(small_stack / "roberta", folder / "roberta")
+    serve_parts(server, folder)
+    return folder
+
+
+def serve_parts(server: HubServer, folder: Path) -> None:
+    server.add(T2V, folder / "t2v", "cc-by-nc-4.0")
+    server.add(CLIP, folder / "clip", "mit")
+    server.add(ROBERTA, folder / "roberta", "mit")
+
+
+def tensors_of(stack: FrozenStack) -> dict[str, torch.Tensor]:
+    """The weights of every part."""
+    modules = (stack.unet, stack.vae, stack.text_encoder, stack.image_encoder, stack.sentence_encoder)
+    return {f"{i}.{name}": value for i, module in enumerate(modules) for name, value in module.state_dict().items()}
+
+
+def rewrite(folder: Path, variant: str = "", pickled: bool = False, half: bool = False) -> None:
+    """Store the weights of every part in another of the hub's forms."""
+    for path in folder.rglob("*.safetensors"):
+        state = load_file(path)
+        state = {name: value.half() if half else value for name, value in state.items()}
+        stem = "pytorch_model" if pickled and path.stem == "model" else path.stem
+        target = path.with_name(f"{stem}{variant}.{'bin' if pickled else 'safetensors'}")
+        path.unlink()
+        torch.save(state, target) if pickled else save_file(state, target, {"format": "pt"})
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "safetensors": {},
+    "bin": {"pickled": True},
+    "fp16 safetensors": {"variant": ".fp16", "half": True},
+    "fp16 bin": {"variant": ".fp16", "half": True, "pickled": True},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_the_hubs_weights(
+    form: str,
+    server: HubServer,
+    parts: Path,
+    small_stack: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """Online, then again from a cache that is reached by a link, without a network."""
+    own = tensors_of(load_stack(str(small_stack)))
+    rewrite(parts, **FORMS[form])
+    serve_parts(server, parts)
+    half = FORMS[form].get("half", False)
+    capfd.readouterr()
+    found = tensors_of(load_stack(T2V))
+    assert found.keys() == own.keys()
+    for name, value in own.items():
+        assert torch.equal(found[name], value.half().float() if half else value), name
+    out, err = capfd.readouterr()
+    assert "licence: cc-by-nc-4.0" in out and out.count("note: downloading") == 1 and out.count("\n") == 1
+    assert {record.name for record in caplog.records} <= {"models.diffusion.stack"}
+    assert len([record for record in caplog.records if "half precision" in record.message]) == (5 if half else 0)
+    assert not [str(warning.message) for warning in recwarn if "hub" in str(warning.message).lower()]
+    assert not re.search(r"deprecat|rror occurred|unauthenticated", err, re.IGNORECASE), err
+    server.requests.clear()
+    hub_cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    hub_cache.rename(hub_cache.with_name("elsewhere"))
+    hub_cache.symlink_to(hub_cache.with_name("elsewhere"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    again = tensors_of(load_stack(T2V))
+    assert all(torch.equal(again[name], value) for name, value in found.items())
+    assert server.requests == []
+
+
+def test_only_files_that_are_read_are_downloaded(server: HubServer, parts: Path) -> None:
+    """Full precision where there is a choice, and one format."""
+    for path in list(parts.rglob("*.safetensors")):
+        for name in (f"{path.stem}.fp16.safetensors", f"{path.stem}.bin", "open_clip_pytorch_model.bin", "tf_model.h5"):
+            path.with_name(name).write_bytes(b"not read")
+    (parts / "t2v/unet/unused.json").write_text("{}")
+    serve_parts(server, parts)
+    load_stack(f"hf://{T2V}", f"hf://{CLIP}@main", f"hf://{ROBERTA}")
+    names = [path.partition("/resolve")[0] for path in server.downloaded()]
+    weights = [name for name in names if not name.endswith((".json", ".txt"))]
+    assert sorted(weights) == sorted(
+        [
+            *(f"{T2V}/{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")),
+            *(f"{T2V}/text_encoder/model.safetensors", f"{CLIP}/model.safetensors", f"{ROBERTA}/model.safetensors"),
+        ]
+    )
+    assert f"{T2V}/unet/unused.json" not in names
+    load_stack(T2V)
+    assert not [request for request in server.requests if not request.startswith("GET /api/models/")]
+
+
+def test_downloads_of_frozen_parts_show_their_progress(
+    server: HubServer, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other bars are silenced later."""
+    huggingface_hub.utils.enable_progress_bars()
+    download, silent = hub.hf_hub_download, []
+
+    def watched(*args: Any, **options: Any) -> str:
+        silent.append(huggingface_hub.utils.are_progress_bars_disabled())
+        return download(*args, **options)
+
+    monkeypatch.setattr(hub, "hf_hub_download", watched)
+    load_stack(T2V)
+    assert len(silent) > 10 and not any(silent)
+
+
+@pytest.mark.parametrize("given", ["damo-vilab/text-to-video-ms-1.7b", "ali-vilab/text-to-video-ms-1.7b"])
+def test_two_names_of_a_repository(given: str, server: HubServer, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one name has downloaded is found under the other, online and offline."""
+    server.moved = {"damo-vilab/text-to-video-ms-1.7b": T2V, "FacebookAI/roberta-base": ROBERTA}
+    load_stack(given, text_encoder="FacebookAI/roberta-base")
+    assert server.downloaded()
+    other = ({"damo-vilab/text-to-video-ms-1.7b", T2V} - {given}).pop()
+    load_stack(other)
+    assert server.downloaded() == []
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    load_stack(other)
+    assert cached_revision(other) == cached_revision(ROBERTA) == COMMIT
+    assert build_mask_identity(Config(pretrained=given)) == build_mask_identity(Config(pretrained=f"hf://{other}"))
+
+
+def test_a_nested_configuration_of_clip(server: HubServer, parts: Path, small_stack: Path) -> None:
+    """LAION's repository holds the whole CLIP: its configuration has those of both encoders, its file both weights."""
+    path = parts / "clip/config.json"
+    vision = json.loads(path.read_text())
+    width = vision.pop("projection_dim")
+    del vision["architectures"]
+    text = {"model_type": "clip_text_model", "hidden_size": 32, "vocab_size": 49408, "num_hidden_layers": 2}
+    whole = {"model_type": "clip", "projection_dim": width, "vision_config": vision}
+    path.write_text(json.dumps({**whole, "text_config": text, "logit_scale_init_value": 2.6592}))
+    weights = load_file(parts / "clip/model.safetensors")
+    weights["text_model.final_layer_norm.weight"] = weights["logit_scale"] = torch.ones(1)
+    save_file({name: value.clone() for name, value in weights.items()}, parts / "clip/model.safetensors")
+    serve_parts(server, parts)
+    found, own = tensors_of(load_stack(T2V)), tensors_of(load_stack(str(small_stack)))
+    assert all(torch.equal(found[name], value) for name, value in own.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda parts: (parts / "clip/model.safetensors").rename(parts / "clip/open_clip_model.safetensors"),
+            "no file of weights",
+        ),
+        (
+            lambda parts: widen(parts / "clip/model.safetensors"),
+            "holds vision_model.embeddings.class_embedding of shape",
+        ),
+        (lambda parts: widen(parts / "t2v/unet/diffusion_pytorch_model.safetensors"), r"conv_in.bias of shape \[33\]"),
+        (lambda parts: (parts / "t2v/unet/config.json").unlink(), "cannot load the UNet from"),
+    ],
+)
+def test_a_repository_that_does_not_fit(
+    change: Callable[[Path], None], said: str, server: HubServer, parts: Path
+) -> None:
+    change(parts)
+    serve_parts(server, parts)
+    with pytest.raises(UserError, match=said) as error:
+        load_stack(T2V)
+    assert (
+        "\n" not in str(error.value)
+        and "report" not in str(error.value)
+        and "ignore_mismatched" not in str(error.value)
+    )
+
+
+def widen(path: Path) -> None:
+    """Give one tensor of a file another shape."""
+    state = load_file(path)
+    name = next(name for name, value in state.items() if value.ndim == 1)
+    save_file({**state, name: torch.zeros(len(state[name]) + 1)}, path, {"format": "pt"})
+
+
+def test_parts_of_which_the_cache_holds_some(server: HubServer, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_stack(T2V)
+    shutil.rmtree(hub._cache(T2V) / "snapshots" / COMMIT / "unet")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=r"weights of ali-vilab.*, folder unet, are not in the cache.*with --pretrained"
+    ):
+        load_stack(T2V)
 
 
 def test_frozen_parts_may_be_named_like_checkpoints() -> None:
     sources = part_sources("hf://ali-vilab/text-to-video-ms-1.7b", text_encoder="hf://roberta-base")
     assert sources["unet"] == "ali-vilab/text-to-video-ms-1.7b"
     assert sources["sentence_encoder"] == "roberta-base"
+
+
+# -------- Checkpoints of the authors --------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def released(small_stack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A VD-IT in the authors' layout, and its weights by their names."""
+    cfg, path = tiny_config(small_stack), tmp_path_factory.mktemp("authors") / "vdit.pth"
+    return path, write_authors(path, tiny_model(cfg, seed=1), cfg)
+
+
+WRAPPERS: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, Any]]] = {
+    "a.pt": lambda state: {"model": state},
+    "a.pth.tar": lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}},
+    "a.ckpt": lambda state: {"state_dict": state, "epoch": 3},
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_every_kind_of_file(name: str, released: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    """In a folder that holds nothing else, found by its suffix."""
+    path, state = released
+    args = torch.load(path, weights_only=False)["args"]
+    torch.save({**WRAPPERS[name](state), "args": args}, tmp_path / name)
+    found = open_checkpoint(str(tmp_path), "--resume").weights
+    assert differences(found, open_checkpoint(str(path), "--resume").weights) == [] and len(found) > 500
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.safetensors"])
+def test_files_of_weights_alone(name: str, released: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    """They state no sizes, so they are read as those of the published model."""
+    state = {key: value.clone() for key, value in released[1].items()}
+    save_file(state, tmp_path / name) if name == "a.safetensors" else torch.save(state, tmp_path / name)
+    assert differences(authors_weights(read_content(tmp_path / name)), state) == []
+    with pytest.raises(UserError, match=r"its options describe a model of at least 1\.31e\+07 trained numbers"):
+        open_checkpoint(str(tmp_path), "--resume")
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "b.pth")
+    with pytest.raises(UserError, match="holds the weights of neither VD-IT nor HCD"):
+        open_checkpoint(str(tmp_path / "b.pth"), "--resume")
+
+
+def test_checkpoints_of_hcd_with_adapters(small_stack: Path, tmp_path: Path) -> None:
+    """Those of single epochs hold the adapters as peft names them, beside the weights that they adapt."""
+    cfg = tiny_config(small_stack, model="hcd", lora_rank=4, lora_alpha=6.0)
+    model, table = tiny_model(cfg, seed=1), authors_names("hcd")
+    state = {}
+    for name, value in model.state_dict().items():
+        theirs = table.theirs(name)[0]
+        state[theirs.replace("extract.unet.", "extract.unet.base_model.model.")] = value
+    sizes = {name: getattr(cfg, name) for name in (*SIZES, "lora_alpha")}
+    torch.save({"model": state, "epoch": 0, "args": argparse.Namespace(**sizes)}, tmp_path / "checkpoint_lora0.pth")
+    checkpoint = open_checkpoint(str(tmp_path), "--resume")
+    assert (checkpoint.options["lora_rank"], checkpoint.options["lora_alpha"]) == (4, 6.0)
+    again = tiny_model(cfg, seed=2)
+    restore(again, tmp_path / "checkpoint_lora0.pth", cfg)
+    assert differences(again.state_dict(), model.state_dict()) == []
+    assert not any(part.from_checkpoint for _, part in frozen_parts(again)), (
+        "the weights that they adapt are pretrained"
+    )
+    assert held_parts(without_frozen(checkpoint).weights) == set()
+    torch.save({name: value for name, value in state.items() if ".lora_" in name}, tmp_path / "checkpoint_lora0.pth")
+    with pytest.raises(UserError, match=r"holds LoRA adapters alone; give the checkpoint of the whole model"):
+        open_checkpoint(str(tmp_path), "--resume")
+
+
+def test_a_conversion_is_kept(
+    server: HubServer,
+    released: tuple[Path, dict[str, torch.Tensor]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, state = released
+    (tmp_path / "org").mkdir()
+    shutil.copy(path, tmp_path / "org/released.pth")
+    server.add("org/repo", tmp_path / "org")
+    first = open_checkpoint("org/repo", "--resume")
+    assert first.path.is_relative_to(tmp_path / "assets/t2v-rvos/org--repo/main")
+    assert not held_parts(first.weights) and first.frozen["unet"]["source"] == "released.pth"
+    assert first.path.stat().st_size < path.stat().st_size / 5
+    said = capsys.readouterr().out
+    assert said.count("note: ") == 2 and "converted released.pth to" in said and "hf cache rm model/org/repo" in said
+    shutil.rmtree(tmp_path / "hub")
+    for revision in ("", "@main"):
+        assert open_checkpoint(f"hf://org/repo{revision}", "--resume").path == first.path
+    assert server.downloaded() == ["org/repo/released.pth"], "the first time only"
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        assert open_checkpoint("hf://org/repo", "--resume").path == first.path
+        assert open_checkpoint("hf://org/repo/released.pth", "--resume").path == first.path
+        other = first.path.parents[1] / "e" / "other.safetensors"
+        other.parent.mkdir()
+        shutil.copy(first.path, other)
+        with pytest.raises(UserError, match=r"several checkpoints \(other\.safetensors, released\.safetensors\)"):
+            open_checkpoint("hf://org/repo", "--resume")
+        other.unlink()
+        for source in ("hf://org/repo/other.pth", "hf://org/repo@v2"):
+            with pytest.raises(UserError, match="is not in the cache"):
+                open_checkpoint(source, "--resume")
+    original = open_checkpoint("hf://org/repo", "--resume", original=True)
+    assert held_parts(original.weights) >= {"unet", "vae", "sentence_encoder"}
+    name = "query_tensors"
+    content = {**torch.load(path, weights_only=False), "model": {**state, name: state[name] + 1}}
+    torch.save(content, tmp_path / "org/released.pth")
+    server.commit = COMMIT[::-1]
+    second = open_checkpoint("hf://org/repo", "--resume")
+    assert second.path != first.path
+    assert torch.equal(second.weights["language_queries.vectors"], first.weights["language_queries.vectors"] + 1)
+
+
+def test_a_conversion_keeps_frozen_parts_of_its_own(
+    server: HubServer, small_stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found when it is loaded: the authors' UNet is not the pretrained one."""
+    cfg = tiny_config(small_stack)
+    model = tiny_model(cfg, seed=1)
+    change_unet(model)
+    (tmp_path / "org").mkdir()
+    write_authors(tmp_path / "org/released.pth", model, cfg)
+    server.add("org/repo", tmp_path / "org")
+    for _ in range(2):
+        again = tiny_model(cfg, seed=2)
+        restore(again, Path("org/repo"), cfg)
+        assert differences(again.state_dict(), model.state_dict()) == []
+        assert held_parts(open_checkpoint("org/repo", "--resume").weights) == {"unet"}
+    assert (
+        capsys.readouterr().out.count("was trained with a different UNet than the one loaded, and holds its own") == 1
+    )
+    assert server.downloaded() == ["org/repo/released.pth"]
+
+
+def test_a_conversion_that_cannot_be_kept(
+    server: HubServer, released: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    server.add("org/repo", released[0].parent)
+    (tmp_path / "assets").write_text("a file in place of the folder")
+    found = open_checkpoint("hf://org/repo", "--resume")
+    assert held_parts(found.weights) and "could not be kept" in found.notes[0]
+
+
+@pytest.mark.slow
+def test_without_any_argument(
+    server: HubServer, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Published weights at toy size: the first run downloads and converts, the second needs neither file nor hub."""
+    published = tmp_path / "published"
+    shutil.copytree(root / "toy/stack", published / "t2v", ignore=shutil.ignore_patterns("clip", "roberta"))
+    for name in ("clip", "roberta"):
+        shutil.copytree(root / "toy/stack" / name, published / name)
+    serve_parts(server, published)
+    flags = ("--to", "authors", "--pretrained", root / "toy/stack")
+    made = run_command(convert_checkpoint.main, root / "toy/vdit.safetensors", tmp_path / "vd/vdit_ytvos.pth", *flags)
+    assert made.returncode == 0, made.stderr
+    (tmp_path / "vd/vdit_refcoco.pth").write_bytes(b"another")
+    server.add("buxiangzhiren/VD-IT", tmp_path / "vd")
+    Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(tmp_path / "picture.png")
+
+    def segment(name: str, *words: object) -> tuple[str, bytes]:
+        words = (tmp_path / "picture.png", "the dog", "--eval_size", 64, "--device", "cpu", *words)
+        done = run_command(demo.main, *words, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, (tmp_path / name / "masks/1_the-dog/00000.png").read_bytes()
+
+    hashed: list[int] = []
+    monkeypatch.setattr(checkpoints, "part_hash", lambda weights: hashed.append(len(weights)) or part_hash(weights))
+    server.cuts = 2
+    said, mask = segment("first")
+    assert "using vdit_ytvos.pth" in said
+    downloading = re.findall(r"^note: downloading .*$", said, re.MULTILINE)
+    assert len(downloading) == 1, "one note states everything, before it starts"
+    for part in ("buxiangzhiren/VD-IT (", "licence: CC BY-NC 4.0", f"{T2V} (", f"{CLIP} (", f"{ROBERTA} (", "mit"):
+        assert part in downloading[0]
+    shutil.rmtree(tmp_path / "hub/models--buxiangzhiren--VD-IT")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hashed.clear()
+    said, again = segment("second")
+    assert again == mask and "downloading" not in said
+    assert not hashed, "the conversion knows the revisions of the frozen parts"
+    said, toy = segment("toy", "--resume", root / "toy/vdit.safetensors")
+    assert toy == mask
+    assert load_pretrained(device="cpu").checkpoint.name == "vdit_ytvos.safetensors"
+    shutil.rmtree(tmp_path / "assets")
+    done = run_command(demo.main, tmp_path / "picture.png", "the dog", "--out", tmp_path / "third")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "`hf download buxiangzhiren/VD-IT --local-dir VD-IT` elsewhere" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_for_a_machine_without_a_network(
+    server: HubServer,
+    parts: Path,
+    released: tuple[Path, dict[str, torch.Tensor]],
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of docs/install.md: download folders elsewhere, convert, segment."""
+    server.add("buxiangzhiren/VD-IT", released[0].parent)
+    (parts / "clip/open_clip_pytorch_model.bin").write_bytes(b"not read")
+    serve_parts(server, parts)
+    page = (root / "docs/install.md").read_text()
+    lines = [shlex.split(line) for line in re.findall(r"^  ((?:hf|python) .*)$", page, re.MULTILINE)]
+    places = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    program = Path(sys.executable).with_name("hf")
+    for words in lines:
+        if words[0] == "hf":
+            done = subprocess.run(
+                [program, *words[1:]], cwd=tmp_path, env={**os.environ, **places}, capture_output=True
+            )
+            assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "weights").rglob("open_clip*"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(tmp_path / "video.mp4", "png")
+    convert, segment = ([str(tmp_path / w) if "/" in w or "." in w[1:] else w for w in words] for words in lines[-2:])
+    stack = ("--stack", tmp_path / "weights/stack")
+    done = run_command(convert_checkpoint.main, *convert[3:], *stack)
+    assert done.returncode == 0, done.stderr
+    done = run_command(demo.main, *segment[2:], "--eval_size", 64, "--device", "cpu", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/masks/1_the-dog/00000.png").is_file()
 
 
 # -------- scripts.push_to_hub ---------------------------------------------------
@@ -224,6 +768,23 @@ def test_there_and_back(hub_folder: Path, tiny_checkpoint: Path, tmp_path: Path)
     own = open_checkpoint(str(tiny_checkpoint), "--resume")
     assert pulled.weights.keys() == own.weights.keys()
     assert all((pulled.weights[name] == value).all() for name, value in own.weights.items())
+
+
+def test_a_card_of_an_authors_checkpoint_names_the_hub(
+    released: tuple[Path, dict[str, torch.Tensor]], small_stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Not the file that its frozen parts were in."""
+    monkeypatch.setattr(
+        push_to_hub, "convert", lambda words: convert_checkpoint.main([*words, "--stack", str(small_stack)])
+    )
+    done = run_command(push_to_hub.main, released[0], "me/x", "--folder", tmp_path / "look")
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "look/README.md").read_text()
+    rows = dict(re.findall(r"^\| (\w+) \| (.+?) \| `[0-9a-f]{16}` \|$", card, re.MULTILINE))
+    assert rows == {
+        **dict.fromkeys(("unet", "vae", "text_encoder"), T2V),
+        **{"image_encoder": CLIP, "sentence_encoder": ROBERTA},
+    }
 
 
 def test_preview_without_pushing(hub_folder: Path, tiny_checkpoint: Path, tmp_path: Path):

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
+import shutil
+import threading
+import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +22,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets import list_videos
+import engine
+from datasets import files, list_videos
 from datasets.files import Video
-from datasets.predictions import InferenceRecord
+from datasets.predictions import InferenceRecord, write_mask
+from datasets.registry import DATASETS
 from engine import build_mask_identity
 from models.inference import InferenceOptions, large_video_notes
 from tests.inference_tools import FRAMES, HEIGHT, SENTENCES, WIDTH, StubModel, finish, run_inference, tree, write_halves
@@ -196,6 +204,99 @@ def test_a_stopped_run_goes_on(cfg: Config, tmp_path: Path):
     whole = dataclasses.replace(cfg, output_dir=str(tmp_path / "whole"))
     run(whole)
     assert tree(Path(cfg.output_dir)) == tree(Path(whole.output_dir))
+
+
+class WatchedModel(StubModel):
+    """Calls a function before it segments a sentence, with the number of sentences before it."""
+
+    def __init__(self, watch: Callable[[int], None]) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def segment_pixels(self, *args: Any, **options: Any) -> SimpleNamespace:
+        self.watch(len(self.sentences))
+        return super().segment_pixels(*args, **options)
+
+
+def replace_writer(monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, np.ndarray], None]) -> None:
+    monkeypatch.setattr(DATASETS["ytvos"].layout, "write", write)
+
+
+def test_a_video_is_recorded_behind_the_model_and_a_kill_before_that_repeats_it(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """No mask of the first video is written before the model has the second one, where a copy stands for a kill."""
+    output, copy, begun = Path(cfg.output_dir), tmp_path / "killed", threading.Event()
+
+    def write(path: Path, plane: np.ndarray) -> None:
+        assert begun.wait(10)
+        write_mask(path, plane)
+
+    def watch(number: int) -> None:
+        if number == 2:
+            shutil.copytree(output, copy)
+            begun.set()
+
+    with monkeypatch.context() as patched:
+        replace_writer(patched, write)
+        _, _, record = run(cfg, WatchedModel(watch))
+    assert list(record.expressions) == ["a", "b"]
+    assert json.loads((copy / "inference.json").read_text())["expressions"] == {}
+    again, _, _ = run(dataclasses.replace(cfg, output_dir=str(copy)))
+    assert len(again.sentences) == 4
+    assert tree(copy) == tree(output)
+
+
+@pytest.mark.parametrize(("video", "recorded"), [("a", set()), ("b", {"a"})])
+def test_a_full_disk_is_one_sentence_and_its_video_is_not_recorded(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: str, recorded: set[str]
+):
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.match(f"{video}/1/.00010.*"):
+            write_bytes(path, content[:9])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(UserError, match=rf"cannot write .*{video}/1/00010\.png: No space left on device; choose"):
+            run(cfg)
+    assert set(record_of(cfg).expressions) == recorded
+    assert not list(Path(cfg.output_dir).rglob(".*.png"))
+    run(cfg)
+    whole = dataclasses.replace(cfg, output_dir=str(tmp_path / "whole"))
+    run(whole)
+    assert tree(Path(cfg.output_dir)) == tree(Path(whole.output_dir))
+
+
+def test_slow_writers_and_a_slow_model_bound_the_memory(cfg: Config, monkeypatch: pytest.MonkeyPatch):
+    """At most so many masks wait to be written, and so many frames for the model, whatever the number of videos."""
+    masks, ahead = 4, 2
+    decode, read, written, waiting = files.read_frame, [], [], []
+
+    def write(path: Path, plane: np.ndarray) -> None:
+        time.sleep(0.02)
+        write_mask(path, plane)
+        written.append(path)
+
+    def read_frame(path: Path) -> Tensor:
+        read.append(path)
+        return decode(path)
+
+    def watch(number: int) -> None:
+        time.sleep(0.02)
+        waiting.append((FRAMES * number - len(written), len(read) - FRAMES * (number // 2 + 1)))
+
+    replace_writer(monkeypatch, write)
+    monkeypatch.setattr(files, "read_frame", read_frame)
+    monkeypatch.setattr(files, "FRAMES_AHEAD", ahead)
+    monkeypatch.setattr(engine, "PENDING_MASKS", masks)
+    run(dataclasses.replace(cfg, num_workers=1), WatchedModel(watch))
+    assert len(waiting) == 4 and len(written) == 4 * FRAMES
+    assert max(unwritten for unwritten, _ in waiting) <= masks
+    assert max(unused for _, unused in waiting) <= ahead
 
 
 def test_a_changed_sentence_is_computed_again(cfg: Config, data: Path):

@@ -13,31 +13,33 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from models.ops import MSDeformAttn, build, functional, multi_scale_deformable_attention, plain
-from scripts.bench_operator import best_time
+from scripts.bench_operator import LEVELS, _other_projects, best_time, make_inputs
 from util.errors import UserError, run_cli
 
 Shapes = Sequence[tuple[int, int]]
 FOUR_LEVELS: Shapes = [(6, 4), (3, 2), (2, 1), (1, 1)]
-BACKENDS = ("torch", "cpp", "cuda")
+BACKENDS = ("torch", "cpp", "triton", "cuda")
 
 
 @pytest.fixture(params=BACKENDS)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Force each backend in turn; the result is the device that its tensors must be on."""
     name = request.param
-    if name == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no GPU to run the CUDA kernels on")
-    if name != "torch":
-        needs_tools(functional.KERNELS[name])
+    device = torch.device("cuda" if name in ("triton", "cuda") else "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU to run the CUDA and Triton kernels on")
+    if name in ("cpp", "cuda"):
+        needs_tools("cpu" if name == "cpp" else "cuda")
     monkeypatch.setenv("MSDA_BACKEND", name)
-    device = torch.device("cuda" if name == "cuda" else "cpu")
     assert functional.backend_for(torch.empty(0, 0, 0, 8, device=device)) == name
     return device
 
@@ -187,7 +189,9 @@ def test_nothing_in_nothing_out(device: torch.device, batch: int, queries: int) 
     assert not any(g.any() for g in found)
 
 
-@pytest.mark.parametrize("device", ["cpp", "cuda"], indirect=True)  # plain PyTorch multiplies values outside by zero
+@pytest.mark.parametrize(
+    "device", ["cpp", "triton", "cuda"], indirect=True
+)  # plain PyTorch multiplies values outside by zero
 def test_kernels_do_not_read_what_is_outside(device: torch.device) -> None:
     """Zero times infinity is not zero: a place outside, or beside the edge, must not borrow a value."""
     value = torch.ones(1, 4, 1, 8, device=device)
@@ -434,9 +438,10 @@ def test_forced_plain_pytorch(cache: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert not cache.exists()
 
 
-def test_forced_on_the_wrong_device(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MSDA_BACKEND", "cuda")
-    with pytest.raises(UserError, match=r"^MSDA_BACKEND=cuda runs on cuda, but the tensors are on cpu; unset it$"):
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_forced_on_the_wrong_device(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MSDA_BACKEND", name)
+    with pytest.raises(UserError, match=rf"^MSDA_BACKEND={name} runs on cuda, but the tensors are on cpu; unset it$"):
         _run()
 
 
@@ -446,8 +451,61 @@ def test_an_unknown_backend_ends_in_one_sentence(
     monkeypatch.setenv("MSDA_BACKEND", "fast")
     with pytest.raises(SystemExit) as stop:
         run_cli(lambda: MSDeformAttn(8, num_levels=1, num_heads=1, num_points=1) and None)
-    message = "error: MSDA_BACKEND=fast is unknown; choose cuda, cpp or torch, or unset it\n"
+    message = "error: MSDA_BACKEND=fast is unknown; choose cuda, triton, cpp or torch, or unset it\n"
     assert (stop.value.code, capsys.readouterr().err) == (2, message)
+
+
+NO_NVCC, NO_TRITON = build.BuildError("no nvcc of CUDA 13 was found"), build.BuildError("Triton is not installed")
+
+
+@pytest.mark.parametrize(
+    ("width", "cuda", "triton", "report"),
+    [
+        (8, None, None, "cuda (msda.so)"),
+        (12, None, None, "triton: the CUDA kernels need heads whose width is a multiple of 8"),
+        (8, NO_NVCC, None, f"triton: {NO_NVCC}"),
+        (8, NO_NVCC, NO_TRITON, f"torch, many times slower than cuda: {NO_NVCC}; {NO_TRITON}"),
+    ],
+)
+def test_order_of_choice_on_a_gpu(
+    width: int,
+    cuda: Exception | None,
+    triton: Exception | None,
+    report: str,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The CUDA kernels, then Triton, then plain PyTorch; nothing runs here."""
+    monkeypatch.setattr(build, "load", Mock(side_effect=cuda, return_value=Path("msda.so")))
+    monkeypatch.setattr(functional, "_try_triton", Mock(side_effect=triton))
+    assert functional._choose("cuda", "", packs=width % 8 == 0) == report.split()[0].strip(":,")
+    assert capsys.readouterr().err == f"multi-scale deformable attention on cuda: {report}\n"
+    for name, error in (("cuda", cuda), ("triton", triton)):
+        if error:
+            with pytest.raises(UserError, match=f"^MSDA_BACKEND={name} is not available: {error}$"):
+                functional._choose("cuda", name, packs=True)
+        else:
+            assert functional._choose("cuda", name, packs=True) == name
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ImportError(), "Triton is not installed"),
+        (RuntimeError("No C compiler.\nmore"), "Triton cannot compile a kernel here (No C compiler.)"),
+        (AssertionError(), "Triton cannot compile a kernel here (AssertionError)"),
+    ],
+    ids=repr,
+)
+def test_triton_that_does_not_work(error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises becomes a reason in one sentence."""
+    kernels = SimpleNamespace(forward=Mock(side_effect=error))
+    monkeypatch.setitem(sys.modules, "models.ops.triton_kernels", kernels)
+    monkeypatch.setattr("models.ops.triton_kernels", kernels, raising=False)
+    with pytest.raises(build.BuildError) as refusal:
+        functional._try_triton("cpu")
+    assert str(refusal.value) == reason
 
 
 def _start_load(folder: Path) -> subprocess.Popen[str]:
@@ -509,6 +567,42 @@ def test_a_kernel_of_other_sources_flags_or_another_pytorch_is_not_used(
     with (sources / "msda_cpu.cpp").open("a") as file:
         file.write("// changed\n")
     assert build._find("cpu") is None
+
+
+def test_the_benchmark_measures_operators_of_other_projects(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Called as their documentation says; what is not installed or fails is left out."""
+
+    def sample(value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        assert shapes.tolist() == [list(shape) for shape in LEVELS] and starts.tolist() == [0, 3600, 4520, 4760]
+        return plain.forward(value, LEVELS, locations, weights)
+
+    def differentiate(
+        value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor, grad: Tensor, step: int
+    ) -> Sequence[Tensor]:
+        assert step == 1 and grad.is_contiguous()
+        return plain.backward(grad, value, LEVELS, locations, weights)
+
+    kernel = SimpleNamespace(ms_deform_attn_forward=lambda *a: sample(*a[:5]), ms_deform_attn_backward=differentiate)
+    monkeypatch.setitem(sys.modules, "kernels", SimpleNamespace(get_kernel=lambda name, version: kernel))
+    monkeypatch.setitem(sys.modules, "deformops", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "deformops.registry", SimpleNamespace(msda=sample))
+    inputs = [tensor.requires_grad_() for tensor in make_inputs("decoder", 1, torch.device("cpu"), torch.float32)]
+    expected = plain.forward(inputs[0], LEVELS, *inputs[1:])
+    wanted = gradients(expected, inputs)
+    found = dict(_other_projects((inputs[0], inputs[1], inputs[2])))
+    assert list(found) == ["hub", "deformops"]
+    for operator in found.values():
+        result = operator(*inputs)
+        torch.testing.assert_close(result, expected)
+        for one, other in zip(gradients(result, inputs), wanted, strict=True):
+            torch.testing.assert_close(one, other)
+
+    monkeypatch.setitem(sys.modules, "kernels", None)
+    monkeypatch.setitem(sys.modules, "deformops.registry", SimpleNamespace(msda=None))
+    assert not list(_other_projects((inputs[0], inputs[1], inputs[2])))
+    assert [line[:18] for line in capsys.readouterr().out.splitlines()] == ["hub       left out", "deformops left out"]
 
 
 def test_the_benchmark_uses_the_threads_of_pytorch() -> None:

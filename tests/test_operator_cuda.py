@@ -54,22 +54,46 @@ def test_a_library_is_used_on_the_gpus_it_has_code_for(monkeypatch: pytest.Monke
         name("Fast")
 
 
-@pytest.mark.parametrize("output", ["release 11.8, V11.8.89", "nothing"])
-def test_nvcc_of_another_cuda(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _toolkit(folder: Path, release: str) -> Path:
+    """A CUDA toolkit whose nvcc reports a release."""
+    for name in ("bin", "include", "lib"):
+        (folder / name).mkdir(parents=True)
+    (folder / "bin/nvcc").write_text(f"#!/bin/sh\necho 'release {release}, V{release}.1'\n")
+    (folder / "bin/nvcc").chmod(0o755)
+    (folder / "include/cuda_runtime_api.h").touch()
+    return folder
+
+
+def test_which_nvcc_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of PyTorch's CUDA version: of CUDA_HOME, the system's, or from pip."""
     needs_tools("cpu")
-    nvcc = tmp_path / "bin/nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text(f"#!/bin/sh\necho '{output}'\n")
-    nvcc.chmod(0o755)
-    (tmp_path / "include").mkdir()
-    (tmp_path / "include/cuda_runtime_api.h").touch()
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    with pytest.raises(build.BuildError, match=re.escape(f"no {nvcc} of CUDA 13; install the CUDA 13 toolkit")):
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "site-packages/torch/__init__.py"))
+    monkeypatch.setattr(build, "SYSTEM_CUDA", str(tmp_path / "system"))
+    for home in (None, str(_toolkit(tmp_path / "old", "11.8"))):
+        monkeypatch.setattr(cpp_extension, "CUDA_HOME", home)
+        with pytest.raises(build.BuildError, match="no nvcc of CUDA 13 was found; install the CUDA 13 toolkit"):
+            build.check_tools("cuda")
+    for name in ("site-packages/nvidia/cu13", "system", "asked"):
+        found = str(_toolkit(tmp_path / name, "13.0"))
+        monkeypatch.setattr(cpp_extension, "CUDA_HOME", found if name == "asked" else str(tmp_path / "old"))
         build.check_tools("cuda")
+        assert found == cpp_extension.CUDA_HOME
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(build.BuildError, match="built without CUDA"):
         build.check_tools("cuda")
+
+
+def test_libcudart_from_pip_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toolkit, folder = _toolkit(tmp_path / "cu13", "13.0"), tmp_path / "build"
+    folder.mkdir()
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(toolkit))
+    assert build.cudart_flags(str(folder)) == []
+    (toolkit / "lib/libcudart.so.13").write_text("library")
+    assert build.cudart_flags(str(folder)) == [f"-L{folder}"]
+    assert (folder / "libcudart.so").read_text() == "library"
+    (toolkit / "lib/libcudart.so").touch()  # of a whole toolkit
+    assert build.cudart_flags(str(folder)) == []
 
 
 @pytest.fixture(scope="module")

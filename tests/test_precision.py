@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets import list_videos
-from datasets.files import load_clip
+from datasets.files import read_clips
 from datasets.registry import load_config
 from datasets.toy import make_toy
 from engine import training_step
@@ -189,7 +189,7 @@ def test_trained_masks_in_bf16_follow_those_in_float32(name: str, tmp_path: Path
                 for video in list_videos(cfg)
                 for _, output in sentence_outputs(
                     model,
-                    load_clip(video.frame_paths, options.eval_size, options.max_size)[0],
+                    next(read_clips([video.frame_paths], options.eval_size, options.max_size))[0],
                     list(video.expressions.values()),
                     options,
                 )

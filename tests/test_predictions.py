@@ -31,6 +31,8 @@ from datasets.predictions import (
     is_written,
     mask_path,
     require_frames,
+    write_grey,
+    write_index_mask,
     write_mask,
     write_submission,
 )
@@ -208,6 +210,23 @@ def test_a_mask_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "Annotations").write_text("in the way")
     with pytest.raises(UserError, match="a part of its folder is a file"):
         write_mask(mask_path(tmp_path, "a", "0", "00000"), np.zeros((2, 2), bool))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 13), (50, 3)])
+@pytest.mark.parametrize("noise", [True, False])
+def test_pixels_and_kind_of_every_written_png(tmp_path: Path, size: tuple[int, int], noise: bool):
+    """8 bits per pixel, as the benchmarks take them: greyscale, or a palette for object ids."""
+    draw = np.random.default_rng(0)
+    levels = draw.integers(0, 256, size, np.uint8) if noise else np.full(size, 255, np.uint8)
+    expected = {"mask": (levels > 99) * 255, "grey": levels, "ids": levels % 5}
+    write_mask(tmp_path / "mask.png", levels > 99)
+    write_grey(tmp_path / "grey.png", levels)
+    write_index_mask(tmp_path / "ids.png", levels % 5)
+    for name, plane in expected.items():
+        content = (tmp_path / f"{name}.png").read_bytes()
+        assert tuple(content[24:26]) == (8, 3 if name == "ids" else 0), "bit depth and colour type"
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert (np.asarray(image) == plane).all() and image.size == size[::-1]
 
 
 def test_frames(tmp_path: Path, videos: list[FakeVideo]):

@@ -18,9 +18,8 @@ from datasets.registry import DATASETS, load_config
 from demo import main as demo_main
 from demo import require_free
 from engine import build_record
-from models import build_model, inference, load_pretrained
+from models import inference, load_pretrained
 from models.checkpoints import open_checkpoint
-from models.diffusion import stack
 from models.inference import build_for_inference
 from scripts import baselines, check_data, convert_checkpoint, eval_jf, make_toy_data
 from scripts.baselines import run_largest
@@ -28,7 +27,6 @@ from tests.commands import run_command
 from tests.conftest import ROOT
 from tests.jf_tools import write_ytvos
 from tests.silent_wrongs import folders_of_datasets
-from tests.tiny_models import model_config
 from tests.true_formats import write_toy_davis
 from util import hub
 from util.config import Config, config_dict
@@ -72,11 +70,11 @@ def test_a_run_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     asked: list[str] = []
 
-    def away(repo: str, revision: str | None) -> list[str]:
+    def away(repo: str, **options: Any) -> None:
         asked.append(repo)
         raise OSError("no network")
 
-    monkeypatch.setattr(hub, "_list_files", away)
+    monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=away))
     said = "no file or folder runs/vdit here, and on the hub: hf://runs/vdit is not in the cache"
     if made:
         (tmp_path / "runs").mkdir()
@@ -224,49 +222,3 @@ def test_a_split_in_place_of_its_masks(tmp_path: Path) -> None:
     root = write_ytvos(tmp_path)
     done = run_command(eval_jf.main, "--gt", root / "valid", "--pred", root / "Annotations", "--workers", 1)
     assert done.returncode == 0 and f"ground truth: {root / 'valid' / 'Annotations'}\n" in done.stdout, done.stderr
-
-
-class Hub:
-    """A hub that answers, or not."""
-
-    def __init__(self, error: Exception | None) -> None:
-        self.error, self.asked = error, 0
-
-    def model_info(self, repo: str, timeout: float) -> SimpleNamespace:
-        self.asked += 1
-        if self.error:
-            raise self.error
-        return SimpleNamespace()
-
-
-@pytest.mark.parametrize(("cached", "error"), [(True, OSError("away")), (False, OSError("away")), (False, None)])
-def test_a_hub_that_is_away_is_asked_once(
-    cached: bool, error: Exception | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Then its cache is used, or one sentence says that there is none."""
-    asked = Hub(error)
-    monkeypatch.setattr(hub, "HfApi", lambda: asked)
-    monkeypatch.setattr(hub, "cached_revision", lambda repo, file: "0123" if cached else None)
-    if error and not cached:
-        with pytest.raises(
-            UserError, match=r"org/stack is not in the cache, and the hub cannot be reached.*--pretrained"
-        ):
-            hub.only_cached("org/stack", "unet/config.json", "--pretrained")
-    else:
-        assert hub.only_cached("org/stack", "unet/config.json", "--pretrained") is cached
-    assert asked.asked == 1
-
-
-def test_a_stack_in_the_cache_is_loaded_without_the_network(tiny_stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each library is told to look nowhere else."""
-    calls: list[dict[str, Any]] = []
-
-    def load(what: str, source: Any, load: Any, **options: Any) -> Any:
-        calls.append(source.options)
-        raise UserError(what)
-
-    monkeypatch.setattr(stack, "only_cached", lambda *_: True)
-    monkeypatch.setattr(stack, "_part", load)
-    with pytest.raises(UserError, match="scheduler"):
-        build_model(model_config(Path("org/stack"), text_encoder="org/words"))
-    assert calls == [{"local_files_only": True}]

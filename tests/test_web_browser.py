@@ -1,17 +1,22 @@
-"""The page in a browser, with the bundled toy weights: upload, type, see a result; errors are shown."""
+"""The page in a browser, with the bundled toy weights: from the upload to every download; errors are shown."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from datasets.export import FORMATS
 from scripts import web_demo
 from tests.media_tools import write_film
 from tests.page_tools import WARNINGS, temporary_folder
@@ -87,6 +92,23 @@ class Visit:
         self.until(where)
         self.find(where)[0].click()
 
+    def type(self, where: str, text: str) -> None:
+        """Replace the text of a field."""
+        self.until(where)
+        field = self.find(where)[0]
+        field.clear()
+        field.send_keys(text)
+
+    def download(self, name: str, folder: Path) -> Path:
+        """Download a file from the page's list; return its path in the browser's folder for downloads."""
+        known = set(folder.iterdir())
+        self.click(f"#downloads a[download='{name}']")
+        end = time.monotonic() + PATIENCE
+        while not (new := [path for path in set(folder.iterdir()) - known if path.suffix == Path(name).suffix]):
+            assert time.monotonic() < end, f"no download of {name}"
+            time.sleep(0.1)
+        return new[0]
+
 
 @pytest.fixture(scope="module")
 def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -127,10 +149,22 @@ def toy_film(toy_data: Path, tmp_path: Path) -> Path:
     return tmp_path / "toy film.mp4"
 
 
-def test_upload_type_and_see(visit: Visit, address: str, toy_film: Path, downloads: Path):
+def area(archive: Path) -> int:
+    """The number of pixels of all masks in ``masks.zip``."""
+    with zipfile.ZipFile(archive) as opened:
+        masks = [Image.open(opened.open(name)) for name in opened.namelist() if name.startswith("masks/")]
+        return sum(int(np.count_nonzero(np.asarray(mask))) for mask in masks)
+
+
+def test_upload_preview_find_and_download(visit: Visit, address: str, toy_film: Path, downloads: Path):
     visit.upload(toy_film)
-    visit.until("#video", "96 × 64")
+    visit.until("#preview", "96 × 64")
     visit.find("#sentences textarea")[0].send_keys("the red thing\nthe <b>big</b> one")
+    visit.type("#at textarea, #at input", "0.1")
+    visit.click("#try")
+    visit.until("#preview", "score")
+    visit.until_script("return document.querySelector('#status textarea').value.startsWith('1 “the red thing”: score')")
+
     visit.click("#find")
     scores = visit.until("#scores", "the <b>big</b> one")
     assert "the red thing" in scores
@@ -138,17 +172,34 @@ def test_upload_type_and_see(visit: Visit, address: str, toy_film: Path, downloa
     assert visit.find("#overlay video")[0].get_attribute("src").startswith(address)
     visit.until_script("return document.querySelector('#overlay video').videoWidth == 96")
 
-    visit.find("button[role=tab]")[1].click()
-    number = visit.find("#frame input[type=number]")[0]
-    number.clear()
-    number.send_keys("4\t")
+    visit.find("button[role=tab]")[2].click()
+    visit.type("#frame input[type=number]", "4\t")
     visit.until("#picture", "Frame 4")
 
-    visit.click("#downloads a[download*=masks]")
-    end = time.monotonic() + PATIENCE
-    while not list(downloads.glob("masks*.zip")):
-        assert time.monotonic() < end, "no download"
-        time.sleep(0.1)
+    before = visit.find("#overlay video")[0].get_attribute("src")
+    high = area(visit.download("masks.zip", downloads))
+    visit.type("#level input[type=number]", "0.01\t")
+    visit.type("#colours textarea, #colours input", "orange, #3cc8ff")
+    visit.click("#apply")
+    visit.until_script(f"return document.querySelector('#overlay video').src != {before!r}")
+    assert area(visit.download("masks.zip", downloads)) > high > 0
+
+    visit.find("#formats input")[list(FORMATS).index("coco") - 1].click()  # png is always there
+    visit.click("#export")
+    visit.until("#downloads a[download='coco.json']")
+    for box in visit.find("#formats input:not(:checked)"):
+        box.click()
+    visit.click("#export")
+    visit.until("#downloads a[download='ytvis.json']")
+    names = [link.get_attribute("download") for link in visit.find("#downloads a[download]")]
+    assert len(names) == len(set(names)) == 3 + len(FORMATS) - 1
+    files = {name: visit.download(name, downloads) for name in names}
+    assert json.loads(files["coco.json"].read_text())["annotations"] and files["mots.txt"].read_text().count("\n") > 4
+    for name, (kind, count) in {"rgba": (".png", 10), "alpha": (".mov", 2), "index": (".png", 5)}.items():
+        with zipfile.ZipFile(files[f"{name}.zip"]) as archive:
+            assert archive.testzip() is None
+            assert [Path(member).suffix for member in archive.namelist()] == [kind] * count
+    assert open_media(files["overlay.mp4"]).size == (64, 96) and open_media(files["contact_sheet.png"]).still
 
     hosts = visit.browser.execute_script(
         "return [...new Set(performance.getEntriesByType('resource').map(entry => new URL(entry.name).host))]"
@@ -158,13 +209,11 @@ def test_upload_type_and_see(visit: Visit, address: str, toy_film: Path, downloa
 
 def test_nothing_found_is_said_plainly(visit: Visit):
     visit.click("#example")
-    visit.until("#video", "480 × 320 · 3.0 s")
+    visit.until("#preview", "480 × 320 · 3.0 s")
+    visit.click("#try")
+    visit.type("#least input[type=number]", "1\t")
     visit.click("#options button, #options .label-wrap")
-    visit.until("#least input[type=number]")
-    least, end = visit.find("#least input[type=number]")[0], visit.find("#end textarea, #end input")[0]
-    least.clear()
-    least.send_keys("1\t")
-    end.send_keys("0.3")
+    visit.type("#end textarea, #end input", "0.3")
     visit.click("#find")
     assert "below the threshold of 1, so all its masks are empty" in visit.until("#scores", "not found")
 
@@ -179,9 +228,10 @@ def test_mistakes_are_shown_on_the_page(visit: Visit, tmp_path: Path):
     (tmp_path / "large.mp4").write_bytes(bytes(2_000_000))
     visit.upload(tmp_path / "large.mp4")
     visit.until("body", "exceed the maximum allowed size")
-    visit.browser.refresh()
+    mark = "getComputedStyle(document.querySelector('#upload .error'), '::after').content"
+    assert "was not uploaded. Files may have 1 MB" in visit.browser.execute_script(f"return {mark}")
     visit.upload(write_film(tmp_path / "good.mp4"))
-    visit.until("#video", "64 × 48")
+    visit.until("#preview", "64 × 48")
     visit.find("#sentences textarea")[0].send_keys("a\nb\nc\nd")
     visit.click("#find")
     visit.until("body", "this page takes at most 3")

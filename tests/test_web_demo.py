@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
 import threading
+import time
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -18,14 +20,18 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
-from demo import DemoResult
+import demo
+from datasets.export import FORMATS
+from demo import DemoResult, Progress
 from scripts import web_demo
 from scripts.web_demo import PageOptions, check_length, open_upload, read_sentences
 from tests.commands import run_command
 from tests.media_tools import colour_number, write_film
 from tests.page_tools import WARNINGS, Visitor, find_values, serve, stub, until
 from tests.test_demo import FOLDERS, SENTENCES
+from util.drawing import SHADE
 from util.errors import UserError
 from util.video import Excerpt, open_media
 
@@ -46,7 +52,7 @@ def test_upload_find_look_download(address: str, tmp_path: Path):
     times = [0, 900, 9000, 18000, 200000, 300000]
     file = visitor.upload(write_film(tmp_path / "my film.mp4", times=times))
     preview = visitor.result("inspect", file)["data"][0]
-    assert preview["visible"] and preview["label"].startswith("64 × 48 · ")
+    assert preview["value"] and preview["label"].startswith("64 × 48 · ")
     found = visitor.find(file, score_threshold=0.5)
     assert found["status"].startswith("6 frames, ") and found["results"]["visible"] and found["frame"]["maximum"] == 6
     lost = "not found: below the threshold of 0.5, so all its masks are empty"
@@ -71,6 +77,156 @@ def test_upload_find_look_download(address: str, tmp_path: Path):
         inside = image[36:42, 20:28].astype(float).mean((0, 1))  # of the left half, which is tinted
         bare = np.clip((inside - 0.18 * np.array([255, 45, 150])) / 0.82, 0, 255)
         assert colour_number(np.full((2, 2, 3), bare)) == number - 1
+
+
+def test_one_frame_is_previewed(temporary: Path, tmp_path: Path):
+    """The first one, or the first one from a time on; nothing but its picture is left."""
+    counts = []
+
+    def counting(media: Any, *args: Any, **options: Any) -> DemoResult:
+        counts.append(media.count)
+        return stub(media, *args, **options)
+
+    with serve(counting) as address:
+        visitor = Visitor(address)
+        file = visitor.upload(write_film(tmp_path / "a.mp4"))
+        for at, number in (("", 0), ("0.25", 3)):
+            picture, tabs, _, status = visitor.result("run_preview", file, "a\nb", at, 1, 0.5, "")["data"]
+            assert picture["label"] == f"Frame at {number / 10:.2f} s · score 0.90, 0.20"
+            assert tabs["selected"] == "preview"
+            lost = "below the score threshold of 0.5: not found, its masks are empty"
+            assert status == f"1 “a”: score 0.90\n2 “b”: score 0.20, {lost}"
+            with av.open(address + picture["value"]["url"].removeprefix(address)) as shown:
+                image = next(shown.decode(video=0)).to_ndarray(format="rgb24")
+            assert colour_number(image / SHADE) == number
+        named = visitor.upload((tmp_path / "a.mp4").rename(tmp_path / "result"))
+        assert visitor.result("run_preview", named, "a\nb", "", 0.5, 0, "")["data"], "a name that the page uses itself"
+        assert counts == [1, 1, 1] and not list(temporary.rglob("*.png"))
+        for at, sentence in (("9", "a.mp4 has no frame"), ("soon", "Time of the frame must be a time")):
+            assert sentence in visitor.result("run_preview", file, "a\nb", at, 0.5, 0, "")["error"]
+        assert "there is no video" in visitor.result("run_preview", None, "a", "", 0.5, 0, "")["error"]
+
+
+def test_thresholds_are_changed_without_segmenting_again(temporary: Path, tmp_path: Path):
+    runs = []
+
+    def counting(*args: Any, **options: Any) -> DemoResult:
+        runs.append(args)
+        return stub(*args, **options)
+
+    with serve(counting) as address:
+        visitor = Visitor(address)
+        assert "there is no result" in visitor.apply(0.5)["error"]
+        first = visitor.find(visitor.upload(write_film(tmp_path / "a.mp4", sound="aac")))
+        before = visitor.masks(first)
+        (half, other) = (f"masks/{folder}/00003.png" for folder in FOLDERS)
+        assert before[half][:, :32].all() and not before[half][:, 32:].any()
+
+        low = visitor.apply(0.2, frame=4)
+        after = visitor.masks(low)
+        assert after.keys() == before.keys() and all(mask.all() for mask in after.values())
+        assert low["picture"]["label"].startswith("Frame 4") and low["frame"]["value"] == 4
+        assert low["overlay"]["path"] != first["overlay"]["path"], "the browser does not show what it has loaded before"
+        assert not Path(first["overlay"]["path"]).exists() and visitor.get(low["overlay"])
+        with av.open(low["overlay"]["path"]) as movie:
+            assert movie.streams.audio
+
+        lost = visitor.apply(0.5, 0.5)
+        assert [row[3][:9] for row in lost["scores"]["data"]] == ["found", "not found"]
+        assert not visitor.masks(lost)[other].any() and visitor.masks(lost)[half].any()
+        again = visitor.masks(visitor.apply(0.5))
+        assert all(np.array_equal(again[name], before[name]) for name in before)
+        assert len(runs) == 1 and "there is no result" in Visitor(address).apply(0.5)["error"]
+
+
+def test_colours_of_objects(address: str, tmp_path: Path):
+    visitor = Visitor(address)
+    file = visitor.upload(write_film(tmp_path / "a.mp4"))
+    preview = visitor.result("run_preview", file, "a\nb", "", 0.5, 0, "lime, blue")["data"][0]
+    shown = visitor.find(file, text="a\nb", colours="lime, blue")["picture"]
+    again = visitor.apply(0.5, colours="blue #00ff00")["picture"]
+    for picture, (left, right) in ((preview, (1, 2)), (shown, (1, 2)), (again, (2, 1))):
+        with av.open(address + picture["value"]["url"].removeprefix(address)) as opened:
+            image = next(opened.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+        assert (image[40, 10, left], image[40, 60, right]) > (60, 60), "the tint inside of the outlines"
+        assert image[40, 10, 3 - left] < 60 and image[40, 60, 3 - right] < 60
+    for colours, sentence in (("red", "Colours has 1 for 2 sentences"), ("red blu", "did you mean &#x27;blue&#x27;")):
+        assert sentence in visitor.apply(0.5, colours=colours)["error"]
+        assert sentence in visitor.find(file, text="a\nb", colours=colours)["error"]
+    assert "Colours has 400 characters" in visitor.apply(0.5, colours="r" * 400)["error"]
+
+
+def test_downloads_in_further_formats(address: str, tmp_path: Path):
+    """The same files as those of ``demo.py --export``; they follow the threshold."""
+
+    def export(*names: str) -> dict[str, bytes]:
+        status, downloads = visitor.result("export", names, None)["data"]
+        assert status == "The downloads are complete."
+        return {download["orig_name"]: visitor.get(download) for download in downloads}
+
+    visitor = Visitor(address)
+    assert "there is no result" in visitor.result("export", ["coco"], None)["error"]
+    film = write_film(tmp_path / "a.mp4")
+    visitor.find(visitor.upload(film))
+    names = [name for name in FORMATS if name != "png"]
+    files = export(*names)
+    archives = {f"{name}.zip" for name in ("rgba", "alpha", "maskvideo", "index")}
+    usual = {"masks.zip", "overlay.mp4", "contact_sheet.png"}
+    assert set(files) == usual | archives | {"coco.json", "ytvis.json", "mots.txt"}
+    stub(open_media(film), SENTENCES, tmp_path / "out", formats=names)
+    for name in ("coco.json", "ytvis.json", "mots.txt"):
+        assert files[name] == (tmp_path / "out" / name).read_bytes()
+    for name in archives:
+        with zipfile.ZipFile(io.BytesIO(files[name])) as archive:
+            folder = tmp_path / "out" / name.removesuffix(".zip")
+            assert set(archive.namelist()) == {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
+            for member in archive.namelist():
+                assert archive.read(member) == (folder / member).read_bytes(), member
+
+    low = visitor.apply(0.2)
+    assert {download["orig_name"] for download in low["downloads"]} == usual, "those of the earlier threshold are gone"
+    assert export("coco")["coco.json"] != files["coco.json"] and set(export("mots")) == usual | {
+        "coco.json",
+        "mots.txt",
+    }
+
+
+def test_a_format_that_fails(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    visitor = Visitor(address)
+    visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))
+    monkeypatch.setattr(web_demo, "export_again", lambda result, names, *args, **options: {"coco": "there is no space"})
+    status, downloads = visitor.result("export", ["coco"], None)["data"]
+    assert status == "coco could not be made: there is no space" and len(downloads) == 3
+    assert "no format is chosen" in visitor.result("export", [], None)["error"]
+
+
+def test_a_failure_keeps_the_earlier_result(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    visitor = Visitor(address)
+    found = visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))
+    with monkeypatch.context() as patch:
+        patch.setattr(web_demo, "is_full", lambda *args: True)
+        assert visitor.apply(0.2)["error"] == web_demo.FULL
+    assert visitor.get(found["overlay"]) and visitor.result("look", 2, None)["data"]
+
+
+def test_an_overlay_that_fails_leaves_the_masks(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: Any) -> None:
+        raise UserError("there is no space")
+
+    monkeypatch.setattr(demo, "object_sheet", fail)
+    visitor = Visitor(address)
+    found = visitor.find(visitor.upload(write_film(tmp_path / "a.mp4")))
+    assert found["status"].startswith("the masks are complete in result") and "there is no space" in found["status"]
+    assert found["overlay"] is None and len(visitor.masks(found)) == 12
+
+
+def test_pixels_that_are_not_square(address: str, tmp_path: Path):
+    """Frames of 64×48 with pixels of 4:3 are shown as 64×36."""
+    visitor = Visitor(address)
+    file = visitor.upload(write_film(tmp_path / "a.mp4", aspect=Fraction(4, 3)))
+    preview = visitor.result("run_preview", file, "a\nb", "", 0.5, 0, "")["data"][0]
+    for picture in (visitor.result("inspect", file)["data"][0], preview, visitor.find(file)["picture"]):
+        assert Image.open(io.BytesIO(visitor.get(picture["value"]))).size == (64, 36)
 
 
 def test_an_excerpt(address: str, tmp_path: Path):
@@ -199,6 +355,43 @@ def test_a_run_ends_with_its_visitor(temporary: Path, tmp_path: Path, how: str):
     assert not any(temporary.iterdir())
 
 
+@pytest.mark.parametrize("name", ["run_preview", "apply", "export"])
+def test_everything_else_ends_with_its_visitor(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    started, stopped = threading.Event(), threading.Event()
+
+    def endless(*args: Any, report: Callable[[Progress], None], **options: Any) -> Any:
+        started.set()
+        try:
+            while True:
+                report(Progress("draw", 1, 1, 1.0))
+                time.sleep(0.01)
+        except web_demo.StopRun:
+            stopped.set()
+            raise
+
+    segmenters = [stub, endless]
+    with serve(lambda *args, **options: segmenters.pop(0)(*args, **options)) as address:
+        visitor = Visitor(address)
+        file = visitor.upload(write_film(tmp_path / "a.mp4"))
+        assert visitor.find(file)["overlay"]
+        monkeypatch.setattr(web_demo, "rethreshold", endless)
+        monkeypatch.setattr(web_demo, "export_again", endless)
+        values = {
+            "run_preview": [file, "a", "", 0.5, 0, ""],
+            "apply": [0.2, 0, "", 1, None],
+            "export": [["coco"], None],
+        }
+        visitor.press(name, *values[name])
+        assert started.wait(60)
+        visitor.press("stop_run")
+        outputs = [m["output"] for m in visitor.messages() if m["msg"] == "process_completed"]
+        assert {web_demo.STOPPED} == {output.get("error", output.get("data", [None])[0]) for output in outputs}
+        assert stopped.wait(60)
+        assert visitor.result("look", 1, None)["data"], "the earlier result stays"
+
+
 def test_a_waiting_visitor_knows_the_place_and_can_cancel(temporary: Path, tmp_path: Path):
     slow = Slow()
     with serve(slow) as address:
@@ -235,6 +428,7 @@ def test_files_are_removed_when_nobody_uses_them(temporary: Path, tmp_path: Path
         until(
             lambda: not [path for path in (*temporary.glob("*/cache/*/*"), *temporary.rglob("*.zip")) if path.is_file()]
         )
+        until(lambda: not list(temporary.rglob("*.png")))
         assert "was removed" in visitor.result("look", 1, None)["error"]
         assert "was removed" in visitor.find(file)["error"]
 

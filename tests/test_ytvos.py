@@ -16,7 +16,7 @@ from PIL import Image
 
 from datasets import build_dataset, list_videos
 from datasets.clip import ClipLoader, collate, denormalise
-from datasets.files import load_clip
+from datasets.files import read_clips
 from tests.ytvos_tools import (
     COLOURS,
     FRAMES,
@@ -183,18 +183,18 @@ def test_another_expressions_file_stands_in(dataset_root: Path, tmp_path: Path) 
     assert (video.name, video.expressions, len(video.frame_paths)) == ("d", {"x": "Another  sentence"}, 2)
 
 
-def test_load_clip_reads_all_frames_at_evaluation_size(dataset_root: Path) -> None:
+def test_a_clip_has_all_frames_at_evaluation_size(dataset_root: Path) -> None:
     video = list_videos(config(dataset_root))[0]
-    frames, size = load_clip(video.frame_paths, short_side=24, long_side=64)
+    frames, size = next(read_clips([video.frame_paths], short_side=24, long_side=64))
     assert size == (HEIGHT, WIDTH)
     assert frames.shape == (FRAMES, 3, 24, 40) and frames.dtype == torch.float32
-    assert load_clip(video.frame_paths)[0].shape == (FRAMES, 3, 360, 600)
-    assert load_clip(video.frame_paths, short_side=48, long_side=60)[0].shape == (FRAMES, 3, 36, 60)
+    assert next(read_clips([video.frame_paths]))[0].shape == (FRAMES, 3, 360, 600)
+    assert next(read_clips([video.frame_paths], short_side=48, long_side=60))[0].shape == (FRAMES, 3, 36, 60)
 
 
-def test_load_clip_gives_the_pixels_of_the_training_path(dataset_root: Path) -> None:
+def test_a_clip_has_the_pixels_of_the_training_path(dataset_root: Path) -> None:
     video = list_videos(config(dataset_root, split="train"))[0]
-    frames, _ = load_clip(video.frame_paths, HEIGHT, WIDTH)
+    frames, _ = next(read_clips([video.frame_paths], HEIGHT, WIDTH))
     assert torch.equal(frames, plain_clips(dataset_root, num_frames=None)[0][0])
 
 
@@ -377,11 +377,11 @@ def test_broken_and_missing_frames_at_inference(dataset_root: Path, index: int) 
     path = frame_file(dataset_root, index)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match=f"{NAMES[index]}.jpg is broken") as caught:
-        load_clip(video.frame_paths)
+        next(read_clips([video.frame_paths]))
     check_sentence(caught.value)
     path.unlink()
     with pytest.raises(UserError, match=f"frame .*{NAMES[index]}.jpg is missing"):
-        load_clip(video.frame_paths)
+        next(read_clips([video.frame_paths]))
 
 
 def test_missing_frame_and_mask(dataset_root: Path) -> None:
@@ -417,7 +417,7 @@ def test_frame_of_another_size(dataset_root: Path) -> None:
     Image.new("RGB", (WIDTH, HEIGHT + 2)).save(frame_file(dataset_root))
     assert "differ in size (80×50 and 80×48)" in read_error(dataset_root)
     with pytest.raises(UserError, match="differ in size"):
-        load_clip(list_videos(config(dataset_root, split="train"))[0].frame_paths)
+        next(read_clips([list_videos(config(dataset_root, split="train"))[0].frame_paths]))
 
 
 def test_grey_frame_becomes_rgb(dataset_root: Path) -> None:

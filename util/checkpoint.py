@@ -129,7 +129,7 @@ def read_content(path: str | Path) -> dict[str, Any]:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint of this project ({FORMAT})")
-    for state in filter(is_state, content.values()):
+    for state in filter(is_state, (content, *content.values())):
         check_plain(state, path)
     return content
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from util.errors import UserError
 from util.options import AUTO, checked, option, read_flags, read_yaml
@@ -29,6 +29,17 @@ METRICS: list[str] = []
 
 AUTO_MAX_SIZE = 640
 """The limit that ``max_size`` "auto" sets in training and for single frames and images."""
+
+
+class Weights(NamedTuple):
+    """Published weights."""
+
+    source: str
+    licence: str
+
+
+WEIGHTS = {"vdit": Weights("hf://buxiangzhiren/VD-IT", "CC BY-NC 4.0, that of ModelScope's stack, which it holds")}
+"""Published weights by name; the first are used where no checkpoint is given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +257,7 @@ class Config:
     eval: bool = _run(False, "score the checkpoint of --resume and write results.json, without training")
     resume: str = _run(
         "",
-        "checkpoint to resume from, or to use for inference: a file, a folder that holds one, or hf://org/repo; for "
+        "checkpoint to resume from, or to use for inference: a file, a folder that holds one, or org/repo (hub); for "
         "training also auto: the newest intact one in output_dir, if any",
         path=True,
         empty=True,
@@ -254,7 +265,7 @@ class Config:
     pretrained_weights: str = _run(
         "",
         "checkpoint whose weights begin a new run, of this project or the authors: a file, a folder that holds one, or "
-        "hf://org/repo. Not read with --resume",
+        "org/repo on the hub. Not read with --resume",
         path=True,
         empty=True,
     )

@@ -101,11 +101,12 @@ def colour_of(number: int) -> Colour:
     return PALETTE[number % len(PALETTE)]
 
 
-def object_colours(count: int, names: Sequence[str] = ()) -> list[Colour]:
+def object_colours(count: int, names: Sequence[str] = (), where: str = "--colors") -> list[Colour]:
     """Return the colours of ``count`` objects: those with the given names, or the palette's if there are none.
 
     Args:
-        names: as the user typed them for ``--colors``, one for each object: of CSS, or ``#rrggbb``.
+        names: as the user typed them, one for each object: of CSS, or ``#rrggbb``.
+        where: the name of their option, for the error message.
 
     Raises:
         UserError: a name is unknown, or there are more or fewer names than objects.
@@ -113,18 +114,18 @@ def object_colours(count: int, names: Sequence[str] = ()) -> list[Colour]:
     if not names:
         return [colour_of(i) for i in range(count)]
     if len(names) != count:
-        raise UserError(f"--colors has {len(names)} for {count} sentence{'s'[: count > 1]}; give one for each sentence")
-    return [_named_colour(name) for name in names]
+        raise UserError(f"{where} has {len(names)} for {count} sentence{'s'[: count > 1]}; give one for each sentence")
+    return [_named_colour(name, where) for name in names]
 
 
-def _named_colour(name: str) -> Colour:
+def _named_colour(name: str, where: str) -> Colour:
     with suppress(ValueError):
         colour = ImageColor.getrgb(name)
         if len(colour) == 3:  # four with a transparency, which an object does not have
             return colour
     near = nearest(name.lower(), [*ImageColor.colormap])
     hint = f"did you mean {near!r}?" if near else "give a name such as orange, or #rrggbb"
-    raise UserError(f"--colors has no colour {name[:40]!r}; {hint}")
+    raise UserError(f"{where} has no colour {name[:40]!r}; {hint}")
 
 
 def _ink_on(colour: Colour) -> Colour:
@@ -224,23 +225,18 @@ def movie_path(folder: Path) -> Path:
     return folder.parent.with_name(f"{folder.parent.name}_{folder.name}.mp4")
 
 
-def write_overlays(
-    folder: Path, sentence: str, frames: Sequence[Path], masks: np.ndarray, boxes: np.ndarray, scores: np.ndarray
-) -> None:
-    """Write the overlays of one expression for some frames of its video.
+def write_overlay(path: Path, sentence: str, frame: Path, mask: np.ndarray, box: np.ndarray, score: float) -> None:
+    """Write the overlay of one expression for one frame of its video.
 
     Args:
-        frames: T image files; each overlay is named after its frame.
-        masks: bool ``[T, H0, W0]``.
-        boxes: ``[T, 4]``, (x0, y0, x1, y1) in pixels.
-        scores: ``[T]``.
+        frame: the image file.
+        mask: bool ``[H0, W0]``.
+        box: (x0, y0, x1, y1) in pixels.
 
     Raises:
-        UserError: a frame cannot be read or an overlay not written.
+        UserError: the frame cannot be read or the overlay not written.
     """
-    for frame, mask, box, score in zip(frames, masks, boxes, scores, strict=True):
-        picture = draw_overlay(read_picture(frame), mask, sentence, box.tolist(), float(score))
-        write_picture(folder / f"{frame.stem}.png", picture)
+    write_picture(path, draw_overlay(read_picture(frame), mask, sentence, box.tolist(), float(score)))
 
 
 def write_movie(folder: Path, frames: Sequence[Path]) -> None:

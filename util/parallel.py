@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -67,8 +68,8 @@ def _progress(results: Iterable[Result], total: int, unit: str) -> tqdm:
 class BackgroundTasks:
     """Thread pool with a bounded queue that raises the errors of its tasks in the main thread.
 
-    A task's exception is raised by the next ``submit`` that waits for it, by ``wait``, or at the end of the ``with``
-    block. Leaving the block by an exception cancels the tasks that have not started.
+    A task's exception is raised by the first call that finds it, in the order of the tasks, or at the end of the
+    ``with`` block. Leaving the block by an exception still does what ``then`` has planned, and cancels the other tasks.
 
     Args:
         workers: number of threads.
@@ -79,17 +80,35 @@ class BackgroundTasks:
         self._pool = ThreadPoolExecutor(workers)
         self._pending = pending
         self._futures: deque[Future[Any]] = deque()
+        self._actions: deque[tuple[Future[Any], Callable[[], None]]] = deque()
 
     def submit(self, task: Callable[..., Any], *args: Any) -> None:
         """Run ``task(*args)`` in the pool."""
-        while len(self._futures) >= self._pending:
-            self._futures.popleft().result()
+        while self._futures and (len(self._futures) >= self._pending or self._futures[0].done()):
+            self._finish_oldest()
         self._futures.append(self._pool.submit(task, *args))
+
+    def then(self, action: Callable[[], None]) -> None:
+        """Call ``action`` when all tasks submitted so far have succeeded: now, or in a later call that finds it so."""
+        if self._futures:
+            self._actions.append((self._futures[-1], action))
+        else:
+            action()
 
     def wait(self) -> None:
         """Return when every task is done; raise the first error."""
         while self._futures:
-            self._futures.popleft().result()
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        future = self._futures.popleft()
+        try:
+            future.result()
+        except BaseException:
+            self._actions.clear()  # they depend on this task
+            raise
+        while self._actions and self._actions[0][0] is future:
+            self._actions.popleft()[1]()
 
     def __enter__(self) -> Self:
         return self
@@ -100,18 +119,30 @@ class BackgroundTasks:
         try:
             if error is None:
                 self.wait()
+            with suppress(Exception):  # the error of the block comes first
+                while self._actions:
+                    self._finish_oldest()
         finally:
             self._pool.shutdown(cancel_futures=True)
 
 
-def read_ahead(items: Iterable[Item], load: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
-    """Yield every item with ``load(item)``, while a thread loads the next one; an error of ``load`` is raised here."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: tuple[Item, Future[Result]] | None = None
+def read_ahead(items: Iterable[Item], load: Callable[[Item], Result], workers: int, ahead: int) -> Iterator[Result]:
+    """Yield ``load(item)`` for every item, in their order, while threads load the following ones.
+
+    Args:
+        items: the items.
+        load: called in the threads. An exception it raises is raised here, when it is the item's turn.
+        workers: number of threads.
+        ahead: number of items that are loaded, or being loaded, beyond the last one yielded.
+    """
+    pool = ThreadPoolExecutor(workers)
+    loading: deque[Future[Result]] = deque()
+    try:
         for item in items:
-            following = item, pool.submit(load, item)
-            if waiting:
-                yield waiting[0], waiting[1].result()
-            waiting = following
-        if waiting:
-            yield waiting[0], waiting[1].result()
+            loading.append(pool.submit(load, item))
+            if len(loading) > ahead:
+                yield loading.popleft().result()
+        while loading:
+            yield loading.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

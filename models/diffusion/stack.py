@@ -9,14 +9,15 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, DDIMScheduler, UNet3DConditionModel
-from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from torch import Tensor
 from transformers import (
@@ -33,9 +34,11 @@ from transformers import logging as transformers_logging
 
 from models.diffusion.unet import TapUNet3D
 from util.checkpoint import check_plain_pickle
-from util.errors import UserError
-from util.files import ROOT
-from util.hub import HUB, only_cached
+from util.errors import UserError, first_line
+from util.files import ROOT, read_json
+from util.hub import HUB, Repository, Unreachable, fetch, open_repository
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 DEFAULT_TEXT_ENCODER = "roberta-base"
@@ -49,6 +52,19 @@ PUBLISHED = {
 LARGER = 10  # a configuration may have this many times the published sizes
 HARMLESS = 100  # such a number is a rate of dropout or the like, which the published parts may have at 0
 BYTES = 256  # the smallest vocabulary of a byte-level tokenizer; both are byte-level
+TOKENIZER_FILES = frozenset(
+    {
+        *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"),
+        *("special_tokens_map.json", "added_tokens.json"),
+    }
+)
+CONFIGS = frozenset({"config.json", "scheduler_config.json"})
+T2V_FOLDERS = ("scheduler", "unet", "vae", "text_encoder", "tokenizer")
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?P<shard>-\d+-of-\d+)?(?:\.(?P<variant>fp16|bf16))?"
+    r"\.(?P<kind>safetensors|bin)(?P<index>\.index\.json)?"
+)
+"""Names of files with the weights of a part."""
 STRIDE4_BLOCK = 2  # the block of the VAE whose output is the stride-4 feature
 
 
@@ -120,13 +136,11 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     Raises:
         UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
-    sources = part_sources(pretrained, image_encoder, text_encoder)
+    t2v, images, sentences = _find(*_wanted(pretrained, image_encoder, text_encoder))
     _quiet_loading()
-    t2v = _find(sources["unet"], "--pretrained", "unet/")
     scheduler = _part("scheduler", t2v, DDIMScheduler.from_pretrained, subfolder="scheduler")
-    images = _find(sources["image_encoder"], "--image_encoder")
     # Before the large parts, so that a mistake shows early.
-    sentence_encoder, sentence_tokenizer = _sentence_encoder(sources["sentence_encoder"])
+    sentence_encoder, sentence_tokenizer = _sentence_encoder(sentences)
     wide = {"dtype": torch.float32}
     text = {**wide, **NO_CODE}
     stack = FrozenStack(
@@ -136,7 +150,9 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
             "diffusion text encoder", t2v, CLIPTextModel.from_pretrained, subfolder="text_encoder", **text
         ),
         tokenizer=_part("tokenizer", t2v, CLIPTokenizer.from_pretrained, subfolder="tokenizer", **NO_CODE),
-        image_encoder=_weights("image encoder", images, CLIPVisionModelWithProjection.from_pretrained, **text),
+        image_encoder=_weights(
+            "image encoder", images, CLIPVisionModelWithProjection.from_pretrained, **text, **_projection(images)
+        ),
         sentence_encoder=sentence_encoder,
         sentence_tokenizer=sentence_tokenizer,
         signal_rate=float(scheduler.alphas_cumprod[0]),
@@ -151,6 +167,25 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     return stack
 
 
+def stack_downloads(
+    pretrained: str, image_encoder: str = "", text_encoder: str = ""
+) -> list[tuple[Repository, list[str]]]:
+    """The repositories and files that ``load_stack`` reads from the hub, for ``util.hub.fetch``.
+
+    Args and errors: as for ``load_stack``.
+    """
+    return list(_downloads(_wanted(pretrained, image_encoder, text_encoder)).values())
+
+
+def _wanted(pretrained: str, image_encoder: str, text_encoder: str) -> list[_Wanted]:
+    sources = part_sources(pretrained, image_encoder, text_encoder)
+    return [
+        (sources["unet"], "--pretrained", T2V_FOLDERS),
+        (sources["image_encoder"], "--image_encoder", ("",)),
+        (sources["sentence_encoder"], "--text_encoder", ("",)),
+    ]
+
+
 def load_sentence_encoder(pretrained: str, text_encoder: str = "") -> tuple[RobertaModel, Any]:
     """Load the sentence encoder with its tokenizer: all that a model on another backbone needs.
 
@@ -160,16 +195,17 @@ def load_sentence_encoder(pretrained: str, text_encoder: str = "") -> tuple[Robe
     Raises:
         UserError: it is missing, incomplete, of a different kind, or cannot be read.
     """
+    name = part_sources(pretrained, "", text_encoder)["sentence_encoder"]
+    sources = _find((name, "--text_encoder", ("",)))
     _quiet_loading()
-    return _sentence_encoder(part_sources(pretrained, "", text_encoder)["sentence_encoder"])
+    return _sentence_encoder(*sources)
 
 
-def _sentence_encoder(name: str) -> tuple[RobertaModel, Any]:
-    source = _find(name, "--text_encoder")
+def _sentence_encoder(source: _Source) -> tuple[RobertaModel, Any]:
     options = {"add_pooling_layer": False, "dtype": torch.float32, **NO_CODE}
     encoder = _weights("sentence encoder", source, RobertaModel.from_pretrained, **options)
     tokenizer = _part("sentence tokenizer", source, AutoTokenizer.from_pretrained, **NO_CODE)
-    _check_tokenizer(tokenizer, encoder.config, name, source.flag)
+    _check_tokenizer(tokenizer, encoder.config, source.name, source.flag)
     return encoder, tokenizer
 
 
@@ -226,14 +262,16 @@ def load_stock_parts(pretrained: str, text_encoder: str = "") -> StockParts:
     Raises:
         UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
-    _quiet_loading()
     sources, options = part_sources(pretrained, "", text_encoder), {"dtype": torch.float32}
-    t2v = _find(sources["unet"], "--pretrained", "unet/")
+    t2v, sentence_source = _find(
+        (sources["unet"], "--pretrained", ("unet", "vae")), (sources["sentence_encoder"], "--text_encoder", ("",))
+    )
+    _quiet_loading()
     unet = _weights("UNet", t2v, UNet3DConditionModel.from_pretrained, subfolder="unet", **options)
     vae = _weights("VAE", t2v, AutoencoderKL.from_pretrained, subfolder="vae", **options)
     sentence_encoder, info = _part(
         "sentence encoder",
-        _find(sources["sentence_encoder"], "--text_encoder"),
+        sentence_source,
         RobertaModel.from_pretrained,
         add_pooling_layer=True,
         output_loading_info=True,
@@ -245,6 +283,20 @@ def load_stock_parts(pretrained: str, text_encoder: str = "") -> StockParts:
     return StockParts(unet.state_dict(), vae.state_dict(), sentences)
 
 
+def _projection(images: _Source) -> dict[str, int]:
+    """The width of the projection, which the configuration of a whole CLIP states outside of its ``vision_config``."""
+    with suppress(UserError):  # the library reports a broken file
+        whole = read_json(images.folder / "config.json", "the configuration of the image encoder")
+        if isinstance(whole, dict) and "vision_config" in whole and isinstance(whole.get("projection_dim"), int):
+            return {"projection_dim": whole["projection_dim"]}
+    return {}
+
+
+_Wanted = tuple[str, str, Sequence[str]]
+"""The name of a source (a local folder or a hub id), the option that names it, and the subfolders that are loaded; ""
+is the source itself."""
+
+
 @dataclass(frozen=True)
 class _Source:
     """A source of parts."""
@@ -253,23 +305,62 @@ class _Source:
     """A local folder or a hub id."""
     flag: str
     """The option that names it."""
-    options: dict[str, Any]
-    """Keyword arguments for loading from it."""
+    folder: Path
+    """The folder that holds its files: ``name`` itself, or one of the hub's cache."""
 
 
-def _find(name: str, flag: str, folder: str = "") -> _Source:
-    """Find a source; a repository of a hub that cannot be reached is loaded from the cache.
-
-    Args:
-        name: a local folder or a hub id.
-        flag: the option that names it.
-        folder: subfolder that holds a ``config.json``.
+def _find(*wanted: _Wanted) -> list[_Source]:
+    """Find sources, and download the files of repositories that are loaded.
 
     Raises:
-        UserError: there is no folder or repository of that name, or neither the hub nor the cache has it.
+        UserError: there is no folder or repository of that name, or neither the hub nor the cache has a file.
     """
-    local = Path(name).is_dir()
-    return _Source(name, flag, {} if local else {"local_files_only": only_cached(name, f"{folder}config.json", flag)})
+    downloads = _downloads(wanted)
+    folders = dict(zip(downloads, fetch(list(downloads.values())), strict=True))
+    return [_Source(name, flag, folders.get(flag, Path(name))) for name, flag, _ in wanted]
+
+
+def _downloads(wanted: Sequence[_Wanted]) -> dict[str, tuple[Repository, list[str]]]:
+    """Option → the repository that it names, and the files that are loaded; nothing for local folders."""
+    found = {}
+    for name, flag, folders in wanted:
+        if not Path(name).is_dir():
+            repository = open_repository(name, flag)
+            found[flag] = repository, [file for folder in folders for file in _files_of(repository, folder)]
+    return found
+
+
+def _files_of(repository: Repository, folder: str) -> list[str]:
+    """The files of a part that are loaded.
+
+    Raises:
+        Unreachable: the cache lacks the part's weights, and the hub cannot be reached.
+    """
+    inside = f"{folder}/" if folder else ""
+    names = [name.removeprefix(inside) for name in repository.keys if name.startswith(inside)]
+    weights, _ = _weights_files(names)
+    if not weights and not repository.online and folder not in ("scheduler", "tokenizer"):
+        raise Unreachable(
+            f"the weights of {repository.source}{inside and f', folder {folder},'} are not in the cache, and the hub "
+            f"cannot be reached; connect to the network once, or give a complete local folder with {repository.flag}"
+        )
+    return [inside + name for name in names if name in TOKENIZER_FILES | CONFIGS or name in weights]
+
+
+def _weights_files(names: Collection[str]) -> tuple[list[str], dict[str, Any]]:
+    """Choose one of the forms in which a folder holds weights: full precision first, then safetensors.
+
+    Returns:
+        the names of its files, and the options that make the libraries read them.
+    """
+    forms: dict[tuple[str, bool], list[str]] = {}
+    for name in names:
+        if found := _WEIGHTS.fullmatch(name):
+            forms.setdefault((found["variant"] or "", found["kind"] == "bin"), []).append(name)
+    if not forms:
+        return [], {}
+    variant, pickled = chosen = min(forms)
+    return sorted(forms[chosen]), {"variant": variant or None, "use_safetensors": not pickled}
 
 
 def _part(what: str, source: _Source, load: Callable[..., Any], **options: Any) -> Any:
@@ -277,10 +368,10 @@ def _part(what: str, source: _Source, load: Callable[..., Any], **options: Any) 
     where = source.name + (f"/{options['subfolder']}" if "subfolder" in options else "")
     try:
         if what in PUBLISHED:
-            _check_sizes(PUBLISHED[what], source, load, **options)
-        return load(source.name, **source.options, **options)
+            _check_sizes(PUBLISHED[what], source.folder / options.get("subfolder", ""), load, **options)
+        return load(source.folder, **options)
     except Exception as error:  # the libraries raise many kinds, tokenizers even Exception itself
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         if "trust_remote_code" in str(error):
             reason = "its configuration asks for code of its own (auto_map), which is never run"
         raise UserError(
@@ -289,7 +380,7 @@ def _part(what: str, source: _Source, load: Callable[..., Any], **options: Any) 
         ) from error
 
 
-def _check_sizes(part: str, source: _Source, load: Callable[..., Any], subfolder: str = "", **options: Any) -> None:
+def _check_sizes(part: str, folder: Path, load: Callable[..., Any], **options: Any) -> None:
     """Refuse a configuration that would take more memory than published models or the part's own weights do.
 
     Raises:
@@ -297,17 +388,13 @@ def _check_sizes(part: str, source: _Source, load: Callable[..., Any], subfolder
     """
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     published = json.loads((ROOT / "configs" / "full_size" / part / name).read_text())
-    folder = Path(source.name) / subfolder
-    if source.options:  # on the hub
-        file = Path(hf_hub_download(source.name, name, subfolder=subfolder or None, **source.options))
-    else:
-        file = folder / name
+    file = folder / name
     largest = max(value for _, value in _numbers(published))
     for key, value in _numbers(json.loads(file.read_text())):
         limit = max(HARMLESS, LARGER * max((n for other, n in _numbers(published) if other == key), default=largest))
         if not value <= limit:
             raise ValueError(f"its {name} says {key} {value:.4g}, which is above {limit:.4g}")
-    if part == "scheduler" or source.options:
+    if part == "scheduler":
         return
     cls = load.__self__  # type: ignore[attr-defined]
     with torch.device("meta"):
@@ -337,20 +424,42 @@ def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
 def _held_numbers(folder: Path) -> int:
     """How many numbers the files of weights in a folder hold, at most."""
     held = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    if held:
-        return held
-    for path in folder.glob("*pytorch_model*.bin"):  # which the libraries read where there is no safetensors file
-        check_plain_pickle(path)
-        held += path.stat().st_size // 2
+    for path in (folder / name for name in _weights_files(_names(folder))[0]):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                held += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        elif path.suffix == ".bin":
+            check_plain_pickle(path)
+            held += path.stat().st_size // 2
     return held
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
 def _weights(what: str, source: _Source, load: Callable[..., Any], **options: Any) -> Any:
     """Load a model with all its weights: the libraries only warn, and use random numbers, where a file lacks some."""
-    model, info = _part(what, source, load, output_loading_info=True, **options)
+    where = f"{source.name}/{options['subfolder']}" if "subfolder" in options else source.name
+    names = _names(source.folder / options.get("subfolder", ""))
+    files, form = _weights_files(names)
+    if names and not files:
+        raise UserError(
+            f"the {what} in {where} has no file of weights (model.safetensors, diffusion_pytorch_model.safetensors, "
+            f"the same as .bin or .fp16); give a complete local folder or hub id with {source.flag}"
+        )
+    if form.get("variant"):
+        _log.warning(
+            "%s holds the %s in half precision only (%s): masks differ slightly, and its identity is another",
+            *(source.name, what, files[0]),
+        )
+    model, info = _part(what, source, load, output_loading_info=True, ignore_mismatched_sizes=True, **form, **options)
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"the {what} of {where} holds {name} of shape {list(found)}, but its config.json describes "
+            f"{list(expected)}; the files belong to different models; give a complete folder or hub id with "
+            f"{source.flag}"
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
@@ -376,7 +485,7 @@ def _beside(pretrained: str, name: str, default: str) -> str:
 
 
 def _quiet_loading() -> None:
-    """Silence progress bars and the lists of weights that are left out on purpose; errors still show."""
+    """Silence progress bars (of later downloads too) and lists of weights that are left out; errors still show."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("diffusers").setLevel(logging.ERROR)

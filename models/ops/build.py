@@ -27,6 +27,7 @@ Kind = Literal["cpu", "cuda"]
 PREBUILT = Path(__file__).resolve().parent
 """Where ``setup.py`` puts libraries."""
 SOURCES = PREBUILT / "src"
+SYSTEM_CUDA = "/usr/local/cuda"
 COMMON = ("-O3", "-std=c++20")
 """Flags of every compiler."""
 
@@ -133,13 +134,29 @@ def check_tools(kind: Kind) -> None:
         raise BuildError("this PyTorch was built without CUDA; install one with CUDA from pytorch.org")
     from torch.utils import cpp_extension
 
-    if not Path(f"{cpp_extension.CUDA_HOME}/include/cuda_runtime_api.h").is_file():
-        cpp_extension.CUDA_HOME = "/usr/local/cuda"  # nvcc on the PATH may be a script outside of its toolkit
     major = torch.version.cuda.split(".")[0]
-    nvcc = f"{cpp_extension.CUDA_HOME}/bin/nvcc"
-    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout if shutil.which(nvcc) else ""
-    if f"release {major}." not in output:
-        raise BuildError(f"no {nvcc} of CUDA {major}; install the CUDA {major} toolkit and set CUDA_HOME to its folder")
+    for home in (cpp_extension.CUDA_HOME, SYSTEM_CUDA, Path(torch.__file__).parents[1] / f"nvidia/cu{major}"):
+        # The headers too: nvcc on the PATH may be a script outside of its toolkit.
+        if Path(f"{home}/include/cuda_runtime_api.h").is_file() and shutil.which(f"{home}/bin/nvcc"):
+            command = [f"{home}/bin/nvcc", "--version"]
+            if f"release {major}." in subprocess.run(command, capture_output=True, text=True).stdout:
+                cpp_extension.CUDA_HOME = str(home)
+                return
+    raise BuildError(
+        f"no nvcc of CUDA {major} was found; install the CUDA {major} toolkit and set CUDA_HOME to its folder, or "
+        "install nvcc with pip (docs/operator.md)"
+    )
+
+
+def cudart_flags(folder: str) -> list[str]:
+    """Linker flags for CUDA from pip: ``folder`` gets a link to its libcudart, which lacks the name of a library."""
+    from torch.utils import cpp_extension
+
+    libraries = Path(f"{cpp_extension.CUDA_HOME}/lib")
+    for library in [] if (libraries / "libcudart.so").exists() else sorted(libraries.glob("libcudart.so.*"))[:1]:
+        Path(folder, "libcudart.so").symlink_to(library)
+        return [f"-L{folder}"]
+    return []
 
 
 def _find(kind: Kind) -> Path | None:
@@ -206,6 +223,7 @@ def _compile(arguments: dict[str, Any], cache: Path, log: Path) -> Path:
         shutil.rmtree(leftover)
     # A new folder every time: a killed build leaves PyTorch's own lock file, which would block the next build.
     with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as scratch:
+        arguments["extra_ldflags"] += cudart_flags(scratch)
         try:
             cpp_extension.load(**arguments, build_directory=scratch, is_python_module=False)
         except RuntimeError as error:
@@ -214,5 +232,5 @@ def _compile(arguments: dict[str, Any], cache: Path, log: Path) -> Path:
             raise BuildError(
                 f"{compiler} could not compile the kernel (see {log}); install g++ 11 or newer, or name one in CXX"
             ) from error
-        library = next(Path(scratch).glob("*.so"))
-        return library.replace(cache / f"{arguments['name']}.so")
+        library = f"{arguments['name']}.so"
+        return Path(scratch, library).replace(cache / library)

@@ -1,9 +1,9 @@
 """The sampling operator of Deformable DETR (Zhu et al., ICLR 2021, section 4.1) as a PyTorch operator.
 
 ``torch.ops.t2v_rvos.ms_deform_attn`` has a backward operator and shapes for tracing, and saves only its inputs for the
-backward pass. It runs on one of three backends, chosen at the first use on each device and reported in one line:
-``cuda`` and ``cpp`` are compiled kernels (``build.py``), ``torch`` is plain PyTorch (``plain.py``), which replaces a
-kernel that cannot be compiled. ``MSDA_BACKEND`` forces one of the three.
+backward pass. It runs on one of four backends, chosen at the first use on each device and reported in one line:
+``cuda`` and ``cpp`` are compiled kernels (``build.py``), ``triton`` (``triton_kernels.py``) replaces ``cuda`` where it
+cannot be compiled, and ``torch`` (``plain.py``), plain PyTorch, replaces the other three. ``MSDA_BACKEND`` forces one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from util.distributed import is_main
 from util.errors import UserError
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-KERNELS: dict[str, build.Kind] = {"cpp": "cpu", "cuda": "cuda"}
-"""Compiled backend → the type of device that it runs on."""
+BACKENDS = {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}
+"""Type of device → its backends, the preferred one first. Other devices have plain PyTorch only."""
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -90,42 +90,72 @@ def forced_backend() -> str:
         UserError: there is no backend of this name.
     """
     name = os.environ.get("MSDA_BACKEND", "")
-    if name not in ("", "torch", *KERNELS):
-        raise UserError(f"MSDA_BACKEND={name} is unknown; choose cuda, cpp or torch, or unset it")
+    if name not in ("", "cuda", "triton", "cpp", "torch"):
+        raise UserError(f"MSDA_BACKEND={name} is unknown; choose cuda, triton, cpp or torch, or unset it")
     return name
 
 
 def backend_for(value: Tensor) -> str:
-    """The backend that runs for a value: ``cuda``, ``cpp`` or ``torch``. A kernel is compiled here if necessary.
+    """The backend that runs for a value: ``cuda``, ``triton``, ``cpp`` or ``torch``. It is compiled here if necessary.
 
     Raises:
         UserError: the forced backend cannot be compiled or does not take this value.
     """
-    forced = forced_backend()
-    backend = _choose(value.device.type, forced)
-    if backend == "cuda" and value.shape[-1] % 8:
-        if forced:
-            raise UserError(f"MSDA_BACKEND=cuda needs heads whose width is a multiple of 8, not {value.shape[-1]}")
-        return "torch"
-    return backend
+    return _choose(value.device.type, forced_backend(), packs=value.shape[-1] % 8 == 0)
 
 
 @cache
-def _choose(device: str, forced: str) -> str:
-    """Choose the backend for a type of device, load its kernel, and report it once."""
-    name = report = forced or next((name for name, kind in KERNELS.items() if kind == device), "torch")
-    if name in KERNELS:
-        if KERNELS[name] != device:
-            raise UserError(f"MSDA_BACKEND={name} runs on {KERNELS[name]}, but the tensors are on {device}; unset it")
+def _choose(device: str, forced: str, packs: bool) -> str:
+    """Choose the backend for a type of device, load its kernels, and report it once.
+
+    ``packs``: the width of a head is a multiple of 8, as the CUDA kernels need it.
+    """
+    names = BACKENDS.get(device, ("torch",))
+    if forced not in ("", "torch", *names):
+        other = next(kind for kind, backends in BACKENDS.items() if forced in backends)
+        raise UserError(f"MSDA_BACKEND={forced} runs on {other}, but the tensors are on {device}; unset it")
+    reasons: list[str] = []
+    for name in (forced,) if forced else names:
         try:
-            report = f"{name} ({build.load(KERNELS[name])})"
+            if name == "cuda" and not packs:
+                raise build.BuildError("the CUDA kernels need heads whose width is a multiple of 8")
+            loaded = _load(name, device)
+            break
         except build.BuildError as error:
             if forced:
                 raise UserError(f"MSDA_BACKEND={name} is not available: {error}") from error
-            name, report = "torch", f"torch, many times slower than {name}: {error}"
+            reasons.append(str(error))
+    report = name + loaded
+    if reasons:
+        report += (f", many times slower than {names[0]}: " if name == "torch" else ": ") + "; ".join(reasons)
     if is_main():
         print(f"multi-scale deformable attention on {device}: {report}", file=sys.stderr, flush=True)
     return name
+
+
+def _load(name: str, device: str) -> str:
+    """Load a backend's kernels; the result completes its name in the report.
+
+    Raises:
+        BuildError: they cannot be compiled.
+    """
+    if name == "triton":
+        _try_triton(device)
+    return f" ({build.load('cpu' if name == 'cpp' else 'cuda')})" if name in ("cpp", "cuda") else ""
+
+
+def _try_triton(device: str) -> None:
+    """Sample one value: beside Triton, its kernels need a supported GPU, a C compiler and Python's headers."""
+    value, place = torch.zeros(1, 1, 1, 8, device=device), torch.zeros(1, 1, 1, 1, 1, 2, device=device)
+    try:
+        from models.ops import triton_kernels
+
+        triton_kernels.forward(value, [1, 1], place, place[..., 0])
+    except ImportError as error:
+        raise build.BuildError("Triton is not installed") from error
+    except Exception as error:  # of many types
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise build.BuildError(f"Triton cannot compile a kernel here ({reason})") from error
 
 
 @torch.library.custom_op(
@@ -139,6 +169,10 @@ def _forward(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: T
     backend = backend_for(value)
     if backend == "cuda":
         return torch.ops.t2v_rvos_cuda.forward(value, shapes, locations, weights)
+    if backend == "triton":
+        from models.ops import triton_kernels
+
+        return triton_kernels.forward(value, shapes, locations, weights)
     wide = value.to(weights.dtype)
     if backend == "cpp":
         return torch.ops.t2v_rvos_cpp.forward(wide, shapes, locations, weights).to(value.dtype)
@@ -156,9 +190,13 @@ def _backward(grad: Tensor, value: Tensor, shapes: Sequence[int], locations: Ten
         of_value, of_locations, of_weights = _backward_shapes(grad, value, shapes, locations, weights)
         return of_value.zero_(), of_locations.zero_(), of_weights.zero_()
     backend = backend_for(value)
+    ordered = torch.are_deterministic_algorithms_enabled()
     if backend == "cuda":
-        ordered = torch.are_deterministic_algorithms_enabled()
         return torch.ops.t2v_rvos_cuda.backward(grad, value, shapes, locations, weights, ordered)
+    if backend == "triton":
+        from models.ops import triton_kernels
+
+        return triton_kernels.backward(grad, value, shapes, locations, weights, ordered)
     grad, wide = grad.to(weights.dtype), value.to(weights.dtype)
     if backend == "cpp":
         of_value, *others = torch.ops.t2v_rvos_cpp.backward(grad, wide, shapes, locations, weights)

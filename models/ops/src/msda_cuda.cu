@@ -26,7 +26,7 @@ struct Plan {
     threads = items * group;
     const int64_t all = s.batch * s.queries * s.heads;
     blocks = static_cast<int>(std::min(MAX_BLOCKS, (all + items - 1) / items));
-    shared = sizeof(Place<Acc>) * CHUNK * items;
+    shared = sizeof(Place<Acc>) * ROW * items;
   }
 };
 

@@ -1,8 +1,9 @@
 // The CUDA kernels of multi-scale deformable attention: see ../functional.py for what it computes.
 //
-// An item is one head of one query. "size" neighbouring threads of a warp (a power of two) share an item as its group, and
-// each thread reads 16 bytes of channels at once, a pack. A block handles some items at a time, in two phases: first its threads work out
-// where the items' points fall (each point once, kept in shared memory), then they sample the values there.
+// An item is one head of one query. "size" neighbouring threads of a warp (a power of two) share an item as its group,
+// and each thread reads 16 bytes of channels at once, a pack. A block handles some items at a time, in two phases: first
+// its threads work out where the items' points fall (each point once, kept in shared memory), then they sample the
+// values there.
 //
 // Acc is float, or double for double: sums, locations and weights are of this type whatever the values are.
 
@@ -16,6 +17,7 @@ namespace msda {
 
 constexpr int MAX_THREADS = 256;  // of a block
 constexpr int CHUNK = 16;         // points of an item that shared memory holds at a time
+constexpr int ROW = CHUNK + 1;    // places an item has room for: rows of 16, 384 bytes, would all start in one bank
 constexpr unsigned ALL = 0xffffffffu;
 
 template <typename T>
@@ -29,9 +31,10 @@ __device__ inline Pack<T> load(const T* from) {
   return *reinterpret_cast<const Pack<T>*>(from);
 }
 
+// One store of 16 bytes, which the compiler would split otherwise; what is written is not read again here.
 template <typename T>
 __device__ inline void store(T* to, const Pack<T>& pack) {
-  *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&pack);
+  __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&pack));
 }
 
 // Where a point falls: the four positions around it are first, first + 1, first + width, first + width + 1.
@@ -86,7 +89,7 @@ __device__ inline void load_corners(const Place<Acc>& place, const T* from, int6
   }
 }
 
-// Phase one: points begin … begin + CHUNK - 1 of the block's items, from item first_item on. All threads of the block.
+// Phase one: points begin … begin + CHUNK - 1 of the block's items, from item first_item on, by all of its threads.
 template <typename Acc>
 __device__ inline void locate_points(
     const Sizes& s, const Acc* locations, const Acc* weights, int64_t first_item, int items, int begin,
@@ -95,7 +98,7 @@ __device__ inline void locate_points(
   for (int i = threadIdx.x; i < items * count; i += blockDim.x) {
     const int item = i / count, sample = begin + i % count;
     const int64_t at = (first_item + item) * samples + sample;
-    places[item * CHUNK + i % count] = locate(s, sample / s.points, locations + at * 2, weights[at]);
+    places[item * ROW + i % count] = locate(s, sample / s.points, locations + at * 2, weights[at]);
   }
 }
 
@@ -125,7 +128,7 @@ __global__ void __launch_bounds__(MAX_THREADS) forward_kernel(
         if (!active) continue;
         const int count = min(CHUNK, samples - begin);
         for (int point = 0; point < count; ++point) {
-          const Place<Acc> place = places[group * CHUNK + point];
+          const Place<Acc> place = places[group * ROW + point];
           if (!place.inside) continue;
           Pack<T> read[4];
           load_corners(place, maps + channel, stride, read);
@@ -191,7 +194,7 @@ __global__ void __launch_bounds__(MAX_THREADS) backward_kernel(
       const int count = min(CHUNK, samples - begin);
       for (int point = 0; point < count; ++point) {  // all threads alike: the shuffles need whole warps
         Place<Acc> place{};
-        if (active) place = places[group * CHUNK + point];
+        if (active) place = places[group * ROW + point];
         Acc along[4] = {};  // the gradient along each corner's value
         for (int pack = lane; place.inside && pack < packs; pack += size) {
           const int channel = pack * SIZE;

@@ -1,0 +1,156 @@
+"""A hub of toy-size repositories on this machine, for tests of downloads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LARGE = 100_000  # bytes from which a file is stored as the hub stores large ones
+
+
+class HubServer(ThreadingHTTPServer):
+    """The requests of the hub's API that listing and downloading need.
+
+    Attributes:
+        repositories: name → file → its path on this machine.
+        licences: name → licence.
+        moved: former name → name.
+        commit: of every repository.
+        requests: of files and listings, in order: method and path.
+        cuts: number of downloads of large files that will break off in the middle.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.repositories: dict[str, dict[str, Path]] = {}
+        self.licences: dict[str, str] = {}
+        self.moved: dict[str, str] = {}
+        self.commit = COMMIT
+        self.requests: list[str] = []
+        self.cuts = 0
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        """Its address, as HF_ENDPOINT takes it."""
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def add(self, name: str, folder: Path, licence: str = "") -> None:
+        """Serve the files of a folder.
+
+        Args:
+            name: of the repository.
+            folder: its files, in any subfolders.
+            licence: of the repository.
+        """
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        self.repositories[name] = {path.relative_to(folder).as_posix(): path for path in files}
+        if licence:
+            self.licences[name] = licence
+
+    def tags(self, name: str) -> list[str]:
+        """The tags of a repository."""
+        return [f"license:{self.licences[name]}"] if name in self.licences else []
+
+    def downloaded(self) -> list[str]:
+        """The files whose content was requested, as ``repository/file``, since the last call."""
+        found = [request.removeprefix("GET ") for request in self.requests if request.startswith("GET /")]
+        self.requests.clear()
+        return [path[1:].replace("/resolve/main", "") for path in found if "/resolve/" in path]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        """Print nothing."""
+
+    def do_HEAD(self) -> None:
+        """Answer with headers alone."""
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        """Answer a listing or a file."""
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.server.requests.append(f"{self.command} {path}")
+        listing = re.fullmatch(r"/api/models/(.+)/(?:revision|tree)/([^/]+)", path)
+        file = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path)
+        found = listing or file
+        if not found:
+            self._refuse("", 404)
+            return
+        name = self.server.moved.get(found[1], found[1])
+        files = self.server.repositories.get(name)
+        if files is None:
+            self._refuse("RepoNotFound", 404)
+            return
+        if found[2] not in ("main", self.server.commit):
+            self._refuse("RevisionNotFound", 404)
+            return
+        if listing:
+            entries = _entries(files)
+            about = {"id": name, "sha": self.server.commit, "siblings": entries, "tags": self.server.tags(name)}
+            self._send(
+                json.dumps(entries if "/tree/" in path else about).encode(), {"Content-Type": "application/json"}
+            )
+            return
+        assert file
+        if file[3] not in files:
+            self._refuse("EntryNotFound", 404)
+            return
+        content = files[file[3]].read_bytes()
+        headers = {"X-Repo-Commit": self.server.commit, "ETag": f'"{_key(content)}"', "Accept-Ranges": "bytes"}
+        if not body:
+            self._send(b"", {**headers, "Content-Length": str(len(content))})
+            return
+        begin = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or ["", "0"])[1])
+        if begin:
+            self.server.requests[-1] += f" from {begin}"
+            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+        cut = len(content) >= LARGE and self.server.cuts > 0
+        if cut:
+            self.server.cuts -= 1
+        self._send(content[begin:], headers, 206 if begin else 200, cut)
+
+    def _send(self, content: bytes, headers: dict[str, str], status: int = 200, cut: bool = False) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if cut else content)
+        if cut:
+            self.close_connection = True
+
+    def _refuse(self, code: str, status: int) -> None:
+        self._send(b"{}", {"X-Error-Code": code, "Content-Type": "application/json"} if code else {}, status)
+
+
+def _entries(files: dict[str, Path]) -> list[dict[str, Any]]:
+    """The files of a repository as listings and trees name them."""
+    entries = []
+    for file, path in files.items():
+        content = path.read_bytes()
+        entry: dict[str, Any] = {"rfilename": file, "size": len(content), "blobId": _key(content)}
+        entry |= {"type": "file", "path": file, "oid": entry["blobId"]}
+        if len(content) >= LARGE:
+            lfs = {"sha256": _key(content), "oid": _key(content), "size": len(content)}
+            entry["lfs"] = {**lfs, "pointerSize": 134}
+        entries.append(entry)
+    return entries
+
+
+def _key(content: bytes) -> str:
+    return (hashlib.sha256 if len(content) >= LARGE else hashlib.sha1)(content).hexdigest()
