@@ -172,5 +172,4 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
     """The additional 288 frames of the longer video would need 71 MiB, and their masks as much again."""
     peak_mib(tmp_path, 36)  # the first use of every part
     short, long = peak_mib(tmp_path, 72), peak_mib(tmp_path, 360)
-    print(short, long)
     assert long - short < 25, (short, long)

@@ -25,11 +25,12 @@ from scipy.io import savemat
 
 from datasets.davis import ANNOTATIONS, MISSPELT
 from datasets.evaluators import encode_masks
+from datasets.files import write_frame
 from datasets.predictions import read_index_mask, write_index_mask, write_mask
 from datasets.refcoco import IMAGES, INSTANCES, REFERENCES, SPLITS
 from datasets.scoring import MASK_FILE, OBJECTS_FILE
 from datasets.toy import ToyParameters, ToyVideo, make_video
-from datasets.toy.scene import KINDS, SHAPES, render_frames, write_frame
+from datasets.toy.scene import KINDS, SHAPES, render_frames
 from util.drawing import write_video
 from util.errors import UserError
 from util.files import atomic_path, write_json
@@ -286,6 +287,46 @@ def write_toy_revos(
         write_json(root / f"meta_expressions_{split}_.json", {"videos": videos})
     write_json(root / MASK_FILE, masks)
     write_json(root / "mask_dict_foreground.json", foreground)
+    return root
+
+
+def write_own_clips(
+    root: str | Path, *, num_videos: int = 10, frames: int = 8, height: int = 64, width: int = 96
+) -> Path:
+    """Write ``clips/<video>.mp4`` and ``annotations/<video>.json``, as an annotation tool exports them.
+
+    The annotations are in COCO's format, of every second frame, with a track id and a sentence among the attributes.
+
+    Returns:
+        ``root``.
+    """
+    root = Path(root)
+    parameters = ToyParameters(num_videos, 0, 0, frames, height, width, 3, KINDS)
+    for index in range(num_videos):
+        video, name = make_video(parameters, "train", index), f"clip{index:02d}"
+        with atomic_path(root / "clips" / f"{name}.mp4") as path:
+            write_video(path, render_frames(video.scene))
+        sentences = _sentences_by_object(video)
+        images, annotations = [], []
+        for t in range(0, frames, 2):
+            images.append({"id": t + 1, "file_name": f"frame_{t:06d}.PNG", "height": height, "width": width})
+            for obj in video.scene.objects:
+                mask = video.masks[t] == obj.obj_id
+                if mask.any():
+                    sentence = " ".join(sentences.get(obj.obj_id, [])[:1])
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "image_id": t + 1,
+                            "category_id": SHAPES.index(obj.shape) + 1,
+                            "segmentation": uncompressed(mask),
+                            "iscrowd": 1,
+                            "attributes": {"track_id": obj.obj_id, "occluded": False, "sentence": sentence},
+                        }
+                    )
+        categories = [{"id": number, "name": shape} for number, shape in enumerate(SHAPES, 1)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        write_json(root / "annotations" / f"{name}.json", content)
     return root
 
 
