@@ -151,7 +151,8 @@ def _clip_of(file_name: Any, clips: Mapping[str, _Clip], path: Path, stem: str) 
     """Return the video and the frame of an image: by the folders of its name, else by the name of the JSON file."""
     if not isinstance(file_name, str) or not file_name:
         raise UserError(f"{path}: an image has the file name {file_name!r:.40}; it should be text")
-    *folders, name = PureWindowsPath(file_name).parts  # both kinds of slashes
+    image = PureWindowsPath(file_name)  # with either kind of slashes
+    folders = image.parts[:-1]
     found = next((clips[folder] for folder in folders if folder in clips), clips.get(stem))
     if found is None and len(clips) == 1 and not folders:
         (found,) = clips.values()
@@ -160,10 +161,11 @@ def _clip_of(file_name: Any, clips: Mapping[str, _Clip], path: Path, stem: str) 
             f"{path}: image {file_name!r:.80} belongs to none of the videos ({', '.join(list(clips)[:3])}, …); begin "
             "its name with that of a video's folder, or name the JSON file after its video"
         )
-    return found, PureWindowsPath(name).stem
+    return found, image.stem
 
 
 def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return (height, width) of an image or video; None if it is unknown."""
     size = entry.get("height"), entry.get("width")
     return size if all(type(side) is int for side in size) else None  # type: ignore[return-value]
 
@@ -181,10 +183,11 @@ def _attribute(annotation: Mapping[str, Any], name: str) -> Any:
     return annotation.get(name, inner.get(name) if isinstance(inner, dict) else None)
 
 
-def _categories(content: Mapping[str, Any]) -> dict[Any, str]:
+def _categories(content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of the categories by id; those without a name are left out."""
     rows = content.get("categories")
-    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    return {str(row.get("id")): str(row.get("name", "")) for row in rows}
+    named = (row for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
+    return {str(row.get("id")): row["name"] for row in named if isinstance(row.get("name"), str)}
 
 
 def _read_coco(path: Path, clips: Mapping[str, _Clip], source: str) -> None:
@@ -308,6 +311,7 @@ def _read_table(path: Path, clips: Mapping[str, _Clip]) -> list[str]:
 
 
 def _write_split(folder: Path, split: str, clips: Sequence[_Clip], summary: Conversion) -> None:
+    """Write the frames, masks and lists of a split, and count them."""
     meta, listed = {}, {}
     for clip in clips:
         if len(clip.objects) > MOST_OBJECTS:

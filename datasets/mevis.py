@@ -311,13 +311,15 @@ def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -
         findings.files += sum(map(len, frames.values()))
         hidden = split == "valid" and row.name != REVOS
         masks = None if hidden else findings.attempt(open_masks, files, videos)
-        if row.name == REVOS and split == row.evaluated:
-            findings.attempt(_read_foreground, root / FOREGROUND_FILE, videos)
+        scored = row.name == REVOS and split == row.evaluated
+        union = findings.attempt(_read_foreground, root / FOREGROUND_FILE, videos) if scored else None
         for name in findings.sample(list(videos), SAMPLE_VIDEOS):
             video, chosen = videos[name], findings.sample(frames[name], SAMPLE_FRAMES)
             numbers = [video.frames.index(path.stem) for path in chosen]
             named = {instance for expression in video.expressions.values() for instance in expression.instances or ()}
             shown = [{i: masks.read(i, number) for i in sorted(named)} if masks else {} for number in numbers]
+            for number, runs in zip(numbers, shown, strict=True):
+                runs |= {FOREGROUND_FILE: union[name][number]} if union else {}
             where = f"{files.masks}, video {name!r}"
             reads = [partial(check_frame, path, runs, where) for path, runs in zip(chosen, shown, strict=True)]
             findings.open_later(len(chosen), faults_of, reads)

@@ -250,7 +250,7 @@ def find_layout(videos: Mapping[str, VideoEntry], masks: Path) -> str:
         UserError: an expression has no folder.
     """
     inner = {}
-    for name in videos:
+    for name in (name for name in videos if (masks / name).is_dir()):
         with os.scandir(masks / name) as entries:
             inner[name] = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
     if not any(inner.values()):

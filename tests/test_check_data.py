@@ -216,6 +216,11 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda r: edit(r / "mask_dict_foreground.json", lambda c: c["valid0000"]["masks_rle"].pop()),
         "video 'valid0000' should have 4 run lengths",
     ),
+    "runs of the foreground": (
+        "revos",
+        lambda r: edit(r / "mask_dict_foreground.json", lambda c: break_runs({"": c["valid0000"]["masks_rle"]})),
+        "instance mask_dict_foreground.json has damaged run lengths",
+    ),
     "expressions of ReVOS": (
         "revos",
         lambda r: (r / "meta_expressions_train_.json").unlink(),

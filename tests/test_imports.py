@@ -52,7 +52,7 @@ def coco(video: str = "cat", **changes: Any) -> dict[str, Any]:
 
     return {
         "images": [
-            {"id": n, "file_name": f"{video}/{frame}.png", "height": HEIGHT, "width": WIDTH}
+            {"id": n, "file_name": f"frames\\{video}\\{frame}.jpg", "height": HEIGHT, "width": WIDTH}
             for n, frame in enumerate(FRAMES)
         ],
         "categories": [{"id": 1, "name": "a red thing"}, {"id": 2, "name": "a blue thing"}],
