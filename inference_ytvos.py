@@ -3,9 +3,9 @@
 python inference_ytvos.py --config configs/vdit_ytvos.yaml --resume runs/vdit/checkpoint.pth \\
     --ytvos_path data/ref-youtube-vos --output_dir runs/vdit/valid --visualize
 
-``--dataset_file`` is ytvos (a whole video is one clip, and one query is chosen for it), davis or mevis (clips of 36
-frames, each with its own query). Masks are written in the benchmark's layout, zipped and checked. A stopped run
-continues where it stopped. Under torchrun, processes share the videos.
+``--dataset_file`` is ytvos (a whole video is one clip, and one query is chosen for it), davis, mevis, long_rvos or
+revos (clips of 36 frames, each with its own query). Masks are written in the benchmark's layout, zipped and checked. A
+stopped run continues where it stopped. Under torchrun, processes share the videos.
 """
 
 from __future__ import annotations

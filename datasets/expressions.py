@@ -172,7 +172,8 @@ def _entry(
 
 
 def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> Expression:
-    sentence, obj_id, kind = read_sentence(path, where, expression), expression.get("obj_id"), expression.get("kind")
+    sentence, obj_id = read_sentence(path, where, expression), expression.get("obj_id")
+    kind = expression.get("kind", expression.get("type"))  # Long-RVOS calls it type
     try:
         number = None if obj_id is None else object_id(obj_id)
     except ValueError as error:

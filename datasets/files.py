@@ -18,14 +18,16 @@ import pickle
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from util.errors import UserError
-from util.files import BROKEN_IMAGE, MAX_PIXELS, open_image, read_json, read_regular, reason_of
+from util.files import BROKEN_IMAGE, MAX_PIXELS, atomic_path, open_image, read_json, read_regular, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +38,7 @@ DATA_PAGE = "docs/data.md"
 IMAGES, ANNOTATIONS = "JPEGImages", "Annotations"
 LONGEST_NAME = 120  # bytes; file systems take 255, and a file name may hold two of these and a suffix
 FRAMES_AHEAD = 36  # one clip of the benchmarks; a frame of 360×640 takes 0.7 MB
+JPEG_QUALITY = 95
 FRAME_FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of those that torchvision decodes as one image
 
 logger = logging.getLogger(__name__)
@@ -173,6 +176,15 @@ def read_frame(path: Path) -> Tensor:
         raise UserError(
             f"frame {path} is broken ({reason_of(path, error)}); fetch or extract this file again"
         ) from error
+
+
+def write_frame(path: Path, frame: np.ndarray) -> None:
+    """Write a frame, uint8 RGB ``[H, W, 3]``, as JPEG; raises ``UserError`` if that fails."""
+    content = BytesIO()  # Pillow does not notice when a full disk cuts a file short
+    # Without chroma subsampling, which would wash out small shapes at this size.
+    Image.fromarray(frame).save(content, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getvalue())
 
 
 def read_frames(paths: list[Path]) -> list[Tensor]:

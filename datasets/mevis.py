@@ -1,7 +1,7 @@
-"""MeViS, versions 1 and 2: files, training clips, videos for inference, scores and checks (docs/data.md).
+"""MeViS, versions 1 and 2, and ReVOS: files, training clips, videos, scores and checks (docs/data.md).
 
-An expression refers to any number of instances (``anno_id``), and its target is their union. Version 2 also has
-sentences that refer to nothing: their ``anno_id`` is empty, and they are negatives.
+An expression refers to any number of instances (``anno_id``), and its target is their union. MeViS version 2 and ReVOS
+also have sentences that refer to nothing: their ``anno_id`` is empty, and they are negatives.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from datasets.checks import SAMPLE_FRAMES, SAMPLE_VIDEOS, Findings, faults_of
 from datasets.clip import ExpressionClips
 from datasets.evaluators import Scorer
 from datasets.expressions import Entry, make_videos, read_entries, read_sentence, require_mapping
-from datasets.files import DATA_PAGE, PackedItems, Video, read_frame, require_files, require_folder
+from datasets.files import DATA_PAGE, IMAGES, PackedItems, Video, read_frame, require_files, require_folder
 from datasets.predictions import ANNOTATIONS
 from datasets.registry import Dataset, root_of
-from datasets.scoring import MASK_FILE, ScoredVideo, score_unions, unite
+from datasets.scoring import MASK_FILE, REVOS_KINDS, ScoredVideo, score_unions, unite
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
 from util.files import read_json
@@ -32,15 +32,19 @@ if TYPE_CHECKING:
     from util.config import Config
 
 AUTO_VERSION = "auto"
+REVOS = "revos"  # instead of a version
+TYPES = {0: REVOS_KINDS[0], 1: REVOS_KINDS[1], 2: "no target"}  # by the type_id of ReVOS
+FOREGROUND_FILE = "mask_dict_foreground.json"
 EXPRESSIONS_FILES = ("meta_expressions.json", "meta_expressions_v2.json", "meta_expressions_v2_release.json")
 
 
 @dataclass(frozen=True)
 class MevisExpression:
-    """A sentence as it is written, and the ids of the instances it refers to; None if the file has none."""
+    """A sentence as it is written, the ids of its instances and its kind; None where the file has none."""
 
     sentence: str
     instances: tuple[str, ...] | None
+    kind: str | None = None
 
     @property
     def caption(self) -> str:
@@ -68,7 +72,10 @@ class InstanceMasks:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        content = read_json(path, f"the masks of all instances, which train and valid_u have, see {DATA_PAGE}")
+        what = (
+            f"the masks of all instances, which train and valid_u of MeViS and both splits of ReVOS have; {DATA_PAGE}"
+        )
+        content = read_json(path, what)
         self._first: dict[str, tuple[int, int]] = {}
         masks: list[Any] = []
         for instance, frames in require_mapping(content, path, "the file").items():
@@ -95,13 +102,32 @@ class InstanceMasks:
         return self._masks[self._first[instance][0] + frame]
 
 
-def expressions_path(folder: Path, version: str = AUTO_VERSION) -> Path:
-    """Return the expressions file of a split's folder. Version 2 is distributed under names of its own.
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files of a split: the folder of ``<video>/<frame>.jpg``, the expressions, and the masks of instances."""
 
-    Where a folder has the files of both versions, auto means version 1.
+    images: Path
+    expressions: Path
+    masks: Path
+
+
+def split_files(root: Path, split: str, version: str = AUTO_VERSION) -> SplitFiles:
+    """Return the files of a split. ReVOS has the images and masks of both splits in its root.
+
+    Version 2 of MeViS is distributed under names of its own. Where a folder has the files of both versions, auto means
+    version 1.
     """
+    if is_revos(root):
+        return SplitFiles(root / IMAGES, root / f"meta_expressions_{split}_.json", root / MASK_FILE)
+    folder = root / split
     names = EXPRESSIONS_FILES if version != "v2" else (*EXPRESSIONS_FILES[1:], EXPRESSIONS_FILES[0])
-    return next((folder / name for name in names if (folder / name).is_file()), folder / EXPRESSIONS_FILES[0])
+    path = next((folder / name for name in names if (folder / name).is_file()), folder / EXPRESSIONS_FILES[0])
+    return SplitFiles(folder / IMAGES, path, folder / MASK_FILE)
+
+
+def is_revos(folder: Path) -> bool:
+    """Return whether a folder is the root of ReVOS, and not that of MeViS or the folder of one of its splits."""
+    return any((folder / f"meta_expressions_{split}_.json").is_file() for split in ("train", "valid"))
 
 
 def list_split(
@@ -112,32 +138,34 @@ def list_split(
     Raises:
         UserError: a folder or file is missing, or a file is malformed.
     """
-    require_folder(root, "the MeViS folders train, valid_u and valid")
-    require_folder(root / split, f"the {split} split of MeViS: JPEGImages and meta_expressions.json")
+    require_folder(root, "the MeViS folders train, valid_u and valid, or the files of ReVOS")
+    files = split_files(root, split, version)
+    if not is_revos(root):
+        content = "JPEGImages and meta_expressions.json; ReVOS has meta_expressions_train_.json and … beside it"
+        require_folder(root / split, f"the {split} split of MeViS: {content}")
     if images_needed:
-        require_folder(root / split / "JPEGImages", f"a folder of JPEG frames per video of the {split} split")
-    path = expressions_path(root / split, version)
-    videos = read_entries(path, split, _expression)
+        require_folder(files.images, f"a folder of JPEG frames per video of the {split} split")
+    videos = read_entries(files.expressions, split, _expression)
     if not videos:
-        raise UserError(f"{path} lists no video; fetch it again (see {DATA_PAGE})")
+        raise UserError(f"{files.expressions} lists no video; fetch it again (see {DATA_PAGE})")
     return videos
 
 
-def open_masks(folder: Path, videos: Mapping[str, MevisEntry]) -> InstanceMasks:
-    """Read the masks of a split's folder, and check that they include all instances of its expressions.
+def open_masks(files: SplitFiles, videos: Mapping[str, MevisEntry]) -> InstanceMasks:
+    """Read the masks of a split, and check that they include all instances of its expressions.
 
     Raises:
-        UserError: the file is missing (as in ``valid``, whose ground truth is not public) or malformed, or an
+        UserError: the file is missing (as in ``valid`` of MeViS, whose ground truth is not public) or malformed, or an
             expression has no instances.
     """
-    masks = InstanceMasks(folder / MASK_FILE)
+    masks = InstanceMasks(files.masks)
     for name, video in videos.items():
         for exp_id, expression in video.expressions.items():
             where = f"expression {exp_id!r} of video {name!r}"
             if expression.instances is None:
                 raise UserError(
-                    f"the expressions file of {folder}: {where} has no 'anno_id', so its masks are unknown; it "
-                    "should be the list of the instances that it names"
+                    f"{files.expressions}: {where} has no 'anno_id', so its masks are unknown; it should be the list "
+                    "of the instances that it names"
                 )
             masks.require(expression.instances, len(video.frames), where)
     return masks
@@ -150,15 +178,17 @@ def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> MevisE
     ):
         raise UserError(f"{path}: 'anno_id' of {where} is {instances!r}; it should be a list of instances")
     return MevisExpression(
-        read_sentence(path, where, expression), None if instances is None else tuple(dict.fromkeys(map(str, instances)))
+        read_sentence(path, where, expression),
+        None if instances is None else tuple(dict.fromkeys(map(str, instances))),
+        next((kind for number, kind in TYPES.items() if expression.get("type_id") == number), None),
     )
 
 
 class MevisClips(ExpressionClips):
-    """Clips of MeViS with the union of an expression's instances as target; see ``ExpressionClips``.
+    """Clips of MeViS or ReVOS with the union of an expression's instances as target; see ``ExpressionClips``.
 
     Args:
-        split: train or valid_u, which have masks.
+        split: one that has masks.
         version: chooses the expressions file, see ``expressions_path``.
 
     Raises:
@@ -176,10 +206,10 @@ class MevisClips(ExpressionClips):
         version: str = AUTO_VERSION,
     ) -> None:
         videos = list_split(root, split, version)
-        self.masks = open_masks(root / split, videos)
-        images = root / split / "JPEGImages"
-        require_files([images / name for name in videos], "the expressions file")
-        super().__init__(videos, images, transform, num_frames, seed, reverse_probability)
+        files = split_files(root, split, version)
+        self.masks = open_masks(files, videos)
+        require_files([files.images / name for name in videos], "the expressions file")
+        super().__init__(videos, files.images, transform, num_frames, seed, reverse_probability)
 
     def read_mask(self, video: str, exp_id: str, index: int, size: tuple[int, int]) -> Tensor:
         instances = self.videos[video].expressions[exp_id].instances
@@ -204,7 +234,7 @@ def build_clips(cfg: Config, split: str) -> MevisClips:
 def build_videos(cfg: Config) -> list[Video]:
     """List the videos of ``cfg.split`` with all their frames and sentences."""
     root = root_of(cfg)
-    return make_videos(root / cfg.split / "JPEGImages", list_split(root, cfg.split, cfg.mevis_version))
+    return make_videos(split_files(root, cfg.split).images, list_split(root, cfg.split, cfg.mevis_version))
 
 
 def build_scorer(cfg: Config) -> Scorer:
@@ -213,7 +243,7 @@ def build_scorer(cfg: Config) -> Scorer:
     Raises:
         UserError: the ground truth is missing or malformed.
     """
-    videos, version = read_ground_truth(root_of(cfg) / cfg.split, cfg.mevis_version)
+    videos, version = read_ground_truth(root_of(cfg), cfg.split, cfg.mevis_version)
     return partial(score_unions, videos, Path(cfg.output_dir) / ANNOTATIONS, version)
 
 
@@ -222,21 +252,23 @@ def list_expressions(root: Path, split: str, options: Mapping[str, Any]) -> Mapp
     return list_split(root, split, options.get("mevis_version", AUTO_VERSION))
 
 
-def read_ground_truth(folder: Path, version: str = AUTO_VERSION) -> tuple[list[ScoredVideo], str]:
+def read_ground_truth(root: Path, split: str, version: str = AUTO_VERSION) -> tuple[list[ScoredVideo], str]:
     """Read the videos that have expressions, and their ground truth.
 
     Args:
-        folder: a split with masks, ``<root>/valid_u``.
+        root: the dataset's folder.
+        split: one with masks.
         version: v1, v2 or auto; auto is v2 if a sentence refers to nothing, which v1 does not have.
 
     Returns:
-        the videos, and the version (v1 or v2) that keys the results.
+        the videos, and the version (v1, v2 or revos) that keys the results.
 
     Raises:
         UserError: a file is missing, broken or malformed.
     """
-    videos = list_split(folder.parent, folder.name, version, images_needed=False)
-    masks = open_masks(folder, videos)
+    videos = list_split(root, split, version, images_needed=False)
+    masks = open_masks(split_files(root, split, version), videos)
+    foreground = _read_foreground(root / FOREGROUND_FILE, videos) if is_revos(root) else {}
     scored = []
     for name, video in videos.items():
         targets = {
@@ -245,29 +277,50 @@ def read_ground_truth(folder: Path, version: str = AUTO_VERSION) -> tuple[list[S
         instances = {instance for target in targets.values() for instance in target}
         frames = range(len(video.frames))
         runs = {instance: [masks.read(instance, frame) for frame in frames] for instance in sorted(instances)}
+        kinds = {exp_id: expression.kind for exp_id, expression in video.expressions.items()}
         if targets:
-            scored.append(ScoredVideo(name, video.frames, targets, runs, masks.path))
-    if version == AUTO_VERSION:
+            scored.append(ScoredVideo(name, video.frames, targets, runs, masks.path, kinds, foreground.get(name)))
+    if is_revos(root):
+        version = REVOS
+    elif version == AUTO_VERSION:
         version = "v2" if any(not target for video in scored for target in video.targets.values()) else "v1"
     return scored, version
 
 
+def _read_foreground(path: Path, videos: Mapping[str, MevisEntry]) -> dict[str, list[Any]]:
+    """Read the run lengths of all objects of a video together, for each frame."""
+    content = require_mapping(read_json(path, f"the masks of all objects, for the score R; {DATA_PAGE}"), path, "it")
+    runs = {}
+    for name, video in videos.items():
+        masks = require_mapping(content.get(name), path, f"the entry of video {name!r}").get("masks_rle")
+        if not isinstance(masks, list) or len(masks) != len(video.frames):
+            raise UserError(f"{path}: video {name!r} should have {len(video.frames)} run lengths under 'masks_rle'")
+        runs[name] = masks
+    return runs
+
+
 def check(row: Dataset, root: Path, splits: Sequence[str], findings: Findings) -> None:
-    """Check MeViS, version 1 or 2; ``valid`` has no masks."""
+    """Check MeViS, version 1 or 2, whose ``valid`` has no masks, or ReVOS."""
     for split in splits:
         videos = findings.attempt(list_split, root, split)
         if videos is None:
             continue
+        files = split_files(root, split)
         findings.count_split(split, videos, row.splits[split])
-        frames = findings.present_frames(root / split / "JPEGImages", videos, ".jpg")
+        frames = findings.present_frames(files.images, videos, ".jpg")
         findings.files += sum(map(len, frames.values()))
-        masks = None if split == "valid" else findings.attempt(open_masks, root / split, videos)
+        hidden = split == "valid" and row.name != REVOS
+        masks = None if hidden else findings.attempt(open_masks, files, videos)
+        scored = row.name == REVOS and split == row.evaluated
+        union = findings.attempt(_read_foreground, root / FOREGROUND_FILE, videos) if scored else None
         for name in findings.sample(list(videos), SAMPLE_VIDEOS):
             video, chosen = videos[name], findings.sample(frames[name], SAMPLE_FRAMES)
             numbers = [video.frames.index(path.stem) for path in chosen]
             named = {instance for expression in video.expressions.values() for instance in expression.instances or ()}
             shown = [{i: masks.read(i, number) for i in sorted(named)} if masks else {} for number in numbers]
-            where = f"{root / split / MASK_FILE}, video {name!r}"
+            for number, runs in zip(numbers, shown, strict=True):
+                runs |= {FOREGROUND_FILE: union[name][number]} if union else {}
+            where = f"{files.masks}, video {name!r}"
             reads = [partial(check_frame, path, runs, where) for path, runs in zip(chosen, shown, strict=True)]
             findings.open_later(len(chosen), faults_of, reads)
 

@@ -188,7 +188,7 @@ def require_masks(paths: Iterable[Path]) -> None:
 
 
 class MaskLayout:
-    """``Annotations/<video>/<exp_id>/<frame>.png``, 8-bit greyscale, 0 or 255 (Ref-YouTube-VOS, MeViS).
+    """``Annotations/<video>/<exp_id>/<frame>.png``, 8-bit greyscale, 0 or 255, for every set but Ref-DAVIS17.
 
     Attributes:
         roots: the folders below the output folder that contain masks and nothing else.
@@ -275,8 +275,9 @@ LAYOUTS: dict[str, MaskLayout] = {
     "ytvos": MaskLayout(),
     "davis": DavisLayout(CLIP_FRAMES),
     "mevis": MaskLayout(CLIP_FRAMES, annotations_in_zip=False),
+    "clips": MaskLayout(CLIP_FRAMES),
 }
-"""By the name of ``--dataset_file``."""
+"""By the ``masks`` of the dataset's row."""
 
 
 def davis_object(exp_id: str) -> int:

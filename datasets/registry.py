@@ -37,7 +37,7 @@ class Size:
         frames: number of frames of all videos.
     """
 
-    videos: int
+    videos: int | None = None
     expressions: int | None = None
     frames: int | None = None
 
@@ -109,6 +109,24 @@ _ROWS = (
         metrics=J_AND_F,
         splits={"train": Size(1662), "valid_u": Size(50), "valid": Size(140)},
         masks="mevis",
+    ),
+    Dataset(
+        "long_rvos",
+        module="ytvos",
+        root="long_rvos_path",
+        evaluated="valid",
+        metrics=(*J_AND_F, "tIoU", "vIoU"),
+        splits={"train": Size(1855), "valid": Size(112), "test": Size(226)},
+        masks="clips",
+    ),
+    Dataset(
+        "revos",
+        module="mevis",
+        root="revos_path",
+        evaluated="valid",
+        metrics=(*J_AND_F, "R"),
+        splits={"train": Size(), "valid": Size()},
+        masks="clips",
     ),
     Dataset(
         "a2d",

@@ -1,7 +1,8 @@
 """J and F over folders of masks, for every benchmark of whole videos.
 
-- ``score_expressions``: Ref-YouTube-VOS, one folder of masks per expression, which refers to one object or to none.
-- ``score_unions``: MeViS, the same, but an expression refers to any number of instances.
+- ``score_expressions``: Ref-YouTube-VOS and Long-RVOS, one folder of masks per expression, which refers to one object
+  or to none.
+- ``score_unions``: MeViS and ReVOS, the same, but an expression refers to any number of instances.
 - ``score_davis``: the two tasks of DAVIS-2017. ``score_ref_davis``: both tasks for the four annotations of Ref-DAVIS17.
 
 ``video_metrics`` and ``video_counts`` turn any of their results into the entries of ``results.json``. J and F of one
@@ -10,6 +11,7 @@ frame are computed in ``util.metrics``. Videos are scored in parallel processes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +29,11 @@ from util.metrics import MAX_PROPOSALS, VOID, Shape, fixed_scores, matched_score
 from util.parallel import map_videos
 from util.text import normalise_sentence
 
-MASK_FILE = "mask_dict.json"  # in the folder of a split of MeViS
+MASK_FILE = "mask_dict.json"  # in the folder of a split of MeViS, and in the root of ReVOS
+LONG_RVOS_TYPES = frozenset({"static", "dynamic", "hybrid"})
+"""The kinds of sentences of Long-RVOS; a set that has no others is read and scored as Long-RVOS is."""
+TEMPORAL = ("tIoU", "vIoU")
+REVOS_KINDS = ("referring", "reasoning")  # their means have equal weight in the score of ReVOS
 
 DavisTask = Literal["semi-supervised", "unsupervised"]
 SEMI_SUPERVISED: DavisTask = "semi-supervised"
@@ -81,16 +87,15 @@ class GroundTruth:
     def files(self) -> Iterator[tuple[str, Path]]:
         """Yield the video and path of each mask file. In the two folder layouts, a missing file is an empty mask."""
         for name, video in self.videos.items():
-            folders = {self.masks / name}
-            if self.layout != PALETTE:
-                folders = {self._folder(name, exp_id) for exp_id, key in self.targets(name).items() if key is not None}
-            for folder in sorted(folders):
-                yield from ((name, folder / f"{frame}.png") for frame in video.frames)
+            keys = sorted({str(key) for key in self.targets(name).values() if key is not None})
+            for folder in [""] if self.layout == PALETTE else keys:
+                yield from ((name, self.masks / name / folder / f"{frame}.png") for frame in video.frames)
 
     def targets(self, video: str) -> dict[str, Any]:
-        """Return the key of each expression's mask in ``read``; None for negatives."""
+        """Return the key of each expression's mask in ``read``, which folders are named after; None for negatives."""
+        by_expression = self.layout == PER_EXPRESSION
         return {
-            exp_id: None if expression.negative else (expression.obj_id if self.layout == PALETTE else exp_id)
+            exp_id: None if expression.negative else (exp_id if by_expression else expression.obj_id)
             for exp_id, expression in self.videos[video].expressions.items()
         }
 
@@ -100,28 +105,30 @@ class GroundTruth:
         Raises:
             UserError: a file is missing or broken, or differs in size.
         """
-        targets, frames = self.targets(video), self.videos[video].frames
+        keys, frames = set(self.targets(video).values()), self.videos[video].frames
         if self.layout == PALETTE:
             for frame in frames:
                 ids = read_index_mask(self.masks / video / f"{frame}.png")
-                yield {key: np.zeros(ids.shape, bool) if key is None else ids == key for key in set(targets.values())}
+                yield {key: np.zeros(ids.shape, bool) if key is None else ids == key for key in keys}
             return
-        paths = [
-            {key: self._folder(video, exp_id) / f"{frame}.png" for exp_id, key in targets.items() if key is not None}
-            for frame in frames
-        ]
-        first = next((path for row in paths for path in row.values() if path.is_file()), None)
+        paths = (self.masks / video / str(key) / f"{frame}.png" for frame in frames for key in keys)
+        first = next((path for path in paths if path.is_file()), None)
         if first is None:
             raise UserError(f"{self.masks / video} holds no mask of an expression's frame; extract the masks again")
         size = read_index_mask(first).shape
-        for row in paths:
-            masks = {key: read_index_mask(path, size) != 0 for key, path in row.items() if path.is_file()}
-            yield {key: masks.get(key, np.zeros(size, bool)) for key in targets.values()}
+        for frame in frames:
+            yield {key: self.read_mask(video, key, frame, size) for key in keys}
 
-    def _folder(self, video: str, exp_id: str) -> Path:
-        """The folder of an expression's masks; not for ``PALETTE``."""
-        obj_id = self.videos[video].expressions[exp_id].obj_id
-        return self.masks / video / (exp_id if self.layout == PER_EXPRESSION else str(obj_id))
+    def read_mask(self, video: str, key: Any, frame: str, size: tuple[int, int]) -> np.ndarray:
+        """Return the mask of a target in one frame, bool ``[H, W]``.
+
+        Raises:
+            UserError: the file is missing (of palette masks) or broken, or has a different size.
+        """
+        if self.layout == PALETTE:
+            return read_index_mask(self.masks / video / f"{frame}.png", size) == key
+        path = self.masks / video / str(key) / f"{frame}.png"
+        return read_index_mask(path, size) != 0 if path.is_file() else np.zeros(size, bool)
 
 
 def find_ground_truth(gt: Path, expressions: Path | None = None) -> GroundTruth:
@@ -156,10 +163,9 @@ def find_ground_truth(gt: Path, expressions: Path | None = None) -> GroundTruth:
     present = {folder.name for folder in visible(masks.iterdir()) if folder.is_dir()}
     found = [(path, *_choose_videos(path, present, masks)) for path in paths]
     path, videos, notes = next((row for row in found if not _first_unknown(row[1])), found[0])
-    inner = {name: {folder.name for folder in visible((masks / name).iterdir()) if folder.is_dir()} for name in videos}
     source = f"sentences of {path}"
-    if not any(inner.values()):
-        layout = PALETTE
+    layout = find_layout(videos, masks)
+    if layout == PALETTE:
         if objects is None and _first_unknown(videos):
             places = [*expressions_paths(root, split), *(f / OBJECTS_FILE for f in (root / split, path.parent, root))]
             objects = next((place for place in places if lists_objects(place)), None)
@@ -168,8 +174,6 @@ def find_ground_truth(gt: Path, expressions: Path | None = None) -> GroundTruth:
             source = f"object ids of {objects}, sentences of {path} in the same order"
         if unknown := _first_unknown(videos):
             raise UnknownObjects(f"{path}: {unknown} has no 'obj_id'; {_NEEDED}")
-    else:
-        layout = _layout_of_folders(videos, inner, masks)
     if not any(not e.negative for video in videos.values() for e in video.expressions.values()):
         raise UserError(f"{path}: no expression refers to an object, so there is no J and F; {_NEEDED}")
     return GroundTruth(masks, layout, videos, source, notes)
@@ -232,12 +236,27 @@ def _with_objects(videos: Mapping[str, VideoEntry], path: Path, objects_path: Pa
     return result
 
 
-def _layout_of_folders(videos: Mapping[str, VideoEntry], inner: Mapping[str, set[str]], masks: Path) -> str:
-    """Return what the folders inside of the videos' folders are named after.
+def is_long_rvos(videos: Mapping[str, VideoEntry]) -> bool:
+    """Return whether the expressions have kinds, and all of them are those of Long-RVOS."""
+    return {e.kind for video in videos.values() for e in video.expressions.values()} <= LONG_RVOS_TYPES
+
+
+def find_layout(videos: Mapping[str, VideoEntry], masks: Path) -> str:
+    """Return how the masks of videos are stored, by the folders inside of the videos' folders and their names.
+
+    Long-RVOS has a folder per object. Its files and folders of objects that are never visible may be missing.
 
     Raises:
         UserError: an expression has no folder.
     """
+    inner = {}
+    for name in (name for name in videos if (masks / name).is_dir()):
+        with os.scandir(masks / name) as entries:
+            inner[name] = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+    if not any(inner.values()):
+        return PALETTE
+    if is_long_rvos(videos):
+        return PER_OBJECT
     named = [
         (name, exp_id, expression)
         for name, video in videos.items()
@@ -303,7 +322,9 @@ def score_expressions(ground_truth: GroundTruth, pred: Path, workers: int = 1) -
     Returns:
         Ready for JSON, all scores 0…1, ``JF`` is the mean of J and F:
 
-        - ``per_expression``: ``<video>/<exp_id>`` → ``J F JF obj_id`` (and ``kind``)
+        - ``per_expression``: ``<video>/<exp_id>`` → ``J F JF obj_id`` (and ``kind``); of Long-RVOS, all rows also have
+          ``tIoU``, the share of the frames with an object or a prediction that have both, and ``vIoU``, the sum of J
+          over the frames with both, divided by the number of frames with either; 1 if no frame has any
         - ``per_video``, ``per_kind``: name → ``J F JF expressions``, means and the number of expressions; a video with
           negatives only has no row
         - ``global``: ``J F JF``, means over all expressions except negatives; with negatives also
@@ -327,14 +348,16 @@ def score_expressions(ground_truth: GroundTruth, pred: Path, workers: int = 1) -
         partial(_score_video, ground_truth=ground_truth, pred=pred), list(ground_truth.videos), workers
     )
 
+    metrics = ("J", "F", *(TEMPORAL if is_long_rvos(ground_truth.videos) else ()))
     per_expression: dict[str, dict[str, Any]] = {}
     per_video = {}
     invisible = []
     for (name, video), (scores, visible_targets) in zip(ground_truth.videos.items(), results, strict=True):
         targets = ground_truth.targets(name)
-        for (exp_id, expression), (j, f) in zip(video.expressions.items(), scores, strict=True):
+        for number, (exp_id, expression) in enumerate(video.expressions.items()):
             kind = {} if expression.kind is None else {"kind": expression.kind}
-            per_expression[f"{name}/{exp_id}"] = {**_row(j, f), "obj_id": expression.obj_id, **kind}
+            row = _row({metric: scores[metric][number] for metric in metrics})
+            per_expression[f"{name}/{exp_id}"] = {**row, "obj_id": expression.obj_id, **kind}
             if targets[exp_id] is not None and targets[exp_id] not in visible_targets:
                 invisible.append(f"{name}/{exp_id}")
         if rows := _with_object(per_expression[f"{name}/{exp_id}"] for exp_id in video.expressions):
@@ -348,22 +371,18 @@ def score_expressions(ground_truth: GroundTruth, pred: Path, workers: int = 1) -
     means = _mean_scores(_with_object(per_expression.values()))
     if negatives := [row for row in per_expression.values() if row.get("kind") == NEGATIVE]:
         means["negative_accuracy"] = float(np.mean([row["JF"] == 1 for row in negatives]))
-    kinds = sorted({row["kind"] for row in per_expression.values() if "kind" in row})
     return {
         "task": "expressions",
         "notes": notes,
         "global": means,
-        "per_kind": {
-            kind: _counted_mean_scores([row for row in per_expression.values() if row.get("kind") == kind])
-            for kind in kinds
-        },
+        "per_kind": _by_kind(per_expression.values()),
         "per_video": per_video,
         "per_expression": per_expression,
     }
 
 
-def _score_video(name: str, ground_truth: GroundTruth, pred: Path) -> tuple[np.ndarray, set[Any]]:
-    """Return the scores ``[expressions, 2]`` of a video, and the targets that are visible in any frame."""
+def _score_video(name: str, ground_truth: GroundTruth, pred: Path) -> tuple[dict[str, np.ndarray], set[Any]]:
+    """Return the scores of a video, see ``_score_masks``, and the targets that are visible in any frame."""
     seen: set[Any] = set()
 
     def masks() -> Iterator[dict[Any, np.ndarray]]:
@@ -371,54 +390,87 @@ def _score_video(name: str, ground_truth: GroundTruth, pred: Path) -> tuple[np.n
             seen.update(target for target, mask in found.items() if target not in seen and mask.any())
             yield found
 
-    scores, _ = _score_masks(pred / name, ground_truth.videos[name].frames, ground_truth.targets(name), masks())
-    return scores, seen
+    return _score_masks(pred / name, ground_truth.videos[name].frames, ground_truth.targets(name), masks()), seen
 
 
 def _score_masks(
-    pred: Path, frames: Sequence[str], targets: Mapping[str, Any], ground_truth: Iterable[Mapping[Any, np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray]:
+    pred: Path,
+    frames: Sequence[str],
+    targets: Mapping[str, Any],
+    ground_truth: Iterable[Mapping[Any, np.ndarray]],
+    foreground: Sequence[int] | None = None,
+) -> dict[str, np.ndarray]:
     """Score the expressions of one video.
 
     Args:
         pred: folder of ``<exp_id>/<frame>.png``.
         targets: expression id → key of its target in ``ground_truth``; None marks a negative of Ref-YouTube-VOS.
         ground_truth: for each frame, target → mask, bool ``[H, W]``.
+        foreground: pixels of all objects of the video in each frame, for the robustness of ReVOS.
 
     Returns:
-        J and F, float64 ``[expressions, 2]``, and whether anything is predicted in any frame, bool ``[expressions]``.
+        ``J``, ``F``, ``tIoU``, ``vIoU``, and with ``foreground`` also ``R``: float64 ``[expressions]``; ``predicted``,
+        whether anything is predicted in any frame: bool ``[expressions]``.
     """
-    scores = []  # [T][expressions] of (J, F)
-    predicted = np.zeros(len(targets), bool)
-    for frame, masks in zip(frames, ground_truth, strict=True):
+    scores, robust = [], []  # [T][expressions] of (J, F, in ground truth, in prediction), and of R
+    for number, (frame, masks) in enumerate(zip(frames, ground_truth, strict=True)):
         shapes = {target: Shape.of(mask) for target, mask in masks.items()}
         row = []
-        for number, (exp_id, target) in enumerate(targets.items()):
-            guess = Shape.of(read_binary_mask(pred / exp_id / f"{frame}.png", masks[target].shape))
-            predicted[number] |= guess.area > 0
+        for exp_id, target in targets.items():
+            mask = read_binary_mask(pred / exp_id / f"{frame}.png", masks[target].shape)
+            guess = Shape.of(mask)
             # A full-frame mask has no boundary, so the F of a negative would be 1.
-            row.append(shape_scores(shapes[target], guess) if target is not None else (not guess.area,) * 2)
+            pair = shape_scores(shapes[target], guess) if target is not None else (not guess.area,) * 2
+            row.append((*pair, shapes[target].area > 0, guess.area > 0))
+            if foreground is not None:
+                robust.append(robustness(int((mask & ~masks[target]).sum()), foreground[number]))
         scores.append(row)
-    return np.mean(scores, axis=0), predicted
+    j, f, shown, guessed = np.moveaxis(np.array(scores, float), -1, 0)  # each [T, expressions]
+    both = (shown * guessed).astype(bool)
+    either = np.maximum(shown, guessed).sum(axis=0)
+    temporal = {
+        name: np.divide(np.where(both, values, 0).sum(axis=0), either, out=np.ones(len(targets)), where=either > 0)
+        for name, values in zip(TEMPORAL, (1, j), strict=True)
+    }
+    means = {"J": j.mean(axis=0), "F": f.mean(axis=0), **temporal}
+    if foreground is not None:
+        means["R"] = np.reshape(robust, j.shape).mean(axis=0)
+    return {**means, "predicted": guessed.any(axis=0)}
 
 
-def _row(j: float, f: float) -> dict[str, Any]:
-    return {"J": float(j), "F": float(f), "JF": float(j + f) / 2}
+def robustness(wrong: int, foreground: int) -> float:
+    """Return R of one frame, 0…1: 1 − wrongly predicted pixels / pixels of all objects, and 0 below that."""
+    return max(0.0, 1 - wrong / (foreground + 1e-6))  # the constant is that of the published code
+
+
+def _row(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Return scores, among them J and F, as plain numbers, with the mean of J and F."""
+    return {**{name: float(value) for name, value in scores.items()}, "JF": float(scores["J"] + scores["F"]) / 2}
 
 
 def _with_object(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row.get("kind") != NEGATIVE]
 
 
-def _mean_scores(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    return _row(*np.mean([(row["J"], row["F"]) for row in rows], axis=0))
+def _mean_scores(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    names = [name for name in ("J", "F", *TEMPORAL, "R") if name in rows[0]]
+    return _row(dict(zip(names, np.mean([[row[name] for name in names] for row in rows], axis=0), strict=True)))
+
+
+def _by_kind(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the means of every kind, sorted by name."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if "kind" in row:
+            groups.setdefault(row["kind"], []).append(row)
+    return {kind: _counted_mean_scores(group) for kind, group in sorted(groups.items())}
 
 
 def _counted_mean_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {**_mean_scores(rows), "expressions": len(rows)}
 
 
-# MeViS
+# MeViS and ReVOS
 
 
 def unite(segmentations: Mapping[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
@@ -448,6 +500,8 @@ class ScoredVideo:
     targets: dict[str, tuple[str, ...]]  # expression id → the ids of its instances, sorted
     masks: dict[str, list[Any]]  # instance → run lengths, or None, for each frame
     where: Path  # the file of the masks, for messages
+    kinds: dict[str, str | None]  # expression id → its kind; None if the file has none
+    foreground: list[Any] | None = None  # run lengths of all objects for each frame (ReVOS)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -476,16 +530,19 @@ def score_unions(videos: Sequence[ScoredVideo], pred: Path, version: str, worker
 
     Args:
         pred: folder of ``<video>/<exp_id>/<frame>.png``, 8-bit PNGs of 0 and 255.
-        version: of the dataset; the same video and expression id can be a different sentence in another version.
+        version: of the dataset; the same video and expression id can be a different sentence in another version. Of
+            ReVOS, it is "revos".
 
     Returns:
-        Ready for JSON, all scores 0…1, ``JF`` is the mean of J and F:
+        Ready for JSON, all scores 0…1, ``JF`` is the mean of J and F. If the videos have a ``foreground``, all rows
+        also have ``R``, the mean over frames of ``robustness``:
 
         - ``per_expression``: ``<version>/<video>/<exp_id>`` → ``J F JF``, ``target``, whether it refers to anything,
-          and ``predicted``, whether any frame has a mask
+          and ``predicted``, whether any frame has a mask (and ``kind``)
         - ``per_video``: name → ``J F JF expressions``, means and the number of expressions
         - ``global``: ``J F JF``, means over all expressions; of version 2 also ``final``, the mean of ``JF`` and the
-          two accuracies below
+          two accuracies below; of ReVOS, the mean of the rows of referring and reasoning expressions
+        - ``per_kind``: kind → ``J F JF expressions``; empty if expressions have no kinds
         - ``with_target``, ``without_target`` (if there are such expressions): ``J F JF expressions`` and ``accuracy``:
           the share of them with a mask in any frame (T-acc), or without one in every frame (N-acc)
 
@@ -505,17 +562,25 @@ def score_unions(videos: Sequence[ScoredVideo], pred: Path, version: str, worker
     results = map_videos(partial(_score_union_video, pred=pred), videos, workers)
     by_video = {
         video.name: {
-            exp_id: {**_row(j, f), "target": bool(target), "predicted": bool(predicted)}
-            for (exp_id, target), (j, f), predicted in zip(video.targets.items(), *result, strict=True)
+            exp_id: {
+                **_row({name: result[name][number] for name in ("J", "F", "R") if name in result}),
+                "target": bool(target),
+                "predicted": bool(result["predicted"][number]),
+                **({} if video.kinds[exp_id] is None else {"kind": video.kinds[exp_id]}),
+            }
+            for number, (exp_id, target) in enumerate(video.targets.items())
         }
         for video, result in zip(videos, results, strict=True)
     }
     rows = [row for result in by_video.values() for row in result.values()]
+    per_kind = _by_kind(rows)
+    balanced = [per_kind[kind] for kind in REVOS_KINDS if kind in per_kind]
     scores: dict[str, Any] = {
         "task": "mevis",
         "version": version,
         "notes": [],
-        "global": _mean_scores(rows),
+        "global": _mean_scores(balanced or rows),
+        "per_kind": per_kind,
         "per_video": {name: _counted_mean_scores(list(result.values())) for name, result in by_video.items()},
         "per_expression": {
             f"{version}/{name}/{exp_id}": row for name, result in by_video.items() for exp_id, row in result.items()
@@ -531,14 +596,18 @@ def score_unions(videos: Sequence[ScoredVideo], pred: Path, version: str, worker
     return scores
 
 
-def _score_union_video(video: ScoredVideo, pred: Path) -> tuple[np.ndarray, np.ndarray]:
+def _score_union_video(video: ScoredVideo, pred: Path) -> dict[str, np.ndarray]:
     """Score a video; see ``_score_masks``."""
     size = video.size
     if size is None:  # no instance is ever visible
         height, width = read_binary_mask(pred / video.name / next(iter(video.targets)) / f"{video.frames[0]}.png").shape
         size = (height, width)
     masks = (video.ground_truth(number, size) for number in range(len(video.frames)))
-    return _score_masks(pred / video.name, video.frames, video.targets, masks)
+    areas = None
+    if video.foreground is not None:
+        where = f"the foreground of video {video.name!r}, beside {video.where}"
+        areas = [int(unite({"all": runs}, size, where).sum()) for runs in video.foreground]
+    return _score_masks(pred / video.name, video.frames, video.targets, masks, areas)
 
 
 # DAVIS and Ref-DAVIS17
@@ -704,23 +773,24 @@ def _report(task: DavisTask, results: dict[str, _Result]) -> dict[str, Any]:
 
 # results.json
 
-_KEYS = {"J&F": "JF", "J": "J", "F": "F"}
+_KEYS = {"J&F": "JF", "J": "J", "F": "F", "tIoU": "tIoU", "vIoU": "vIoU", "R": "R"}
 _DAVIS_KEYS = {"J&F": "J&F", "J": "JM", "F": "FM", "J_recall": "JR", "F_recall": "FR", "J_decay": "JD", "F_decay": "FD"}
 
 
 def video_metrics(scores: dict[str, Any]) -> dict[str, float]:
     """Return the metrics, 0…100 (decay −100…100), of a set of videos.
 
-    ``J&F``, ``J`` and ``F`` are the benchmark's own. Ref-YouTube-VOS adds ``negative_accuracy`` and
-    ``kind.<kind>.J&F``…; MeViS ``with_target.J&F``…, ``without_target.J&F``…, and in version 2 ``N-acc``, ``T-acc`` and
-    ``Final``; Ref-DAVIS17 ``matched.J&F``…, ``fixed.J&F``… and the same of each annotation, ``matched.anno_0.J&F``….
+    ``J&F``, ``J`` and ``F`` are the benchmark's own, and of Long-RVOS ``tIoU`` and ``vIoU``, of ReVOS ``R``. Sets with
+    kinds of sentences add ``kind.<kind>.J&F``…; Ref-YouTube-VOS ``negative_accuracy``; MeViS and ReVOS
+    ``with_target.J&F``… and ``without_target.J&F``…; MeViS version 2 ``N-acc``, ``T-acc`` and ``Final``; Ref-DAVIS17
+    ``matched.J&F``…, ``fixed.J&F``… and the same of each annotation, ``matched.anno_0.J&F``….
 
     Args:
         scores: result of ``score_expressions``, ``score_unions`` or ``score_ref_davis``.
     """
     if scores["task"] == "ref-davis":
         mean = scores["matched"]["mean"]
-        metrics = {name: mean[_DAVIS_KEYS[name]] for name in _KEYS}
+        metrics = {name: mean[_DAVIS_KEYS[name]] for name in ("J&F", "J", "F")}
         for task in TASKS:
             rows = {task: scores[task]["mean"]}
             rows |= {f"{task}.anno_{number}": row for number, row in enumerate(scores[task]["annotations"])}
@@ -729,7 +799,9 @@ def video_metrics(scores: dict[str, Any]) -> dict[str, float]:
         rows = {"": scores["global"]}
         rows |= {f"{part}.": scores[part] for part in ("with_target", "without_target") if part in scores}
         rows |= {f"kind.{kind}.": row for kind, row in scores.get("per_kind", {}).items()}
-        metrics = {f"{prefix}{name}": row[key] for prefix, row in rows.items() for name, key in _KEYS.items()}
+        metrics = {
+            f"{prefix}{name}": row[key] for prefix, row in rows.items() for name, key in _KEYS.items() if key in row
+        }
         if "negative_accuracy" in scores["global"]:
             metrics["negative_accuracy"] = scores["global"]["negative_accuracy"]
         if "final" in scores["global"]:

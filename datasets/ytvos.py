@@ -1,4 +1,4 @@
-"""Ref-YouTube-VOS and other datasets in its layout: files, training clips, videos, scores and checks (docs/data.md)."""
+"""Ref-YouTube-VOS, Long-RVOS and datasets in their layouts: clips, videos, scores and checks (docs/data.md)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ from datasets.clip import ExpressionClips
 from datasets.evaluators import Scorer
 from datasets.expressions import VideoEntry, expressions_path, make_videos, read_expressions
 from datasets.files import DATA_PAGE, Video, and_more, require_files, require_folder, video_folders, visible
-from datasets.predictions import ANNOTATIONS, read_index_mask, require_masks
+from datasets.predictions import ANNOTATIONS, require_masks
 from datasets.registry import Dataset, Size, root_of
-from datasets.scoring import PALETTE, GroundTruth, UnknownObjects, find_ground_truth, lists_objects, score_expressions
+from datasets.scoring import (
+    PALETTE,
+    GroundTruth,
+    UnknownObjects,
+    find_ground_truth,
+    find_layout,
+    is_long_rvos,
+    lists_objects,
+    score_expressions,
+)
 from datasets.transforms import ClipTransform, EvalTransform, build_transform
 from util.distributed import print_notes
 from util.errors import UserError
@@ -60,18 +69,18 @@ class YtvosClips(ExpressionClips):
     ) -> None:
         videos = list_split(root, split, expressions_file, challenge)
         images = video_folders(root / split / "JPEGImages")
-        self.annotations = video_folders(
+        annotations = video_folders(
             require_folder(root / split / "Annotations", "a folder of palette PNG masks per video, value = object id")
         )
-        for folder in (images, self.annotations):
+        for folder in (images, annotations):
             require_files([folder / name for name in videos], "the expressions file")
         _require_objects(root, split, videos)
+        self.ground_truth = GroundTruth(annotations, find_layout(videos, annotations), videos, "", [])
         super().__init__(videos, images, transform, num_frames, seed, reverse_probability)
 
     def read_mask(self, video: str, exp_id: str, index: int, size: tuple[int, int]) -> Tensor:
-        entry = self.videos[video]
-        ids = read_index_mask(self.annotations / video / f"{entry.frames[index]}.png", size)
-        return torch.from_numpy(ids) == entry.expressions[exp_id].obj_id
+        key, frame = self.ground_truth.targets(video)[exp_id], self.videos[video].frames[index]
+        return torch.from_numpy(self.ground_truth.read_mask(video, key, frame, size))
 
 
 def build_clips(cfg: Config, split: str) -> YtvosClips:
@@ -236,7 +245,9 @@ def check_split(root: Path, split: str, findings: Findings, size: Size, challeng
     frames = findings.present_frames(video_folders(root / split / "JPEGImages"), videos, ".jpg")
     annotations = root / split / "Annotations"
     masks: dict[str, list[Path]] = {}
-    if masks_needed:
+    if annotations.is_dir() and is_long_rvos(videos):
+        masks = _check_ground_truth(annotations, videos, findings)
+    elif masks_needed:
         masks = findings.present_frames(video_folders(annotations), videos, ".png")
         if len(findings.faults) == before:  # everything else that the loader needs
             findings.attempt(partial(YtvosClips, root, split, EvalTransform(), None, challenge=challenge))

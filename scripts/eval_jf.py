@@ -3,12 +3,14 @@
     python -m scripts.eval_jf --gt <root>/valid/Annotations --pred <output>/Annotations
     python -m scripts.eval_jf --gt <ref-davis>/valid/Annotations --pred <output>
     python -m scripts.eval_jf --gt <mevis>/valid_u --pred <output>/Annotations
+    python -m scripts.eval_jf --gt <revos> --pred <output>/Annotations
     python -m scripts.eval_jf --gt <masks> --pred <masks> --task semi-supervised --json scores.json
 
-Tasks: ``expressions`` (Ref-YouTube-VOS: one folder per video and expression), ``mevis`` (the same, but an expression
-refers to any number of instances), ``ref-davis`` (one folder per annotation; prints the four annotations and their
-mean, with matched and with fixed identities) and the two protocols of DAVIS-2017, ``semi-supervised`` (fixed
-identities) and ``unsupervised`` (matched proposals). The tables show 0–100, the JSON file 0…1.
+Tasks: ``expressions`` (Ref-YouTube-VOS, Long-RVOS: one folder per video and expression), ``mevis`` (MeViS, ReVOS: the
+same, but an expression refers to any number of instances), ``ref-davis`` (one folder per annotation; prints the four
+annotations and their mean, with matched and with fixed identities) and the two protocols of DAVIS-2017,
+``semi-supervised`` (fixed identities) and ``unsupervised`` (matched proposals). The tables show 0–100, the JSON file
+0…1.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from datasets.scoring import (
     MASK_FILE,
     SEMI_SUPERVISED,
     TASKS,
+    TEMPORAL,
     UNSUPERVISED,
     find_ground_truth,
     mean_over_objects,
@@ -51,7 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         required=True,
         help="<video>/<exp_id>/<frame>.png of 0 and 255, or <video>/<frame>.png, value = object id; MeViS: a "
-        "split's folder",
+        "split's folder; ReVOS: its root",
     )
     parser.add_argument(
         "--pred",
@@ -155,9 +158,10 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
         return score_expressions(ground_truth, args.pred, args.workers)
     if args.task == MEVIS:
         # Imported here because it imports PyTorch, which every process of the other tasks would load.
-        from datasets.mevis import AUTO_VERSION, read_ground_truth
+        from datasets.mevis import AUTO_VERSION, is_revos, read_ground_truth
 
-        videos, version = read_ground_truth(args.gt, args.version or AUTO_VERSION)
+        root, split = (args.gt, "valid") if is_revos(args.gt) else (args.gt.parent, args.gt.name)
+        videos, version = read_ground_truth(root, split, args.version or AUTO_VERSION)
         return score_unions(videos, args.pred, version, args.workers)
     sequences = None if args.sequences is None else read_names(args.sequences)
     if args.task == REF_DAVIS:
@@ -186,7 +190,8 @@ def print_mevis(scores: dict[str, Any]) -> None:
     """Print tables per video and with and without target, with the mean over all expressions."""
     mean = {**scores["global"], "expressions": len(scores["per_expression"])}
     parts = {key.replace("_", " "): scores[key] for key in ("with_target", "without_target") if key in scores}
-    print(f"MeViS {scores['version']}")
+    print("ReVOS" if scores["version"] == "revos" else f"MeViS {scores['version']}")
+    print_groups("kind", scores["per_kind"], "mean", mean)
     print_groups("video", scores["per_video"], "mean", mean)
     print_groups("sentences", parts, "mean", mean)
     if "final" in mean:
@@ -223,12 +228,13 @@ def davis_rows(rows: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
 
 
 def print_groups(title: str, groups: Mapping[str, Mapping[str, Any]], label: str, mean: Mapping[str, Any]) -> None:
-    """Print J&F, J and F of groups of expressions; the last row is the mean. Nothing is printed without groups."""
+    """Print the scores of groups of expressions; the last row is the mean. Nothing is printed without groups."""
     if groups:
         rows = [*groups.items(), (label, mean)]
+        keys = [key for key in ("JF", "J", "F", *TEMPORAL, "R") if key in mean]
         print_table(
-            [title, "expressions", "J&F", "J", "F"],
-            [[name, str(row["expressions"]), *(percent(row[key]) for key in ("JF", "J", "F"))] for name, row in rows],
+            [title, "expressions", "J&F", *keys[1:]],
+            [[name, str(row["expressions"]), *(percent(row[key]) for key in keys)] for name, row in rows],
         )
 
 

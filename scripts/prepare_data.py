@@ -3,6 +3,7 @@
 python -m scripts.prepare_data davis --davis_root <folder> --output_dir <folder>
 python -m scripts.prepare_data refcoco --refer_root <folder> --images <folder> --output_dir <folder>
 python -m scripts.prepare_data a2d --a2d_root <folder>
+python -m scripts.prepare_data import --format coco --videos <folder> --annotations <files> --output_dir <folder>
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         summary = convert_a2d(args.a2d_root, args.output_dir, args.workers)
         print(f"A2D-Sentences, lists of sentences and ground truth: {args.output_dir or args.a2d_root}")
+    elif args.dataset == "import":
+        from datasets.imports import import_annotations
+
+        summary = import_annotations(
+            args.format, args.videos, args.annotations, args.sentences, args.output_dir, args.valid
+        )
+        print(f"your videos in the layout of Ref-YouTube-VOS: {args.output_dir}")
     else:
         from datasets.refcoco import convert_refcoco
 
@@ -46,9 +54,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None means the process's own)."""
     parser = Parser(
         prog="python -m scripts.prepare_data",
-        description="Convert a distributed dataset to the layout that its loader reads, or make the lists that it "
-        "needs. Ref-YouTube-VOS, MeViS and JHMDB-Sentences need no preparation (docs/data.md). Images, masks and "
-        "tables of the source are only read. A conversion can be repeated.",
+        description="Convert a distributed dataset or your own annotations to the layout that a loader reads, or make "
+        "the lists that it needs. Ref-YouTube-VOS, MeViS, Long-RVOS, ReVOS and JHMDB-Sentences need no preparation "
+        "(docs/data.md). Images, masks and tables of the source are only read.",
     )
     datasets = parser.add_subparsers(dest="dataset", required=True)
     davis = datasets.add_parser("davis", help="Ref-DAVIS17 to the layout of Ref-YouTube-VOS")
@@ -78,6 +86,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="folder for the lists and the ground truth (default: A2D_ROOT, where the loader reads them)",
     )
     a2d.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    own = datasets.add_parser("import", help="your own videos and annotations to the layout of Ref-YouTube-VOS")
+    own.add_argument("--format", choices=("coco", "ytvis", "masks"), required=True, help="of the annotations")
+    own.add_argument("--videos", type=Path, required=True, help="holds a video or a folder of frames for each video")
+    own.add_argument(
+        "--annotations",
+        type=Path,
+        required=True,
+        help="a JSON file, or a folder of one for each video; masks: holds <video>/<frame>.png, value = object, or "
+        "<video>/<object>/<frame>.png",
+    )
+    own.add_argument(
+        "--sentences",
+        default="category",
+        help="where they are: category, attribute:NAME, or a CSV file with the columns video, object and sentence "
+        "(default: category)",
+    )
+    own.add_argument("--output_dir", type=Path, required=True, help="new folder of the result")
+    own.add_argument("--valid", type=int, default=0, help="number of videos, the last by name, to validate on")
     return parser.parse_args(argv)
 
 

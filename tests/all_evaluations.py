@@ -25,7 +25,15 @@ from datasets.refcoco import SPLITS as REFCOCO_SETS
 from datasets.scoring import video_metrics
 from scripts import check_data, eval_jf, make_toy_data, prepare_data
 from tests.conftest import ROOT
-from tests.true_formats import write_toy_a2d, write_toy_davis, write_toy_jhmdb, write_toy_mevis, write_toy_refcoco
+from tests.true_formats import (
+    write_toy_a2d,
+    write_toy_davis,
+    write_toy_jhmdb,
+    write_toy_long_rvos,
+    write_toy_mevis,
+    write_toy_refcoco,
+    write_toy_revos,
+)
 from util.errors import Parser, RunError, UserError, run_cli
 from util.files import read_json, write_json
 
@@ -49,10 +57,11 @@ SHORT = Plan(train_videos=2, eval_videos=1, images=1, frames=4, steps=2)
 CHECKS = (
     *(("ytvos", "ytvos"), ("a2d", "a2d"), ("jhmdb", "jhmdb"), ("davis", "davis_raw"), ("davis", "davis")),
     *(("mevis", "mevis_v1"), ("mevis", "mevis_v2"), *((name, "coco") for name in REFCOCO_SETS)),
+    *(("long_rvos", "long_rvos"), ("revos", "revos")),
 )
 """Datasets that ``scripts.check_data`` checks, and their folders."""
 
-TRAININGS = ("joint_coco", "ytvos", "a2d", "mevis", "joint", "ytvos_joint_davis")
+TRAININGS = ("joint_coco", "ytvos", "a2d", "mevis", "joint", "ytvos_joint_davis", "long_rvos", "revos")
 """Values of ``--dataset_file`` in training. The papers do not train on Ref-DAVIS17 alone or JHMDB-Sentences."""
 
 
@@ -82,6 +91,8 @@ EVALUATIONS = {
         Evaluation("jhmdb", "a2d", "jhmdb"),
         Evaluation("mevis_v1", "mevis", "mevis", mevis="mevis_v1"),
         Evaluation("mevis_v2", "mevis", "mevis"),
+        Evaluation("long_rvos", "long_rvos", "long_rvos"),
+        Evaluation("revos", "revos", "revos"),
         Evaluation("joint", "joint", "ytvos"),
         Evaluation("davis", "ytvos_joint_davis", "davis"),
     )
@@ -112,6 +123,8 @@ INFERENCES = (
     Inference("davis", "videos", "davis", inference_davis.main, "davis/valid"),
     Inference("mevis_v1", "mevis_v1", "mevis", inference_ytvos.main, "mevis_v1/valid_u"),
     Inference("mevis_v2", "mevis_v2", "mevis", inference_ytvos.main, "mevis_v2/valid_u"),
+    Inference("long_rvos", "long_rvos", "long_rvos", inference_ytvos.main, "long_rvos/valid"),
+    Inference("revos", "revos", "revos", inference_ytvos.main, "revos"),
 )
 
 
@@ -166,6 +179,8 @@ def make_data(data: Path, plan: Plan) -> None:
     write_toy_davis(data / "davis_raw", num_valid=plan.eval_videos, **videos)
     write_toy_mevis(data / "mevis_v1", num_valid_u=plan.eval_videos, **videos)
     write_toy_mevis(data / "mevis_v2", num_valid_u=plan.eval_videos, no_target=1, **videos)
+    write_toy_long_rvos(data / "long_rvos", num_valid=plan.eval_videos, **videos)
+    write_toy_revos(data / "revos", num_valid=plan.eval_videos, **videos)
     write_toy_a2d(data / "a2d", num_test=plan.eval_videos, **videos)
     write_toy_jhmdb(data / "jhmdb", num_videos=plan.eval_videos, frames=plan.frames)
     write_toy_refcoco(data / "refer", num_train=3 * plan.images, num_eval=plan.images)
@@ -179,7 +194,8 @@ def make_data(data: Path, plan: Plan) -> None:
 
 def flags(model: str, data: Path, dataset_file: str, mevis: str = "mevis_v2") -> list[str]:
     """Flags of ``main.py`` and inference: the toy sizes, the dataset, and the folders of all datasets."""
-    folders = {"ytvos": "ytvos", "davis": "davis", "mevis": mevis, "a2d": "a2d", "jhmdb": "jhmdb", "coco": "coco"}
+    names = ("ytvos", "davis", "long_rvos", "revos", "a2d", "jhmdb", "coco")
+    folders = {**{name: name for name in names}, "mevis": mevis}
     paths = [word for name, folder in folders.items() for word in (f"--{name}_path", str(data / folder))]
     return [
         "--config",

@@ -40,7 +40,7 @@ def test_the_short_run(tmp_path: Path) -> None:
     done = run_command(main, "--short", "--output_dir", tmp_path)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
     assert done.stdout.count("nothing is missing or broken") == len(CHECKS)
-    assert "agree on ytvos, davis, mevis_v1, mevis_v2" in done.stdout
+    assert "agree on ytvos, davis, mevis_v1, mevis_v2, long_rvos, revos" in done.stdout
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results) == sum(len(scored_parts(evaluation.dataset_file)) for evaluation in EVALUATIONS.values())
     metrics = {label: result["metrics"] for label, result in results.items()}
@@ -53,3 +53,5 @@ def test_the_short_run(tmp_path: Path) -> None:
         assert row["oIoU"] > 0 and {"mIoU", "P@0.5", "box_P@0.5"} <= row.keys()
     assert {f"matched.anno_{number}.J&F" for number in range(4)} <= metrics["davis, trained on ytvos"].keys()
     assert "Final" in metrics["mevis v2, trained on mevis"]
+    assert {"tIoU", "vIoU"} <= metrics["long_rvos, trained on long_rvos"].keys()
+    assert "R" in metrics["revos, trained on revos"]

@@ -25,6 +25,7 @@ import pytest
 from datasets.registry import load_config
 from tests.commands import run_command
 from tests.conftest import ROOT
+from tests.true_formats import write_own_clips
 from util.errors import Parser, UserError
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -247,10 +248,18 @@ def anchors(page: Path) -> Iterator[str]:
 # -------- Tests ------------------------------------------------------------------
 
 
-RUN_PAGES = ("data", "training", "evaluation", "checkpoints", "library", "demo")  # later pages use earlier results
+RUN_PAGES = (
+    "data",
+    "training",
+    "evaluation",
+    "checkpoints",
+    "library",
+    "demo",
+    "finetune",
+)  # later pages use earlier results
 MADE_UP = "forest"  # the dataset that docs/development.md adds
 # Options of other programs, and of the benchmark at the commit whose measurements docs/performance.md shows.
-FOREIGN_FLAGS = {"--logdir", "--prefix", "--local-dir", "--shm-size", f"--{MADE_UP}_path"}
+FOREIGN_FLAGS = {"--logdir", "--prefix", "--local-dir", "--repo-type", "--shm-size", f"--{MADE_UP}_path"}
 FOREIGN_FLAGS |= {"--sweep-frames", "--sweep-sentences", "--exclude"}
 ROOMS = ("configs", "scripts", "models", "datasets", "util", "tests", "toy", "docs")
 
@@ -355,6 +364,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     for name in ("configs", "toy", "scripts", "docs"):
         (folder / name).symlink_to(ROOT / name)
+    write_own_clips(folder, frames=4)  # of docs/finetune.md
     return folder
 
 

@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import random
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from datasets import a2d, jhmdb
 from datasets.a2d import read_instance_mask
 from datasets.expressions import read_expressions
 from datasets.files import decode_segmentation, read_coco_masks, read_frame
+from datasets.imports import import_annotations
 from datasets.jhmdb import count_puppet_masks, read_puppet_mask
 from datasets.mevis import InstanceMasks, list_split, unite
 from datasets.predictions import check_submission, frame_size, mask_fault, read_binary_mask, read_index_mask
@@ -211,6 +213,56 @@ YAML = (
 )
 option_values = st.one_of(st.sampled_from(YAML), values(("a",)).map(json.dumps), texts)
 option_lines = st.tuples(st.sampled_from((*NAMES, "base")), option_values).map(": ".join)
+
+
+own_images = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": leaves,
+        "file_name": st.one_of(leaves, st.sampled_from(("0.png", "cat/1.png", "/", "."))),
+        "height": leaves,
+    },
+)
+own_masks = st.one_of(leaves, st.sampled_from(([[0, 0, 3, 0, 3, 3]], {"size": [4, 5], "counts": [3, 17]})))
+own_objects = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(("id", "image_id", "video_id", "category_id", "track_id"), leaves),
+        **{"segmentation": own_masks, "segmentations": st.lists(own_masks, max_size=2)},
+    },
+)
+own_videos = st.fixed_dictionaries({}, optional={"id": leaves, "file_names": st.lists(leaves, max_size=2)})
+own_categories = st.lists(st.fixed_dictionaries({}, optional={"id": leaves, "name": leaves}), max_size=2)
+own = st.fixed_dictionaries(
+    {},
+    optional={
+        **{"images": st.lists(own_images, max_size=2), "videos": st.lists(own_videos, max_size=2)},
+        **{"annotations": st.lists(own_objects, max_size=2), "categories": own_categories},
+    },
+)
+
+
+@few
+@given(own, st.sampled_from(("coco", "ytvis")))
+@example(
+    {
+        "images": [{"id": 1, "file_name": "0.png"}],
+        "annotations": [{"image_id": 1, "category_id": 2, "segmentation": {"size": [4, 5], "counts": [3, 17]}}],
+        "categories": [{"id": 2, "name": "it"}],
+    },
+    "coco",
+)
+def test_own_annotations(tmp_path: Path, content: Any, style: str) -> None:
+    frames = tmp_path / "clips" / "cat"
+    frames.mkdir(parents=True, exist_ok=True)
+    for number in range(2):
+        Image.new("RGB", MASK_SIZE[::-1]).save(frames / f"{number}.png")
+    path, out = write(tmp_path / "a.json", content), tmp_path / "out"
+    if reads(import_annotations, style, tmp_path / "clips", path, "category", out):
+        (video,) = read_expressions(out / "meta_expressions" / "train" / "meta_expressions.json", "train").values()
+        assert video.frames and video.expressions
+        shutil.rmtree(out)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.json", "clips"], "all or nothing"
 
 
 @few

@@ -153,11 +153,11 @@ def test_the_split_that_is_scored_is_valid_u(mevis: Path) -> None:
 
 
 def test_the_version(mevis: Path) -> None:
-    assert read_ground_truth(mevis / "valid_u")[1] == "v2"
-    assert read_ground_truth(mevis / "valid_u", "v1")[1] == "v1"
+    assert read_ground_truth(mevis, "valid_u")[1] == "v2"
+    assert read_ground_truth(mevis, "valid_u", "v1")[1] == "v1"
     path = mevis / "valid_u" / "meta_expressions.json"
     edit(path, lambda content: content["videos"]["bird"]["expressions"].pop("3"))
-    assert read_ground_truth(mevis / "valid_u")[1] == "v1"
+    assert read_ground_truth(mevis, "valid_u")[1] == "v1"
 
 
 # --- bad input

@@ -176,7 +176,7 @@ def test_mevis_v2_metrics_and_file_names(tmp_path: Path) -> None:
     (folder / "meta_expressions.json").rename(folder / "meta_expressions_v2.json")
     assert MevisClips(root, "valid_u", EvalTransform(), None).videos
     subprocess.run(["rm", "-r", folder / "JPEGImages"], check=True)  # scores need no images
-    (video,), version = read_ground_truth(folder)
+    (video,), version = read_ground_truth(folder.parent, folder.name)
     assert version == "v2"
     empty, full = np.zeros((48, 64), bool), np.ones((48, 64), bool)
     predicted = {}

@@ -123,7 +123,7 @@ def mevis(tmp_path: Path) -> Path:
 
 
 def score_mevis(mevis: Path, workers: int = 1) -> dict[str, Any]:
-    videos, version = read_ground_truth(mevis / "valid_u")
+    videos, version = read_ground_truth(mevis, "valid_u")
     return score_unions(videos, mevis / "pred", version, workers)
 
 

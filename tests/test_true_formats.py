@@ -33,7 +33,7 @@ def test_toy_davis(tmp_path: Path) -> None:
 
 def test_toy_mevis(tmp_path: Path) -> None:
     write_toy_mevis(tmp_path / "mevis", num_train=1, num_valid_u=2, num_valid=1, no_target=1, **SIZES)
-    videos, version = read_ground_truth(tmp_path / "mevis" / "valid_u")
+    videos, version = read_ground_truth(tmp_path / "mevis", "valid_u")
     parameters = ToyParameters(1, 3, 0, 4, 48, 64, 0, KINDS, 1)
     assert version == "v2" and len(videos) == 2
     for number, video in enumerate(videos):
@@ -49,7 +49,7 @@ def test_toy_mevis(tmp_path: Path) -> None:
     negatives = [build_dataset(cfg, "train")[i][1]["negative"] for i in range(len(build_dataset(cfg, "train")))]
     assert any(negatives) and not all(negatives)
     write_toy_mevis(tmp_path / "v1", num_train=0, num_valid_u=1, num_valid=0, **SIZES)
-    assert read_ground_truth(tmp_path / "v1" / "valid_u")[1] == "v1"
+    assert read_ground_truth(tmp_path / "v1", "valid_u")[1] == "v1"
 
 
 @pytest.mark.parametrize("write", [write_toy_davis, write_toy_mevis])

@@ -25,11 +25,12 @@ from scipy.io import savemat
 
 from datasets.davis import ANNOTATIONS, MISSPELT
 from datasets.evaluators import encode_masks
+from datasets.files import write_frame
 from datasets.predictions import read_index_mask, write_index_mask, write_mask
 from datasets.refcoco import IMAGES, INSTANCES, REFERENCES, SPLITS
 from datasets.scoring import MASK_FILE, OBJECTS_FILE
 from datasets.toy import ToyParameters, ToyVideo, make_video
-from datasets.toy.scene import KINDS, SHAPES, render_frames, write_frame
+from datasets.toy.scene import KINDS, SHAPES, render_frames
 from util.drawing import write_video
 from util.errors import UserError
 from util.files import atomic_path, write_json
@@ -194,6 +195,139 @@ def _mevis_expressions(video: ToyVideo, instances: dict[int, int], annotated: bo
         str(number): {"exp": text, **({"obj_id": ids, "anno_id": [instances[i] for i in ids]} if annotated else {})}
         for number, (text, ids) in enumerate(named)
     }
+
+
+def write_toy_long_rvos(
+    root: str | Path,
+    *,
+    num_train: int = 3,
+    num_valid: int = 2,
+    num_test: int = 1,
+    frames: int = 8,
+    height: int = 64,
+    width: int = 96,
+) -> Path:
+    """Write a small Long-RVOS: a folder of binary masks per object, without the masks that are empty.
+
+    Args:
+        root: a new or empty folder.
+        num_train, num_valid, num_test: number of videos of each split.
+        frames: frames per video, at least 4.
+        height, width: in pixels.
+
+    Returns:
+        ``root``.
+
+    Raises:
+        UserError: a number is out of range, or ``root`` is not empty.
+    """
+    root = _empty_folder(root)
+    parameters = ToyParameters(num_train, num_valid + num_test, 0, frames, height, width, 0, KINDS)
+    types = {kind: "dynamic" if kind == "motion" else "hybrid" if kind == "relation" else "static" for kind in KINDS}
+    for split, source, numbers in (
+        ("train", "train", range(num_train)),
+        ("valid", "valid", range(num_valid)),
+        ("test", "valid", range(num_valid, num_valid + num_test)),
+    ):
+        videos = {}
+        for index in numbers:
+            video, name = make_video(parameters, source, index), f"{split}{index:04d}"
+            names = _write_frames(root / split / "JPEGImages" / name, video)
+            for obj in video.scene.objects:
+                for frame, mask in zip(names, video.masks == obj.obj_id, strict=True):
+                    if mask.any():
+                        write_mask(root / split / "Annotations" / name / str(obj.obj_id) / f"{frame}.png", mask)
+            expressions = {
+                str(number): {"exp": text.text, "obj_id": str(text.obj_id), "type": types[text.kind]}
+                for number, text in enumerate(video.sentences)
+            }
+            videos[name] = {"frames": names, "expressions": expressions}
+        write_json(root / split / "meta_expressions.json", {"videos": videos})
+    return root
+
+
+def write_toy_revos(
+    root: str | Path, *, num_train: int = 3, num_valid: int = 2, frames: int = 8, height: int = 64, width: int = 96
+) -> Path:
+    """Write a small ReVOS: images and masks of both splits together. Each video has a sentence without target.
+
+    Args:
+        root: a new or empty folder.
+        num_train, num_valid: number of videos of each split.
+        frames: frames per video, at least 4.
+        height, width: in pixels.
+
+    Returns:
+        ``root``.
+
+    Raises:
+        UserError: a number is out of range, or ``root`` is not empty.
+    """
+    root = _empty_folder(root)
+    parameters = ToyParameters(num_train, num_valid, 0, frames, height, width, 0, KINDS, 1)
+    masks: dict[str, Any] = {}
+    foreground = {}
+    for split, count_of_split in (("train", num_train), ("valid", num_valid)):
+        videos = {}
+        for index in range(count_of_split):
+            video, name = make_video(parameters, split, index), f"{split}{index:04d}"
+            names = _write_frames(root / "JPEGImages" / name, video)
+            instances = {obj.obj_id: len(masks) + i for i, obj in enumerate(video.scene.objects)}
+            for obj, instance in instances.items():
+                masks[str(instance)] = [compressed(mask) if mask.any() else None for mask in video.masks == obj]
+            foreground[name] = {
+                "masks_rle": [compressed(mask) for mask in video.masks != 0],
+                "foreground_ratio": [float(mask.mean()) for mask in video.masks != 0],
+            }
+            expressions = _mevis_expressions(video, instances, annotated=True)
+            for number, expression in enumerate(expressions.values()):
+                expression["type_id"] = number % 2 if expression["anno_id"] else 2
+            about = {"vid_id": index, "height": height, "width": width, "frames": names}
+            videos[name] = {"expressions": expressions, **about}
+        write_json(root / f"meta_expressions_{split}_.json", {"videos": videos})
+    write_json(root / MASK_FILE, masks)
+    write_json(root / "mask_dict_foreground.json", foreground)
+    return root
+
+
+def write_own_clips(
+    root: str | Path, *, num_videos: int = 10, frames: int = 8, height: int = 64, width: int = 96
+) -> Path:
+    """Write ``clips/<video>.mp4`` and ``annotations/<video>.json``, as an annotation tool exports them.
+
+    The annotations are in COCO's format, of every second frame, with a track id and a sentence among the attributes.
+
+    Returns:
+        ``root``.
+    """
+    root = Path(root)
+    parameters = ToyParameters(num_videos, 0, 0, frames, height, width, 3, KINDS)
+    for index in range(num_videos):
+        video, name = make_video(parameters, "train", index), f"clip{index:02d}"
+        with atomic_path(root / "clips" / f"{name}.mp4") as path:
+            write_video(path, render_frames(video.scene))
+        sentences = _sentences_by_object(video)
+        images, annotations = [], []
+        for t in range(0, frames, 2):
+            images.append({"id": t + 1, "file_name": f"frame_{t:06d}.PNG", "height": height, "width": width})
+            for obj in video.scene.objects:
+                mask = video.masks[t] == obj.obj_id
+                if mask.any():
+                    sentence = " ".join(sentences.get(obj.obj_id, [])[:1])
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "image_id": t + 1,
+                            "category_id": SHAPES.index(obj.shape) + 1,
+                            "segmentation": uncompressed(mask),
+                            "iscrowd": 1,
+                            "attributes": {"track_id": obj.obj_id, "occluded": False, "sentence": sentence},
+                        }
+                    )
+        categories = [{"id": number, "name": shape} for number, shape in enumerate(SHAPES, 1)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        write_json(root / "annotations" / f"{name}.json", content)
+    return root
 
 
 def write_toy_a2d(

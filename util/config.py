@@ -148,6 +148,8 @@ class Config:
         "v2 if a sentence refers to nothing",
         choices=("auto", "v1", "v2"),
     )
+    long_rvos_path: str = _data("data/long_rvos", "root folder of Long-RVOS", path=True)
+    revos_path: str = _data("data/revos", "root folder of ReVOS", path=True)
     a2d_path: str = _data("data/a2d-sentences", "root folder of A2D-Sentences", path=True)
     jhmdb_path: str = _data("data/jhmdb-sentences", "root folder of JHMDB-Sentences", path=True)
     coco_path: str = _data(

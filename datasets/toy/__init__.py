@@ -19,17 +19,9 @@ import numpy as np
 from PIL import Image
 
 from datasets.expressions import NEGATIVE
+from datasets.files import write_frame
 from datasets.predictions import object_palette
-from datasets.toy.scene import (
-    KINDS,
-    MAX_OBJECTS,
-    Scene,
-    full_areas,
-    render_frames,
-    render_masks,
-    sample_scene,
-    write_frame,
-)
+from datasets.toy.scene import KINDS, MAX_OBJECTS, Scene, full_areas, render_frames, render_masks, sample_scene
 from datasets.toy.sentences import Facts, Sentence, choose_negatives, choose_sentences
 from util.errors import UserError
 from util.files import atomic_path, read_json, sole_run, write_json

@@ -11,15 +11,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
-
-from util.files import atomic_path
 
 SUBPIXELS = 4
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -49,7 +44,6 @@ COLOUR_JITTER = 8  # of 255
 FULL = SUBPIXELS * SUBPIXELS  # coverage of a pixel that lies inside a shape
 OUTLINE = 3  # sub-pixels; a darker edge keeps overlapping objects of one colour apart
 OUTLINE_SHADE = 50  # percent of the colour
-JPEG_QUALITY = 95
 LIGHT = (110, 88)  # percent of the colour at a shape's top and bottom
 
 # Corners in thousandths of the radius.
@@ -376,16 +370,3 @@ def _grid_position(length: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
     """For each pixel the cell before it and its way into the cell in 256ths."""
     position = np.arange(length) * cells * 256 // length
     return position >> 8, position & 255
-
-
-def write_frame(path: Path, frame: np.ndarray) -> None:
-    """Write a frame as JPEG, beside and renamed.
-
-    Raises:
-        OSError: the disk is full.
-    """
-    content = BytesIO()  # Pillow does not notice when a full disk cuts a file short
-    # Without chroma subsampling, which would wash out small shapes at this size.
-    Image.fromarray(frame).save(content, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content.getvalue())
