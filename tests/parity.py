@@ -1,6 +1,6 @@
 """Compares the models with numbers that the published code produced, tensor by tensor.
 
-    python -m tests.parity FOLDER [--model vdit]
+    python -m tests.parity FOLDER [--model vdit] [--device cuda]
 
 ``FOLDER`` holds a frozen stack (``pretrained/``) and, for each model, a checkpoint in the authors' layout and fixtures:
 ``<model>/<name>.safetensors`` with inputs and expected tensors, and ``<model>/<name>.json`` with sizes, sentences,
@@ -19,17 +19,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from datasets.clip import Sample, Target, collate
-from models import build_criterion, build_model, frozen_sources
+from models import build_criterion, build_model, frozen_sources, prepare_training
 from models.authors import authors_model, authors_names
 from models.checkpoints import load_weights, open_checkpoint
 from models.diffusion.encoder import VideoEncoder
 from models.segmenter import Segmenter, Selector, all_queries, best_query
 from util.config import Config
+from util.device import resolve_device
 from util.errors import Parser, UserError, run_cli
 from util.files import read_json
 from util.preprocessing import normalise
 
 MODELS = ("vdit", "hcd")
+CPU = torch.device("cpu")
 
 # Largest accepted differences, relative to the expected tensor's largest magnitude except where noted.
 TOLERANCE = 1e-3
@@ -45,11 +47,13 @@ def main() -> int:
     parser = Parser(prog="python -m tests.parity", description="Compare the models with published numbers.")
     parser.add_argument("folder", type=Path, help="fixtures: pretrained/, vdit/, hcd/")
     parser.add_argument("--model", choices=MODELS, action="append", help="compare only this model")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu, as the numbers were made)")
     args = parser.parse_args()
+    device = resolve_device(args.device)
     failures = 0
     torch.manual_seed(0)
     for fixture in find_fixtures(args.folder, tuple(args.model or MODELS)):
-        rows = compare_fixture(fixture)
+        rows = compare_fixture(fixture, device)
         print(f"\n{fixture.name}  ({fixture.spec['mode']})")
         print_table(rows)
         failures += sum(not row.ok for row in rows)
@@ -141,9 +145,10 @@ def fixture_model(fixture: Fixture) -> tuple[Segmenter, Config]:
     return model, cfg
 
 
-def compare_fixture(fixture: Fixture) -> list[Row]:
+def compare_fixture(fixture: Fixture, device: torch.device = CPU) -> list[Row]:
     """Compare an evaluation and a training step with all values of a fixture."""
     model, cfg = fixture_model(fixture)
+    prepare_training(model, "fp32", device)
     return compare_evaluation(model, fixture) + compare_training(model, cfg, fixture)
 
 
@@ -200,6 +205,7 @@ def compare(name: str, ours: Tensor, expected: Tensor, tolerance: float = TOLERA
     """
     if ours.shape != expected.shape:
         return Row(f"{name} {list(ours.shape)} ≠ {list(expected.shape)}", float("inf"), float("inf"), tolerance, False)
+    ours = ours.detach().cpu()
     difference = float((ours.double() - expected.double()).abs().max())
     relative = difference / max(float(expected.double().abs().max()), 1e-12)
     return Row(name, difference, relative, tolerance, (difference if absolute else relative) <= tolerance)
@@ -208,7 +214,7 @@ def compare(name: str, ours: Tensor, expected: Tensor, tolerance: float = TOLERA
 def compare_evaluation(model: Segmenter, fixture: Fixture) -> list[Row]:
     """Compare every stored tensor of a forward pass in evaluation mode."""
     expected = fixture.group("eval")
-    batch = collate(fixture.samples, 16)
+    batch = collate(fixture.samples, 16).to(next(model.parameters()).device)
     select = SELECTORS[fixture.spec["mode"]]
     model.eval()
     with torch.inference_mode(), Recorder(model) as recorder:
@@ -227,7 +233,7 @@ def compare_evaluation(model: Segmenter, fixture: Fixture) -> list[Row]:
 def compare_training(model: Segmenter, cfg: Config, fixture: Fixture) -> list[Row]:
     """Compare predictions, losses, matched queries and gradient norms of one training step."""
     numbers = fixture.spec["train"]
-    batch = collate(fixture.samples, 32)
+    batch = collate(fixture.samples, 32).to(next(model.parameters()).device)
     criterion = build_criterion(cfg)
     target = criterion.prepare(batch.targets, batch.frames.shape[-2:])
     model.train()
@@ -244,16 +250,14 @@ def compare_training(model: Segmenter, cfg: Config, fixture: Fixture) -> list[Ro
         "pred_masks": last.masks,
         "pred_masks_low": last.low_masks[clips, :, last.chosen],
     }
-    rows = [
-        compare(f"train.{name}", found[name].detach(), value) for name, value in sorted(fixture.group("train").items())
-    ]
+    rows = [compare(f"train.{name}", found[name], value) for name, value in sorted(fixture.group("train").items())]
     for i, layer in enumerate(output.layers):
         wanted = numbers["matched"] if i == len(output.layers) - 1 else numbers["aux_matched"][i]
         assert layer.chosen is not None
         rows.append(compare(f"matched queries, layer {i}", layer.chosen, torch.tensor(wanted), 0))
     for name, value in numbers["losses"].items():
-        rows.append(compare(name, terms[name].detach(), torch.tensor(value)))
-    rows.append(compare("total loss", total.detach(), torch.tensor(numbers["total"])))
+        rows.append(compare(name, terms[name], torch.tensor(value)))
+    rows.append(compare("total loss", total, torch.tensor(numbers["total"])))
     if terms.keys() != numbers["losses"].keys():
         rows.append(Row("names of the losses", float("inf"), float("inf"), 0, False))
 
