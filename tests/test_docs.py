@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import json
 import re
 import shlex
 import sys
@@ -28,12 +29,13 @@ from tests.conftest import ROOT
 from tests.true_formats import write_own_clips
 from util.errors import Parser, UserError
 
-PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb"))
+PAGES = ("README.md", "CONTRIBUTING.md", *DOCS)
 # Shell scripts that pass their arguments to a Python script after the setup.
 THIN = {f"scripts/{name}.sh": f"scripts.{name}" for name in ("quickstart", "toy_lab", "train_toy")}
 OPTIONS_IN_TEXT = ("scripts/setup.sh", "scripts/test.sh")
 SHELLS = ("bash", "sh", "sbatch")
-OTHER_PROGRAMS = {"source", "pip", "tensorboard", "hf", "git", "pre-commit", ".venv/bin/pip", "sha256sum", "tar"}
+OTHER_PROGRAMS = {"source", "pip", "tensorboard", "hf", "git", "cp", "pre-commit", ".venv/bin/pip", "sha256sum", "tar"}
 
 _FENCE = re.compile(
     r"(?P<mark><!-- runs(?: with: (?P<extra>[^\n]*?))? -->\n)?"
@@ -71,8 +73,11 @@ class Block:
 
 
 def read_page(page: str) -> str:
-    """The text of a page."""
-    return (ROOT / page).read_text(encoding="utf-8")
+    """The text of a page; of a notebook, that between its code."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if not page.endswith(".ipynb"):
+        return text
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
 
 
 def blocks(page: str) -> list[Block]:
@@ -259,13 +264,13 @@ RUN_PAGES = (
 )  # later pages use earlier results
 MADE_UP = "forest"  # the dataset that docs/development.md adds
 # Options of other programs, and of the benchmark at the commit whose measurements docs/performance.md shows.
-FOREIGN_FLAGS = {"--logdir", "--prefix", "--local-dir", "--repo-type", "--shm-size", f"--{MADE_UP}_path"}
+FOREIGN_FLAGS = {"--logdir", "--prefix", "--local-dir", "--repo-type", "--space-sdk", "--shm-size", f"--{MADE_UP}_path"}
 FOREIGN_FLAGS |= {"--sweep-frames", "--sweep-sentences", "--exclude"}
-ROOMS = ("configs", "scripts", "models", "datasets", "util", "tests", "toy", "docs")
+ROOMS = ("configs", "scripts", "models", "datasets", "util", "tests", "toy", "docs", "space")
 
 
 def test_contents_lists_every_page() -> None:
-    listed = re.findall(r"\]\((\w+\.md)\)", read_page("docs/README.md"))
+    listed = re.findall(r"\]\((\w+\.(?:md|ipynb))\)", read_page("docs/README.md"))
     assert sorted(listed) == sorted({Path(page).name for page in PAGES if page.startswith("docs/")} - {"README.md"})
 
 
