@@ -311,11 +311,16 @@ def test_a_broken_frame(cfg: Config, data: Path):
 
 def test_devices(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == CPU
+    with pytest.raises(UserError, match="--device mps, but PyTorch finds no MPS device"):
+        resolve_device("mps")
     with pytest.raises(UserError, match="--device cuda, but PyTorch finds no CUDA device"):
         resolve_device("cuda")
     with pytest.raises(UserError, match="unknown device 'tpu'"):
         resolve_device("tpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto").type == resolve_device("mps").type == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_device("auto").type == resolve_device("cuda").type == "cuda"
     assert resolve_device("cpu") == CPU
