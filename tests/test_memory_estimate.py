@@ -48,7 +48,7 @@ def test_the_host_waits_for_copies_that_are_not_queued() -> None:
 def test_full_size_inference_stays_within_its_budget() -> None:
     """36 frames of 360×640 with 4 sentences, as in docs/performance.md."""
     found = estimate_inference(Config(num_frames=36), (368, 640))
-    assert found.kernels is not None and found.kernels <= 3310
+    assert found.kernels is not None and found.kernels <= 3294
     assert found.peak <= 12.9 * GIB
     assert not found.waits
 
@@ -56,7 +56,7 @@ def test_full_size_inference_stays_within_its_budget() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "kernels", "peak"),
-    [("vdit", {}, 8750, 15.5), ("hcd", {"batch_size": 2, "gradient_checkpointing": True}, 14000, 15.0)],
+    [("vdit", {}, 8722, 15.5), ("hcd", {"batch_size": 2, "gradient_checkpointing": True}, 13984, 14.6)],
 )
 def test_a_full_size_step_stays_within_its_budget(
     name: str, options: dict[str, Any], kernels: int, peak: float
@@ -106,7 +106,8 @@ def test_inference_takes_less_than_training(tiny_stack: Path) -> None:
     assert _sum(wide, "trained") == _sum(half, "trained") > 0
     trained = estimate(model_config(tiny_stack, precision="bf16"), (64, 96), folder=tiny_stack)
     assert trained.peak > half.peak > sum(half.parts.values())
-    assert of((128, 96), precision="bf16").peak > half.peak > of(precision="bf16", expressions_per_batch=1).peak
+    assert of((128, 96), precision="bf16").peak > half.peak
+    assert of(precision="bf16", expressions_per_batch=32).peak > half.peak  # a few take less than the VAE
     assert of(model="hcd").parts.keys() == half.parts.keys(), "adapters are merged"
 
 

@@ -20,9 +20,9 @@ from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 VAE_FRAMES = 2
 """Frames that the VAE encodes at once on the CPU: a map of its first block takes 118 MB each (360×640, float32)."""
-VAE_BYTES = 5 << 30
-"""Memory that the VAE may take on a GPU, where at least twice as much is free: 20 frames of 360×640 in bf16."""
-VAE_MAPS = 4
+VAE_BYTES = 4 << 30
+"""Memory that the VAE may take on a GPU, where at least twice as much is free: 23 frames of 360×640 in bf16."""
+VAE_MAPS = 3
 """Maps of the size of its first block that the VAE holds at once, per frame."""
 
 TAP_PAIRS = ((0, 5), (1, 4), (2, 3))
