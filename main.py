@@ -38,7 +38,7 @@ from models.checkpoints import (
 from models.inference import build_for_inference
 from models.precision import inference_precision
 from util.checkpoint import NEWEST, Keeper, begin_folder
-from util.device import INFERENCE, TRAINING, device_name, memory_advice, resolve_device
+from util.device import INFERENCE, TRAINING, device_name, memory_advice, resolve_device, use_expandable_segments
 from util.distributed import is_main, print_notes, process_group, world_size
 from util.drawing import LastClip
 from util.files import file_sha256, sole_run
@@ -49,6 +49,8 @@ from util.run_log import RunLog, RunSummary, Wandb, write_results
 def main() -> None:
     """Train or score as the command line says."""
     cfg = load_config(sys.argv[1:], __doc__.split("\n")[0])
+    if not cfg.eval:
+        use_expandable_segments()
     with process_group(resolve_device(cfg.device)) as device, sole_run(cfg.output_dir, is_main()):
         (evaluate if cfg.eval else train_from_config)(cfg, device)
 
@@ -169,6 +171,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
             model,
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,  # no second copy of the gradients
+            broadcast_buffers=False,  # all of them are constant
             # single frames bypass the temporal attentions, and with them their adapters
             find_unused_parameters=cfg.num_frames == 1 and has_lora(model),
         )

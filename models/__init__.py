@@ -21,7 +21,7 @@ from models.diffusion.stack import FrozenStack, load_sentence_encoder, load_stac
 from models.frozen import Frozen
 from models.lora import add_lora, has_lora, merge_lora, merged_state
 from models.mask_heads import DynamicMaskHead, MaskRefinement, QueryDotHead
-from models.precision import HALVES, resolve_precision
+from models.precision import HALVES, apply_precision, inference_precision, resolve_precision
 from models.segmenter import Segmenter
 from models.text_encoder import LanguageQueries, SentenceEncoder
 from util.config import Config
@@ -162,14 +162,14 @@ def prepare_training(
 
     Args:
         model: with its weights, on the CPU.
-        precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
+        precision: ``auto``, ``bf16``, ``fp16``, ``tf32`` or ``fp32``.
         device: the target device.
         compiled: compile the UNet and the VAE.
 
     Returns:
         the scaler of the loss for float16, else None.
     """
-    dtype = resolve_precision(precision, device)
+    dtype = apply_precision(resolve_precision(precision, device))
     set_precision(model, dtype)  # before the move: half as many bytes
     model.to(device)
     if compiled:
@@ -182,7 +182,7 @@ def prepare_inference(model: Segmenter, precision: str, device: torch.device, co
 
     Args: as for ``prepare_training``.
     """
-    set_precision(model, resolve_precision(precision, device, training=False))
+    set_precision(model, apply_precision(inference_precision(precision, device)))
     if isinstance(model.encoder, VideoEncoder):
         model.encoder.precision = torch.float32  # its trained parts are small, and cause a third of the masks' error
         if device.type == "cpu" and model.encoder.vae.held:

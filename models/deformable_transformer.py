@@ -68,7 +68,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., C]`` → ``[..., C]``."""
-        return self.norm(x + self.dropout2(self.linear2(self.dropout1(F.relu(self.linear1(x))))))
+        # In place, and without a name: the hidden activations take 2.7 GiB for 36 frames of 360×640 and 4 sentences.
+        return self.norm(x + self.dropout2(self.linear2(self.dropout1(F.relu(self.linear1(x), inplace=True)))))
 
 
 class EncoderLayer(nn.Module):

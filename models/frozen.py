@@ -12,7 +12,7 @@ from torch import nn
 
 from models.diffusion.attention import BlockedAttention, fused_is_fast
 from models.precision import HALVES, narrowed
-from util.device import give_back, passing
+from util.device import give_back, is_out_of_memory, passing
 from util.distributed import is_main
 
 
@@ -78,7 +78,10 @@ class Frozen(nn.Module):
 
 
 def _with_fallback(compiled: Callable[..., Any], module: nn.Module, name: str) -> Callable[..., Any]:
-    """``compiled`` until a call fails, then ``module``; an error of the module itself is raised again by it."""
+    """``compiled`` until a call fails, then ``module``; an error of the module itself is raised again by it.
+
+    A shortage of memory is not the compiler's failure, and is raised.
+    """
     chosen = compiled
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -86,7 +89,7 @@ def _with_fallback(compiled: Callable[..., Any], module: nn.Module, name: str) -
         try:
             return chosen(*args, **kwargs)
         except Exception as error:  # compilers raise many kinds
-            if chosen is module:
+            if chosen is module or is_out_of_memory(error):
                 raise
             problem = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:160]}"
         chosen = module

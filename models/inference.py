@@ -24,6 +24,7 @@ from models import Segmenter, build_model, frozen_sources, merge_lora, prepare_i
 from models.checkpoints import Checkpoint, load_weights
 from models.segmenter import LayerPrediction, SegmenterOutput, Selector, best_query
 from util.config import Config, config_dict, side_limit
+from util.device import upload
 from util.errors import UserError
 from util.metrics import QueryPredictions
 from util.preprocessing import normalise, pad_clips, resize_frames, resized_size
@@ -165,7 +166,7 @@ def sentence_outputs(
         index of a batch's first sentence, and the output for the batch.
     """
     device = next(model.parameters()).device
-    clip, padding = (tensor.to(device) for tensor in pad_clips([frames], VIDEO_MULTIPLE))
+    clip, padding = (upload(tensor, device) for tensor in pad_clips([frames], VIDEO_MULTIPLE))
     torch.manual_seed(options.seed)  # noise, where the model draws any
     pixels = model.encoder.encode_pixels(clip)
     for first in range(0, len(sentences), options.expressions_per_batch):

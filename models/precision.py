@@ -1,4 +1,4 @@
-"""Precision: float32, or half precision with islands that stay float32.
+"""Precision: float32, TF32, or half precision with islands that stay float32.
 
 Autocast computes matrix products and convolutions in half precision. Code that needs float32 says so locally with
 ``in_float32``: positions in the frame, probabilities, noise, masks. Without autocast nothing here changes a number.
@@ -16,42 +16,38 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALVES = (torch.bfloat16, torch.float16)
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 """CPU capabilities of x86 processors. Others have not been measured, so ``auto`` stays float32 there."""
 
 
-def resolve_precision(name: str, device: torch.device, training: bool = True) -> torch.dtype:
-    """The type that ``--precision`` names.
+def resolve_precision(name: str, device: torch.device, training: bool = True) -> str:
+    """The precision that ``--precision`` names, with the device's own in place of "auto".
 
-    Args:
-        name: ``fp32``, ``bf16``, ``fp16`` or ``auto``.
-        device: the device that computes.
-        training: ``auto`` is bf16 for training on CUDA; for inference it is bf16 where the hardware computes in it.
-            Otherwise it is float32.
+    On CUDA that is bf16 where the hardware computes in it (PyTorch emulates it elsewhere, slowly), else fp16; at
+    inference on the CPU bf16 where the hardware computes in it; otherwise fp32.
     """
-    if name == "auto":
-        name = "bf16" if (device.type == "cuda" if training else computes_bf16(device)) else "fp32"
-    return PRECISIONS[name]
-
-
-def precision_name(dtype: torch.dtype) -> str:
-    """The name of a type in ``--precision``."""
-    return next(name for name, known in PRECISIONS.items() if known == dtype)
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" and not training else {}
+    return "bf16" if any(capabilities.get(instruction, False) for instruction in BF16_INSTRUCTIONS) else "fp32"
 
 
 def inference_precision(name: str, device: torch.device) -> str:
-    """``name`` with the precision of inference on this device in place of "auto"."""
-    return precision_name(resolve_precision(name, device, training=False))
+    """``resolve_precision`` for inference."""
+    return resolve_precision(name, device, training=False)
 
 
-def computes_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16; without them it is slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in BF16_INSTRUCTIONS)
+def apply_precision(name: str) -> torch.dtype:
+    """Turn TF32 on CUDA on for ``tf32`` and off for all others, in this process; return the type of the precision.
+
+    PyTorch's default lets cuDNN round float32 convolutions to TF32's 10 bits, also those of ``in_float32``.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    return PRECISIONS[name]
 
 
 def widened(value: Any) -> Any:

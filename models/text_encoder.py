@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.deformable_transformer import sine_position_1d
 from models.frozen import Frozen
+from util.device import upload
 
 
 class SentenceEncoder(nn.Module):
@@ -32,12 +33,16 @@ class SentenceEncoder(nn.Module):
         Returns:
             words ``[B, L, C]`` and their padding ``[B, L]`` (True where padded), L the longest sentence.
         """
-        tokens = self.tokenizer(
-            captions, padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt"
-        ).to(self.linear.weight.device)
+        tokens = self.tokenizer(captions, padding="longest", truncation=True, max_length=self.max_length)
+        device = self.linear.weight.device
+        ids, real = (upload(torch.tensor(x), device) for x in (tokens.input_ids, tokens.attention_mask))
+        real = real.bool()
+        # transformers would wait for the device to find out whether there is padding, unless the mask has four axes.
+        padded = not all(map(all, tokens.attention_mask))
+        mask = real[:, None, None].expand(-1, -1, real.shape[1], -1) if padded else None
         with torch.no_grad():
-            words = self.backbone(**tokens).last_hidden_state
-        return self.dropout(self.norm(self.linear(words))), tokens.attention_mask == 0
+            words = self.backbone(ids, attention_mask=mask).last_hidden_state
+        return self.dropout(self.norm(self.linear(words))), ~real
 
 
 class LanguageQueries(nn.Module):

@@ -1,12 +1,13 @@
-"""Estimate the GPU memory of a training step or of inference at full size without a GPU, or measure it on one.
+"""Estimate the GPU memory and the kernels of a training step or of inference without a GPU, or measure memory on one.
 
 python -m scripts.memory_estimate --config configs/vdit_ytvos.yaml [--size 512 640] [--precision bf16 ...]
 python -m scripts.memory_estimate --config configs/vdit_ytvos.yaml --inference --num_frames 36 [--size 368 640]
 
 ``--inference`` segments one clip of ``--num_frames`` frames with ``--expressions_per_batch`` sentences. Without a GPU
-the model runs on PyTorch's fake tensors, which have a type and a size but no content, and the bytes of the live ones
-are counted. Types are those of autocast on CUDA, and attention is assumed to be fused, as it is there. The count does
-not include CUDA itself (about half a GB), workspaces of convolutions and fragmentation of the allocator.
+the model runs on PyTorch's fake tensors, which have a type and a size but no content. Counted are the bytes of the live
+ones, the operations that launch kernels, and the copies for which the host waits. Types are those of autocast on CUDA,
+and attention is assumed to be fused, as it is there. The count does not include CUDA itself (about half a GB),
+workspaces of convolutions and fragmentation of the allocator.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,54 +32,79 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import BatchEncoding
 
 from datasets.clip import BATCH_MULTIPLE
 from engine import training_step
 from models import Segmenter, build_criterion, build_model, prepare_inference, prepare_training
+from models.diffusion.conditioning import bicubic_taps
 from models.diffusion.stack import FrozenStack
 from models.inference import VIDEO_MULTIPLE, InferenceOptions, sentence_outputs
 from scripts.count_parameters import FULL_SIZE, frozen_parts, stack_of
 from util.preprocessing import resized_size
 
+aten = torch.ops.aten
 GIB = 2**30
 SENTENCE = "the person on the left"
 SENTENCE_TOKENS = 20  # their memory hardly matters
 TRAINING_SIZE = (512, 640)  # the largest frames of the published training
+FREE = 1 << 40  # bytes that a GPU is assumed to have free
 ADAM = 8  # bytes of its state per parameter
+NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
+"""Operations, besides views, that compute nothing."""
 STACK_PARTS = ("unet", "vae", "text_encoder", "image_encoder")
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of live tensors while it is active. Views share their memory.
+    """Counts what a device does while it is active: bytes of live tensors, kernels, and copies that the host waits for.
 
-    Works with real tensors and with fake ones (``FakeTensorMode``, entered before).
+    Works with real tensors and with fake ones (``FakeTensorMode``, entered before), which raise an error where the
+    host reads a value of the device. Views share their memory.
 
     Args:
         inputs: count from the beginning.
+        device: the type of the device.
 
     Attributes:
         now, peak: live bytes, and their maximum.
+        kernels: operations that compute or copy something on the device.
+        waits: the shapes of tensors that were copied between devices while the host waited.
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], device: str = "cpu") -> None:
         super().__init__()
+        self.device = device
         self.alive: dict[int, int] = {}
-        self.now = self.peak = 0
+        self.now = self.peak = self.kernels = 0
+        self.waits: list[tuple[int, ...]] = []
         for tensor in inputs:
             self.add(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for item in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(item, Tensor):
-                self.add(item)
+        results, inputs = ([x for x in tree_leaves(tree) if isinstance(x, Tensor)] for tree in (result, (args, kwargs)))
+        for tensor in results:
+            self.add(tensor)
+        devices = {tensor.device.type for tensor in (*inputs, *results)}
+        if (
+            self.device in devices
+            and func.namespace != "prim"
+            and not func.is_view
+            and func.__name__.split(".")[0] not in NO_KERNEL
+        ):
+            self.kernels += 1
+            copies = func in (aten._to_copy.default, aten.copy_.default) and len(devices) > 1
+            if copies and not getattr(inputs[-1], "pinned", False):
+                self.waits.append(tuple(inputs[-1].shape))
         return result
 
     def add(self, tensor: Tensor) -> None:
         """Count a tensor until its memory is freed."""
+        if tensor.device.type != self.device:
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.alive:
@@ -93,12 +120,15 @@ class LiveMemory(TorchDispatchMode):
 
 @dataclass
 class Estimate:
-    """Bytes of a training step or of inference."""
+    """Bytes, kernels and waits of a training step or of inference."""
 
     parts: dict[str, int]
     """Weights by part; in training also AdamW's state, and the activations that live at the end of the forward pass."""
     peak: int
-    measured: bool = False
+    kernels: int | None = None
+    """None: measured on a GPU."""
+    waits: Sequence[tuple[int, ...]] = ()
+    """Shapes of the tensors for whose copy the host waits."""
 
 
 class ByteTokenizer:
@@ -109,8 +139,10 @@ class ByteTokenizer:
 
     def __call__(self, captions: list[str], **options: Any) -> BatchEncoding:
         rows = [list(text.encode()[: self.model_max_length].ljust(self.model_max_length)) for text in captions]
-        ids = torch.tensor(rows)
-        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        return BatchEncoding(
+            {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]},
+            tensor_type=options.get("return_tensors"),
+        )
 
 
 def empty_parts(folder: Path) -> FrozenStack:
@@ -146,8 +178,9 @@ class FusedAttention(torch.autograd.Function):
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Replaces ``scaled_dot_product_attention``, whose inputs autocast narrows."""
-    if torch.is_autocast_enabled("cpu"):
-        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     return FusedAttention.apply(query, key, value)
 
 
@@ -156,13 +189,32 @@ def widening(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda x, *args, **kwargs: norm(x.float() if torch.is_autocast_enabled("cpu") else x, *args, **kwargs)
 
 
+def pinned(tensor: Tensor) -> Tensor:
+    """Replaces ``Tensor.pin_memory``, which fake tensors lack."""
+    copy = tensor.clone()
+    copy.pinned = True  # type: ignore[attr-defined]
+    return copy
+
+
+def blank_taps(before: int, after: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Replaces the cached taps of a resize, which are computed from values and must not hold fake tensors."""
+    with unset_fake_temporarily():
+        taps = bicubic_taps(before, after, torch.device("cpu"))
+    return tuple(torch.empty(tap.shape, dtype=tap.dtype, device=device) for tap in taps)
+
+
 @contextmanager
 def without_gpu() -> Iterator[None]:
-    """Use fake tensors, with the types that autocast gives them on CUDA."""
+    """Use fake tensors, also of CUDA, with the types that autocast gives them there."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", fused_attention))
         for name in ("layer_norm", "group_norm"):
             stack.enter_context(patch.object(F, name, widening(getattr(F, name))))
+        stack.enter_context(patch("models.diffusion.encoder.free_memory", lambda device: FREE))
+        stack.enter_context(patch("models.diffusion.conditioning.bicubic_taps", blank_taps))
+        stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
+        stack.enter_context(patch("torch.cuda.is_bf16_supported", lambda *args, **options: True))
+        stack.enter_context(patch.object(Tensor, "pin_memory", pinned))
         stack.enter_context(FakeTensorMode())
         yield
 
@@ -185,6 +237,8 @@ def estimate(cfg: Config, size: tuple[int, int], measure: bool = False, folder: 
     with patch.object(model, "to", lambda where: model):
         scaler = prepare_training(model, cfg.precision, device, cfg.compile)
     with nullcontext() if measure else without_gpu():
+        if not measure:
+            waits = training_waits(cfg, model, size)
         allocate(model, device)
         adam = ADAM * sum(p.numel() for p in model.parameters() if p.requires_grad)
         parts = {**weight_bytes(model), "AdamW's state": adam}
@@ -193,20 +247,41 @@ def estimate(cfg: Config, size: tuple[int, int], measure: bool = False, folder: 
                 step = random_step(cfg, model, size, device, scaler, torch.optim.SGD)
                 _watch(model, memory, parts)
                 step()
-            return Estimate(parts, memory.peak + adam)
+            return Estimate(parts, memory.peak + adam, memory.kernels, waits)
         step = random_step(cfg, model, size, device, scaler, torch.optim.AdamW)
-        return Estimate(parts, measured_peak(model, step, device), measured=True)
+        return Estimate(parts, measured_peak(model, step, device))
+
+
+def training_waits(cfg: Config, model: Segmenter, size: tuple[int, int]) -> Sequence[tuple[int, ...]]:
+    """Shapes of the tensors for whose copy the host waits in a training step.
+
+    Counted on fake CUDA tensors, with empty gradients in place of the backward pass: without a driver, autograd accepts
+    CPU tensors only.
+    """
+    device = torch.device("cuda")
+
+    def backward(loss: Tensor) -> None:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+
+    allocate(model, device)
+    scaler = torch.amp.GradScaler("cuda") if model.precision == torch.float16 else None
+    step = random_step(cfg, model, size, device, scaler, partial(torch.optim.AdamW, fused=True))
+    with patch.object(Tensor, "backward", backward), LiveMemory((), "cuda") as memory:
+        step()
+    return memory.waits
 
 
 def estimate_inference(cfg: Config, size: tuple[int, int], measure: bool = False, folder: Path = FULL_SIZE) -> Estimate:
     """The memory of segmenting one clip with its first batch of sentences; arguments as for ``estimate``."""
-    device = torch.device("cuda" if measure else "cpu")
+    device = torch.device("cuda")
     precision = "bf16" if cfg.precision == "auto" else cfg.precision
     stack = empty_parts(folder)
     with torch.device("meta"):
         model = build_model(replace(cfg, lora_rank=0), stack)  # adapters are merged
     with patch.object(model, "to", lambda where: model):
-        prepare_inference(model, precision, torch.device("cuda"), cfg.compile)
+        prepare_inference(model, precision, device, cfg.compile)
     options, sentences = InferenceOptions.from_config(cfg), [SENTENCE] * cfg.expressions_per_batch
     with nullcontext() if measure else without_gpu(), torch.no_grad():
         allocate(model, device)
@@ -216,15 +291,20 @@ def estimate_inference(cfg: Config, size: tuple[int, int], measure: bool = False
             next(sentence_outputs(model, frames, sentences, options))
 
         if measure:
-            return Estimate(weight_bytes(model), measured_peak(model, step, device), measured=True)
-        with LiveMemory(list(model.parameters())) as memory:
+            return Estimate(weight_bytes(model), measured_peak(model, step, device))
+        with LiveMemory(list(model.parameters()), "cuda") as memory:
             step()
-        return Estimate(weight_bytes(model), memory.peak)
+        return Estimate(weight_bytes(model), memory.peak, memory.kernels, memory.waits)
 
 
 def allocate(model: nn.Module, device: torch.device) -> None:
-    """Replace the weights of a model on the meta device by empty ones, fake or on ``device``."""
-    model._apply(lambda value: torch.empty(value.shape, dtype=value.dtype, device=device))  # `to_empty`, also fake
+    """Replace the weights of a model by empty ones on ``device``: ``to_empty``, also for fake tensors."""
+    for module in model.modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            empty = torch.empty(value.shape, dtype=value.dtype, device=device)
+            setattr(module, name, nn.Parameter(empty, value.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
 
 
 def measured_peak(model: nn.Module, step: Callable[[], Any], device: torch.device) -> int:
@@ -326,7 +406,10 @@ def main() -> None:
     )
     for name, count in found.parts.items():
         print(f"{name:<32} {count / GIB:8.2f} GiB")
-    print(f"{'peak, ' + ('measured' if found.measured else 'counted'):<32} {found.peak / GIB:8.2f} GiB")
+    print(f"{'peak, ' + ('measured' if found.kernels is None else 'counted'):<32} {found.peak / GIB:8.2f} GiB")
+    if found.kernels is not None:
+        print(f"{'kernels, about':<32} {found.kernels:8}")
+        print(f"{'copies that the host waits for':<32} {len(found.waits):8}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,21 @@ def test_what_is_not_the_compilers_fault_is_raised(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == ""
 
 
+def test_a_shortage_of_memory_is_not_the_compilers(capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[int] = []
+
+    def short(x: Tensor) -> Tensor:
+        calls.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    layer = nn.Linear(2, 2)
+    run = with_fallback(short, layer, "the UNet")
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            run(torch.ones(1, 2))
+    assert calls == [1, 1] and capsys.readouterr().err == ""
+
+
 @pytest.mark.slow
 def test_compiled_parts_give_the_same_gradients(
     small_stack: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -160,7 +160,7 @@ FLAG_MISTAKES = {
     "--epochs 0": "--epochs must be a whole number of at least 1, not 0",
     "--seed -1": "--seed must be a whole number of at least 0 and of at most 4294967295, not -1",
     "--visualize=maybe": "ignored explicit argument 'maybe'",
-    "--device tpu": "--device must be one of auto, cpu, cuda, not 'tpu'",
+    "--device tpu": "--device must be one of auto, cpu, cuda, mps, not 'tpu'",
     "--lr_drop six": "--lr_drop must be a list of whole numbers of at least 1, not ['six']",
     "--pyramid_channels 1 2 3": "--pyramid_channels must be a list of 4 whole numbers of at least 1, not [1, 2, 3]",
 }

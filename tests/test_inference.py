@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 import zipfile
@@ -31,7 +32,8 @@ from engine import build_mask_identity
 from models.inference import InferenceOptions, large_video_notes
 from tests.inference_tools import FRAMES, HEIGHT, SENTENCES, WIDTH, StubModel, finish, run_inference, tree, write_halves
 from util.config import Config
-from util.device import resolve_device
+from util.device import resolve_device, use_expandable_segments
+from util.distributed import process_group
 from util.errors import RunError, UserError
 
 EVAL_SIZE = 36  # frames of 36×64: the height needs padding to 48
@@ -410,13 +412,38 @@ def test_a_broken_frame(cfg: Config, data: Path):
     assert set(record_of(cfg).expressions) == {"a"}, "what came before is kept"
 
 
+def test_one_process_on_mps(monkeypatch: pytest.MonkeyPatch):
+    with process_group(torch.device("mps")) as device:
+        assert device.type == "mps"
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process on MPS"), process_group(torch.device("mps")):
+        pass
+
+
+@pytest.mark.parametrize("name", ["", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_users_allocator_is_kept(monkeypatch: pytest.MonkeyPatch, name: str):
+    environment = {name: "max_split_size_mb:64"} if name else {}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(sys, "platform", "linux")
+    use_expandable_segments()
+    assert environment == (
+        {name: "max_split_size_mb:64"} if name else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    )
+
+
 def test_devices(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == CPU
+    with pytest.raises(UserError, match="--device mps, but PyTorch finds no MPS device"):
+        resolve_device("mps")
     with pytest.raises(UserError, match="--device cuda, but PyTorch finds no CUDA device"):
         resolve_device("cuda")
     with pytest.raises(UserError, match="unknown device 'tpu'"):
         resolve_device("tpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto").type == resolve_device("mps").type == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_device("auto").type == resolve_device("cuda").type == "cuda"
     assert resolve_device("cpu") == CPU

@@ -22,14 +22,14 @@ from models.diffusion import attention
 from models.diffusion.attention import blocked_attention
 from models.inference import InferenceOptions, build_for_inference, sentence_outputs
 from models.mask_heads import DynamicMaskHead
-from models.precision import call_in_float32, in_float32, precision_name, resolve_precision
+from models.precision import call_in_float32, in_float32, inference_precision, resolve_precision
 from models.segmenter import Segmenter
 from tests.conftest import ROOT
 from tests.tiny_models import backward, model_config, random_clips, square_targets
 from util.device import give_back
 from util.errors import UserError
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SIZE = (32, 48)  # half precision is slow on CPUs
 
 
@@ -47,18 +47,39 @@ def _batch() -> Any:
 
 
 @pytest.mark.parametrize("instruction", [None, "avx512_bf16", "amx_bf16"])
-def test_auto_is_bf16_where_the_hardware_computes_in_it(
-    instruction: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cuda = torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: instruction is not None)
+def test_auto_is_what_the_hardware_computes_in(instruction: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T4 and V100 have no bf16, which PyTorch emulates there."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bool(instruction))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, instruction: True})
-    seen = torch.float32 if instruction is None else torch.bfloat16
-    assert resolve_precision("auto", cuda) == torch.bfloat16
-    assert resolve_precision("auto", CPU) == torch.float32
-    assert resolve_precision("auto", cuda, training=False) == resolve_precision("auto", CPU, training=False) == seen
-    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        assert resolve_precision(name, CPU) == dtype and precision_name(dtype) == name
+    cuda = "bf16" if instruction else "fp16"
+    assert resolve_precision("auto", CUDA) == inference_precision("auto", CUDA) == cuda
+    assert resolve_precision("auto", CPU) == "fp32"
+    assert inference_precision("auto", CPU) == ("bf16" if instruction else "fp32")
+    mps = torch.device("mps")
+    assert resolve_precision("auto", mps) == inference_precision("auto", mps) == "fp32"
+    for name in ("fp16", "bf16", "tf32", "fp32"):
+        assert resolve_precision(name, CUDA) == inference_precision(name, CPU) == name
+
+
+def test_a_gpu_without_bf16_trains_and_segments_in_float16(tiny_stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    model = _model(tiny_stack)
+    monkeypatch.setattr(model, "to", lambda device: model)
+    scaler = prepare_training(model, "auto", CUDA)
+    assert scaler is not None and scaler.is_enabled() and model.precision == torch.float16
+    model = _model(tiny_stack)
+    monkeypatch.setattr(model, "to", lambda device: model)
+    assert prepare_inference(model, "auto", CUDA).encoder.unet.held == torch.float16
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32", "fp32"])
+def test_only_tf32_rounds_to_tf32(tiny_stack: Path, precision: str) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "tf32"
+    prepare_training(_model(tiny_stack), precision, CPU)
+    assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+    prepare_inference(_model(tiny_stack), "fp32", CPU)
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize(
@@ -156,9 +177,8 @@ def test_masks_in_bf16_follow_those_in_float32(tiny_stack: Path, name: str) -> N
     """In the mean within 2 % of their range, at the same query. Single pixels of random weights may be further off."""
     frames, padding, captions = random_clips(1, 2, *SIZE)
     masks = []
-    for dtype in (torch.float32, torch.bfloat16):
-        cfg = model_config(tiny_stack, precision=precision_name(dtype))
-        model = prepare_inference(_model(tiny_stack, name), cfg.precision, CPU)
+    for precision in ("fp32", "bf16"):
+        model = prepare_inference(_model(tiny_stack, name), precision, CPU)
         with torch.inference_mode():
             output = model(frames, padding, captions, select=lambda prediction: torch.zeros(1, dtype=torch.long))
         masks.append(output.masks)

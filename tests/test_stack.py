@@ -31,6 +31,7 @@ from transformers import (
 from models.diffusion import tiny
 from models.diffusion.stack import load_stack
 from models.diffusion.tiny import STAMP, WORDS, make_tiny_stack
+from models.text_encoder import SentenceEncoder
 from tests.conftest import ROOT
 from util.errors import UserError
 
@@ -213,6 +214,18 @@ def test_pooled_text_is_the_end_token(clip_tokenizer: Any, text_encoder: CLIPTex
     ends = tokens.input_ids.argmax(dim=-1)
     assert ends.tolist() == [len(sentence.split()) + 1 for sentence in SENTENCES] + [3]
     assert torch.equal(output.pooler_output, output.last_hidden_state[torch.arange(3), ends])
+
+
+@pytest.mark.parametrize("captions", [["the red square"], ["dog", "the red square on the left"]])
+def test_words_do_not_depend_on_how_the_padding_is_given(
+    sentence_tokenizer: Any, sentence_encoder: RobertaModel, captions: list[str]
+) -> None:
+    encoder = SentenceEncoder(sentence_encoder, sentence_tokenizer, 32, 0.0)
+    tokens = sentence_tokenizer(captions, padding="longest", return_tensors="pt")
+    with torch.no_grad():
+        words, padding = encoder(captions)
+        expected = encoder.norm(encoder.linear(sentence_encoder(**tokens).last_hidden_state))
+    assert torch.equal(words, expected) and torch.equal(padding, tokens.attention_mask == 0)
 
 
 @pytest.mark.parametrize("sentence", SENTENCES)

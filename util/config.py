@@ -215,9 +215,10 @@ class Config:
     )
     precision: str = _train(
         "auto",
-        "precision of frozen weights, matrix products and convolutions: bf16, fp16 (with loss scaling) or fp32; auto: "
-        "bf16 where the hardware supports it, but fp32 for training on the CPU",
-        choices=("auto", "bf16", "fp16", "fp32"),
+        "precision of frozen weights, matrix products and convolutions: bf16, fp16 (with loss scaling), fp32, or tf32 "
+        "(fp32 with faster, coarser products on CUDA); auto: on CUDA bf16 where the hardware supports it, else fp16; "
+        "elsewhere fp32, but bf16 for inference on a CPU that supports it",
+        choices=("auto", "bf16", "fp16", "tf32", "fp32"),
     )
     gradient_checkpointing: bool = _train(
         False, "recompute the activations of the UNet in the backward pass: less memory, more time"
@@ -255,7 +256,9 @@ class Config:
 
     config: str = _run("", "YAML file that sets any of these options; flags override it", path=True, empty=True)
     output_dir: str = _run("runs/debug", "folder for all output", path=True)
-    device: str = _run("auto", "device; auto: cuda if available", choices=("auto", "cpu", "cuda"))
+    device: str = _run(
+        "auto", "device; auto: the first of cuda, mps and cpu that is available", choices=("auto", "cpu", "cuda", "mps")
+    )
     eval: bool = _run(False, "score the checkpoint of --resume and write results.json, without training")
     resume: str = _run(
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,7 @@ TRAINING = (
 INFERENCE = "--expressions_per_batch 1, a smaller --eval_size, a limit by --max_size, --precision bf16"
 DEMO = "a shorter --window, fewer sentences at once, a smaller --eval_size, a limit by --max_size, --precision bf16"
 _SIGNS = re.compile(
-    "can't allocate memory|cannot allocate memory|not enough memory|cuda out of memory"
+    "can't allocate memory|cannot allocate memory|not enough memory|(cuda|mps backend) out of memory"
     "|could not create a (primitive|memory object)$",  # oneDNN's
     re.IGNORECASE | re.MULTILINE,
 )
@@ -37,19 +38,44 @@ def resolve_device(name: str) -> torch.device:
     """The device that ``--device`` names.
 
     Args:
-        name: ``auto`` (CUDA where available, else the CPU), ``cpu`` or ``cuda``.
+        name: ``auto`` (the first of CUDA, MPS and the CPU that is available), ``cuda``, ``mps`` or ``cpu``.
 
     Raises:
-        UserError: ``cuda`` where PyTorch finds no CUDA device, or an unknown name.
+        UserError: PyTorch does not find the device, or an unknown name.
     """
     import torch
 
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"unknown device {name!r}; choose auto, cpu or cuda")
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError("--device cuda, but PyTorch finds no CUDA device here; use --device cpu or auto")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, found in available.items() if found)
+    if name not in available:
+        raise UserError(f"unknown device {name!r}; choose auto, {', '.join(available)}")
+    if not available[name]:
+        raise UserError(f"--device {name}, but PyTorch finds no {name.upper()} device here; use --device cpu or auto")
+    return torch.device(name)
+
+
+def use_expandable_segments() -> None:
+    """Let PyTorch's CUDA allocator extend its blocks, before its first use and unless the user has configured it.
+
+    The clips of a training run differ in size, and blocks of fixed sizes leave gaps that no later clip fits into.
+    """
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    if sys.platform == "linux" and not any(name in os.environ for name in names):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a CPU tensor to a device. A copy to CUDA is queued: from pinned memory, the host does not wait for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a CUDA device that a new tensor may take: free ones, and those that PyTorch holds without using them."""
+    import torch
+
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def device_name(device: torch.device) -> str:

@@ -28,7 +28,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         the device of this process.
 
     Raises:
-        UserError: there are more processes than CUDA devices.
+        UserError: there are more processes than CUDA devices, or several on MPS.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
@@ -41,7 +41,10 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
+    if device.type == "mps":
+        raise UserError("PyTorch trains with one process on MPS; start one process, or use --device cpu")
     # Barriers and objects use gloo on GPUs too: it notices that a process has left, for which NCCL may wait for hours.
+    # With a device_id they would use NCCL.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=LONG_WAIT)
     try:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from util.device import upload
+
 FRACTION_BITS = 22  # of the fixed-point weights with which Pillow resizes 8-bit images
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -64,7 +66,7 @@ def resize_axis(levels: Tensor, length: int, axis: int) -> Tensor:
     """
     if levels.shape[axis] == length:
         return levels
-    places, weights = _bicubic(levels.shape[axis], length, levels.device)
+    places, weights = bicubic_taps(levels.shape[axis], length, levels.device)
     shape = [1] * levels.ndim
     shape[axis] = length
     wide = levels.int()
@@ -76,7 +78,7 @@ def resize_axis(levels: Tensor, length: int, axis: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _bicubic(before: int, after: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def bicubic_taps(before: int, after: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The taps of a bicubic resize from ``before`` to ``after`` pixels, antialiased if the image shrinks.
 
     Returns:
@@ -94,7 +96,7 @@ def _bicubic(before: int, after: int, device: torch.device) -> tuple[Tensor, Ten
     weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0)) * (places < end)
     fixed = weights / weights.sum(0) * 2**FRACTION_BITS
     fixed = (fixed + fixed.sign() / 2).trunc().int()
-    return places.clamp(max=before - 1).to(device), fixed.to(device)
+    return upload(places.clamp(max=before - 1), device), upload(fixed, device)
 
 
 class ImageTokenProjection(nn.Module):

@@ -15,10 +15,15 @@ from models.diffusion.conditioning import CLIPPixels, ImageTokenProjection, Text
 from models.diffusion.stack import FrozenStack
 from models.frozen import Frozen
 from models.precision import HALVES, call_in_float32, in_float32, in_own_precision, widened
+from util.device import free_memory, upload
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 VAE_FRAMES = 2
-"""Frames that the VAE encodes at once: a map of its first block takes 118 MB per frame (360×640, float32)."""
+"""Frames that the VAE encodes at once on the CPU: a map of its first block takes 118 MB each (360×640, float32)."""
+VAE_BYTES = 4 << 30
+"""Memory that the VAE may take on a GPU, where at least twice as much is free: 23 frames of 360×640 in bf16."""
+VAE_MAPS = 3
+"""Maps of the size of its first block that the VAE holds at once, per frame."""
 
 TAP_PAIRS = ((0, 5), (1, 4), (2, 3))
 """Pairs of taps of equal stride (8, 16, 32), concatenated as in the published models."""
@@ -86,6 +91,7 @@ class VideoEncoder(nn.Module):
         self.text = text
         self.signal_rate = stack.signal_rate
         self.latent_scale = vae.config.scaling_factor
+        self.vae_channels = vae.config.block_out_channels[0]
 
         self.vae = Frozen(vae)
         self.unet = Frozen(unet)
@@ -120,7 +126,8 @@ class VideoEncoder(nn.Module):
         """
         with torch.no_grad():
             x01 = frames * self.pixel_std + self.pixel_mean
-            images = (2 * x01.flatten(0, 1) - 1).split(VAE_FRAMES)
+            batch = 2 * x01.flatten(0, 1) - 1
+            images = batch.chunk(-(-len(batch) // self._frames_at_once(batch)))
             moments, vae_f4 = (self._own(torch.cat(parts)) for parts in zip(*map(self.vae, images), strict=True))
             mean, log_variance = widened(moments).chunk(2, dim=1)
             if self.posterior == "sample" or (self.posterior == "auto" and self.training):
@@ -137,6 +144,13 @@ class VideoEncoder(nn.Module):
             latents = self.signal_rate**0.5 * latents + (1 - self.signal_rate) ** 0.5 * self.noise(latents)
         return PixelFeatures(latents, self.stride4(x01, vae_f4), tokens)
 
+    def _frames_at_once(self, images: Tensor) -> int:
+        """Most images ``[N, 3, H, W]`` that the VAE encodes at once: few kernels, but bounded memory."""
+        if images.device.type != "cuda":
+            return VAE_FRAMES
+        frame = VAE_MAPS * self.vae_channels * images[0, 0].numel() * (self.vae.held or torch.float32).itemsize
+        return max(1, min(VAE_BYTES, free_memory(images.device) // 2) // frame)
+
     def encode_text(self, captions: list[str]) -> Tensor:
         """Token features of the text encoder of the diffusion model, ``[B, 77, D]``."""
         tokens = self.tokenizer(
@@ -147,7 +161,7 @@ class VideoEncoder(nn.Module):
             return_tensors="pt",
         )
         with torch.no_grad():
-            return self._own(self.text_encoder(tokens.input_ids.to(self.pixel_mean.device)).last_hidden_state)
+            return self._own(self.text_encoder(upload(tokens.input_ids, self.pixel_mean.device)).last_hidden_state)
 
     def _own(self, value: Tensor) -> Tensor:
         """The output of a frozen part for the trained parts: float32, unless they compute in half precision."""
@@ -275,10 +289,9 @@ class TemporalStem(nn.Module):
         """
         f4 = self.spatial(x01.flatten(0, 1))
         frames = x01.shape[1]
-        # The layer of diffusers is itself residual; HCD adds its input once more.
-        if f4.device.type == "cpu":  # oneDNN's bfloat16 gradient of a convolution over two frames is NaN
-            return f4 + call_in_float32(self.temporal, f4, num_frames=frames)
-        return f4 + self.temporal(f4, num_frames=frames)
+        # The layer of diffusers is itself residual; HCD adds its input once more. In float32, because oneDNN's
+        # bfloat16 gradient of a convolution over two frames is NaN.
+        return f4 + call_in_float32(self.temporal, f4, num_frames=frames)
 
 
 def pointwise_pair(in_channels: int, mid_channels: int, out_channels: int) -> nn.Sequential:
