@@ -171,7 +171,8 @@ class _PlainText(io.TextIOWrapper):
 
     def write(self, text: str) -> int:
         """Write text with control characters escaped; return its length."""
-        super().write(printable(text, kept="\n\t"))
+        start = "\r" if text.startswith("\r") else ""  # a progress bar, which replaces its line
+        super().write(start + printable(text.removeprefix("\r"), kept="\n\t"))
         return len(text)
 
 
