@@ -464,6 +464,14 @@ def test_the_number_of_frames_is_counted_and_not_read_from_the_header(tmp_path: 
     ]
 
 
+def test_frames_of_a_large_file_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_film(tmp_path / "a.avi", frames=54, codec="mpeg4")
+    monkeypatch.setattr("util.video.SCANNED_BYTES", 0)
+    number = (54).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(number, (2555).to_bytes(4, "little"), 2))
+    assert open_media(path).count == 2555, "that of the header"
+
+
 def test_an_mp4_that_was_trimmed_without_coding_it_again(tmp_path: Path):
     """Its table lists 60 frames, and its edit list shows the last 37."""
     source = write_film(tmp_path / "a.mp4", frames=60)
@@ -533,6 +541,14 @@ def test_interlaced_video_is_deinterlaced(tmp_path: Path, name: str):
         assert combs[0] < 0.3 * combs[1] and combs[1] > 5
         assert shown[20, 4 * i + 4] > 180, "the bar is where the first field shows it"
     assert [frame.time for frame in media.frames()] == [frame.time for frame in frames]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mpg"])
+def test_interlaced_frames_keep_their_index_after_a_seek(tmp_path: Path, name: str):
+    codec, options, _ = INTERLACED[name]
+    interlaced = 1 << 18 | 1 << 29 if codec == "mpeg2video" else 0
+    path = write_frames(tmp_path / name, woven(40, (48, 320)), codec, {**options, "g": "10"}, interlaced)
+    assert [frame.index for frame in open_media(path, Excerpt(Fraction(3))).frames()] == [*range(30, 40)]
 
 
 def test_interlaced_frames_of_two_rows_are_left_as_they_are(tmp_path: Path):

@@ -440,7 +440,8 @@ class VideoFile(Media):
             self._begin = Fraction(container.start_time or 0, av.time_base)
             self._announced = length if _clock_end(container) else 0  # there FFmpeg derives it from the clock
             packets, self._jumps = _scan(container, stream)
-        super().__init__(path, excerpt, rate, (packets or stream.frames) * self._step or length or container_length)
+            length = (packets or stream.frames) * self._step or length or container_length
+        super().__init__(path, excerpt, rate, length)
 
     def all_frames(self) -> Generator[MediaFrame]:
         start = self.excerpt.start
@@ -500,7 +501,9 @@ class VideoFile(Media):
 
     def _frames_before(self, first: av.VideoFrame) -> int:
         """Count the frames before the first one after a seek, without decoding them."""
-        end = _stamp(first)
+        end = round(
+            _stamp(first) * (first.time_base or self._clock) / self._clock
+        )  # the deinterlacer's ticks are finer
         if self._sought is None or self._sought[0] != end:
             count = 0
             with open_container(self.path) as container:
