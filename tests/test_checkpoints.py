@@ -264,7 +264,7 @@ def test_a_part_of_a_known_revision_is_not_hashed_again(
     original: Segmenter, cfg: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = dict.fromkeys(frozen_sources(cfg), "org/stack")
-    monkeypatch.setattr(checkpoints, "cached_revision", lambda repo, file: "abc")
+    monkeypatch.setattr(checkpoints, "cached_revision", lambda source: "abc")
     recorded = frozen_identity(original, sources)
     monkeypatch.setattr(checkpoints, "part_hash", lambda weights: "new")
     assert frozen_identity(original, sources, recorded) == recorded
