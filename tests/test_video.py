@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -266,7 +267,7 @@ def test_times(text: str, seconds: str):
     assert parse_time(text, "--start") == Fraction(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1:75", "1:2:3:4", "soon", "1e3", "nan", "1:60:00"])
+@pytest.mark.parametrize("text", ["", "-1", "1:75", "1:2:3:4", "soon", "1e3", "nan", "1:60:00", "1" * 10, "1" * 5000])
 def test_no_times(text: str):
     with pytest.raises(UserError, match=r"--start must be a time in seconds or as hh:mm:ss"):
         parse_time(text, "--start")
@@ -485,6 +486,18 @@ def test_an_mp4_that_was_trimmed_without_coding_it_again(tmp_path: Path):
                 trimmed.mux(packet)
     media = open_media(tmp_path / "b.mp4")
     assert media.count == 37 and numbers(media) == numbers(open_media(source))[23:] and media.notes == []
+
+
+def test_a_packet_without_content_is_not_the_end(tmp_path: Path):
+    path = write_film(tmp_path / "a.mov", frames=20, codec="mpeg4")
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0)][:20]
+    table, stored = struct.pack(">20I", *map(len, packets)), b"".join(packets)
+    content, without = path.read_bytes(), b"".join(packets[:10] + packets[11:]) + bytes(len(packets[10]))
+    assert table in content and stored in content
+    path.write_bytes(content.replace(table, table[:40] + bytes(4) + table[44:]).replace(stored, without))
+    media = open_media(path)
+    assert len(list(media.frames())) == media.count == 19 and media.notes == []
 
 
 def test_flipped_bytes_are_reported(tmp_path: Path):

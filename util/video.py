@@ -81,7 +81,7 @@ _HEIF_STARTS = (b"ftypheic", b"ftypheix", b"ftypmif1")  # at byte 4; FFmpeg show
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|www\.", re.IGNORECASE)
 _SUFFIX_OF_STEM = re.compile(r"(?<=[0-9])[^a-z0-9]*(?=[a-z])", re.IGNORECASE)  # where "00000_mask" divides
-_CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)")
+_CLOCK = re.compile(r"(?:(?:(\d{1,5}):)?(\d{1,7}):)?(\d{1,9}(?:\.\d{0,99})?|\.\d{1,99})")  # seeks have 64 bits
 
 pi_heif.register_heif_opener()
 
@@ -740,9 +740,8 @@ def _packets(container: InputContainer, stream: Any) -> Generator[av.Packet | No
     """Yield the packets of a stream; None at a place where the file breaks off."""
     try:
         for packet in container.demux(stream):
-            if packet.size == 0:
-                return
-            yield packet
+            if packet.size:  # decoders would take an empty one for the end
+                yield packet
     except (av.FFmpegError, OSError):
         yield None
 
