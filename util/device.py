@@ -117,10 +117,11 @@ def forget_mapped_files() -> None:
 
     Other threads may read the files meanwhile, but not begin to change their copy of one (``MAP_PRIVATE``).
     """
-    if sys.platform != "linux":
+    maps = Path("/proc/self/smaps")  # of Linux; kernels may leave it out
+    if not maps.is_file():
         return
     advise = ctypes.CDLL(None).madvise
-    with Path("/proc/self/smaps").open(encoding="utf-8", errors="replace") as file:
+    with maps.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if mapping := _MAPPING.match(line):
                 start, end = (int(number, 16) for number in mapping.group(1, 2))
