@@ -129,6 +129,7 @@ def test_frames_that_are_never_shown_have_no_index(tmp_path: Path):
                 hidden.pts = hidden.dts = 100 * number + 50
                 container.mux(hidden)
     check_indices(tmp_path / "a.webm")
+    assert open_media(tmp_path / "a.webm").count == 50
 
 
 def test_a_gif_with_transparency_lies_on_white(tmp_path: Path):

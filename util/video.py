@@ -508,12 +508,10 @@ class VideoFile(Media):
             count = 0
             with open_container(self.path) as container:
                 stream = video_stream(container, self.path)
-                is_vp8 = stream.codec_context.codec.canonical_name == "vp8"
                 for packet in _packets(container, stream):
                     if packet is None or (packet.dts or 0) >= end:
                         break
-                    hidden = packet.is_discard or (is_vp8 and not memoryview(packet)[0] & 16)  # type: ignore[arg-type]
-                    count += _stamp(packet) < end and not hidden
+                    count += _stamp(packet) < end and not _is_hidden(packet, stream)
             self._sought = end, count
         return self._sought[1]
 
@@ -555,6 +553,12 @@ class VideoFile(Media):
 def _stamp(piece: Any) -> int:
     """Return when a packet or a frame is shown, or else when it is decoded, in ticks; 0 if neither is known."""
     return next((stamp for stamp in (piece.pts, piece.dts) if stamp is not None), 0)
+
+
+def _is_hidden(packet: av.Packet, stream: VideoStream) -> bool:
+    """Return whether no frame is shown for a packet: an edit list leaves it out, or it is a reference frame of VP8."""
+    is_vp8 = stream.codec_context.codec.canonical_name == "vp8"
+    return packet.is_discard or (is_vp8 and not memoryview(packet)[0] & 16)  # type: ignore[arg-type]
 
 
 class _Deinterlacer:
@@ -641,7 +645,7 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[int, bool]:
     end = float(_clock_end(container))
     count, jumps, last = 0, False, None
     for packet in islice(_packets(container, stream), SCANNED_PACKETS):
-        if packet is None or packet.is_discard:
+        if packet is None or _is_hidden(packet, stream):
             continue
         count += 1
         if packet.dts is not None:
