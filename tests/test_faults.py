@@ -780,11 +780,17 @@ def test_letters_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> Non
     assert rb"\u7ea2" in out and rb"\U0001f697" in out and rb"\udcff" in err
 
 
-def test_a_progress_bar_stays_on_its_line(tmp_path: Path) -> None:
+def test_progress_bars_stay_on_their_lines(tmp_path: Path) -> None:
+    """A bar inside another one, as of a validation during training."""
+
+    def command() -> None:
+        for _ in tqdm([1], **bar_style()):
+            list(tqdm([1], **bar_style()))
+
     with (tmp_path / "out").open("w", newline="") as file, redirect_stdout(file), suppress(SystemExit):
-        run_cli(lambda: list(tqdm(["a", "b"], **bar_style())))
+        run_cli(command)
     said = (tmp_path / "out").read_bytes()
-    assert b"\r100%" in said and rb"\r" not in said
+    assert b"\n\r100%" in said and b"\x1b[A" in said and b"\\" not in said
 
 
 @pytest.mark.parametrize("command", OUTPUTS)
