@@ -33,8 +33,11 @@ from datasets.export import (
     MaskFiles,
     check_formats,
     export_masks,
+    mask_area,
+    mask_box,
     need_images,
     need_probabilities,
+    run_lengths,
 )
 from datasets.files import require_outside_dataset
 from datasets.predictions import read_binary_mask, read_grey, write_grey, write_mask
@@ -647,23 +650,20 @@ class _Run:
 
     def _annotations(self) -> Iterator[dict[str, Any]]:
         """Yield the annotation of each frame and sentence, empty masks included."""
-        from pycocotools import mask as coco  # slow to import
-
         for number in tqdm(range(len(self.frames)), "masks.json", unit="frame", disable=not self.show, **bar_style()):
             for i, sentence in enumerate(self.sentences):
-                mask = self._mask(sentence, number)
+                rle = run_lengths(self._mask(sentence, number))
                 x0, y0, x1, y1 = (float(side) for side in self.boxes[number][i])
-                runs = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
                 yield {
                     "id": number * len(self.sentences) + i + 1,
                     "image_id": number,
                     "category_id": sentence.number,
                     "score": round(float(self.scores[number][i]), 5),
-                    "bbox": coco.toBbox(runs).astype(int).tolist(),
+                    "bbox": mask_box(rle),
                     "predicted_box": [round(side, 2) for side in (x0, y0, x1 - x0, y1 - y0)],
-                    "area": int(coco.area(runs)),
+                    "area": mask_area(rle),
                     "iscrowd": 0,
-                    "segmentation": {"size": list(mask.shape), "counts": runs["counts"].decode("ascii")},
+                    "segmentation": rle,
                 }
 
     def _mask(self, sentence: SentenceRecord, number: int) -> np.ndarray:

@@ -93,7 +93,7 @@ class _Frame:
     @cached_property
     def rles(self) -> list[Rle | None]:
         """The run lengths of each mask; None if it is empty."""
-        return [_run_lengths(mask) if mask.any() else None for mask in self.masks]
+        return [run_lengths(mask) if mask.any() else None for mask in self.masks]
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -115,21 +115,23 @@ Writer = Generator[None, "_Frame | None"]
 """Writes one format: takes the frames in order by ``send``, then None. Closing it earlier removes what it wrote."""
 
 
-def _run_lengths(mask: np.ndarray) -> Rle:
+def run_lengths(mask: np.ndarray) -> Rle:
+    """Encode a mask, bool ``[H, W]``."""
     from pycocotools import mask as coco  # slow to import
 
     counts = coco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode("ascii")
     return {"size": list(mask.shape), "counts": counts}
 
 
-def _area(rle: Rle) -> int:
+def mask_area(rle: Rle) -> int:
+    """Return the number of pixels of a mask."""
     from pycocotools import mask as coco
 
     return int(coco.area(rle))
 
 
-def _box(rle: Rle) -> list[int]:
-    """The smallest box around a mask: x, y, width, height."""
+def mask_box(rle: Rle) -> list[int]:
+    """Return the smallest box around a mask: x, y, width, height; all 0 if it is empty."""
     from pycocotools import mask as coco
 
     return coco.toBbox(rle).astype(int).tolist()
@@ -197,8 +199,8 @@ def _write_coco(files: MaskFiles) -> Writer:
                         "image_id": item.number + 1,
                         "category_id": category,
                         "segmentation": rle,
-                        "area": _area(rle),
-                        "bbox": _box(rle),
+                        "area": mask_area(rle),
+                        "bbox": mask_box(rle),
                         "iscrowd": 0,
                     }
                     file.write((",\n" if written > 1 else "\n") + json.dumps(row))
@@ -229,11 +231,11 @@ def _write_ytvis(files: MaskFiles) -> Writer:
         file.write(_head(files, "videos", [{"id": 1, **size, "file_names": files.file_names()}]) + ', "annotations": [')
         written = 0
         for category, own in enumerate(starts, start=1):
-            if any(row != "null" for row in rows(own, _area)):
+            if any(row != "null" for row in rows(own, mask_area)):
                 written += 1
                 about = {"id": written, "video_id": 1, "category_id": category, "iscrowd": 0, **size}
                 file.write((",\n" if written > 1 else "\n") + json.dumps(about)[:-1])
-                for key, value in (("segmentations", dict), ("bboxes", _box), ("areas", _area)):
+                for key, value in (("segmentations", dict), ("bboxes", mask_box), ("areas", mask_area)):
                     file.write(f',\n"{key}": [')
                     file.writelines(("," if i else "") + row for i, row in enumerate(rows(own, value)))
                     file.write("]")
@@ -257,7 +259,7 @@ def _write_mots(files: MaskFiles) -> Writer:
     with atomic_path(files.folder / "mots.txt") as path, path.open("w", encoding="ascii") as file:
         while (item := (yield)) is not None:
             for number in np.unique(item.ids[item.ids > 0]).tolist():
-                counts = _run_lengths(item.ids == number)["counts"]
+                counts = run_lengths(item.ids == number)["counts"]
                 file.write(f"{item.number} {1000 * MOTS_CLASS + number} {MOTS_CLASS} {height} {width} {counts}\n")
 
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -403,11 +404,17 @@ def load_weights(
             options = {"new_run": new_run, "keep_class_heads": keep_class_heads, "only_verify": only_verify}
             return load_weights(model, whole, sources, **options)
     notes += check_identity(checkpoint.frozen, frozen, path, held, ignore_identity)
-    proven = {part: entry for part, entry in frozen.items() if "revision" in entry and part not in held}
+    recorded = {part: entry.get("sha256") for part, entry in checkpoint.frozen.items()}
+    proven = {
+        part: entry
+        for part, entry in frozen.items()
+        if "revision" in entry and part in recorded.keys() - held and entry["sha256"] == recorded[part]
+    }
     if checkpoint.original is not None and is_main() and not proven.items() <= checkpoint.frozen.items():
         # Later runs know these revisions, and do not hash them again.
         verified = dataclasses.replace(checkpoint, frozen={**checkpoint.frozen, **proven})
-        save_weights(path, portable(verified, path))
+        with suppress(UserError):  # a cache that cannot be written
+            save_weights(path, portable(verified, path))
     return frozen, notes
 
 

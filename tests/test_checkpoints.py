@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ from scripts import convert_checkpoint
 from scripts.count_parameters import FULL_SIZE, empty_model
 from tests.commands import read_checkpoint, run_command
 from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_model, write_authors
+from util import device
 from util.checkpoint import read_content, save_weights
 from util.config import Config, config_dict
 from util.device import passing
@@ -212,6 +214,40 @@ def test_mapped_tensors_that_were_read_take_no_memory(tmp_path: Path) -> None:
     assert weights["a"].sum() == 3 << 24
 
 
+MAPPING = """10000000-20000000 rw-p 00000000 08:01 12    /data/a b.pth
+Rss:              262144 kB
+Anonymous:             {} kB
+Private_Hugetlb:       {} kB
+Swap:                  {} kB
+VmFlags: rd wr mr mw me {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "forgotten"),
+    [
+        ((0, 0, 0, "ac"), True),
+        ((4, 0, 0, "ac"), False),  # changed
+        ((0, 0, 4, "ac"), False),  # changed, and swapped out
+        ((0, 2048, 0, "ht"), False),  # memory in huge pages
+        ((0, 0, 0, "io"), False),  # of a driver
+    ],
+)
+def test_only_what_can_be_read_again_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: tuple[Any, ...], forgotten: bool
+) -> None:
+    maps = tmp_path / "smaps"
+    maps.write_text(MAPPING.format(*numbers))
+    advised: list[int] = []
+    system = SimpleNamespace(madvise=lambda start, size, advice: advised.append(size.value))
+    monkeypatch.setattr(device, "Path", lambda name: maps)
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: system)
+    device.forget_mapped_files()
+    assert advised == ([1 << 28] if forgotten else [])
+    maps.unlink()
+    device.forget_mapped_files()
+
+
 def test_segmenting_hashes_only_what_the_checkpoint_names(
     original: Segmenter, cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +266,7 @@ def test_a_part_of_a_known_revision_is_not_hashed_again(
     original: Segmenter, cfg: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = dict.fromkeys(frozen_sources(cfg), "org/stack")
-    monkeypatch.setattr(checkpoints, "cached_revision", lambda repo, file: "abc")
+    monkeypatch.setattr(checkpoints, "cached_revision", lambda source: "abc")
     recorded = frozen_identity(original, sources)
     monkeypatch.setattr(checkpoints, "part_hash", lambda weights: "new")
     assert frozen_identity(original, sources, recorded) == recorded

@@ -19,7 +19,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +32,7 @@ import torch
 from PIL import Image, ImageFile
 from safetensors.torch import save_file
 from scipy.io import savemat
+from tqdm import tqdm
 
 import demo
 import inference_ytvos
@@ -76,6 +77,7 @@ from util.drawing import read_picture, write_picture
 from util.errors import RunError, UserError, run_cli
 from util.files import MAX_PIXELS, TOO_MANY_PIXELS, read_json, read_plain_pickle, sole_run, write_json
 from util.hub import checkpoint_path
+from util.parallel import bar_style
 from util.video import open_media, read_video_frames
 
 LIMIT = 300  # MB of memory that reading a small file may take
@@ -776,6 +778,19 @@ def test_letters_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> Non
         stream.flush()
     out, err = (stream.buffer.getvalue() for stream in streams.values())  # type: ignore[attr-defined]
     assert rb"\u7ea2" in out and rb"\U0001f697" in out and rb"\udcff" in err
+
+
+def test_progress_bars_stay_on_their_lines(tmp_path: Path) -> None:
+    """A bar inside another one, as of a validation during training."""
+
+    def command() -> None:
+        for _ in tqdm([1], **bar_style()):
+            list(tqdm([1], **bar_style()))
+
+    with (tmp_path / "out").open("w", newline="") as file, redirect_stdout(file), suppress(SystemExit):
+        run_cli(command)
+    said = (tmp_path / "out").read_bytes()
+    assert b"\n\r100%" in said and b"\x1b[A" in said and b"\\" not in said
 
 
 @pytest.mark.parametrize("command", OUTPUTS)

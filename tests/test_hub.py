@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 
 import demo
 from engine import build_mask_identity
-from models import checkpoints, load_pretrained
+from models import checkpoints, frozen_sources, load_pretrained
 from models.authors import SIZES, authors_names, authors_weights
-from models.checkpoints import frozen_parts, held_parts, open_checkpoint, part_hash, without_frozen
+from models.checkpoints import frozen_parts, held_parts, load_weights, open_checkpoint, part_hash, without_frozen
 from models.diffusion.stack import FrozenStack, load_stack, part_sources
 from scripts import convert_checkpoint, push_to_hub
 from tests import hub_server
@@ -646,6 +646,33 @@ def test_a_conversion_that_cannot_be_kept(
     (tmp_path / "assets").write_text("a file in place of the folder")
     found = open_checkpoint("hf://org/repo", "--resume")
     assert held_parts(found.weights) and "could not be kept" in found.notes[0]
+
+
+def test_a_conversion_knows_only_revisions_that_agree(
+    server: HubServer,
+    released: tuple[Path, dict[str, torch.Tensor]],
+    small_stack: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.add("org/repo", released[0].parent)
+    cfg = tiny_config(small_stack)
+    model = tiny_model(cfg, seed=1)
+    change_unet(model)
+    before = open_checkpoint("org/repo", "--resume")
+    sources = dict.fromkeys(frozen_sources(cfg), "org/stack")
+    monkeypatch.setattr(checkpoints, "cached_revision", lambda source: "abc")
+    _, notes = load_weights(model, before, sources, ignore_identity=True)
+    assert len(notes) == 1 and "different UNet" in notes[0]
+    after = open_checkpoint("org/repo", "--resume")
+    assert after.frozen["unet"] == before.frozen["unet"]
+    assert after.frozen["vae"] == {**before.frozen["vae"], "source": "org/stack", "revision": "abc"}
+
+    def full(path: Path, content: Any) -> None:
+        raise UserError(f"cannot write {path}")
+
+    monkeypatch.setattr(checkpoints, "cached_revision", lambda source: "def")
+    monkeypatch.setattr(checkpoints, "save_weights", full)
+    load_weights(model, after, sources, ignore_identity=True)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -128,6 +129,7 @@ def test_frames_that_are_never_shown_have_no_index(tmp_path: Path):
                 hidden.pts = hidden.dts = 100 * number + 50
                 container.mux(hidden)
     check_indices(tmp_path / "a.webm")
+    assert open_media(tmp_path / "a.webm").count == 50
 
 
 def test_a_gif_with_transparency_lies_on_white(tmp_path: Path):
@@ -266,7 +268,7 @@ def test_times(text: str, seconds: str):
     assert parse_time(text, "--start") == Fraction(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1:75", "1:2:3:4", "soon", "1e3", "nan", "1:60:00"])
+@pytest.mark.parametrize("text", ["", "-1", "1:75", "1:2:3:4", "soon", "1e3", "nan", "1:60:00", "1" * 10, "1" * 5000])
 def test_no_times(text: str):
     with pytest.raises(UserError, match=r"--start must be a time in seconds or as hh:mm:ss"):
         parse_time(text, "--start")
@@ -464,6 +466,14 @@ def test_the_number_of_frames_is_counted_and_not_read_from_the_header(tmp_path: 
     ]
 
 
+def test_frames_of_a_large_file_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_film(tmp_path / "a.avi", frames=54, codec="mpeg4")
+    monkeypatch.setattr("util.video.SCANNED_BYTES", 0)
+    number = (54).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(number, (2555).to_bytes(4, "little"), 2))
+    assert open_media(path).count == 2555, "that of the header"
+
+
 def test_an_mp4_that_was_trimmed_without_coding_it_again(tmp_path: Path):
     """Its table lists 60 frames, and its edit list shows the last 37."""
     source = write_film(tmp_path / "a.mp4", frames=60)
@@ -477,6 +487,18 @@ def test_an_mp4_that_was_trimmed_without_coding_it_again(tmp_path: Path):
                 trimmed.mux(packet)
     media = open_media(tmp_path / "b.mp4")
     assert media.count == 37 and numbers(media) == numbers(open_media(source))[23:] and media.notes == []
+
+
+def test_a_packet_without_content_is_not_the_end(tmp_path: Path):
+    path = write_film(tmp_path / "a.mov", frames=20, codec="mpeg4")
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0)][:20]
+    table, stored = struct.pack(">20I", *map(len, packets)), b"".join(packets)
+    content, without = path.read_bytes(), b"".join(packets[:10] + packets[11:]) + bytes(len(packets[10]))
+    assert table in content and stored in content
+    path.write_bytes(content.replace(table, table[:40] + bytes(4) + table[44:]).replace(stored, without))
+    media = open_media(path)
+    assert len(list(media.frames())) == media.count == 19 and media.notes == []
 
 
 def test_flipped_bytes_are_reported(tmp_path: Path):
@@ -533,6 +555,14 @@ def test_interlaced_video_is_deinterlaced(tmp_path: Path, name: str):
         assert combs[0] < 0.3 * combs[1] and combs[1] > 5
         assert shown[20, 4 * i + 4] > 180, "the bar is where the first field shows it"
     assert [frame.time for frame in media.frames()] == [frame.time for frame in frames]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mpg"])
+def test_interlaced_frames_keep_their_index_after_a_seek(tmp_path: Path, name: str):
+    codec, options, _ = INTERLACED[name]
+    interlaced = 1 << 18 | 1 << 29 if codec == "mpeg2video" else 0
+    path = write_frames(tmp_path / name, woven(40, (48, 320)), codec, {**options, "g": "10"}, interlaced)
+    assert [frame.index for frame in open_media(path, Excerpt(Fraction(3))).frames()] == [*range(30, 40)]
 
 
 def test_interlaced_frames_of_two_rows_are_left_as_they_are(tmp_path: Path):

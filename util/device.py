@@ -31,6 +31,8 @@ _SIGNS = re.compile(
 _READ_AT_ONCE = 1 << 29  # bytes
 _LARGE_FILE = 1 << 24  # bytes
 _DONTNEED = 4  # MADV_DONTNEED of Linux
+_CHANGED = ("Anonymous:", "Swap:", "Private_Hugetlb:")  # memory of a mapping that is in no file
+_DEVICES = {"io", "pf", "mm", "ht"}  # flags of mappings that a driver has filled, or that have huge pages
 _MAPPING = re.compile("([0-9a-f]+)-([0-9a-f]+) .{4} [^/]*(/.*)?")  # first line of a mapping in /proc/self/smaps
 
 
@@ -137,14 +139,20 @@ def passing(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 def forget_mapped_files() -> None:
-    """Let go of the pages of large files that are mapped and were not changed; they are read again when needed."""
-    if sys.platform != "linux":
+    """Let go of the pages of large files that are mapped and were not changed; they are read again when needed.
+
+    Other threads may read the files meanwhile, but not begin to change their copy of one (``MAP_PRIVATE``).
+    """
+    maps = Path("/proc/self/smaps")  # of Linux; kernels may leave it out
+    if not maps.is_file():
         return
     advise = ctypes.CDLL(None).madvise
-    with Path("/proc/self/smaps").open(encoding="utf-8", errors="replace") as file:
+    with maps.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if mapping := _MAPPING.match(line):
                 start, end = (int(number, 16) for number in mapping.group(1, 2))
                 clean_file = bool(mapping[3]) and end - start > _LARGE_FILE
-            elif line.startswith("Anonymous:") and clean_file and int(line.split()[1]) == 0:
+            elif line.startswith(_CHANGED):
+                clean_file &= int(line.split()[1]) == 0
+            elif line.startswith("VmFlags:") and clean_file and _DEVICES.isdisjoint(line.split()):
                 advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)

@@ -166,12 +166,17 @@ def run_cli(main: Callable[[], Any]) -> NoReturn:
         sys.exit(status)
 
 
+_BAR = re.compile(r"\r|(\x1b\[A)+\Z")
+"""How a progress bar replaces its line, and returns to the bar above it."""
+
+
 class _PlainText(io.TextIOWrapper):
-    """The standard output: text and line ends, and no commands for the terminal."""
+    """The standard output: text, line ends and progress bars, but no other commands for the terminal."""
 
     def write(self, text: str) -> int:
         """Write text with control characters escaped; return its length."""
-        super().write(printable(text, kept="\n\t"))
+        start = found[0] if (found := _BAR.match(text)) else ""
+        super().write(start + printable(text.removeprefix(start), kept="\n\t"))
         return len(text)
 
 

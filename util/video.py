@@ -81,7 +81,7 @@ _HEIF_STARTS = (b"ftypheic", b"ftypheix", b"ftypmif1")  # at byte 4; FFmpeg show
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|www\.", re.IGNORECASE)
 _SUFFIX_OF_STEM = re.compile(r"(?<=[0-9])[^a-z0-9]*(?=[a-z])", re.IGNORECASE)  # where "00000_mask" divides
-_CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)")
+_CLOCK = re.compile(r"(?:(?:(\d{1,5}):)?(\d{1,7}):)?(\d{1,9}(?:\.\d{0,99})?|\.\d{1,99})")  # seeks have 64 bits
 
 pi_heif.register_heif_opener()
 
@@ -440,7 +440,8 @@ class VideoFile(Media):
             self._begin = Fraction(container.start_time or 0, av.time_base)
             self._announced = length if _clock_end(container) else 0  # there FFmpeg derives it from the clock
             packets, self._jumps = _scan(container, stream)
-        super().__init__(path, excerpt, rate, (packets or stream.frames) * self._step or length or container_length)
+            length = (packets or stream.frames) * self._step or length or container_length
+        super().__init__(path, excerpt, rate, length)
 
     def all_frames(self) -> Generator[MediaFrame]:
         start = self.excerpt.start
@@ -500,17 +501,17 @@ class VideoFile(Media):
 
     def _frames_before(self, first: av.VideoFrame) -> int:
         """Count the frames before the first one after a seek, without decoding them."""
-        end = _stamp(first)
+        end = round(
+            _stamp(first) * (first.time_base or self._clock) / self._clock
+        )  # the deinterlacer's ticks are finer
         if self._sought is None or self._sought[0] != end:
             count = 0
             with open_container(self.path) as container:
                 stream = video_stream(container, self.path)
-                is_vp8 = stream.codec_context.codec.canonical_name == "vp8"
                 for packet in _packets(container, stream):
                     if packet is None or (packet.dts or 0) >= end:
                         break
-                    hidden = packet.is_discard or (is_vp8 and not memoryview(packet)[0] & 16)  # type: ignore[arg-type]
-                    count += _stamp(packet) < end and not hidden
+                    count += _stamp(packet) < end and not _is_hidden(packet, stream)
             self._sought = end, count
         return self._sought[1]
 
@@ -552,6 +553,12 @@ class VideoFile(Media):
 def _stamp(piece: Any) -> int:
     """Return when a packet or a frame is shown, or else when it is decoded, in ticks; 0 if neither is known."""
     return next((stamp for stamp in (piece.pts, piece.dts) if stamp is not None), 0)
+
+
+def _is_hidden(packet: av.Packet, stream: VideoStream) -> bool:
+    """Return whether no frame is shown for a packet: an edit list leaves it out, or it is a reference frame of VP8."""
+    is_vp8 = stream.codec_context.codec.canonical_name == "vp8"
+    return packet.is_discard or (is_vp8 and not memoryview(packet)[0] & 16)  # type: ignore[arg-type]
 
 
 class _Deinterlacer:
@@ -638,7 +645,7 @@ def _scan(container: InputContainer, stream: VideoStream) -> tuple[int, bool]:
     end = float(_clock_end(container))
     count, jumps, last = 0, False, None
     for packet in islice(_packets(container, stream), SCANNED_PACKETS):
-        if packet is None or packet.is_discard:
+        if packet is None or _is_hidden(packet, stream):
             continue
         count += 1
         if packet.dts is not None:
@@ -737,9 +744,8 @@ def _packets(container: InputContainer, stream: Any) -> Generator[av.Packet | No
     """Yield the packets of a stream; None at a place where the file breaks off."""
     try:
         for packet in container.demux(stream):
-            if packet.size == 0:
-                return
-            yield packet
+            if packet.size:  # decoders would take an empty one for the end
+                yield packet
     except (av.FFmpegError, OSError):
         yield None
 
