@@ -14,6 +14,7 @@ from typing import Any
 
 from datasets import build_loader
 from datasets.registry import AUTO, load_config, resolve, scored_metric, scored_parts, validated_set
+from datasets.transforms import swap_sides
 from util.config import Config, config_dict
 from util.errors import UserError, help_asked, run_cli
 
@@ -26,7 +27,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.clip import denormalise
 from engine import VALIDATION_FOLDER, Run, Scoring, Validation, build_schedule, build_scoring, parameter_lines, train
-from models import build_criterion, build_model, frozen_sources, has_lora, prepare_training, trained_parameters
+from models import (
+    build_criterion,
+    build_model,
+    frozen_sources,
+    has_lora,
+    prepare_sentences,
+    prepare_training,
+    trained_parameters,
+)
 from models.checkpoints import (
     frozen_identity,
     load_weights,
@@ -122,6 +131,8 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     if is_main():
         save_loaded_parts(output, model, cfg.model, frozen)  # before conversion to half precision
     scaler = prepare_training(model, cfg.precision, device, cfg.compile)
+    captions = loader.dataset.captions
+    prepare_sentences(model, (text for caption in captions() for text in (caption, swap_sides(caption))))
     fused = device.type == "cuda" or None  # the fused optimiser needs no synchronisation for a scaled gradient
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)

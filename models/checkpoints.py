@@ -54,6 +54,7 @@ Identity = dict[str, dict[str, str]]
 
 PARTS = {
     "unet": ("encoder.unet.module", "UNet", "--pretrained"),
+    "transformer": ("encoder.transformer.module", "transformer", "--pretrained"),
     "vae": ("encoder.vae.module", "VAE", "--pretrained"),
     "text_encoder": ("encoder.text_encoder.module", "diffusion text encoder", "--pretrained"),
     "image_encoder": ("encoder.image_encoder.module", "image encoder", "--image_encoder"),
@@ -66,7 +67,7 @@ BUILT_WITH = {*PATHS, *SIZES, *ARCHITECTURE_OPTIONS, "pyramid_channels", "lora_r
 """Options of a checkpoint whose values are checked when it is opened."""
 MAX_RANK = 1024  # of new adapters that a checkpoint asks for
 THREADS = 4
-_CONFIGS = {"unet": "unet/config.json", "vae": "vae/config.json", "text_encoder": "text_encoder/config.json"}
+_CONFIGS = {part: f"{part}/config.json" for part in ("unet", "transformer", "vae", "text_encoder")}
 
 LORA = ".lora_"
 """Part of the name of every adapter weight, and of no other."""
@@ -493,6 +494,8 @@ def frozen_identity(
                 {key.removeprefix(prefix): value for key, value in part_state(module, name).items()}
             )
         identity[part] = entry
+    for part, digest in getattr(getattr(model, "encoder", None), "unloaded_parts", {}).items():
+        identity[part] = {"source": sources[part], "sha256": digest}
     return {part: identity[part] for part in PARTS if part in identity}
 
 

@@ -30,6 +30,9 @@ class Numbers(ClipDataset):
     def __len__(self) -> int:
         return self.length
 
+    def captions(self) -> list[str]:
+        return []
+
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         masks = torch.full((1, 4, 4), not self.invisible)
         target = make_target(
