@@ -89,6 +89,7 @@ from models.checkpoints import (
     trained_state,
     weights_identity,
 )
+from models.diffusion.generators import GENERATORS, find_generator
 from models.diffusion.stack import load_stock_parts
 from models.lora import merged_state
 from util.checkpoint import save_weights, write_pickle
@@ -166,6 +167,12 @@ def to_authors(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
                 f"{checkpoint.path} was made with {name} {value}, which the authors' layout cannot store; keep it in "
                 "this project's format"
             )
+    generator = find_generator(cfg.pretrained)
+    if generator != GENERATORS[0]:
+        raise UserError(
+            f"{checkpoint.path} was made with {generator.name}, which the authors' layout cannot store; keep it in this "
+            "project's format"
+        )
     model = build_model(cfg)
     _, notes = load_weights(model, checkpoint, frozen_sources(cfg), ignore_identity=cfg.ignore_frozen_identity)
     stock = load_stock_parts(cfg.pretrained, cfg.text_encoder)

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def stack_of(cfg: Config) -> Path:
-    """The folder with the sizes of a configuration's frozen parts: its own stack, or the generator's published sizes."""
+    """The folder with the sizes of a configuration's frozen parts: its own, or the generator's published sizes."""
     from models.diffusion.generators import GENERATORS
 
     own, rows = Path(cfg.pretrained), GENERATORS
