@@ -170,8 +170,8 @@ def to_authors(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
     generator = find_generator(cfg.pretrained)
     if generator != GENERATORS[0]:
         raise UserError(
-            f"{checkpoint.path} was made with {generator.name}, which the authors' layout cannot store; keep it in this "
-            "project's format"
+            f"{checkpoint.path} was made with {generator.name}, which the authors' layout cannot store; keep it in "
+            "this project's format"
         )
     model = build_model(cfg)
     _, notes = load_weights(model, checkpoint, frozen_sources(cfg), ignore_identity=cfg.ignore_frozen_identity)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +47,7 @@ SENTENCE = "the person on the left"
 SENTENCE_TOKENS = 20  # their memory hardly matters
 TRAINING_SIZE = (512, 640)  # the largest frames of the published training
 ADAM = 8  # bytes of its state per parameter
-STACK_PARTS = ("unet", "vae", "text_encoder", "image_encoder")
+STACK_PARTS = ("unet", "transformer", "vae", "text_encoder", "image_encoder")
 
 
 class LiveMemory(TorchDispatchMode):
@@ -113,7 +113,20 @@ class ByteTokenizer:
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
-def empty_parts(folder: Path) -> FrozenStack:
+class BlankTexts:
+    """Replaces a cache of text features: zeros for every sentence."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def prepare(self, sentences: Iterable[str], device: torch.device) -> None:
+        """Do nothing."""
+
+    def __call__(self, sentences: Sequence[str], device: torch.device) -> list[Tensor]:
+        return [torch.zeros(SENTENCE_TOKENS, self.width) for _ in sentences]
+
+
+def empty_parts(folder: Path) -> Any:
     """The frozen parts on the meta device, with stand-ins for the tokenizers.
 
     Args:
@@ -123,7 +136,10 @@ def empty_parts(folder: Path) -> FrozenStack:
         UserError: a configuration file is missing.
     """
     stack = frozen_parts(folder)
-    stack.tokenizer = ByteTokenizer(stack.text_encoder.config.max_position_embeddings)
+    if isinstance(stack, FrozenStack):
+        stack.tokenizer = ByteTokenizer(stack.text_encoder.config.max_position_embeddings)
+    else:  # its text encoder is not in memory
+        stack.text = BlankTexts(stack.transformer.config.text_dim)
     stack.sentence_tokenizer = ByteTokenizer(SENTENCE_TOKENS)
     return stack
 
@@ -274,9 +290,9 @@ def random_step(
 
 
 def _watch(model: Segmenter, memory: LiveMemory, parts: dict[str, int]) -> None:
-    """Record the memory that the forward pass keeps for the backward pass, of the UNet and of the rest."""
+    """Record the memory that the forward pass keeps for the backward pass, of the denoiser and of the rest."""
     start = memory.now
-    unet = "kept: by the UNet"
+    unet = "kept: by the UNet" if hasattr(model.encoder, "unet") else "kept: by the transformer"
 
     def enter(*args: Any) -> None:
         parts[unet] = -memory.now
@@ -287,7 +303,7 @@ def _watch(model: Segmenter, memory: LiveMemory, parts: dict[str, int]) -> None:
     def end(*args: Any) -> None:
         parts["kept: by the rest"] = memory.now - start - parts[unet]
 
-    network = model.encoder.get_submodule("unet")
+    network = model.encoder.denoiser
     network.register_forward_pre_hook(enter)
     network.register_forward_hook(leave)
     model.register_forward_hook(end)

@@ -247,7 +247,15 @@ def anchors(page: Path) -> Iterator[str]:
 # -------- Tests ------------------------------------------------------------------
 
 
-RUN_PAGES = ("data", "training", "evaluation", "checkpoints", "library", "demo")  # later pages use earlier results
+RUN_PAGES = (
+    "data",
+    "training",
+    "evaluation",
+    "checkpoints",
+    "library",
+    "demo",
+    "generators",
+)  # later pages use earlier results
 MADE_UP = "forest"  # the dataset that docs/development.md adds
 # Options of other programs, and of the benchmark at the commit whose measurements docs/performance.md shows.
 FOREIGN_FLAGS = {"--logdir", "--prefix", "--local-dir", "--shm-size", f"--{MADE_UP}_path"}
