@@ -346,6 +346,10 @@ class VideoScoring:
     record: InferenceRecord | None = None
     """An opened record: masks that it lists are kept."""
 
+    def captions(self) -> Iterable[str]:
+        """The sentences of all videos."""
+        return (sentence for video in self.videos for sentence in video.expressions.values())
+
     def score(self, model: Segmenter) -> Scores:
         """Segment this process's share of the videos, and score the masks of all."""
         record = self.record or self.open_record()

@@ -18,7 +18,7 @@ from scripts.count_parameters import FULL_SIZE, empty_model
 from util.errors import Parser, UserError, help_asked, run_cli
 
 DTYPES = ("float16", "bfloat16", "float32")
-FROZEN = ("unet", "vae", "text_encoder", "image_encoder", "backbone", "sentence_encoder")
+FROZEN = ("unet", "transformer", "vae", "text_encoder", "image_encoder", "backbone", "sentence_encoder")
 IN = "the first argument"
 OPTIONS = {
     "project": ("dtype", "carry", "stack"),

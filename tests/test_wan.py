@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import WanPipeline
+from diffusers import WanPipeline, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_model, prepare_inference, prepare_sentences
-from models.diffusion import wan
+from models.diffusion import generators, wan
 from models.diffusion.generators import GENERATORS, find_generator
 from models.diffusion.tiny_wan import make_tiny_wan
 from models.diffusion.wan import TEXT_TOKENS, WanEncoder, cleaned, load_stack, tap_blocks
@@ -121,6 +122,14 @@ def test_each_frame_has_its_own_phase(tiny_wan: Path, cache: Path) -> None:
     x = F.conv2d(pair[0].transpose(0, 1), level.phases.weight, level.phases.bias).unflatten(1, (4, -1))  # type: ignore[union-attr, arg-type]
     expected = torch.stack([x[0, 3], x[1, 0], x[1, 1], x[1, 2], x[1, 3], x[2, 0]])
     torch.testing.assert_close(level(pair, 6), level.scale(expected))  # type: ignore[operator]
+
+
+def test_a_clip_beyond_the_positions_is_one_sentence(tiny_wan: Path, cache: Path) -> None:
+    encoder = build(tiny_wan, cache).encoder
+    encoder.positions = 2  # type: ignore[assignment]
+    encoder.encode_pixels(random_clips(1, 5)[0])
+    with pytest.raises(UserError, match="6 frames has 3 latent frames, and the transformer has positions for 2"):
+        encoder.encode_pixels(random_clips(1, 6)[0])
 
 
 @torch.no_grad()
@@ -322,3 +331,40 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(tiny_wan: Path, tmp_path
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"cannot write the text cache .*--text_cache"):
         build(tiny_wan, tmp_path / "file").encoder.encode_text(["a dog"])  # type: ignore[operator]
+
+
+def test_a_repository_of_the_hub_says_which_generator_it_is(
+    tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the cache, else from the index, which is the only file that is downloaded."""
+    asked: list[str] = []
+
+    def download(name: str, file: str, local_files_only: bool) -> str:
+        asked.append(file)
+        return str(tiny_wan / file)
+
+    monkeypatch.setattr(generators, "try_to_load_from_cache", lambda name, file: None)
+    monkeypatch.setattr(generators, "only_cached", lambda *of: False)
+    monkeypatch.setattr(generators, "hf_hub_download", download)
+    assert find_generator("org/wan").name == find_generator("hf://org/wan").name == "Wan 2.1"
+    assert asked == ["model_index.json"] * 2
+    monkeypatch.setattr(generators, "try_to_load_from_cache", lambda name, file: str(tiny_wan / file))
+    assert find_generator("org/wan").name == "Wan 2.1" and len(asked) == 2
+
+
+def test_operations_at_full_size(root: Path) -> None:
+    """The numbers of docs/generators.md, for five frames."""
+    with torch.device("meta"), torch.no_grad():
+        stack = wan.empty_stack(root / "configs" / "full_size_wan")
+        video, text = torch.empty(1, 3, 5, 368, 640), torch.empty(1, 512, 4096)
+        counts = []
+        for network, inputs in ((stack.vae, (video,)), (stack.transformer, (torch.empty(1, 16, 2, 46, 80), text))):
+            with FlopCounterMode(display=False) as counter:
+                network(*inputs)
+            counts.append(round(counter.get_total_flops() / 5e12, 2))
+        whole = WanTransformer3DModel.from_config(
+            WanTransformer3DModel.load_config(root / "configs/full_size_wan/transformer")
+        )
+    assert counts == [1.26, 0.89]
+    assert round(sum(p.numel() for p in whole.parameters()) / 1e9, 3) == 1.419
+    assert round(sum(p.numel() for p in stack.transformer.parameters()) / 1e9, 2) == 1.14

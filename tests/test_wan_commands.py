@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+import engine
 import main
 from models import load_pretrained
 from models.checkpoints import open_checkpoint
+from models.diffusion import wan
 from models.diffusion.tiny_wan import make_tiny_wan
 from scripts import convert_checkpoint, push_to_hub
 from tests.commands import read_checkpoint, run_command
@@ -126,3 +128,22 @@ def test_the_authors_layout_has_no_place_for_it(run: Path, tmp_path: Path) -> No
     done = run_command(convert_checkpoint.main, run, tmp_path / "out.pth", "--to", "authors")
     assert done.returncode == 2 and "Wan 2.1, which the authors' layout cannot store" in done.stderr
     assert not (tmp_path / "out.pth").exists()
+
+
+def test_sentences_of_the_validation_are_encoded_before_training(
+    flags: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flipped clips and validations need no text encoder, which may not fit beside a model in training."""
+    calls: list[str] = []
+    load, step = wan._load_umt5, engine.training_step
+
+    def called(name: str, function: Any) -> Any:
+        return lambda *of, **options: calls.append(name) or function(*of, **options)
+
+    monkeypatch.setattr(wan, "_load_umt5", called("load", load))
+    monkeypatch.setattr(engine, "training_step", called("step", step))
+    words = ("--max_steps", 2, "--eval_every", 100, "--text_cache", tmp_path / "text", "--output_dir", tmp_path / "run")
+    done = run_command(main.main, *flags, *words)
+    assert done.returncode == 0, done.stderr
+    assert calls == ["load", "step", "step"]
+    assert "J&F" in (tmp_path / "run" / "validation.json").read_text()

@@ -75,7 +75,7 @@ def find_generator(pretrained: str) -> Generator:
         pretrained: as the option of that name.
 
     Raises:
-        UserError: it holds a generator that is not supported, or the hub cannot be reached.
+        UserError: it holds a generator that is not supported.
     """
     found = _classes(pretrained.removeprefix(HUB))
     for folder, class_name in found.items():
@@ -96,19 +96,20 @@ def generator_of(parts: Any) -> Generator:
 
 def _classes(name: str) -> dict[str, str]:
     """Subfolder → class of the denoising networks in a local folder or a repository of the hub."""
-    folders = {row.folder for row in GENERATORS}
-    local = Path(name).is_dir()
-    configs = {
-        folder: Path(name) / folder / "config.json" if local else try_to_load_from_cache(name, f"{folder}/config.json")
-        for folder in sorted(folders)
-    }
-    known = {folder: Path(file) for folder, file in configs.items() if isinstance(file, (str, Path))}
-    classes = {folder: _read(path).get("_class_name") for folder, path in known.items()}
-    if not local and not known:
-        cached = only_cached(name, INDEX, "--pretrained")
-        with suppress(Exception):  # loading will report it
-            index = _read(Path(hf_hub_download(name, INDEX, local_files_only=cached)))
-            classes = {folder: index[folder][1] for folder in sorted(folders & index.keys())}
+    folders = sorted({row.folder for row in GENERATORS})
+    if Path(name).is_dir():
+        classes = {folder: _read(Path(name) / folder / "config.json").get("_class_name") for folder in folders}
+    else:
+        classes = {}
+        with suppress(Exception):  # the network is away, or there is no such repository: loading reports it
+            files = {folder: try_to_load_from_cache(name, f"{folder}/config.json") for folder in folders}
+            classes = {
+                key: _read(Path(file)).get("_class_name") for key, file in files.items() if isinstance(file, str)
+            }
+            if not classes:
+                cached = only_cached(name, INDEX, "--pretrained")
+                index = _read(Path(hf_hub_download(name, INDEX, local_files_only=cached)))
+                classes = {folder: index[folder][1] for folder in folders if folder in index}
     return {folder: value for folder, value in classes.items() if isinstance(value, str)}
 
 
