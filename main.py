@@ -15,7 +15,6 @@ from typing import Any
 
 from datasets import build_loader
 from datasets.registry import AUTO, load_config, resolve, scored_metric, scored_parts, validated_set
-from datasets.transforms import swap_sides
 from util.config import Config, config_dict
 from util.errors import UserError, help_asked, run_cli
 
@@ -27,6 +26,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.clip import denormalise
+from datasets.transforms import swap_sides
 from engine import VALIDATION_FOLDER, Run, Scoring, Validation, build_schedule, build_scoring, parameter_lines, train
 from models import (
     build_criterion,
