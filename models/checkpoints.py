@@ -317,6 +317,11 @@ def load_weights(
         UserError: the weights do not fit the model, or a frozen part differs.
     """
     path, weights, notes = checkpoint.path, checkpoint.weights, []
+    for part in {"unet", "transformer"} & checkpoint.frozen.keys():
+        prefix, words, flag = PARTS[part]
+        if prefix not in (f"{name}.module" for name, _ in frozen_parts(model)):
+            source = checkpoint.frozen[part].get("source", "")
+            raise UserError(f"{path} was trained on features of a {words} ({source}); name that generator with {flag}")
     dropped = new_run and not keep_class_heads
     if dropped:
         heads = {name for name in trained_state(model) if name.startswith(CLASS_HEADS)}

@@ -259,6 +259,14 @@ def test_other_kinds_of_parts_are_refused(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "vae"])
+def test_a_missing_part_is_named(tiny_wan: Path, cache: Path, tmp_path: Path, part: str) -> None:
+    folder = shutil.copytree(tiny_wan, tmp_path / "wan", ignore=lambda *of: [part])
+    with pytest.raises(UserError, match=f"cannot load the .* from .*/{part}: .*--pretrained") as error:
+        load_stack(str(folder), text_cache=str(cache))
+    assert "\n" not in str(error.value)
+
+
 def test_zeroscope_is_accepted(tiny_stack: Path, tmp_path: Path) -> None:
     """The class of ModelScope's UNet with another sample size."""
     folder = shutil.copytree(tiny_stack, tmp_path / "zeroscope")

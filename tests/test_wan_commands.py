@@ -95,6 +95,15 @@ def test_a_different_text_encoder_is_refused(run: Path, flags: list[object], tin
     assert done.returncode == 2 and "trained with a different diffusion text encoder" in done.stderr
 
 
+def test_another_generator_is_refused(run: Path, flags: list[object], small_stack: Path, tmp_path: Path) -> None:
+    words = ("--pretrained", small_stack, "--text_encoder", small_stack / "roberta", "--posterior", "auto")
+    done = run_command(
+        main.main, *flags, *words, "--eval", "--resume", run / "checkpoint.pth", "--output_dir", tmp_path / "valid"
+    )
+    assert done.returncode == 2
+    assert "was trained on features of a transformer" in done.stderr and "name that generator with" in done.stderr
+
+
 def test_conversion_the_hub_and_the_library(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run_command(convert_checkpoint.main, run, tmp_path / "weights.safetensors", "--dtype", "float32")
     assert done.returncode == 0, done.stderr

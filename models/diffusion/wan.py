@@ -19,7 +19,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoTokenizer, RobertaConfig, RobertaModel, UMT5Config, UMT5EncoderModel
+from transformers import AutoConfig, AutoTokenizer, RobertaConfig, RobertaModel, UMT5Config, UMT5EncoderModel
 
 from models.diffusion.encoder import VAE_FRAMES, TemporalStem
 from models.diffusion.stack import (
@@ -347,7 +347,7 @@ def load_stack(pretrained: str, text_encoder: str = "", text_cache: str = "") ->
     # Before the large parts, so that a mistake shows early.
     sentence_encoder, sentence_tokenizer = load_sentence_encoder(pretrained, text_encoder)
     tokenizer = _part("tokenizer", source, AutoTokenizer.from_pretrained, subfolder="tokenizer", **NO_CODE)
-    config = _part("UMT5 configuration", source, UMT5Config.from_pretrained, subfolder="text_encoder", **NO_CODE)
+    config = _part("UMT5 configuration", source, AutoConfig.from_pretrained, subfolder="text_encoder", **NO_CODE)
     _check_tokenizer(tokenizer, config, f"{source.name}/tokenizer", source.flag)
     wide = {"dtype": torch.float32}
     transformer = _weights("transformer", source, TapWan.from_pretrained, subfolder="transformer", **wide)
@@ -413,12 +413,12 @@ def _text_sha256(source: _Source) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _check_kind(transformer: TapWan, vae: WanVAEEncoder, text: UMT5Config, source: _Source) -> None:
+def _check_kind(transformer: TapWan, vae: WanVAEEncoder, text: Any, source: _Source) -> None:
     """Refuse relatives of Wan 2.1 text-to-video, such as image-to-video models and Wan 2.2."""
     own, latents = transformer.config, vae.config
     facts = (
         own.image_dim is None and own.added_kv_proj_dim is None and own.in_channels == latents.z_dim,
-        tuple(own.patch_size) == (1, 2, 2) and own.text_dim == text.d_model,
+        tuple(own.patch_size) == (1, 2, 2) and isinstance(text, UMT5Config) and own.text_dim == text.d_model,
         latents.patch_size is None and not latents.is_residual and sum(latents.temperal_downsample) == 2,
         len(latents.dim_mult) == 4 and len(latents.latents_mean) == len(latents.latents_std) == latents.z_dim,
     )
