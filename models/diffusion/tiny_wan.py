@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, RobertaConfig, RobertaModel, UMT5Config, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-from models.diffusion.tiny import ROBERTA_LENGTH, WORDS, _write_roberta_tokenizer, random_weight
+from models.diffusion.tiny import ROBERTA_LENGTH, WORDS, random_weight, write_roberta_tokenizer
 from util.errors import UserError
 from util.files import atomic_folder
 
@@ -85,7 +85,7 @@ def make_tiny_wan(folder: str | Path, seed: int = 0, *, layers: int = 6, heads: 
                 num_layers=layers,
             ),
         )
-        sentences = _write_roberta_tokenizer(temporary / "roberta", (), max_tokens=4096)
+        sentences = write_roberta_tokenizer(temporary / "roberta", (), max_tokens=4096)
         roberta = RobertaModel(
             RobertaConfig(
                 vocab_size=sentences,

@@ -48,6 +48,8 @@ TAP_PAIRS = ((0, 3), (1, 3), (2, 3))
 """Pairs of taps for strides 8, 16 and 32: each of the first three with the deepest one."""
 PHASES = 4
 """Frames of a latent frame after the first, which stands for one."""
+READ = (".json", ".safetensors", ".bin")
+"""Suffixes of the files that are read of a text encoder and its tokenizer."""
 TEXT_TOKENS = 512
 """Length of a text, as in diffusers' pipeline; features behind its end are 0."""
 
@@ -402,13 +404,13 @@ def _no_text_encoder(device: torch.device) -> Encode:
 
 
 def _text_sha256(source: _Source) -> str:
-    """The SHA-256 of all files of the text encoder and its tokenizer, which decide what a sentence is encoded to."""
+    """The SHA-256 of the files of the text encoder and its tokenizer, which decide what a sentence is encoded to."""
     parts = ("text_encoder", "tokenizer")
     folder = Path(source.name)
     if not folder.is_dir():
         patterns = [f"{part}/*" for part in parts]
         folder = Path(_part("text encoder", source, snapshot_download, allow_patterns=patterns))
-    files = sorted(path for part in parts for path in (folder / part).rglob("*") if path.is_file())
+    files = sorted(path for part in parts for path in (folder / part).glob("[!.]*") if path.suffix in READ)
     lines = [f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
