@@ -24,7 +24,7 @@ from datasets.files import Video, read_clips, require_outside_dataset
 from datasets.predictions import MASK_OPTIONS, InferenceRecord, MaskLayout, frame_size, is_written, require_frames
 from datasets.registry import DATASETS
 from datasets.scoring import video_counts, video_metrics
-from models import Criterion, Segmenter
+from models import Criterion, Segmenter, prepare_sentences
 from models.inference import InferenceOptions, Prediction, large_video_notes, query_predictions, segment
 from models.segmenter import all_queries
 from util.checkpoint import Keeper
@@ -309,7 +309,9 @@ def build_scoring(
             collate_fn=collate,
             pin_memory=device.type == "cuda",
         )
-        return ItemScoring(loader, partial(build_evaluator, cfg), cfg.threshold, cfg.seed, device, on_clip)
+        return ItemScoring(
+            loader, partial(build_evaluator, cfg), cfg.threshold, cfg.seed, device, on_clip, dataset.captions
+        )
     videos = [video for video in list_videos(cfg) if video.expressions]
     require_frames(videos)
     options = InferenceOptions.from_config(cfg)
@@ -345,6 +347,10 @@ class VideoScoring:
     record: InferenceRecord | None = None
     """An opened record: masks that it lists are kept."""
 
+    def captions(self) -> Iterable[str]:
+        """The sentences of all videos."""
+        return (sentence for video in self.videos for sentence in video.expressions.values())
+
     def score(self, model: Segmenter) -> Scores:
         """Segment this process's share of the videos, and score the masks of all."""
         record = self.record or self.open_record()
@@ -379,6 +385,7 @@ class ItemScoring:
         seed: what is random for an item depends on it only.
         device: of the model.
         on_clip: called for every item.
+        captions: lists the sentences of all items.
     """
 
     def __init__(
@@ -389,7 +396,9 @@ class ItemScoring:
         seed: int,
         device: torch.device,
         on_clip: Callable[[], None] = lambda: None,
+        captions: Callable[[], Iterable[str]] = tuple,
     ) -> None:
+        self.captions = captions
         self.loader, self.build_evaluator = loader, build_evaluator
         self.threshold, self.seed, self.device, self.on_clip = threshold, seed, device, on_clip
         self.evaluator: Evaluator | None = build_evaluator()
@@ -399,6 +408,7 @@ class ItemScoring:
         """Evaluate this process's items, and merge the results of all processes."""
         evaluator, self.evaluator = self.evaluator or self.build_evaluator(), None
         model.eval()
+        prepare_sentences(model, self.captions())
         for batch in tqdm(self.loader, unit="item", desc="evaluate", disable=not is_main(), **bar_style()):
             torch.manual_seed(self.seed)  # noise, where the model draws any, depends on no other item
             batch = batch.to(self.device, non_blocking=True)
@@ -606,6 +616,7 @@ def segment_videos(
     skipped = sum(len(item.video.expressions) - len(item.sentences) for item in work)
     if skipped and show:
         print(f"skipped {skipped} of {count_expressions(videos)} expressions, which are written already")
+    prepare_sentences(model, (sentence for item in work for sentence in item.sentences.values()))
     jobs = [(item, frames) for item in work if item.folders for frames in item.clips(layout.clip_frames)]
     total = sum(len(frames) * len(item.sentences) for item, frames in jobs)
     threads = max(1, workers)

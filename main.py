@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.clip import denormalise
+from datasets.transforms import swap_sides
 from engine import VALIDATION_FOLDER, Run, Scoring, Validation, build_schedule, build_scoring, parameter_lines, train
-from models import build_criterion, build_model, frozen_sources, has_lora, prepare_training, trained_parameters
+from models import (
+    build_criterion,
+    build_model,
+    frozen_sources,
+    has_lora,
+    prepare_sentences,
+    prepare_training,
+    trained_parameters,
+)
 from models.checkpoints import (
     frozen_identity,
     load_weights,
@@ -124,6 +134,8 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     if is_main():
         save_loaded_parts(output, model, cfg.model, frozen)  # before conversion to half precision
     scaler = prepare_training(model, cfg.precision, device, cfg.compile)
+    seen = (text for caption in loader.dataset.captions() for text in (caption, swap_sides(caption)))
+    prepare_sentences(model, chain(seen, *(scoring.captions() for scoring in scorings.values())))
     fused = device.type == "cuda" or None  # the fused optimiser needs no synchronisation for a scaled gradient
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)

@@ -19,7 +19,7 @@ import re
 import zlib
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,6 +112,10 @@ class AnnotatedFrames(ClipDataset, Generic[ItemT]):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def captions(self) -> Iterable[str]:
+        """The sentences of all items."""
+        return (item.caption for item in self.items)
 
     @abstractmethod
     def read_window(self, item: ItemT) -> tuple[Tensor, list[int]]:

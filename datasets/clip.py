@@ -9,9 +9,9 @@ import atexit
 import multiprocessing
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -186,6 +186,10 @@ class ClipDataset(Dataset[Sample], ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
+    def captions(self) -> Iterable[str]:
+        """The sentences of all clips before any transform; some may occur twice."""
+
+    @abstractmethod
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Read and transform clip ``index``; ``rng`` is the only source of randomness."""
 
@@ -263,6 +267,10 @@ class ExpressionClips(ClipDataset):
 
     def __len__(self) -> int:
         return len(self._clips)
+
+    def captions(self) -> Iterable[str]:
+        """The sentences of all clips."""
+        return (self.videos[name].expressions[exp_id].caption for name, exp_id in self._expressions)
 
     @abstractmethod
     def read_mask(self, video: str, exp_id: str, index: int, size: tuple[int, int]) -> Tensor:
@@ -386,6 +394,10 @@ class JointClips(ClipDataset):
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def captions(self) -> Iterable[str]:
+        """The sentences of all parts."""
+        return chain.from_iterable(part.captions() for part in self.parts)
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Read and transform clip ``index`` of the whole.

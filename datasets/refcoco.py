@@ -210,6 +210,10 @@ class RefcocoImages(ClipDataset):
     def __len__(self) -> int:
         return len(self._items)
 
+    def captions(self) -> Iterable[str]:
+        """The sentences of all items."""
+        return (self._items[index]["caption"] for index in range(len(self)))
+
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Read and transform item ``index``.
 

@@ -16,12 +16,13 @@ import torch
 from models.backbones import BackboneEncoder, build_backbone
 from models.criterion import Criterion, Matcher
 from models.deformable_transformer import DeformableTransformer
-from models.diffusion.encoder import TemporalStem, VAETap, VideoEncoder
-from models.diffusion.stack import FrozenStack, load_sentence_encoder, load_stack, part_sources
+from models.diffusion.generators import find_generator, generator_of
+from models.diffusion.stack import load_sentence_encoder, part_sources
 from models.frozen import Frozen
 from models.lora import add_lora, has_lora, merge_lora, merged_state
 from models.mask_heads import DynamicMaskHead, MaskRefinement, QueryDotHead
 from models.precision import HALVES, apply_precision, inference_precision, resolve_precision
+from models.pyramid import PyramidEncoder, prepare_sentences
 from models.segmenter import Segmenter
 from models.text_encoder import LanguageQueries, SentenceEncoder
 from util.config import Config
@@ -40,6 +41,7 @@ __all__ = [
     "merge_lora",
     "merged_state",
     "prepare_inference",
+    "prepare_sentences",
     "prepare_training",
     "trained_parameters",
 ]
@@ -47,11 +49,11 @@ __all__ = [
 T2V = "t2v"
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "vdit": {"noise": "predicted", "stride4": "vae", "lora_rank": 0},
-    "hcd": {"noise": "none", "stride4": "stem", "lora_rank": 16},
+    "vdit": {"noise": "predicted", "stride4": "vae", "lora_rank": 0, "image_tokens": True, "time_mode": "clip"},
+    "hcd": {"noise": "none", "stride4": "stem", "lora_rank": 16, "image_tokens": True, "time_mode": "clip"},
 }
 """Model → the values that "auto" stands for."""
-ARCHITECTURE_OPTIONS = ("noise", "image_tokens", "unet_text", "stride4", "backbone")
+ARCHITECTURE_OPTIONS = ("noise", "image_tokens", "unet_text", "stride4", "time_mode", "backbone")
 """Options that decide what a model computes. The weights do not always show it: two kinds of noise have none."""
 
 
@@ -60,20 +62,24 @@ def resolved(model: str, option: str, value: Any) -> Any:
     return VARIANTS[model][option] if value == "auto" else value
 
 
-def build_model(cfg: Config, stack: FrozenStack | None = None) -> Segmenter:
+def build_model(cfg: Config, stack: Any = None) -> Segmenter:
     """The model that a configuration names, on the CPU, with its frozen parts.
 
     Args:
         cfg: the configuration.
-        stack: frozen parts already loaded; None: those needed are loaded from ``cfg.pretrained`` and the like.
+        stack: frozen parts already loaded, of a generator (``models.diffusion.generators``); None: those needed are
+            loaded from ``cfg.pretrained`` and the like.
 
     Raises:
-        UserError: a frozen part or the backbone cannot be loaded.
+        UserError: a frozen part or the backbone cannot be loaded, or an option has no meaning for the generator.
     """
-    encoder: VideoEncoder | BackboneEncoder
+    encoder: PyramidEncoder
     if cfg.backbone == T2V:
-        stack = stack or load_stack(cfg.pretrained, cfg.image_encoder, cfg.text_encoder)
-        encoder = _build_encoder(cfg, stack)
+        generator = generator_of(stack) if stack else find_generator(cfg.pretrained)
+        encoder, stack = generator.build_encoder(cfg, stack, VARIANTS[cfg.model])
+        rank = resolved(cfg.model, "lora_rank", cfg.lora_rank)
+        if rank:
+            add_lora(encoder.denoiser, rank, cfg.lora_alpha, cfg.lora_dropout, cfg.lora_targets)
     else:
         backbone = build_backbone(cfg.backbone, cfg.backbone_weights)
         encoder = BackboneEncoder(backbone, cfg.pyramid_channels, cfg.train_backbone)
@@ -104,27 +110,6 @@ def build_model(cfg: Config, stack: FrozenStack | None = None) -> Segmenter:
         refinement=MaskRefinement(c4, c8),
         dim=cfg.hidden_dim,
     )
-
-
-def _build_encoder(cfg: Config, stack: FrozenStack) -> VideoEncoder:
-    """The text-to-video backbone, with LoRA where its rank is above 0."""
-    noise, stride4, rank = (
-        resolved(cfg.model, option, getattr(cfg, option)) for option in ("noise", "stride4", "lora_rank")
-    )
-    c4, c8, c16, c32 = cfg.pyramid_channels
-    stack.unet.recompute = cfg.gradient_checkpointing
-    encoder = VideoEncoder(
-        stack,
-        TemporalStem(c4) if stride4 == "stem" else VAETap(stack.vae.stride4_channels, c8, c4),
-        (c4, c8, c16, c32),
-        noise,
-        cfg.image_tokens,
-        cfg.posterior,
-        cfg.unet_text,
-    )
-    if rank:
-        add_lora(encoder.unet, rank, cfg.lora_alpha, cfg.lora_dropout, cfg.lora_targets)
-    return encoder
 
 
 def build_criterion(cfg: Config) -> Criterion:
@@ -183,7 +168,7 @@ def prepare_inference(model: Segmenter, precision: str, device: torch.device, co
     Args: as for ``prepare_training``.
     """
     set_precision(model, apply_precision(inference_precision(precision, device)))
-    if isinstance(model.encoder, VideoEncoder):
+    if not isinstance(model.encoder, BackboneEncoder):
         model.encoder.precision = torch.float32  # its trained parts are small, and cause a third of the masks' error
         if device.type == "cpu" and model.encoder.vae.held:
             # A sixth faster on the CPU. It changes the order of additions, so float32 keeps its layout.
@@ -208,19 +193,20 @@ def set_precision(model: Segmenter, dtype: torch.dtype) -> None:
     if dtype not in HALVES:
         return
     model.precision = model.encoder.precision = dtype
-    stack = model.encoder if isinstance(model.encoder, VideoEncoder) else None
+    stack = None if isinstance(model.encoder, BackboneEncoder) else model.encoder
     for part in (*(stack.children() if stack else ()), model.sentence_encoder.backbone):
         if isinstance(part, Frozen):
             part.hold(dtype)
 
 
 def compile_frozen(model: Segmenter) -> None:
-    """Compile UNet and VAE, which are most of the operations of a step, at their first call.
+    """Compile denoiser and VAE, which are most of the operations of a step, at their first call.
 
     The trained parts are many small operations and a custom operator, and gain nothing.
     """
-    assert isinstance(model.encoder, VideoEncoder), "the configuration refuses --compile with other backbones"
-    model.encoder.unet.compile_with_fallback("the UNet")
+    assert not isinstance(model.encoder, BackboneEncoder), "the configuration refuses --compile with other backbones"
+    name = "the UNet" if hasattr(model.encoder, "unet") else "the transformer"
+    model.encoder.denoiser.compile_with_fallback(name)
     model.encoder.vae.compile_with_fallback("the VAE")
 
 

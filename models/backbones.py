@@ -25,6 +25,7 @@ from torchvision.models.swin_transformer import PatchMerging
 
 from models.frozen import Frozen
 from models.precision import in_own_precision
+from models.pyramid import PyramidEncoder
 from util.checkpoint import check_plain, read_plain_tensors
 from util.errors import UserError, nearest
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -55,7 +56,7 @@ class PyramidFeatures:
         return PyramidFeatures([level.repeat(count, 1, 1, 1) for level in self.levels], (count * batch, frames))
 
 
-class BackboneEncoder(nn.Module):
+class BackboneEncoder(PyramidEncoder):
     """A discriminative backbone with the interface of ``VideoEncoder``.
 
     Args:
@@ -63,12 +64,7 @@ class BackboneEncoder(nn.Module):
         pyramid_channels: channels of the four levels.
         trained: whether the backbone is trained. Batch normalisation always keeps its statistics, because a process
             sees few clips.
-
-    Attributes:
-        precision: of matrix products and convolutions (``models.precision``).
     """
-
-    precision: torch.dtype = torch.float32
 
     def __init__(self, backbone: VideoSwin | TimmFeatures, pyramid_channels: tuple[int, ...], trained: bool) -> None:
         super().__init__()

@@ -55,6 +55,7 @@ Identity = dict[str, dict[str, str]]
 
 PARTS = {
     "unet": ("encoder.unet.module", "UNet", "--pretrained"),
+    "transformer": ("encoder.transformer.module", "transformer", "--pretrained"),
     "vae": ("encoder.vae.module", "VAE", "--pretrained"),
     "text_encoder": ("encoder.text_encoder.module", "diffusion text encoder", "--pretrained"),
     "image_encoder": ("encoder.image_encoder.module", "image encoder", "--image_encoder"),
@@ -376,6 +377,11 @@ def load_weights(
         UserError: the weights do not fit the model, or a frozen part differs.
     """
     path, weights, notes = checkpoint.path, checkpoint.weights, []
+    for part in {"unet", "transformer"} & checkpoint.frozen.keys():
+        prefix, words, flag = PARTS[part]
+        if prefix not in (f"{name}.module" for name, _ in frozen_parts(model)):
+            source = checkpoint.frozen[part].get("source", "")
+            raise UserError(f"{path} was trained on features of a {words} ({source}); name that generator with {flag}")
     dropped = new_run and not keep_class_heads
     if dropped:
         heads = {name for name in trained_state(model) if name.startswith(CLASS_HEADS)}
@@ -579,6 +585,8 @@ def frozen_identity(
                 {key.removeprefix(prefix): value for key, value in part_state(module, name).items()}
             )
         identity[part] = entry
+    for part, digest in getattr(getattr(model, "encoder", None), "unloaded_parts", {}).items():
+        identity[part] = {"source": sources[part], "sha256": digest}
     return {part: identity[part] for part in PARTS if part in identity}
 
 

@@ -47,11 +47,13 @@ class Frozen(nn.Module):
         """Hold the weights in half precision from now on, except those of adapters, which are trained.
 
         The module then computes in that precision throughout: autocast would widen every normalisation, and with it
-        the activations kept for the backward pass.
+        the activations kept for the backward pass. Weights that the library wants in float32 stay so.
         """
         assert dtype in HALVES, dtype
         self.held = dtype
-        for value in passing((*self.module.parameters(), *self.module.buffers())):
+        wide = set(getattr(self.module, "_keep_in_fp32_modules", None) or ())
+        named = (*self.module.named_parameters(), *self.module.named_buffers())
+        for value in passing(value for name, value in named if wide.isdisjoint(name.split("."))):
             if value.is_floating_point() and not value.requires_grad:
                 value.data = value.data.to(dtype)
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
 
-from models import Segmenter, build_model, frozen_sources, merge_lora, prepare_inference
+from models import Segmenter, build_model, frozen_sources, merge_lora, prepare_inference, prepare_sentences
 from models.checkpoints import Checkpoint, load_weights
 from models.segmenter import LayerPrediction, SegmenterOutput, Selector, best_query
 from util.config import Config, config_dict, side_limit
@@ -165,6 +165,7 @@ def sentence_outputs(
     Yields:
         index of a batch's first sentence, and the output for the batch.
     """
+    prepare_sentences(model, sentences)
     device = next(model.parameters()).device
     clip, padding = (upload(tensor, device) for tensor in pad_clips([frames], VIDEO_MULTIPLE))
     torch.manual_seed(options.seed)  # noise, where the model draws any

@@ -13,11 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from models.backbones import BackboneEncoder, PyramidFeatures
 from models.deformable_transformer import DeformableTransformer
-from models.diffusion.encoder import PixelFeatures, VideoEncoder
 from models.mask_heads import MaskHead, MaskRefinement, QueryDotHead, shuffle_mask, sum_memories
 from models.precision import call_in_float32, in_own_precision
+from models.pyramid import ClipFeatures, PyramidEncoder
 from models.text_encoder import LanguageQueries, SentenceEncoder
 
 
@@ -103,7 +102,7 @@ class Segmenter(nn.Module):
 
     def __init__(
         self,
-        encoder: VideoEncoder | BackboneEncoder,
+        encoder: PyramidEncoder,
         sentence_encoder: SentenceEncoder,
         language_queries: LanguageQueries,
         transformer: DeformableTransformer,
@@ -151,7 +150,7 @@ class Segmenter(nn.Module):
     @in_own_precision
     def segment_pixels(
         self,
-        pixels: PixelFeatures | PyramidFeatures,
+        pixels: ClipFeatures,
         padding: Tensor,
         captions: list[str],
         select: Selector = best_query,

@@ -34,7 +34,7 @@ from typing import Any
 from unittest.mock import patch
 
 from datasets.registry import DATASETS
-from scripts.count_parameters import FULL_SIZE
+from scripts.count_parameters import FULL_SIZE, stack_of
 from util.config import Config, config_dict, load_config
 from util.errors import Parser, RunError, UserError, help_asked, run_cli
 
@@ -98,6 +98,7 @@ from datasets.files import Video
 from datasets.predictions import InferenceRecord
 from models import Segmenter, build_model, compile_frozen, inference, prepare_inference, prepare_training
 from models.diffusion.conditioning import CLIPPixels
+from models.diffusion.generators import GENERATORS, find_generator
 from models.diffusion.stack import STRIDE4_BLOCK, FrozenStack, VAEEncoder
 from models.diffusion.tiny import random_weight
 from models.diffusion.unet import TapUNet3D
@@ -150,6 +151,8 @@ def benchmark_config(args: argparse.Namespace, cfg: Config) -> Config:
     """
     if cfg.backbone != "t2v":
         raise UserError("the benchmark supports --backbone t2v only")
+    if stack_of(cfg) != FULL_SIZE and find_generator(str(stack_of(cfg))) != GENERATORS[0]:
+        raise UserError(f"the benchmark supports ModelScope's generator only, and {cfg.pretrained} is another one")
     if not args.no_baseline and (not cfg.image_tokens or not cfg.unet_text):
         raise UserError("the baseline has image tokens and text; leave them on, or add --no-baseline")
     return replace(

@@ -18,7 +18,7 @@ from scripts.count_parameters import FULL_SIZE, empty_model
 from util.errors import Parser, UserError, help_asked, run_cli
 
 DTYPES = ("float16", "bfloat16", "float32")
-FROZEN = ("unet", "vae", "text_encoder", "image_encoder", "backbone", "sentence_encoder")
+FROZEN = ("unet", "transformer", "vae", "text_encoder", "image_encoder", "backbone", "sentence_encoder")
 IN = "the first argument"
 OPTIONS = {
     "project": ("dtype", "carry", "stack"),
@@ -89,6 +89,7 @@ from models.checkpoints import (
     weights_identity,
     without_frozen,
 )
+from models.diffusion.generators import GENERATORS, find_generator
 from models.diffusion.stack import load_stock_parts
 from models.lora import merged_state
 from util.checkpoint import save_weights, write_pickle
@@ -163,6 +164,12 @@ def to_authors(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
                 f"{checkpoint.path} was made with {name} {value}, which the authors' layout cannot store; keep it in "
                 "this project's format"
             )
+    generator = find_generator(cfg.pretrained)
+    if generator != GENERATORS[0]:
+        raise UserError(
+            f"{checkpoint.path} was made with {generator.name}, which the authors' layout cannot store; keep it in "
+            "this project's format"
+        )
     model = build_model(cfg)
     _, notes = load_weights(model, checkpoint, frozen_sources(cfg), ignore_identity=cfg.ignore_frozen_identity)
     stock = load_stock_parts(cfg.pretrained, cfg.text_encoder)

@@ -10,17 +10,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from util.config import Config, load_config
 from util.errors import Parser, UserError, run_cli
 
 if TYPE_CHECKING:
     from models import Segmenter
-    from models.diffusion.stack import FrozenStack
 
 FULL_SIZE = Path(__file__).resolve().parents[1] / "configs" / "full_size"
-PARTS = ("unet", "vae", "text_encoder", "clip", "roberta", "scheduler")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,9 +43,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def stack_of(cfg: Config) -> Path:
-    """The folder with the sizes of a configuration's frozen parts: its own complete stack, or ``FULL_SIZE``."""
-    own = Path(cfg.pretrained)
-    return own if all((own / part).is_dir() for part in PARTS) else FULL_SIZE
+    """The folder with the sizes of a configuration's frozen parts: its own, or the generator's published sizes."""
+    from models.diffusion.generators import GENERATORS
+
+    own, rows = Path(cfg.pretrained), GENERATORS
+    parts = next((row.sizes for row in rows if (own / row.folder).is_dir()), FULL_SIZE)
+    if own.is_dir() and all((own / part.name).is_dir() for part in parts.iterdir()):
+        return own
+    return next((row.sizes for row in rows if row.hub_id == cfg.pretrained), FULL_SIZE)
 
 
 def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> Segmenter:
@@ -65,8 +68,8 @@ def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> Segmenter:
         return build_model(replace(cfg, backbone_weights=""), frozen)
 
 
-def frozen_parts(folder: Path) -> FrozenStack:
-    """The frozen parts on the meta device, without tokenizers.
+def frozen_parts(folder: Path) -> Any:
+    """The frozen parts of the generator in a folder, on the meta device and without tokenizers.
 
     Raises:
         UserError: the folder does not exist or lacks a file.
@@ -74,10 +77,10 @@ def frozen_parts(folder: Path) -> FrozenStack:
     advice = "name a folder that holds a configuration file for every frozen part with --stack"
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; {advice}")
-    from models.diffusion.stack import empty_stack
+    from models.diffusion.generators import find_generator
 
     try:
-        return empty_stack(folder)
+        return find_generator(str(folder)).empty_stack(folder)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder} cannot be used ({reason}); {advice}") from error

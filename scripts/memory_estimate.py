@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,7 +55,7 @@ FREE = 1 << 40  # bytes that a GPU is assumed to have free
 ADAM = 8  # bytes of its state per parameter
 NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
 """Operations, besides views, that compute nothing."""
-STACK_PARTS = ("unet", "vae", "text_encoder", "image_encoder")
+STACK_PARTS = ("unet", "transformer", "vae", "text_encoder", "image_encoder")
 
 
 class LiveMemory(TorchDispatchMode):
@@ -145,7 +145,20 @@ class ByteTokenizer:
         )
 
 
-def empty_parts(folder: Path) -> FrozenStack:
+class BlankTexts:
+    """Replaces a cache of text features: zeros for every sentence."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def prepare(self, sentences: Iterable[str], device: torch.device) -> None:
+        """Do nothing."""
+
+    def __call__(self, sentences: Sequence[str], device: torch.device) -> list[Tensor]:
+        return [torch.zeros(SENTENCE_TOKENS, self.width) for _ in sentences]
+
+
+def empty_parts(folder: Path) -> Any:
     """The frozen parts on the meta device, with stand-ins for the tokenizers.
 
     Args:
@@ -155,7 +168,10 @@ def empty_parts(folder: Path) -> FrozenStack:
         UserError: a configuration file is missing.
     """
     stack = frozen_parts(folder)
-    stack.tokenizer = ByteTokenizer(stack.text_encoder.config.max_position_embeddings)
+    if isinstance(stack, FrozenStack):
+        stack.tokenizer = ByteTokenizer(stack.text_encoder.config.max_position_embeddings)
+    else:  # its text encoder is not in memory
+        stack.text = BlankTexts(stack.transformer.config.text_dim)
     stack.sentence_tokenizer = ByteTokenizer(SENTENCE_TOKENS)
     return stack
 
@@ -354,9 +370,9 @@ def random_step(
 
 
 def _watch(model: Segmenter, memory: LiveMemory, parts: dict[str, int]) -> None:
-    """Record the memory that the forward pass keeps for the backward pass, of the UNet and of the rest."""
+    """Record the memory that the forward pass keeps for the backward pass, of the denoiser and of the rest."""
     start = memory.now
-    unet = "kept: by the UNet"
+    unet = "kept: by the UNet" if hasattr(model.encoder, "unet") else "kept: by the transformer"
 
     def enter(*args: Any) -> None:
         parts[unet] = -memory.now
@@ -367,7 +383,7 @@ def _watch(model: Segmenter, memory: LiveMemory, parts: dict[str, int]) -> None:
     def end(*args: Any) -> None:
         parts["kept: by the rest"] = memory.now - start - parts[unet]
 
-    network = model.encoder.get_submodule("unet")
+    network = model.encoder.denoiser
     network.register_forward_pre_hook(enter)
     network.register_forward_hook(leave)
     model.register_forward_hook(end)

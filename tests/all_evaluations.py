@@ -132,6 +132,7 @@ def main() -> None:
     """Run all steps, print the scores and write ``results.json``."""
     parser = Parser(prog="python -m tests.all_evaluations", description="Train and evaluate on small sets of all data.")
     parser.add_argument("--model", choices=("vdit", "hcd"), default="vdit")
+    parser.add_argument("--pretrained", default="toy/stack", help="other frozen parts; training then begins anew")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/all_evaluations"), help="new or empty folder")
     parser.add_argument("--short", action="store_true", help="the smallest sets and two training steps")
     args = parser.parse_args()
@@ -140,15 +141,28 @@ def main() -> None:
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty; remove it or choose another folder with --output_dir")
     make_data(output / "data", plan)
+    parts = ("--pretrained", args.pretrained)
+    begin = ("--pretrained_weights", f"toy/{args.model}.safetensors", "--keep_class_heads")
+    if args.pretrained != parser.get_default("pretrained"):
+        parts, begin = (*parts, "--text_cache", str(output / "text")), ()
     for name in TRAININGS:
-        words = ("--pretrained_weights", f"toy/{args.model}.safetensors", "--keep_class_heads", "--batch_size", 4)
-        options = flags(args.model, output / "data", name)
-        run(main_script.main, *options, *words, "--max_steps", plan.steps, "--output_dir", output / "train" / name)
+        options = [*flags(args.model, output / "data", name), *parts]
+        run(
+            main_script.main,
+            *options,
+            *begin,
+            "--batch_size",
+            4,
+            "--max_steps",
+            plan.steps,
+            "--output_dir",
+            output / "train" / name,
+        )
     for evaluation in EVALUATIONS.values():
-        options = evaluation_flags(args.model, output, evaluation)
+        options = [*evaluation_flags(args.model, output, evaluation), *parts]
         run(main_script.main, "--eval", *options, "--output_dir", output / "eval" / evaluation.name)
     for inference in INFERENCES:
-        options = evaluation_flags(args.model, output, EVALUATIONS[inference.evaluation])
+        options = [*evaluation_flags(args.model, output, EVALUATIONS[inference.evaluation]), *parts]
         masks = output / "inference" / inference.name
         run(inference.program, *options, "--dataset_file", inference.part, "--output_dir", masks)
         ground_truth = output / "data" / inference.ground_truth
@@ -197,15 +211,7 @@ def flags(model: str, data: Path, dataset_file: str, mevis: str = "mevis_v2") ->
     names = ("ytvos", "davis", "long_rvos", "revos", "a2d", "jhmdb", "coco")
     folders = {**{name: name for name in names}, "mevis": mevis}
     paths = [word for name, folder in folders.items() for word in (f"--{name}_path", str(data / folder))]
-    return [
-        "--config",
-        f"configs/{model}_toy.yaml",
-        "--pretrained",
-        "toy/stack",
-        "--dataset_file",
-        dataset_file,
-        *paths,
-    ]
+    return ["--config", f"configs/{model}_toy.yaml", "--dataset_file", dataset_file, *paths]
 
 
 def evaluation_flags(model: str, output: Path, evaluation: Evaluation) -> list[str]:

@@ -60,6 +60,14 @@ def small_stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Wan 2.1; only to be read."""
+    from models.diffusion.tiny_wan import make_tiny_wan
+
+    return make_tiny_wan(tmp_path_factory.mktemp("pretrained") / "tiny_wan")
+
+
+@pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small toy set in the layout of Ref-YouTube-VOS; only to be read."""
     from datasets.toy import make_toy

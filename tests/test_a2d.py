@@ -163,7 +163,9 @@ def test_an_empty_mask_is_replaced_in_training_and_stays_in_evaluation(tmp_path:
     root = write_set(tmp_path, [["a cat", "v", 2, 1], ["a dog", "v", 5, 1]])
     write_instances(h5_file(root, 2), [1], np.zeros((1, HEIGHT, WIDTH), bool))
     assert plain(root, "train")[0][1]["caption"] == "a dog"
-    _, target = plain(root)[0]
+    clips = plain(root)
+    assert list(clips.captions()) == ["a cat", "a dog"]
+    _, target = clips[0]
     assert target["caption"] == "a cat" and target["valid"].tolist() == [0]
 
 

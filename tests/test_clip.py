@@ -42,6 +42,9 @@ class RandomClips(ClipDataset):
     def __len__(self) -> int:
         return self.length
 
+    def captions(self) -> list[str]:
+        return []
+
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         frames = torch.full((1, 3, 1, 1), float(rng.random()))
         target = make_target(

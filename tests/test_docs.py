@@ -261,6 +261,7 @@ RUN_PAGES = (
     "library",
     "demo",
     "finetune",
+    "generators",
 )  # later pages use earlier results
 MADE_UP = "forest"  # the dataset that docs/development.md adds
 # Options of other programs, and of the benchmark at the commit whose measurements docs/performance.md shows.

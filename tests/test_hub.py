@@ -29,6 +29,8 @@ from engine import build_mask_identity
 from models import checkpoints, frozen_sources, load_pretrained
 from models.authors import SIZES, authors_names, authors_weights
 from models.checkpoints import frozen_parts, held_parts, load_weights, open_checkpoint, part_hash, without_frozen
+from models.diffusion import wan
+from models.diffusion.generators import find_generator
 from models.diffusion.stack import FrozenStack, load_stack, part_sources
 from scripts import convert_checkpoint, push_to_hub
 from tests import hub_server
@@ -423,6 +425,24 @@ def test_downloads_of_frozen_parts_show_their_progress(
     monkeypatch.setattr(hub, "hf_hub_download", watched)
     load_stack(T2V)
     assert len(silent) > 10 and not any(silent)
+
+
+def test_a_repository_says_which_generator_it_holds(server: HubServer, tiny_wan: Path, tmp_path: Path) -> None:
+    """Its frozen parts are then loaded from the hub, and without it from the cache."""
+    server.add("org/wan", tiny_wan)
+    assert find_generator("hf://org/wan").name == find_generator("org/wan").name == "Wan 2.1"
+    assert server.downloaded() == ["org/wan/transformer/config.json"]
+    options = {"text_encoder": str(tiny_wan / "roberta"), "text_cache": str(tmp_path / "text")}
+    local, loaded = (wan.load_stack(name, **options) for name in (str(tiny_wan), "org/wan"))
+    assert loaded.text_sha256 == local.text_sha256
+    assert all(torch.equal(*pair) for pair in zip(loaded.transformer.parameters(), local.transformer.parameters()))
+    downloads = server.downloaded()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        assert find_generator("org/wan").name == "Wan 2.1"
+        wan.load_stack("org/wan", **options)
+    assert server.downloaded() == downloads
+    assert find_generator("org/nothing").name == "ModelScope", "loading reports that there is no such repository"
 
 
 @pytest.mark.parametrize("given", ["damo-vilab/text-to-video-ms-1.7b", "ali-vilab/text-to-video-ms-1.7b"])

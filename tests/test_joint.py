@@ -30,6 +30,9 @@ class Numbers(ClipDataset):
     def __len__(self) -> int:
         return self.length
 
+    def captions(self) -> list[str]:
+        return [self.name] * self.length
+
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         masks = torch.full((1, 4, 4), not self.invisible)
         target = make_target(
@@ -50,6 +53,7 @@ def test_one_part_after_the_other() -> None:
     part = Numbers("b", 1)
     joint = JointClips([Numbers("a", 2), part, Numbers("c", 3), part], seed=0)
     assert len(joint) == 7 and names(joint) == ["a0", "a1", "b0", "c0", "c1", "c2", "b0"]
+    assert list(joint.captions()) == ["a", "a", "b", "c", "c", "c", "b"]
     for index in (7, -1):
         with pytest.raises(IndexError):
             joint.load(index, np.random.default_rng(0))

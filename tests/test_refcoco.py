@@ -179,6 +179,7 @@ def test_evaluation_items_are_the_images_alone(coco_root: Path, split: str) -> N
     assert frames.shape == (1, 3, 24, 40) and target["size"].tolist() == [24, 40]
     assert target["orig_size"].tolist() == [HEIGHT, WIDTH] and target["annotated"] == 0
     assert target["exp_id"] == f"refcoco_{split}_12" and target["caption"] == "a bright green box"
+    assert list(items.captions()) == [items[index][1]["caption"] for index in range(len(items))]
     expected = torch.from_numpy(rectangle(BOXES[1]))[::2, ::2]
     assert torch.equal(target["masks"][0], expected) and torch.equal(frames, items[2][0])
 

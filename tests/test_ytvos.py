@@ -125,6 +125,7 @@ def test_valid_gives_whole_videos_with_truth(dataset_root: Path, tmp_path: Path)
     write_json(answers, {"videos": {"c": entry(), "d": entry()}})
     clips = build_dataset(config(dataset_root, expressions_file=str(answers)), "valid")
     assert len(clips) == 4
+    assert list(clips.captions()) == [clips[index][1]["caption"] for index in range(4)]
     frames, target = clips[1]
     assert frames.shape == (FRAMES, 3, HEIGHT, WIDTH)
     assert target["frame_names"] == NAMES and target["caption"] == "a green box"

@@ -76,7 +76,11 @@ class Config:
         "noise added to the latents; auto: predicted for vdit, none for hcd",
         choices=("auto", "predicted", "gaussian", "none"),
     )
-    image_tokens: bool = _model(True, "append image tokens to the text condition of the UNet")
+    image_tokens: bool | str = _model(
+        "auto",
+        "append image tokens to the text condition; auto: yes, where the generator has a text per frame",
+        auto=True,
+    )
     unet_text: bool = _model(True, "condition the UNet on the sentence; off: on the empty sentence")
     stride4: str = _model(
         "auto",
@@ -107,6 +111,19 @@ class Config:
         empty=True,
     )
     train_backbone: bool = _model(False, "train a backbone other than t2v; otherwise it is frozen")
+    time_mode: str = _model(
+        "auto",
+        "generators that compress time (Wan): clip: 4 frames per latent frame, frame: every frame alone, at four times "
+        "the cost; auto: clip",
+        choices=("auto", "clip", "frame"),
+    )
+    text_cache: str = _model(
+        "",
+        "folder for features of sentences, where the generator's text encoder does not stay in memory (Wan); empty is "
+        "the project's cache",
+        path=True,
+        empty=True,
+    )
     posterior: str = _model(
         "auto",
         "how latents are drawn from the posterior of the VAE; auto: sample in training, mode in evaluation",
@@ -392,7 +409,8 @@ def _backbone_rules(config: Config) -> list[tuple[bool, str]]:
             ("stride4", config.stride4, ("auto",)),
             ("lora_rank", config.lora_rank, ("auto", 0)),
             ("unet_text", config.unet_text, (True,)),
-            ("image_tokens", config.image_tokens, (True,)),
+            ("image_tokens", config.image_tokens, (AUTO, True)),
+            ("time_mode", config.time_mode, (AUTO,)),
             ("compile", config.compile, (False,)),
         )
     ]

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -45,7 +45,8 @@ class Rule:
         help: one line of help.
         choices: the allowed texts.
         prefix: texts that begin with it are allowed too.
-        auto: the text "auto" is allowed beside a whole number; the type of the option is then ``int | str``.
+        auto: the text "auto" is allowed beside a whole number, or true and false; the type of the option is then
+            ``int | str`` or ``bool | str``.
         minimum, maximum: inclusive bounds of a number, or of each number of a list.
         above, below: exclusive bounds.
         length: number of items in a list; None: any, including none.
@@ -152,7 +153,7 @@ def expected(cls: type, name: str) -> str:
     ]
     limits = " " + " and ".join(bounds) if bounds else ""
     if rule.auto:
-        return f"{AUTO} or a whole number{limits}"
+        return f"{AUTO}, true or false" if kind is bool else f"{AUTO} or a whole number{limits}"
     if kind in _LISTS:
         items = "whole numbers" if _LISTS[kind] is int else "texts"
         return f"a list of {'' if rule.length is None else f'{rule.length} '}{items}{limits}"
@@ -255,7 +256,8 @@ _kinds = cache(get_type_hints)
 
 def _kind(cls: type, name: str) -> Any:
     """The type of an option, without "auto"."""
-    return int if _rule(cls, name).auto else _kinds(cls)[name]
+    kind = _kinds(cls)[name]
+    return get_args(kind)[0] if _rule(cls, name).auto else kind
 
 
 def _rule(cls: type, name: str) -> Rule:

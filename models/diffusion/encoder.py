@@ -5,17 +5,23 @@ Legend: the suffix of a feature is its stride (``f4``, ``f8``, …); ``N`` = B·
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers.models.resnet import TemporalConvLayer
 from torch import Tensor, nn
 
 from models.diffusion.conditioning import CLIPPixels, ImageTokenProjection, TextImageFusion
-from models.diffusion.stack import FrozenStack
+from models.diffusion.stack import FrozenStack, load_stack
 from models.frozen import Frozen
 from models.precision import HALVES, call_in_float32, in_float32, in_own_precision, widened
+from models.pyramid import PyramidEncoder
+from util.config import Config
 from util.device import free_memory, upload
+from util.errors import UserError
+from util.options import AUTO
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 VAE_FRAMES = 2
@@ -52,7 +58,7 @@ class PixelFeatures:
         return replace(self, copies=self.copies * count)
 
 
-class VideoEncoder(nn.Module):
+class VideoEncoder(PyramidEncoder):
     """The visual backbone: VAE, image and text tokens, noise, UNet taps, pyramid.
 
     Args:
@@ -64,12 +70,7 @@ class VideoEncoder(nn.Module):
         posterior: how a latent is drawn from the posterior of the VAE: its ``mode``, a ``sample``, or ``auto`` (a
             sample in training, the mode in evaluation, so that results are reproducible).
         text: whether the UNet is conditioned on the sentence; False: on the empty sentence (ablation).
-
-    Attributes:
-        precision: of matrix products and convolutions of the trained parts (``models.precision``).
     """
-
-    precision: torch.dtype = torch.float32
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -116,6 +117,11 @@ class VideoEncoder(nn.Module):
         )
         self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    @property
+    def denoiser(self) -> Frozen:
+        """The UNet."""
+        return self.unet
 
     @in_own_precision
     def encode_pixels(self, frames: Tensor) -> PixelFeatures:
@@ -297,3 +303,34 @@ class TemporalStem(nn.Module):
 def pointwise_pair(in_channels: int, mid_channels: int, out_channels: int) -> nn.Sequential:
     """Two 1×1 convolutions without an activation between them, as in every level of the published pyramids."""
     return nn.Sequential(nn.Conv2d(in_channels, mid_channels, 1), nn.Conv2d(mid_channels, out_channels, 1))
+
+
+def build_encoder(cfg: Config, stack: FrozenStack | None, auto: Mapping[str, Any]) -> tuple[VideoEncoder, FrozenStack]:
+    """The encoder of a configuration, and its frozen parts.
+
+    Args:
+        cfg: the options.
+        stack: frozen parts already loaded, or None.
+        auto: what "auto" stands for in ``noise`` and ``stride4``.
+
+    Raises:
+        UserError: an option has no meaning for this generator, or a frozen part cannot be loaded.
+    """
+    if cfg.time_mode != AUTO:
+        raise UserError(
+            f"time_mode {cfg.time_mode} has no meaning for a UNet, which sees every frame; leave it at auto"
+        )
+    stack = stack or load_stack(cfg.pretrained, cfg.image_encoder, cfg.text_encoder)
+    c4, c8, c16, c32 = cfg.pyramid_channels
+    stack.unet.recompute = cfg.gradient_checkpointing
+    stride4 = auto["stride4"] if cfg.stride4 == AUTO else cfg.stride4
+    encoder = VideoEncoder(
+        stack,
+        TemporalStem(c4) if stride4 == "stem" else VAETap(stack.vae.stride4_channels, c8, c4),
+        (c4, c8, c16, c32),
+        auto["noise"] if cfg.noise == AUTO else cfg.noise,
+        cfg.image_tokens is not False,
+        cfg.posterior,
+        cfg.unet_text,
+    )
+    return encoder, stack

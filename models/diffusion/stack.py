@@ -47,6 +47,10 @@ NO_CODE = {"trust_remote_code": False}
 PUBLISHED = {
     **{"scheduler": "scheduler", "UNet": "unet", "VAE": "vae", "diffusion text encoder": "text_encoder"},
     **{"image encoder": "clip", "sentence encoder": "roberta"},
+    **{
+        name: f"../full_size_wan/{part}"
+        for name, part in (("transformer", "transformer"), ("VAE of Wan", "vae"), ("UMT5 text encoder", "text_encoder"))
+    },
 }
 """Part → folder in ``configs/full_size`` with its published sizes."""
 LARGER = 10  # a configuration may have this many times the published sizes
@@ -55,7 +59,7 @@ BYTES = 256  # the smallest vocabulary of a byte-level tokenizer; both are byte-
 TOKENIZER_FILES = frozenset(
     {
         *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"),
-        *("special_tokens_map.json", "added_tokens.json"),
+        *("special_tokens_map.json", "added_tokens.json", "spiece.model"),
     }
 )
 CONFIGS = frozenset({"config.json", "scheduler_config.json"})
@@ -228,7 +232,8 @@ def part_sources(pretrained: str, image_encoder: str = "", text_encoder: str = "
     image_encoder = image_encoder or _beside(pretrained, "clip", DEFAULT_IMAGE_ENCODER)
     text_encoder = text_encoder or _beside(pretrained, "roberta", DEFAULT_TEXT_ENCODER)
     stack, image, sentence = (source.removeprefix(HUB) for source in (pretrained, image_encoder, text_encoder))
-    return {"unet": stack, "vae": stack, "text_encoder": stack, "image_encoder": image, "sentence_encoder": sentence}
+    generator = dict.fromkeys(("unet", "transformer", "vae", "text_encoder"), stack)
+    return {**generator, "image_encoder": image, "sentence_encoder": sentence}
 
 
 def empty_stack(folder: str | Path) -> FrozenStack:

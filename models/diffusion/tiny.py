@@ -172,7 +172,7 @@ def make_tiny_stack(
 def _write_parts(folder: Path, texts: list[str], seed: int, sizes: TinySizes) -> None:
     """Write every subfolder of the stack."""
     clip_tokens = _write_clip_tokenizer(folder / "tokenizer", texts, sizes.max_tokens, sizes.text_tokens)
-    sentence_tokens = _write_roberta_tokenizer(folder / "roberta", texts, sizes.max_tokens)
+    sentence_tokens = write_roberta_tokenizer(folder / "roberta", texts, sizes.max_tokens)
     scheduler: Any = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -358,7 +358,7 @@ def _write_clip_tokenizer(folder: Path, sentences: Sequence[str], max_tokens: in
     return _write(folder, tokens, merges, config)
 
 
-def _write_roberta_tokenizer(folder: Path, sentences: Sequence[str], max_tokens: int) -> int:
+def write_roberta_tokenizer(folder: Path, sentences: Sequence[str], max_tokens: int) -> int:
     """Train and write a RoBERTa tokenizer: byte-level BPE in which a space belongs to the word after it.
 
     The layout is the published one: ``<s>``, ``<pad>``, ``</s>``, ``<unk>`` (ids 0…3), bytes, merges, ``<mask>``.

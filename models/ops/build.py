@@ -57,7 +57,7 @@ def load(kind: Kind) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder of kernels compiled at first use: ``t2v-rvos`` in ``XDG_CACHE_HOME``, by default ``~/.cache``."""
+    """The project's cache, for kernels compiled at first use: ``t2v-rvos`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "t2v-rvos"
 
 
