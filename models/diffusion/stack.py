@@ -339,7 +339,11 @@ def _downloads(wanted: Sequence[_Wanted]) -> dict[str, tuple[Repository, list[st
     """Option → the repository that it names, and the files that are loaded; nothing for local folders."""
     found = {}
     for name, flag, folders in wanted:
-        if not Path(name).is_dir():
+        if Path(name).is_dir():
+            lost = [folder for folder in folders if not (Path(name) / folder).is_dir()]
+            if lost:
+                raise UserError(f"{name} has no folder {lost[0]}; give a complete local folder or a hub id with {flag}")
+        else:
             repository = open_repository(name, flag)
             found[flag] = repository, [file for folder in folders for file in _files_of(repository, folder)]
     return found
