@@ -26,7 +26,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.clip import denormalise
 from engine import VALIDATION_FOLDER, Run, Scoring, Validation, build_schedule, build_scoring, parameter_lines, train
-from models import build_criterion, build_model, frozen_sources, has_lora, prepare_training, trained_parameters
+from models import (
+    build_criterion,
+    build_model,
+    build_parameter_groups,
+    frozen_sources,
+    has_lora,
+    prepare_training,
+    trained_parameters,
+)
 from models.checkpoints import (
     frozen_identity,
     load_weights,
@@ -123,8 +131,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
         save_loaded_parts(output, model, cfg.model, frozen)  # before conversion to half precision
     scaler = prepare_training(model, cfg.precision, device, cfg.compile)
     fused = device.type == "cuda" or None  # the fused optimiser needs no synchronisation for a scaled gradient
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
+    optimizer = torch.optim.AdamW(build_parameter_groups(cfg, model), lr=cfg.lr, fused=fused)
     if resumed:
         resumed.load_optimizer(optimizer)
         if scaler and "scaler" in resumed.training:
@@ -188,6 +195,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
         seed=cfg.seed,
         first_step=first_step,
         max_norm=cfg.clip_max_norm,
+        max_value=cfg.clip_grad_value,
         accumulate=cfg.accumulate,
         log_every=cfg.log_every,
         save_every=cfg.save_every,

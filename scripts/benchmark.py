@@ -34,7 +34,7 @@ from unittest.mock import patch
 
 from datasets.registry import DATASETS
 from scripts.count_parameters import FULL_SIZE
-from util.config import Config, config_dict, load_config
+from util.config import MODELS, Config, config_dict, load_config
 from util.errors import Parser, RunError, UserError, help_asked, run_cli
 
 LEAST = {"frames": 2, "sentences": 1, "height": 1, "width": 1, "repeats": 1, "train_frames": 2}
@@ -93,7 +93,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 import engine
 from datasets.files import Video
 from datasets.predictions import InferenceRecord
-from models import Segmenter, build_model, compile_frozen, inference, prepare_inference, prepare_training
+from models import Segmenter, build_segmenter, compile_frozen, inference, prepare_inference, prepare_training
 from models.diffusion.conditioning import CLIPPixels
 from models.diffusion.stack import STRIDE4_BLOCK, FrozenStack, VAEEncoder
 from models.diffusion.tiny import random_weight
@@ -143,6 +143,8 @@ def benchmark_config(args: argparse.Namespace, cfg: Config) -> Config:
     """
     if cfg.backbone != "t2v":
         raise UserError("the benchmark supports --backbone t2v only")
+    if not MODELS[cfg.model].scored:
+        raise UserError(f"the benchmark does not support model {cfg.model}; scripts.memory_estimate counts its memory")
     if not args.no_baseline and (not cfg.image_tokens or not cfg.unet_text):
         raise UserError("the baseline has image tokens and text; leave them on, or add --no-baseline")
     return replace(
@@ -401,7 +403,7 @@ def machine(device: torch.device) -> Result:
 
 def random_model(cfg: Config, stack: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Segmenter:
     """The project's model: frozen parts in ``dtype``, trained parts as initialised."""
-    return _with_weights(cfg, empty_parts(stack), device, dtype)
+    return _with_weights(cfg, empty_parts(stack, cfg.model), device, dtype)
 
 
 def random_baseline(cfg: Config, stack: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Segmenter:
@@ -410,7 +412,7 @@ def random_baseline(cfg: Config, stack: Path, device: torch.device, dtype: torch
     The function is the same; the cost is that of research code. The UNet runs to its end, Pillow prepares images for
     CLIP one by one on the CPU, and the dynamic mask head copies the features for every query.
     """
-    frozen: Any = empty_parts(stack)
+    frozen: Any = empty_parts(stack, cfg.model)
     with torch.device("meta"):
         frozen.unet = StockUNet.from_config(frozen.unet.config)
         frozen.vae = StockVAE.from_config(frozen.vae.config)
@@ -445,7 +447,7 @@ def _with_weights(cfg: Config, frozen: FrozenStack, device: torch.device, dtype:
         for name, buffer in module.named_buffers():
             buffer.copy_(torch.arange(buffer.shape[-1]) if name.endswith("position_ids") else torch.zeros_like(buffer))
     torch.manual_seed(0)
-    return build_model(cfg, frozen).to(device)
+    return build_segmenter(cfg, frozen).to(device)
 
 
 # The parts of the baseline that differ from those of the project's model.

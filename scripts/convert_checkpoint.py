@@ -18,6 +18,7 @@ from scripts.count_parameters import FULL_SIZE, empty_model
 from util.errors import Parser, UserError, help_asked, run_cli
 
 DTYPES = ("float16", "bfloat16", "float32")
+OWN_UNET = ("hcd", "rem")  # released with a UNet that differs from the pretrained one
 FROZEN = ("unet", "vae", "text_encoder", "image_encoder", "backbone", "sentence_encoder")
 IN = "the first argument"
 OPTIONS = {
@@ -48,7 +49,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         choices=FROZEN,
         default=[],
-        help="frozen parts of an authors' checkpoint to keep in OUT; HCD's UNet is always kept, as it contains LoRA",
+        help="frozen parts of an authors' checkpoint to keep in OUT; the UNets of HCD and REM, which differ from the "
+        "pretrained one, are always kept",
     )
     project.add_argument(
         "--stack",
@@ -76,8 +78,8 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 
 import torch
 
-from models import ARCHITECTURE_OPTIONS, build_model, frozen_sources, resolved
-from models.authors import authors_state
+from models import build_model, frozen_sources, resolved
+from models.authors import authors_state, unet_state
 from models.checkpoints import (
     PARTS,
     Checkpoint,
@@ -92,7 +94,7 @@ from models.checkpoints import (
 from models.diffusion.stack import load_stock_parts
 from models.lora import merged_state
 from util.checkpoint import save_weights, write_pickle
-from util.config import Config
+from util.config import MODELS, Config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -106,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def to_project(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
-    """Write the trained weights as a safetensors file, with the parts of ``--carry`` and the UNet of an authors' HCD.
+    """Write the trained weights as a safetensors file, with the parts of ``--carry`` and ``OWN_UNET``.
 
     Returns:
         Messages for the user.
@@ -126,8 +128,9 @@ def to_project(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
             check_state(model, weights, path, shown=checkpoint.name_in_file)
         except UserError as error:
             raise UserError(f"{error}; --stack {args.stack} should have the sizes of its frozen parts") from error
-        frozen = {part: {**entry, "source": path.name} for part, entry in weights_identity(weights).items()}
-        dropped = held_parts(weights) - {*args.carry, *(["unet"] if checkpoint.model == "hcd" else [])}
+        known = {} if MODELS[checkpoint.model].fine_tuned else weights_identity(weights)
+        frozen = {part: {**entry, "source": path.name} for part, entry in known.items()}
+        dropped = held_parts(weights) - {*args.carry, *(["unet"] if checkpoint.model in OWN_UNET else [])}
         trained = trained_state(model).keys()
         weights = {
             name: value for name, value in weights.items() if name in trained or not held_parts([name]) & dropped
@@ -136,7 +139,8 @@ def to_project(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
         kind = getattr(torch, args.dtype)
         weights = {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}
         for part, entry in weights_identity(weights).items():  # of what the file holds now
-            frozen[part] = {**frozen.get(part, {}), **entry}
+            if not (checkpoint.fine_tunes and part == "unet"):
+                frozen[part] = {**frozen.get(part, {}), **entry}
     save_weights(args.output, portable(replace(checkpoint, weights=weights, frozen=frozen), args.output))
     held = held_parts(weights)
     count = sum(value.numel() for value in weights.values()) / 1e6
@@ -159,7 +163,7 @@ def to_authors(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
     """
     given = {name: getattr(args, name) for name in ("pretrained", "image_encoder", "text_encoder")}
     cfg = checkpoint.config(ignore_frozen_identity=args.ignore_frozen_identity, **given)
-    for name in ARCHITECTURE_OPTIONS:
+    for name in MODELS[cfg.model].architecture:
         value = resolved(cfg.model, name, getattr(cfg, name))
         if value != resolved(cfg.model, name, getattr(Config, name)):
             raise UserError(
@@ -168,11 +172,14 @@ def to_authors(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
             )
     model = build_model(cfg)
     _, notes = load_weights(model, checkpoint, frozen_sources(cfg), ignore_identity=cfg.ignore_frozen_identity)
-    stock = load_stock_parts(cfg.pretrained, cfg.text_encoder)
     extras = checkpoint.extras
-    state = authors_state(merged_state(model), cfg.model, stock, extras.get("unused", {}))
     options = argparse.Namespace(**(extras.get("args") or checkpoint.options))
-    write_pickle(args.output, {"model": state, "epoch": extras.get("epoch", 0), "args": options})
+    if MODELS[cfg.model].fine_tuned:
+        key, state = "unet", unet_state(merged_state(model))
+    else:
+        stock = load_stock_parts(cfg.pretrained, cfg.text_encoder)
+        key, state = "model", authors_state(merged_state(model), cfg.model, stock, extras.get("unused", {}))
+    write_pickle(args.output, {key: state, "epoch": extras.get("epoch", 0), "args": options})
     return [*(f"note: {note}" for note in notes), f"wrote {args.output}: {len(state)} weights of {cfg.model}"]
 
 

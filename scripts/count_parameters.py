@@ -10,14 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from util.config import Config, load_config
 from util.errors import Parser, UserError, run_cli
 
 if TYPE_CHECKING:
-    from models import Segmenter
-    from models.diffusion.stack import FrozenStack
+    from models import SegmentationModel
 
 FULL_SIZE = Path(__file__).resolve().parents[1] / "configs" / "full_size"
 PARTS = ("unet", "vae", "text_encoder", "clip", "roberta", "scheduler")
@@ -50,7 +49,7 @@ def stack_of(cfg: Config) -> Path:
     return own if all((own / part).is_dir() for part in PARTS) else FULL_SIZE
 
 
-def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> Segmenter:
+def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> SegmentationModel:
     """The model of a configuration on the meta device, with frozen parts of the sizes in ``stack``.
 
     Raises:
@@ -60,13 +59,13 @@ def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> Segmenter:
 
     from models import build_model
 
-    frozen = frozen_parts(stack)
+    frozen = frozen_parts(stack, cfg.model)
     with torch.device("meta"):
         return build_model(replace(cfg, backbone_weights=""), frozen)
 
 
-def frozen_parts(folder: Path) -> FrozenStack:
-    """The frozen parts on the meta device, without tokenizers.
+def frozen_parts(folder: Path, model: str) -> Any:
+    """The pretrained parts of a model on the meta device, without tokenizers.
 
     Raises:
         UserError: the folder does not exist or lacks a file.
@@ -74,10 +73,10 @@ def frozen_parts(folder: Path) -> FrozenStack:
     advice = "name a folder that holds a configuration file for every frozen part with --stack"
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; {advice}")
-    from models.diffusion.stack import empty_stack
+    from models import KINDS
 
     try:
-        return empty_stack(folder)
+        return KINDS[model].empty(folder)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder} cannot be used ({reason}); {advice}") from error

@@ -43,7 +43,7 @@ from models.checkpoints import Checkpoint, open_checkpoint
 from scripts.convert_checkpoint import main as convert
 from util.files import atomic_path, read_json
 
-TITLES = {"vdit": "VD-IT (arXiv 2403.12042)", "hcd": "HCD (arXiv 2508.13584)"}
+TITLES = {"vdit": "VD-IT (arXiv 2403.12042)", "hcd": "HCD (arXiv 2508.13584)", "rem": "REM (ICCV 2025)"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -37,6 +37,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from demo import MASKS, MASKS_FILE, OVERLAY, SHEET, WINDOW, DemoResult, Progress, read_options
+from util.config import MODELS
 from util.drawing import colour_of
 from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import BROKEN_IMAGE, ROOT, atomic_path, open_image
@@ -58,7 +59,7 @@ from util.video import (
 
 DESCRIPTION = "Serve a web page that segments the objects that sentences name in uploaded videos."
 TOY_CHECKPOINT = ROOT / "toy" / "vdit.safetensors"
-TITLES = {"vdit": "VD-IT", "hcd": "HCD"}
+TITLES = {"vdit": "VD-IT", "hcd": "HCD", "rem": "REM"}
 LOOPBACK = "127.0.0.1"
 PREFIX = "rvos-page-"  # of the temporary folder that holds uploads and results
 MAX_CHARACTERS = 300  # of a sentence
@@ -381,6 +382,8 @@ def build_page(
     import gradio as gr
     import pandas as pd
 
+    scored = MODELS[pretrained.name].scored
+
     def inspect(path: str | None) -> Any:
         """Show the first frame of an upload."""
         if path is None:
@@ -440,9 +443,11 @@ def build_page(
         count = len(result.times)
         notes = [f"{count} frame{'s'[: count > 1]}, {count / result.seconds:.1f} per second", *media.notes]
         names = [f"{i}  {sentence.text[:40]}" for i, sentence in enumerate(result.sentences, start=1)]
-        rows = [(t + 1, name, result.scores[t, i]) for i, name in enumerate(names) for t in range(count)]
+        values = result.scores
+        rows = [] if values is None else [(t + 1, n, values[t, i]) for i, n in enumerate(names) for t in range(count)]
         colours = {name: "#{:02x}{:02x}{:02x}".format(*colour_of(i)) for i, name in enumerate(names)}
-        lost = f"not found: below the threshold of {score_threshold:g}, so all its masks are empty"
+        below = "" if values is None else f" below the threshold of {score_threshold:g}, so"
+        lost = f"not found:{below} all its masks are empty"
         return {
             shown: result,
             status: without_folders(". ".join(notes)) + ".",
@@ -451,7 +456,10 @@ def build_page(
             frame: gr.Slider(value=1, maximum=max(2, count), visible=count > 1),
             picture: look(1, result),
             sheet: str(result.folder / SHEET),
-            scores: [[s.number, s.text, f"{s.score:.2f}", "found" if s.found else lost] for s in result.sentences],
+            scores: [
+                [s.number, s.text, "–" if s.score is None else f"{s.score:.2f}", "found" if s.found else lost]
+                for s in result.sentences
+            ],
             plot: gr.LinePlot(pd.DataFrame(rows, columns=["frame", "sentence", "score"]), color_map=colours),
             downloads: [str(file) for file in (masks, result.folder / OVERLAY, result.folder / SHEET)],
         }
@@ -467,7 +475,10 @@ def build_page(
             # Start halfway after the previous frame, so that rounding of times does not matter.
             begin = (result.times[i] + result.times[i - 1]) / 2 if i else Fraction(0)
             image = next(open_media(result.folder / OVERLAY, Excerpt(begin)).frames()).image
-            return gr.Image(image, label=f"Frame {i + 1} · score " + ", ".join(f"{s:.2f}" for s in result.scores[i]))
+            label = f"Frame {i + 1}"
+            if result.scores is not None:
+                label += " · score " + ", ".join(f"{s:.2f}" for s in result.scores[i])
+            return gr.Image(image, label=label)
 
     def leave(request: gr.Request) -> None:
         """Stop the run of a visitor who closes the page."""
@@ -529,7 +540,11 @@ def build_page(
                         stride = gr.Number(1, label="Stride", precision=0, minimum=1, maximum=MAX_STRIDE, min_width=90)
                     level = gr.Slider(0, 1, pretrained.options.threshold, step=0.01, label="Mask threshold")
                     least = gr.Slider(
-                        0, 1, pretrained.options.score_threshold, step=0.01, label="Score threshold", elem_id="least"
+                        *(0, 1, pretrained.options.score_threshold),
+                        step=0.01,
+                        label="Score threshold",
+                        visible=scored,
+                        elem_id="least",
                     )
                 with gr.Row():
                     find = gr.Button("Find", variant="primary", elem_id="find")
@@ -544,7 +559,7 @@ def build_page(
                 with gr.Tab("Contact sheet"):
                     sheet = gr.Image(show_label=False, interactive=False, elem_id="sheet")
                 scores = gr.Dataframe(headers=["", "Sentence", "Score", "Result"], wrap=True, elem_id="scores")
-                plot = gr.LinePlot(x="frame", y="score", color="sentence", y_lim=[0, 1], height=200)
+                plot = gr.LinePlot(x="frame", y="score", color="sentence", y_lim=[0, 1], height=200, visible=scored)
                 downloads = gr.File(label="Downloads", interactive=False, elem_id="downloads")
         upload.change(inspect, upload, video, concurrency_limit=2, **beside)
         asked = [upload, text, start, end, stride, level, least, shown]

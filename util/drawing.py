@@ -225,21 +225,27 @@ def movie_path(folder: Path) -> Path:
 
 
 def write_overlays(
-    folder: Path, sentence: str, frames: Sequence[Path], masks: np.ndarray, boxes: np.ndarray, scores: np.ndarray
+    folder: Path,
+    sentence: str,
+    frames: Sequence[Path],
+    masks: np.ndarray,
+    boxes: np.ndarray | None,
+    scores: np.ndarray | None,
 ) -> None:
     """Write the overlays of one expression for some frames of its video.
 
     Args:
         frames: T image files; each overlay is named after its frame.
         masks: bool ``[T, H0, W0]``.
-        boxes: ``[T, 4]``, (x0, y0, x1, y1) in pixels.
-        scores: ``[T]``.
+        boxes: ``[T, 4]``, (x0, y0, x1, y1) in pixels; None: nothing is drawn.
+        scores: ``[T]``; None: nothing is drawn.
 
     Raises:
         UserError: a frame cannot be read or an overlay not written.
     """
-    for frame, mask, box, score in zip(frames, masks, boxes, scores, strict=True):
-        picture = draw_overlay(read_picture(frame), mask, sentence, box.tolist(), float(score))
+    for i, (frame, mask) in enumerate(zip(frames, masks, strict=True)):
+        box, score = None if boxes is None else boxes[i].tolist(), None if scores is None else float(scores[i])
+        picture = draw_overlay(read_picture(frame), mask, sentence, box, score)
         write_picture(folder / f"{frame.stem}.png", picture)
 
 

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.resnet import TemporalConvLayer
 from torch import Tensor, nn
 
-from models.diffusion.conditioning import CLIPPixels, ImageTokenProjection, TextImageFusion
+from models.diffusion.conditioning import CLIPPixels, ImageTokenProjection, TextImageFusion, text_states
 from models.diffusion.stack import FrozenStack
 from models.frozen import Frozen
 from models.precision import HALVES, call_in_float32, in_float32, in_own_precision, widened
@@ -139,15 +139,8 @@ class VideoEncoder(nn.Module):
 
     def encode_text(self, captions: list[str]) -> Tensor:
         """Token features of the text encoder of the diffusion model, ``[B, 77, D]``."""
-        tokens = self.tokenizer(
-            captions if self.text else [""] * len(captions),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        with torch.no_grad():
-            return self._own(self.text_encoder(tokens.input_ids.to(self.pixel_mean.device)).last_hidden_state)
+        texts = captions if self.text else [""] * len(captions)
+        return self._own(text_states(self.tokenizer, self.text_encoder, texts, self.pixel_mean.device))
 
     def _own(self, value: Tensor) -> Tensor:
         """The output of a frozen part for the trained parts: float32, unless they compute in half precision."""
