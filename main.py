@@ -166,7 +166,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     summary.last_step = lambda: log.speed.step
     validation = None
     if scorings:
-        metrics = {name: scored_metric(name, cfg.eval_metric) for name in scorings}
+        metrics = {name: scored_metric(name, cfg.eval_metric, cfg.model) for name in scorings}
         validation = Validation(
             output, scorings, metrics, config_dict(cfg), keeper.keep_best, validate_every, first_step
         )

@@ -294,7 +294,8 @@ def _watch(model: SegmentationModel, memory: LiveMemory, parts: dict[str, int]) 
         parts[unet] += memory.now
 
     def end(*args: Any) -> None:
-        parts["kept: by the rest"] = memory.now - start - parts[unet]
+        # autocast frees its copies of trained weights at the end of the forward pass
+        parts["kept: by the rest"] = max(0, memory.now - start - parts[unet])
 
     network = model.encoder.get_submodule("unet")
     network.register_forward_pre_hook(enter)

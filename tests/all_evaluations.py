@@ -26,6 +26,7 @@ from datasets.scoring import video_metrics
 from scripts import check_data, eval_jf, make_toy_data, prepare_data
 from tests.conftest import ROOT
 from tests.true_formats import write_toy_a2d, write_toy_davis, write_toy_jhmdb, write_toy_mevis, write_toy_refcoco
+from util.config import MODELS
 from util.errors import Parser, RunError, UserError, run_cli
 from util.files import read_json, write_json
 
@@ -118,7 +119,7 @@ INFERENCES = (
 def main() -> None:
     """Run all steps, print the scores and write ``results.json``."""
     parser = Parser(prog="python -m tests.all_evaluations", description="Train and evaluate on small sets of all data.")
-    parser.add_argument("--model", choices=("vdit", "hcd"), default="vdit")
+    parser.add_argument("--model", choices=tuple(MODELS), default="vdit")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/all_evaluations"), help="new or empty folder")
     parser.add_argument("--short", action="store_true", help="the smallest sets and two training steps")
     args = parser.parse_args()
@@ -127,10 +128,11 @@ def main() -> None:
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty; remove it or choose another folder with --output_dir")
     make_data(output / "data", plan)
+    weights = ROOT / "toy" / f"{args.model}.safetensors"
+    words = ("--pretrained_weights", weights, "--keep_class_heads") if weights.is_file() else ()
     for name in TRAININGS:
-        words = ("--pretrained_weights", f"toy/{args.model}.safetensors", "--keep_class_heads", "--batch_size", 4)
-        options = flags(args.model, output / "data", name)
-        run(main_script.main, *options, *words, "--max_steps", plan.steps, "--output_dir", output / "train" / name)
+        options = (*flags(args.model, output / "data", name), *words, "--batch_size", 4)
+        run(main_script.main, *options, "--max_steps", plan.steps, "--output_dir", output / "train" / name)
     for evaluation in EVALUATIONS.values():
         options = evaluation_flags(args.model, output, evaluation)
         run(main_script.main, "--eval", *options, "--output_dir", output / "eval" / evaluation.name)
