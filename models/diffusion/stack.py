@@ -144,7 +144,7 @@ def load_whole_stack(pretrained: str) -> WholeStack:
     """
     _quiet_loading()
     t2v = _find(part_sources(pretrained)["unet"], "--pretrained", "unet/")
-    return WholeStack(**_generator(t2v, UNet3DConditionModel, WholeVAE))
+    return WholeStack(signal_rate=_signal_rate(t2v), **_generator(t2v, UNet3DConditionModel, WholeVAE))
 
 
 def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "") -> FrozenStack:
@@ -162,10 +162,12 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     sources = part_sources(pretrained, image_encoder, text_encoder)
     _quiet_loading()
     t2v = _find(sources["unet"], "--pretrained", "unet/")
+    signal_rate = _signal_rate(t2v)
     images = _find(sources["image_encoder"], "--image_encoder")
     # Before the large parts, so that a mistake shows early.
     sentence_encoder, sentence_tokenizer = _sentence_encoder(sources["sentence_encoder"])
     return FrozenStack(
+        signal_rate=signal_rate,
         **_generator(t2v, TapUNet3D, VAEEncoder),
         image_encoder=_weights(
             "image encoder", images, CLIPVisionModelWithProjection.from_pretrained, dtype=torch.float32, **NO_CODE
@@ -175,9 +177,13 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     )
 
 
+def _signal_rate(t2v: _Source) -> float:
+    scheduler = _part("scheduler", t2v, DDIMScheduler.from_pretrained, subfolder="scheduler")
+    return float(scheduler.alphas_cumprod[0])
+
+
 def _generator(t2v: _Source, unet: Any, vae: Any) -> dict[str, Any]:
     """Load the parts of the text-to-video stack, UNet and VAE as the given classes, by the names of ``FrozenStack``."""
-    scheduler = _part("scheduler", t2v, DDIMScheduler.from_pretrained, subfolder="scheduler")
     wide = {"dtype": torch.float32}
     text = {**wide, **NO_CODE}
     parts = {
@@ -187,7 +193,6 @@ def _generator(t2v: _Source, unet: Any, vae: Any) -> dict[str, Any]:
             "diffusion text encoder", t2v, CLIPTextModel.from_pretrained, subfolder="text_encoder", **text
         ),
         "tokenizer": _part("tokenizer", t2v, CLIPTokenizer.from_pretrained, subfolder="tokenizer", **NO_CODE),
-        "signal_rate": float(scheduler.alphas_cumprod[0]),
     }
     tokenizer, config, where = parts["tokenizer"], parts["text_encoder"].config, f"{t2v.name}/tokenizer"
     _check_tokenizer(tokenizer, config, where, t2v.flag)
