@@ -7,7 +7,7 @@ It has no queries, scores or boxes: a sentence that names nothing has an empty m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -182,6 +182,11 @@ class RemOutput:
         """The mask of each clip."""
         return ClipMasks(self.masks)
 
+    def first_clip(self) -> Callable[[], Tensor]:
+        """A function that draws the mask of the first clip, ``[T, S, S]``; it keeps no graph."""
+        encoder, latents = self.encoder, self.latents[:1].detach()
+        return lambda: RemOutput.probabilities(encoder.decode_masks(latents)[0])
+
     @staticmethod
     def probabilities(masks: Tensor) -> Tensor:
         """Resized masks as probabilities: values outside of 0…1 are cut off."""
@@ -230,6 +235,13 @@ class Rem(nn.Module):
         return RemOutput(latents, self.encoder)
 
 
+@dataclass(frozen=True)
+class NoQuery:
+    """Selects nothing; it holds the ground truth, as ``models.criterion.MatchedQuery`` does."""
+
+    target: BatchTargets
+
+
 class LatentCriterion:
     """The mean squared error between the predicted latents and those of the ground truth.
 
@@ -239,8 +251,9 @@ class LatentCriterion:
     prepare = staticmethod(Criterion.prepare)
 
     @staticmethod
-    def select(target: BatchTargets) -> None:
-        """There are no queries."""
+    def select(target: BatchTargets) -> NoQuery:
+        """There are no queries to select."""
+        return NoQuery(target)
 
     @staticmethod
     def count(targets: Sequence[BatchTargets]) -> Tensor:

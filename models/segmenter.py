@@ -7,7 +7,9 @@ VD-IT and HCD are two sets of the same parts (``models.build_model``). Legend: `
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -109,6 +111,12 @@ class SegmenterOutput:
             low=last.low_masks[rows, :, last.chosen] > 0,
             queries=last.chosen,
         )
+
+    def first_clip(self) -> Callable[[], Tensor]:
+        """A function that returns the mask probabilities of the first clip, ``[T, H, W]``; it keeps no graph."""
+        assert self.masks is not None
+        masks = self.masks[0].detach()
+        return partial(self.probabilities, masks)
 
     @staticmethod
     def probabilities(masks: Tensor) -> Tensor:

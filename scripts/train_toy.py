@@ -193,8 +193,8 @@ def make_model(model: str, output: Path, work: Path, share: float) -> None:
             *("--train_videos", VIDEOS, "--valid_videos", VALID_VIDEOS),
         )
         checkpoint = folder / "checkpoint.pth"
-        heads = ("--keep_class_heads",) if MODELS[model].scored else ()
-        begin = ("--pretrained_weights", weights, *heads) if weights else ()
+        heads: tuple[str, ...] = ("--keep_class_heads",) if MODELS[model].scored else ()
+        begin: tuple[str | Path, ...] = ("--pretrained_weights", weights, *heads) if weights else ()
         steps = max(2, round(share * phase.steps))
         run(
             f"Training on {phase.title}",

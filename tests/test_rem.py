@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet3DConditionModel
 from torch import Tensor, nn
 
-from datasets.clip import sample_frames
+from datasets.clip import denormalise, sample_frames
 from engine import training_step
 from models import build_criterion, build_model, build_parameter_groups, frozen_sources, prepare_training
 from models.checkpoints import (
@@ -30,6 +30,7 @@ from models.rem import Rem, is_trained
 from scripts import convert_checkpoint
 from util.checkpoint import read_content, write_pickle
 from util.config import Config, config_dict
+from util.drawing import LastClip
 from util.errors import UserError
 
 UNET = "encoder.unet.module."
@@ -175,6 +176,16 @@ def test_checkpoints_hold_what_differs_from_the_stack(cfg: Config, tmp_path: Pat
     before, after = model.state_dict(), clips.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert len(trained_state(clips)) > len(trained_state(model))
+
+
+def test_a_picture_of_a_training_clip(cfg: Config) -> None:
+    model, batch = rem(cfg).train(), Batch()
+    last = LastClip(model, denormalise)
+    target = build_criterion(cfg).prepare(batch.targets, (SIDE, SIDE))
+    output = model(batch.frames, batch.padding, batch.captions, build_criterion(cfg).select(target), batch.annotated)
+    assert "masks" not in vars(output)  # nothing is drawn until it is asked for
+    picture = last.draw()
+    assert picture is not None and picture.shape[1] > 2 * SIDE
 
 
 def test_another_stack_is_refused(cfg: Config, tmp_path: Path) -> None:
