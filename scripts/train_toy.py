@@ -202,7 +202,8 @@ def make_model(model: str, output: Path, work: Path, share: float) -> None:
             *("--pretrained", stack, "--ytvos_path", data, "--output_dir", folder),
             *("--num_frames", phase.frames, "--batch_size", phase.batch, "--max_steps", steps, "--save_every", 100),
             *("--lr", str(phase.rate), "--lr_processes", PROCESSES, "--lr_schedule", phase.schedule),
-            *("--warmup_steps", phase.warmup, *phase.options),
+            *("--warmup_steps", phase.warmup),
+            *phase.options,
             *(("--resume", checkpoint) if checkpoint.is_file() else begin),
         )
         weights = checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet3DConditionModel
+from PIL import Image
 from torch import Tensor, nn
 
+import demo
 from datasets.clip import denormalise, sample_frames
 from engine import training_step
 from models import build_criterion, build_model, build_parameter_groups, frozen_sources, prepare_training
@@ -26,8 +29,9 @@ from models.checkpoints import (
 from models.diffusion.tiny import make_tiny_stack
 from models.inference import InferenceOptions, VideoSegmenter, build_for_inference, segment
 from models.pretrained import load_pretrained
-from models.rem import Rem, is_trained
+from models.rem import LatentEncoder, Rem, is_trained
 from scripts import convert_checkpoint
+from tests.commands import run_command
 from util.checkpoint import read_content, write_pickle
 from util.config import Config, config_dict
 from util.drawing import LastClip
@@ -275,6 +279,34 @@ def test_library_without_scores_and_boxes(cfg: Config, tmp_path: Path) -> None:
         assert sentence.masks.shape == (5, 24, 40) and sentence.found == sentence.masks.any()
     nothing = pretrained.segment(video, "the ball", window=3, threshold=1.1)["the ball"]
     assert not nothing.found and not nothing.masks.any()
+
+
+def test_demo_without_scores_and_boxes(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        LatentEncoder, "decode_masks", lambda self, latents: torch.zeros(*latents.shape[:2], SIDE, SIDE)
+    )
+    path = save(tmp_path / "checkpoint.pth", rem(cfg), cfg)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    words = ("--resume", path, "--pretrained", cfg.pretrained, "--out", tmp_path / "out", "--device", "cpu")
+    done = run_command(demo.main, tmp_path / "a.png", "the ball", *words)
+    assert done.returncode == 0, done.stderr
+    assert "1 “the ball”: not found, its masks are empty" in done.stdout
+    content = json.loads((tmp_path / "out" / "masks.json").read_text())
+    assert content["categories"][0].keys() == {"id", "name", "folder", "found"}
+    assert not content["annotations"][0].keys() & {"score", "predicted_box"} and content["annotations"][0]["area"] == 0
+
+
+def test_inference_in_bf16(cfg: Config, tmp_path: Path) -> None:
+    path = save(tmp_path / "checkpoint.pth", rem(cfg), cfg)
+    masks = []
+    for precision in ("fp32", "bf16"):
+        own = replace(cfg, precision=precision, noise="none")
+        model, _ = build_for_inference(own, open_checkpoint(str(path), "--resume"), torch.device("cpu"))
+        kinds = {p.dtype for p in model.encoder.parameters()}
+        assert kinds == {torch.bfloat16 if precision == "bf16" else torch.float32}
+        with torch.inference_mode():
+            masks.append(model(clip(), torch.zeros(1), ["a dog"]).masks)
+    assert float((masks[0] - masks[1]).abs().mean()) < 0.1 * float(masks[0].std())
 
 
 def test_windows_blend_masks(cfg: Config) -> None:
