@@ -252,15 +252,23 @@ class SentenceRecord:
         number: from 1.
         text: as typed.
         folder: name of its folder below ``masks`` and ``probabilities``.
-        score: mean over the frames, 0…1.
-        found: whether the score reaches the threshold; otherwise all masks are empty.
+        score: mean over the frames, 0…1; None from a model without scores.
+        found: whether the score reaches the threshold, or without scores whether any mask has a pixel; otherwise all
+            masks are empty.
     """
 
     number: int
     text: str
     folder: str
-    score: float = 0.0
+    score: float | None = None
     found: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """Return the score, or without one whether the sentence was found."""
+        if self.score is None:
+            return "found" if self.found else "not found"
+        return f"score {self.score:.2f}"
 
 
 @dataclass(frozen=True)
@@ -270,7 +278,7 @@ class DemoResult:
     Attributes:
         folder: the output folder.
         sentences: with their scores.
-        scores: ``[T, S]``, 0…1, of each frame and sentence.
+        scores: ``[T, S]``, 0…1, of each frame and sentence; None from a model without scores.
         times: ``[T]``, when the overlay shows each frame, in seconds.
         seconds: how long segmentation took.
         run: for ``rethreshold``.
@@ -278,7 +286,7 @@ class DemoResult:
 
     folder: Path
     sentences: list[SentenceRecord]
-    scores: np.ndarray
+    scores: np.ndarray | None
     times: list[Fraction]
     seconds: float
     run: _Run = dataclasses.field(repr=False)
@@ -287,8 +295,10 @@ class DemoResult:
         """Return the summary for the user."""
         lines = []
         for sentence in self.sentences:
-            line = f"{sentence.number} “{sentence.text}”: score {sentence.score:.2f}"
-            if not sentence.found:
+            line = f"{sentence.number} “{sentence.text}”: {sentence.verdict}"
+            if sentence.score is None and not sentence.found:
+                line += ", its masks are empty"
+            elif not sentence.found:
                 line += f", below the score threshold of {score_threshold:g}: not found, its masks are empty"
             lines.append(line)
         rate = len(self.times) / self.seconds
@@ -445,6 +455,11 @@ def export_again(
     return replace(result.run, target=result.folder, formats=formats, report=report, show=show).export()
 
 
+def score_entry(score: float | None) -> dict[str, Any]:
+    """Return the entry of a score in ``masks.json``: none from a model without scores."""
+    return {} if score is None else {"score": round(score, 5)}
+
+
 @dataclass
 class _Run:
     """The stages of ``run_demo`` and ``rethreshold``, and the data that they share."""
@@ -458,8 +473,9 @@ class _Run:
     colours: Sequence[Colour]
     target: Path = Path()  # where files are written; it becomes the output folder
     frames: list[MediaFrame] = dataclasses.field(default_factory=list)  # without their images
-    scores: list[np.ndarray] = dataclasses.field(default_factory=list)  # [S] each
+    scores: list[np.ndarray] = dataclasses.field(default_factory=list)  # [S] each; empty from a model without scores
     boxes: list[np.ndarray] = dataclasses.field(default_factory=list)  # [S, 4] each
+    shown: set[int] = dataclasses.field(default_factory=set)  # numbers of the sentences whose masks have a pixel
     seconds: float = 0.0
 
     def write(
@@ -480,7 +496,8 @@ class _Run:
         if failure is not None:
             raise self._explained(failure, folder)
         times = [frame.time - self.begin for frame in self.frames]
-        return DemoResult(folder, self.sentences, np.stack(self.scores), times, self.seconds, self)
+        scores = np.stack(self.scores) if self.scores else None
+        return DemoResult(folder, self.sentences, scores, times, self.seconds, self)
 
     def _explained(self, error: BaseException, folder: Path) -> BaseException:
         """Return the error that is raised for one after which the masks stay."""
@@ -526,31 +543,38 @@ class _Run:
         with BackgroundTasks(WRITERS) as tasks:
             results = segment(self._images())
             for number, result in enumerate(self._watched("segment", results, self.media.count)):
-                if not np.isfinite(result.scores).all():
+                if not np.isfinite(result.probabilities if result.scores is None else result.scores).all():
                     raise RunError(
                         f"the predictions for frame {self.frames[number].name} are not finite numbers; the checkpoint "
                         "may come from a run that diverged"
                     )
-                self.scores.append(np.asarray(result.scores, np.float32))
-                self.boxes.append(np.asarray(result.boxes, np.float32))
+                for kept, values in ((self.scores, result.scores), (self.boxes, result.boxes)):
+                    if values is not None:
+                        kept.append(np.asarray(values, np.float32))
                 for sentence, probability in zip(self.sentences, result.probabilities, strict=True):
-                    tasks.submit(write_mask, self._png(MASKS, sentence, number), probability >= threshold)
+                    self._write_mask(tasks, sentence, number, probability >= threshold)
                     if save_prob:
                         tasks.submit(write_grey, self._png(PROBABILITIES, sentence, number), _levels(probability))
         self.seconds = time.perf_counter() - started
 
     def threshold_again(self, probabilities: Path, threshold: float) -> None:
         """Write all masks from the probabilities of an earlier result, and copy these."""
-        level = _levels(np.float32(threshold))
+        level, self.shown = _levels(np.float32(threshold)), set()
         shutil.copytree(probabilities, self.target / PROBABILITIES)
         with BackgroundTasks(WRITERS) as tasks:
             for number in self._watched("threshold", range(len(self.frames)), len(self.frames)):
                 for sentence in self.sentences:
                     levels = read_grey(self._png(PROBABILITIES, sentence, number), self.media.size)
-                    tasks.submit(write_mask, self._png(MASKS, sentence, number), levels >= level)
+                    self._write_mask(tasks, sentence, number, levels >= level)
 
     def decide(self, score_threshold: float) -> None:
-        """Decide by their mean scores which sentences are found, and empty the masks of the others."""
+        """Decide by their mean scores which sentences are found, and empty the masks of the others.
+
+        Without scores, those whose masks have a pixel are found.
+        """
+        if not self.scores:
+            self.sentences = [replace(sentence, found=sentence.number in self.shown) for sentence in self.sentences]
+            return
         means = np.stack(self.scores).mean(axis=0, dtype=np.float64).tolist()
         self.sentences = [
             replace(sentence, score=mean, found=mean >= score_threshold)
@@ -580,7 +604,7 @@ class _Run:
         ):
             file.write('{"info": ' + json.dumps(info, ensure_ascii=False))
             categories = (
-                {"id": s.number, "name": s.text, "folder": s.folder, "score": round(s.score, 5), "found": s.found}
+                {"id": s.number, "name": s.text, "folder": s.folder, **score_entry(s.score), "found": s.found}
                 for s in self.sentences
             )
             _write_rows(file, "categories", categories)
@@ -610,7 +634,7 @@ class _Run:
     def draw(self) -> None:
         """Write the overlay and the contact sheet."""
         media = self.media
-        entries = [(s.text, f"score {s.score:.2f}" + ("" if s.found else ", not found")) for s in self.sentences]
+        entries = [(s.text, s.verdict + ("" if s.found or s.score is None else ", not found")) for s in self.sentences]
         wanted, tiles = spread(range(len(self.frames)), SHEET_TILES), []
         painter = ObjectPainter(sentence_labels([s.text for s in self.sentences]), media.size, colours=self.colours)
         end = self.frames[-1].time + self.frames[-1].duration - self.begin if media.excerpt.end is not None else None
@@ -653,18 +677,25 @@ class _Run:
         for number in tqdm(range(len(self.frames)), "masks.json", unit="frame", disable=not self.show, **bar_style()):
             for i, sentence in enumerate(self.sentences):
                 rle = run_lengths(self._mask(sentence, number))
-                x0, y0, x1, y1 = (float(side) for side in self.boxes[number][i])
+                about = score_entry(float(self.scores[number][i]) if self.scores else None)
+                if self.boxes:
+                    x0, y0, x1, y1 = (float(side) for side in self.boxes[number][i])
+                    about["predicted_box"] = [round(side, 2) for side in (x0, y0, x1 - x0, y1 - y0)]
                 yield {
                     "id": number * len(self.sentences) + i + 1,
                     "image_id": number,
                     "category_id": sentence.number,
-                    "score": round(float(self.scores[number][i]), 5),
+                    **about,
                     "bbox": mask_box(rle),
-                    "predicted_box": [round(side, 2) for side in (x0, y0, x1 - x0, y1 - y0)],
                     "area": mask_area(rle),
                     "iscrowd": 0,
                     "segmentation": rle,
                 }
+
+    def _write_mask(self, tasks: BackgroundTasks, sentence: SentenceRecord, number: int, mask: np.ndarray) -> None:
+        if mask.any():
+            self.shown.add(sentence.number)
+        tasks.submit(write_mask, self._png(MASKS, sentence, number), mask)
 
     def _mask(self, sentence: SentenceRecord, number: int) -> np.ndarray:
         return read_binary_mask(self._png(MASKS, sentence, number), self.media.size)

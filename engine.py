@@ -24,8 +24,9 @@ from datasets.files import Video, read_clips, require_outside_dataset
 from datasets.predictions import MASK_OPTIONS, InferenceRecord, MaskLayout, frame_size, is_written, require_frames
 from datasets.registry import DATASETS
 from datasets.scoring import video_counts, video_metrics
-from models import Criterion, Segmenter, prepare_sentences
+from models import Criterion, SegmentationModel, prepare_sentences
 from models.inference import InferenceOptions, Prediction, large_video_notes, query_predictions, segment
+from models.rem import LatentCriterion
 from models.segmenter import all_queries
 from util.checkpoint import Keeper
 from util.config import Config
@@ -92,7 +93,7 @@ class Run:
     """The segmenter."""
     network: nn.Module
     """The same, wrapped where several processes exchange gradients."""
-    criterion: Criterion
+    criterion: Criterion | LatentCriterion
     loader: EpochLoader
     optimizer: torch.optim.Optimizer
     schedule: Schedule
@@ -110,6 +111,8 @@ class Run:
     """Number of steps done before this session."""
     max_norm: float = 0.1
     """Greatest norm of the gradient; 0: no clipping."""
+    max_value: float = 0.0
+    """Greatest absolute value of an element of the gradient; 0: no limit."""
     accumulate: int = 1
     """Batches per optimiser step."""
     log_every: int = 10
@@ -147,7 +150,7 @@ def train(run: Run) -> int:
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         moved = [batch.to(run.device, non_blocking=True) for batch in batches]
-        terms = training_step(run.network, run.criterion, moved, run.optimizer, run.max_norm, run.scaler)
+        terms = training_step(run.network, run.criterion, moved, run.optimizer, run.max_norm, run.scaler, run.max_value)
         step += 1
         clips = [f"{target['video']}/{target['exp_id']}" for batch in batches for target in batch.targets]
         meter.add(step, clips, terms, batches)
@@ -186,6 +189,7 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     max_norm: float,
     scaler: torch.amp.GradScaler | None = None,
+    max_value: float = 0.0,
 ) -> dict[str, Tensor]:
     """Run one optimiser step on the summed gradients of several batches.
 
@@ -196,6 +200,7 @@ def training_step(
         optimizer: of the trained parameters.
         max_norm: greatest norm of the gradient; 0: no clipping.
         scaler: of the loss, for float16. A step whose scaled gradient overflows is skipped, and the scale halved.
+        max_value: greatest absolute value of an element of the gradient; 0: no limit.
 
     Returns:
         ``loss`` (weighted sum), every term, and the norm of the gradient before clipping. With a scaler also its
@@ -216,12 +221,12 @@ def training_step(
         del output, loss, terms
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if scaler is None:
-        norm = _clip(parameters, max_norm)
+        norm = clip_gradient(parameters, max_norm, max_value)
         optimizer.step()
         return {"loss": sums.pop("loss"), GRADIENT: norm, **sums}
     scale = scaler.scale(torch.ones_like(count))
     scaler.unscale_(optimizer)
-    norm = _clip(parameters, max_norm)
+    norm = clip_gradient(parameters, max_norm, max_value)
     scaler.step(optimizer)
     scaler.update()
     # Overflow does not explain a scale below 1: then the norm shows that the gradient itself is not finite.
@@ -230,9 +235,12 @@ def training_step(
     return {"loss": sums.pop("loss"), **about, **sums}
 
 
-def _clip(parameters: list[Tensor], max_norm: float) -> Tensor:
-    """Clip the gradient; return its norm before clipping."""
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
+def clip_gradient(parameters: list[Tensor], max_norm: float, max_value: float = 0.0) -> Tensor:
+    """Clip the gradient by its norm, then each of its elements (0: not); return its norm before clipping."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
+    if max_value > 0:
+        torch.nn.utils.clip_grad_value_(parameters, max_value)
+    return norm
 
 
 def is_due(step: int, every: int) -> bool:
@@ -351,7 +359,7 @@ class VideoScoring:
         """The sentences of all videos."""
         return (sentence for video in self.videos for sentence in video.expressions.values())
 
-    def score(self, model: Segmenter) -> Scores:
+    def score(self, model: SegmentationModel) -> Scores:
         """Segment this process's share of the videos, and score the masks of all."""
         record = self.record or self.open_record()
         share = share_of_videos(self.videos)
@@ -575,7 +583,7 @@ class _Pending:
 
 
 def segment_videos(
-    model: Segmenter,
+    model: SegmentationModel,
     videos: Sequence[Video],
     record: InferenceRecord,
     layout: MaskLayout,
@@ -617,7 +625,12 @@ def segment_videos(
     if skipped and show:
         print(f"skipped {skipped} of {count_expressions(videos)} expressions, which are written already")
     prepare_sentences(model, (sentence for item in work for sentence in item.sentences.values()))
-    jobs = [(item, frames) for item in work if item.folders for frames in item.clips(layout.clip_frames)]
+    jobs = [
+        (item, frames)
+        for item in work
+        if item.folders
+        for frames in item.clips(layout.clip_frames or options.clip_frames)
+    ]
     total = sum(len(frames) * len(item.sentences) for item, frames in jobs)
     threads = max(1, workers)
     clips = read_clips([frames for _, frames in jobs], options.eval_size, options.max_size, threads)
@@ -631,7 +644,11 @@ def segment_videos(
                 _note(item, exp_id, prediction, record)
                 if visualize:
                     folder, sentence = output / OVERLAYS / item.video.name / exp_id, item.sentences[exp_id]
-                    drawn = zip(frames, prediction.masks, prediction.boxes, prediction.scores, strict=True)
+                    boxes, scores = (
+                        [None] * len(frames) if values is None else values
+                        for values in (prediction.boxes, prediction.scores)
+                    )
+                    drawn = zip(frames, prediction.masks, boxes, scores, strict=True)
                     for frame, mask, box, score in drawn:
                         tasks.submit(write_overlay, folder / f"{frame.stem}.png", sentence, frame, mask, box, score)
                 bar.update(len(frames))
@@ -745,29 +762,28 @@ def count_expressions(videos: Iterable[Video]) -> int:
 
 def _note(item: _Pending, exp_id: str, prediction: Prediction, record: InferenceRecord) -> None:
     """Add a prediction of one clip to the results of its video."""
-    if not np.isfinite(prediction.scores).all():
+    if not prediction.finite:
         raise RunError(
             f"the predictions for video {item.video.name!r}, expression {exp_id!r} are not finite; "
             f"{record.about.get('checkpoint') or 'the checkpoint'} may come from a run that diverged"
         )
     result = item.results.setdefault(
-        exp_id, {"sentence": item.video.expressions[exp_id], "scores": [], "queries": [], "seconds": 0.0}
+        exp_id, {"sentence": item.video.expressions[exp_id], "scores": [], "queries": [], "frames": 0, "seconds": 0.0}
     )
-    result["scores"] += prediction.scores.tolist()
-    result["queries"].append(prediction.query)
+    if prediction.scores is not None:
+        result["scores"] += prediction.scores.tolist()
+        result["queries"].append(prediction.query)
+    result["frames"] += len(prediction.masks)
     result["seconds"] += prediction.seconds
 
 
 def _summary(result: dict[str, Any], layout: MaskLayout) -> dict[str, Any]:
-    """The entry of an expression in the record."""
-    queries = {"query": result["queries"][0]} if layout.clip_frames is None else {"queries": result["queries"]}
-    return {
-        "sentence": result["sentence"],
-        "score": round(float(np.mean(result["scores"])), 5),
-        **queries,
-        "frames": len(result["scores"]),
-        "seconds": round(result["seconds"], 3),
-    }
+    """The entry of an expression in the record; a model without scores has none there."""
+    about: dict[str, Any] = {}
+    if result["scores"]:
+        about["score"] = round(float(np.mean(result["scores"])), 5)
+        about |= {"query": result["queries"][0]} if layout.clip_frames is None else {"queries": result["queries"]}
+    return {"sentence": result["sentence"], **about, "frames": result["frames"], "seconds": round(result["seconds"], 3)}
 
 
 def _require_size(item: _Pending, frame: Path, size: tuple[int, int]) -> None:

@@ -31,6 +31,7 @@ from engine import VALIDATION_FOLDER, Run, Scoring, Validation, build_schedule, 
 from models import (
     build_criterion,
     build_model,
+    build_parameter_groups,
     frozen_sources,
     has_lora,
     prepare_sentences,
@@ -137,8 +138,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     seen = (text for caption in loader.dataset.captions() for text in (caption, swap_sides(caption)))
     prepare_sentences(model, chain(seen, *(scoring.captions() for scoring in scorings.values())))
     fused = device.type == "cuda" or None  # the fused optimiser needs no synchronisation for a scaled gradient
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
+    optimizer = torch.optim.AdamW(build_parameter_groups(cfg, model), lr=cfg.lr, fused=fused)
     if resumed:
         resumed.load_optimizer(optimizer)
         if scaler and "scaler" in resumed.training:
@@ -173,7 +173,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     summary.last_step = lambda: log.speed.step
     validation = None
     if scorings:
-        metrics = {name: scored_metric(name, cfg.eval_metric) for name in scorings}
+        metrics = {name: scored_metric(name, cfg.eval_metric, cfg.model) for name in scorings}
         validation = Validation(
             output, scorings, metrics, config_dict(cfg), keeper.keep_best, validate_every, first_step
         )
@@ -203,6 +203,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
         seed=cfg.seed,
         first_step=first_step,
         max_norm=cfg.clip_max_norm,
+        max_value=cfg.clip_grad_value,
         accumulate=cfg.accumulate,
         log_every=cfg.log_every,
         save_every=cfg.save_every,

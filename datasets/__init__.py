@@ -24,7 +24,9 @@ def build_dataset(cfg: Config, split: str) -> ClipDataset:
         UserError: the dataset has no such clips, or a file is missing or malformed.
     """
     if cfg.dataset_file not in MIXTURES:
-        return _build("build_clips", cfg, "clips", split)
+        clips = _build("build_clips", cfg, "clips", split)
+        clips.near = cfg.frame_sampling == "near"
+        return clips
     if split != "train":
         raise UserError(
             f"{cfg.dataset_file} is a mixture for training; name one of its parts "

@@ -126,7 +126,12 @@ def make_target(
 
 
 def sample_frames(
-    length: int, start: int, num_frames: int, rng: np.random.Generator, reverse_probability: float = 0.3
+    length: int,
+    start: int,
+    num_frames: int,
+    rng: np.random.Generator,
+    reverse_probability: float = 0.3,
+    near: bool = True,
 ) -> list[int]:
     """Draw the frame indices of a training clip.
 
@@ -139,11 +144,12 @@ def sample_frames(
         start: index of the start frame.
         num_frames: number of indices to return, at least 1.
         rng: the source of randomness.
+        near: False draws all frames at random.
     """
     before = max(0, start - int(rng.integers(1, LOCAL_REACH, endpoint=True)))
     after = min(length - 1, start + int(rng.integers(1, LOCAL_REACH, endpoint=True)))
     neighbours = [before, after] if rng.random() < 0.5 else [after, before]
-    indices = [start, *neighbours][:num_frames]
+    indices = [start, *neighbours][:num_frames] if near else []
     remaining = rng.permutation([index for index in range(length) if index not in indices])
     indices += remaining[: num_frames - len(indices)].tolist()
     indices += np.resize(rng.permutation(length), num_frames - len(indices)).tolist()
@@ -162,9 +168,11 @@ class ClipDataset(Dataset[Sample], ABC):
 
     Attributes:
         skip_broken: also replace a clip whose files are broken, and report it on stderr.
+        near: whether two frames of a training clip are close to its start frame (``sample_frames``).
     """
 
     skip_broken = False
+    near = True
 
     def __init__(self, seed: int, replace_invisible: bool) -> None:
         self.seed = seed
@@ -290,7 +298,7 @@ class ExpressionClips(ClipDataset):
         indices = (
             list(range(length))
             if self.num_frames is None
-            else sample_frames(length, start, self.num_frames, rng, self.reverse_probability)
+            else sample_frames(length, start, self.num_frames, rng, self.reverse_probability, self.near)
         )
         names = [video.frames[i] for i in indices]
 

@@ -59,11 +59,12 @@ class Evaluator(Generic[KeptT]):
             RunError: a score or a box is not finite.
         """
         for prediction in predictions:
-            assert len(prediction.scores) == len(prediction.masks) == len(prediction.boxes), "one of each per query"
-            if not (np.isfinite(prediction.scores).all() and np.isfinite(prediction.boxes).all()):
+            given = [value for value in (prediction.scores, prediction.boxes) if value is not None]
+            assert all(len(value) == len(prediction.masks) for value in given), "one of each per query"
+            what = "scores or boxes" if given else "masks"
+            if not prediction.finite or not all(np.isfinite(value).all() for value in given):
                 raise RunError(
-                    f"the scores or boxes for {prediction.item} are not finite; the weights may come from a run that "
-                    "diverged"
+                    f"the {what} for {prediction.item} are not finite; the weights may come from a run that diverged"
                 )
             self._kept[prediction.item] = self._keep(prediction)
 
@@ -99,7 +100,7 @@ def _require_size(prediction: QueryPredictions, size: tuple[int, int]) -> None:
 class Queries(NamedTuple):
     """What ``A2dEvaluator`` keeps of an item: ``scores [Q]`` and Q masks as run lengths."""
 
-    scores: NDArray[np.float32]
+    scores: NDArray[np.float32] | None
     masks: list[Rle]
 
 
@@ -126,6 +127,8 @@ class A2dEvaluator(Evaluator[Queries]):
 
     def results(self) -> dict[str, float]:
         best = {item: _best(queries) for item, queries in self._kept.items()}
+        if any(queries.scores is None for queries in best.values()):  # then nothing can be ranked
+            return self._overlap(best)
         all_queries = self._average_precision(self._kept)
         return {
             "mAP": 100 * float(all_queries.mean()),
@@ -138,7 +141,8 @@ class A2dEvaluator(Evaluator[Queries]):
     def _keep(self, prediction: QueryPredictions) -> Queries:
         height, width = self.ground_truth[prediction.item]["size"]
         _require_size(prediction, (height, width))
-        return Queries(prediction.scores.astype(np.float32), encode_masks(prediction.masks))
+        scores = None if prediction.scores is None else prediction.scores.astype(np.float32)
+        return Queries(scores, encode_masks(prediction.masks))
 
     def _overlap(self, best: Mapping[str, Queries]) -> dict[str, float]:
         """Compute P@K, oIoU and mIoU of one query per item."""
@@ -160,9 +164,9 @@ class A2dEvaluator(Evaluator[Queries]):
             {**_annotation(numbers[item], mask), "score": float(score)}
             for item in self.items
             if item in found
-            for score, mask in zip(found[item].scores, found[item].masks, strict=True)
+            for score, mask in zip(np.asarray(found[item].scores), found[item].masks, strict=True)
         ]
-        most = max((len(queries.scores) for queries in found.values()), default=0)
+        most = max((len(queries.masks) for queries in found.values()), default=0)
         with redirect_stdout(StringIO()):  # pycocotools prints its progress
             evaluation = COCOeval(self._coco(ground_truth), self._coco(predicted), iouType="segm")
             evaluation.params.useCats = 0
@@ -195,6 +199,8 @@ def encode_masks(masks: NDArray[np.bool_]) -> list[Rle]:
 
 def _best(queries: Queries) -> Queries:
     """Return the best query alone, or none if there is none."""
+    if queries.scores is None:
+        return queries
     first = int(queries.scores.argmax()) if len(queries.scores) else 0
     return Queries(queries.scores[first : first + 1], queries.masks[first : first + 1])
 
@@ -215,8 +221,8 @@ class Overlap(NamedTuple):
 
     intersection: int  # of the masks, pixels
     union: int
-    box_iou: float  # 0…1
-    box_giou: float  # −1…1
+    box_iou: float | None  # 0…1; None without boxes
+    box_giou: float | None  # −1…1
 
 
 class RefcocoEvaluator(Evaluator[Overlap]):
@@ -243,20 +249,27 @@ class RefcocoEvaluator(Evaluator[Overlap]):
             self._kept.get(item) or Overlap(0, int(np.count_nonzero(self.ground_truth(item).mask)), 0.0, -1.0)
             for item in self.items
         ]
+        masks = overlap_metrics([overlap.intersection for overlap in overlaps], [overlap.union for overlap in overlaps])
+        pairs = [
+            (overlap.box_iou, overlap.box_giou)
+            for overlap in overlaps
+            if overlap.box_iou is not None and overlap.box_giou is not None
+        ]
+        if len(pairs) < len(overlaps):  # from a model without boxes
+            return masks
         return {
-            **overlap_metrics([overlap.intersection for overlap in overlaps], [overlap.union for overlap in overlaps]),
-            f"box_P@{BOX_THRESHOLD}": 100 * float(np.mean([overlap.box_iou > BOX_THRESHOLD for overlap in overlaps])),
-            f"box_P@{BOX_THRESHOLD}_GIoU": 100
-            * float(np.mean([overlap.box_giou >= BOX_THRESHOLD for overlap in overlaps])),
+            **masks,
+            f"box_P@{BOX_THRESHOLD}": 100 * float(np.mean([iou > BOX_THRESHOLD for iou, _ in pairs])),
+            f"box_P@{BOX_THRESHOLD}_GIoU": 100 * float(np.mean([giou >= BOX_THRESHOLD for _, giou in pairs])),
         }
 
     def _keep(self, prediction: QueryPredictions) -> Overlap:
         gt = self.ground_truth(prediction.item)
         _require_size(prediction, (gt.mask.shape[0], gt.mask.shape[1]))
-        best = int(prediction.scores.argmax())
-        mask = prediction.masks[best]
+        best = 0 if prediction.scores is None else int(prediction.scores.argmax())
+        mask, boxes = prediction.masks[best], prediction.boxes
         return Overlap(
             int(np.count_nonzero(mask & gt.mask)),
             int(np.count_nonzero(mask | gt.mask)),
-            *box_overlaps(prediction.boxes[best], gt.box),
+            *((None, None) if boxes is None else box_overlaps(boxes[best], gt.box)),
         )

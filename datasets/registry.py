@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from util import config
-from util.config import Config
+from util.config import MODELS, Config
 from util.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ AUTO = "auto"
 _OVERLAPS = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
 J_AND_F = ("J&F", "J", "F")
 AVERAGE_PRECISIONS = ("mAP", "mAP_best_query", "AP@0.5", "AP@0.75", *_OVERLAPS)
+_SCORED = ("mAP", "AP@", "box_")  # how metrics begin that need scores or boxes
 OVERLAPS_AND_BOXES = (*_OVERLAPS, "box_P@0.5", "box_P@0.5_GIoU")
 
 
@@ -197,11 +198,11 @@ def resolve(cfg: Config) -> Config:
         UserError: a dataset that is validated in training does not have the metric.
     """
     for part in scored_parts(validated_set(cfg.dataset_file, cfg.eval_dataset)):
-        metrics = DATASETS[part].metrics
+        metrics = metrics_of(part, cfg.model)
         if cfg.eval_metric not in (AUTO, *metrics):
             raise UserError(
-                f"eval_metric must be auto or one of those that {part} has, {', '.join(metrics)}, "
-                f"and not {cfg.eval_metric}"
+                f"eval_metric must be auto or one of those that {part} has with model {cfg.model}, "
+                f"{', '.join(metrics)}, and not {cfg.eval_metric}"
             )
     if cfg.split == AUTO and cfg.dataset_file in DATASETS:
         return replace(cfg, split=DATASETS[cfg.dataset_file].evaluated)
@@ -218,9 +219,15 @@ def validated_set(dataset_file: str, eval_dataset: str) -> str:
     return dataset_file if eval_dataset == AUTO else eval_dataset
 
 
-def scored_metric(name: str, metric: str) -> str:
+def metrics_of(name: str, model: str) -> tuple[str, ...]:
+    """Return the metrics of a dataset that a model has, the usual one first."""
+    metrics = DATASETS[name].metrics
+    return metrics if MODELS[model].scored else tuple(m for m in metrics if not m.startswith(_SCORED))
+
+
+def scored_metric(name: str, metric: str, model: str) -> str:
     """Return the metric that chooses the best checkpoint on a dataset: ``metric``, or for "auto" the usual one."""
-    return DATASETS[name].metrics[0] if metric == AUTO else metric
+    return metrics_of(name, model)[0] if metric == AUTO else metric
 
 
 def root_of(cfg: Config) -> Path:

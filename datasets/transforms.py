@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from util.config import AUTO_MAX_SIZE, Config, side_limit
+from util.config import AUTO_MAX_SIZE, Config, long_side
 from util.errors import UserError
 from util.preprocessing import normalise, resize_frames
 
@@ -99,15 +99,15 @@ def build_transform(cfg: Config, train: bool, whole_videos: bool = False) -> Cli
         UserError: ``max_size`` is below one of ``train_scales``.
     """
     if train:
-        limit = side_limit(cfg.max_size, AUTO_MAX_SIZE)
-        if limit is not None and max(cfg.train_scales) > limit:
+        limit = long_side(cfg, AUTO_MAX_SIZE)
+        if limit and max(cfg.train_scales) > limit:
             raise UserError(
                 f"max_size ({cfg.max_size}) limits the longer side in training to {limit} pixels, and must be at least "
                 f"every shorter side in train_scales ({max(cfg.train_scales)}); --max_size 0 sets no limit"
             )
         return TrainTransform(cfg.train_scales, cfg.crop_scales, cfg.crop_range, limit, cfg.colour_distortion)
     auto = None if whole_videos else max(AUTO_MAX_SIZE, cfg.eval_size)
-    return EvalTransform(cfg.eval_size, side_limit(cfg.max_size, auto))
+    return EvalTransform(cfg.eval_size, long_side(cfg, auto))
 
 
 def resize(frames: Tensor, masks: Tensor, short_side: int, long_side: int | None = None) -> tuple[Tensor, Tensor]:

@@ -3,38 +3,49 @@
 
 VD-IT (arXiv 2403.12042) = encoder with predicted noise and VAE tap + dynamic mask head.
 HCD (arXiv 2508.13584) = encoder without noise, with temporal stem and LoRA + dynamic mask head + query-dot head.
-Noise, stride-4 feature, LoRA and backbone each have an option and can be changed independently (docs/ablations.md); the
-query-dot head comes with the model.
+REM (ICCV 2025) = the whole UNet, fine-tuned, and the decoder of the VAE (``models.rem``).
+``KINDS`` has a row for each of them, and ``util.config.MODELS`` what options and commands know about it. In VD-IT and
+HCD, noise, stride-4 feature, LoRA and backbone each have an option and can be changed independently
+(docs/ablations.md); the query-dot head comes with the model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from models.backbones import BackboneEncoder, build_backbone
 from models.criterion import Criterion, Matcher
 from models.deformable_transformer import DeformableTransformer
-from models.diffusion.generators import find_generator, generator_of
-from models.diffusion.stack import load_sentence_encoder, part_sources
+from models.diffusion.generators import GENERATORS, find_generator, generator_of
+from models.diffusion.stack import WholeStack, empty_whole_stack, load_sentence_encoder, load_whole_stack, part_sources
 from models.frozen import Frozen
 from models.lora import add_lora, has_lora, merge_lora, merged_state
 from models.mask_heads import DynamicMaskHead, MaskRefinement, QueryDotHead
 from models.precision import HALVES, apply_precision, inference_precision, resolve_precision
 from models.pyramid import PyramidEncoder, prepare_sentences
+from models.rem import LatentCriterion, LatentEncoder, Rem, parameter_groups
 from models.segmenter import Segmenter
 from models.text_encoder import LanguageQueries, SentenceEncoder
-from util.config import Config
+from util.config import MODELS, Config
+from util.errors import UserError
 
 if TYPE_CHECKING:
     from models.pretrained import load_pretrained
 
 __all__ = [
     "Criterion",
+    "Rem",
+    "SegmentationModel",
     "Segmenter",
     "build_criterion",
     "build_model",
+    "build_parameter_groups",
     "frozen_sources",
     "has_lora",
     "load_pretrained",
@@ -48,35 +59,35 @@ __all__ = [
 
 T2V = "t2v"
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "vdit": {"noise": "predicted", "stride4": "vae", "lora_rank": 0, "image_tokens": True, "time_mode": "clip"},
-    "hcd": {"noise": "none", "stride4": "stem", "lora_rank": 16, "image_tokens": True, "time_mode": "clip"},
-}
-"""Model → the values that "auto" stands for."""
-ARCHITECTURE_OPTIONS = ("noise", "image_tokens", "unet_text", "stride4", "time_mode", "backbone")
-"""Options that decide what a model computes. The weights do not always show it: two kinds of noise have none."""
+SegmentationModel = Segmenter | Rem
+"""What ``build_model`` returns. All have the ``forward`` contract of ``Segmenter``, as far as it has a meaning."""
 
 
 def resolved(model: str, option: str, value: Any) -> Any:
     """The value of an option, with the model's own value in place of "auto"."""
-    return VARIANTS[model][option] if value == "auto" else value
+    return getattr(MODELS[model], option) if value == "auto" else value
 
 
-def build_model(cfg: Config, stack: Any = None) -> Segmenter:
+def build_model(cfg: Config, stack: Any = None) -> SegmentationModel:
     """The model that a configuration names, on the CPU, with its frozen parts.
 
     Args:
         cfg: the configuration.
-        stack: frozen parts already loaded, of a generator (``models.diffusion.generators``); None: those needed are
+        stack: pretrained parts already loaded, of a generator (``models.diffusion.generators``); None: those needed are
             loaded from ``cfg.pretrained`` and the like.
 
     Raises:
-        UserError: a frozen part or the backbone cannot be loaded, or an option has no meaning for the generator.
+        UserError: a pretrained part or the backbone cannot be loaded, or an option has no meaning for the generator.
     """
+    return KINDS[cfg.model].build(cfg, stack)
+
+
+def build_segmenter(cfg: Config, stack: Any = None) -> Segmenter:
+    """VD-IT or HCD; arguments as for ``build_model``."""
     encoder: PyramidEncoder
     if cfg.backbone == T2V:
         generator = generator_of(stack) if stack else find_generator(cfg.pretrained)
-        encoder, stack = generator.build_encoder(cfg, stack, VARIANTS[cfg.model])
+        encoder, stack = generator.build_encoder(cfg, stack, asdict(MODELS[cfg.model]))
         rank = resolved(cfg.model, "lora_rank", cfg.lora_rank)
         if rank:
             add_lora(encoder.denoiser, rank, cfg.lora_alpha, cfg.lora_dropout, cfg.lora_targets)
@@ -112,8 +123,32 @@ def build_model(cfg: Config, stack: Any = None) -> Segmenter:
     )
 
 
-def build_criterion(cfg: Config) -> Criterion:
-    """Matcher and loss weights of a configuration."""
+def build_rem(cfg: Config, stack: WholeStack | None = None) -> Rem:
+    """REM; arguments as for ``build_model``."""
+    if stack is None and find_generator(cfg.pretrained) is not GENERATORS[0]:
+        raise UserError(
+            f"model rem is built on {GENERATORS[0].name}'s generator, and {cfg.pretrained} holds another one"
+        )
+    noise, rank = (resolved(cfg.model, option, getattr(cfg, option)) for option in ("noise", "lora_rank"))
+    encoder = LatentEncoder(
+        stack or load_whole_stack(cfg.pretrained),
+        noise=noise != "none",
+        trained=not rank,
+        freeze_temporal=cfg.freeze_temporal,
+        recompute=cfg.gradient_checkpointing,
+    )
+    if rank:
+        add_lora(encoder.unet, rank, cfg.lora_alpha, cfg.lora_dropout, cfg.lora_targets)
+    return Rem(encoder)
+
+
+def build_criterion(cfg: Config) -> Criterion | LatentCriterion:
+    """The loss of a configuration."""
+    return KINDS[cfg.model].criterion(cfg)
+
+
+def build_matching_criterion(cfg: Config) -> Criterion:
+    """Matcher and loss weights of VD-IT and HCD."""
     matcher = Matcher(
         cost_class=cfg.set_cost_class,
         cost_bbox=cfg.set_cost_bbox,
@@ -134,6 +169,38 @@ def build_criterion(cfg: Config) -> Criterion:
     return Criterion(matcher, weights, cfg.focal_alpha)
 
 
+def build_parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
+    """The trained parameters of a model as groups for AdamW."""
+    if MODELS[cfg.model].fine_tuned:
+        return parameter_groups(model, cfg.weight_decay)
+    return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": cfg.weight_decay}]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a model is built.
+
+    Attributes:
+        build: configuration and pretrained parts (or None) → the model.
+        criterion: configuration → its loss.
+        empty: folder of configuration files → its pretrained parts on the meta device, without tokenizers.
+    """
+
+    build: Callable[[Config, Any], SegmentationModel]
+    criterion: Callable[[Config], Any]
+    empty: Callable[[str | Path], Any]
+
+
+_segmenter = Kind(
+    build_segmenter, build_matching_criterion, lambda folder: find_generator(str(folder)).empty_stack(Path(folder))
+)
+KINDS = {
+    "vdit": _segmenter,
+    "hcd": _segmenter,
+    "rem": Kind(build_rem, lambda cfg: LatentCriterion(), empty_whole_stack),
+}
+
+
 def frozen_sources(cfg: Config) -> dict[str, str]:
     """Where the frozen parts come from: part (``models.checkpoints.PARTS``) → local folder or hub id."""
     sources = part_sources(cfg.pretrained, cfg.image_encoder, cfg.text_encoder)
@@ -141,7 +208,7 @@ def frozen_sources(cfg: Config) -> dict[str, str]:
 
 
 def prepare_training(
-    model: Segmenter, precision: str, device: torch.device, compiled: bool = False
+    model: SegmentationModel, precision: str, device: torch.device, compiled: bool = False
 ) -> torch.amp.GradScaler | None:
     """Move a model to the device that trains it, in the given precision.
 
@@ -162,11 +229,14 @@ def prepare_training(
     return torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
 
 
-def prepare_inference(model: Segmenter, precision: str, device: torch.device, compiled: bool = False) -> Segmenter:
+def prepare_inference(
+    model: SegmentationModel, precision: str, device: torch.device, compiled: bool = False
+) -> SegmentationModel:
     """Move a model to the device that segments, in the given precision and in evaluation mode.
 
     Args: as for ``prepare_training``.
     """
+    model.requires_grad_(False)  # a fine-tuned part can then be held in half precision, too
     set_precision(model, apply_precision(inference_precision(precision, device)))
     if not isinstance(model.encoder, BackboneEncoder):
         model.encoder.precision = torch.float32  # its trained parts are small, and cause a third of the masks' error
@@ -180,7 +250,7 @@ def prepare_inference(model: Segmenter, precision: str, device: torch.device, co
     return model.to(device).eval()
 
 
-def set_precision(model: Segmenter, dtype: torch.dtype) -> None:
+def set_precision(model: SegmentationModel, dtype: torch.dtype) -> None:
     """Hold the frozen parts in half precision and compute in it, in place; float32 changes nothing.
 
     Trained weights stay float32, as do functions marked ``models.precision.in_float32`` and every prediction. A
@@ -193,13 +263,12 @@ def set_precision(model: Segmenter, dtype: torch.dtype) -> None:
     if dtype not in HALVES:
         return
     model.precision = model.encoder.precision = dtype
-    stack = None if isinstance(model.encoder, BackboneEncoder) else model.encoder
-    for part in (*(stack.children() if stack else ()), model.sentence_encoder.backbone):
-        if isinstance(part, Frozen):
+    for name, part in model.named_modules():
+        if isinstance(part, Frozen) and name != "encoder.backbone":
             part.hold(dtype)
 
 
-def compile_frozen(model: Segmenter) -> None:
+def compile_frozen(model: SegmentationModel) -> None:
     """Compile denoiser and VAE, which are most of the operations of a step, at their first call.
 
     The trained parts are many small operations and a custom operator, and gain nothing.
@@ -210,7 +279,7 @@ def compile_frozen(model: Segmenter) -> None:
     model.encoder.vae.compile_with_fallback("the VAE")
 
 
-def trained_parameters(model: Segmenter) -> dict[str, int]:
+def trained_parameters(model: nn.Module) -> dict[str, int]:
     """Name → number of elements of every parameter that is trained."""
     return {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
 

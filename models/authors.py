@@ -1,4 +1,5 @@
 """Converts checkpoints from and to the authors' layout, ``{"model": weights, "epoch": …, "args": argparse.Namespace}``.
+REM's has ``unet``, the weights by diffusers' names, in place of ``model``. An ``optimizer`` in it is not used.
 
 Every weight of a released checkpoint either has a name in this project, or is on the list of those that the models
 never use. Any other weight is an error.
@@ -156,7 +157,30 @@ def _pattern(template: str, model: str) -> re.Pattern[str]:
     return re.compile(text)
 
 
-authors_names = cache(AuthorsNames)
+class UNetNames:
+    """The names of REM: those of diffusers."""
+
+    prefix = "encoder.unet.module."
+
+    def ours(self, theirs: str) -> str:
+        """This project's name of a released parameter."""
+        return self.prefix + theirs
+
+    def theirs(self, ours: str) -> list[str]:
+        """The released name of one of this project's parameters.
+
+        Raises:
+            UserError: it is not a parameter of the UNet.
+        """
+        if not ours.startswith(self.prefix):
+            raise UserError(f"the authors' layout has no place for {ours}, which comes from an option of this project")
+        return [ours.removeprefix(self.prefix)]
+
+
+@cache
+def authors_names(model: str) -> AuthorsNames | UNetNames:
+    """The names of a model in the authors' layout."""
+    return UNetNames() if model == "rem" else AuthorsNames(model)
 
 
 def authors_model(names: Collection[str]) -> str:
@@ -182,7 +206,7 @@ def convert_authors(state: Mapping[str, Value]) -> dict[str, Value]:
     Raises:
         UserError: the names belong to neither model, one is unknown, or two aliases differ.
     """
-    table = authors_names(authors_model(state))
+    table = AuthorsNames(authors_model(state))
     renamed: dict[str, Value] = {}
     sources: dict[str, str] = {}
     for name, value in state.items():
@@ -230,7 +254,7 @@ def authors_weights(content: dict[str, Any]) -> dict[str, Tensor]:
     """
     if "format" in content:  # of this project
         return {}
-    states = (content.get("model"), content.get("state_dict"), content.get("weights"), content)
+    states = (content.get("model"), content.get("unet"), content.get("state_dict"), content.get("weights"), content)
     state = next((state for state in states if state and is_state(state)), {})
     return {_ADAPTER.sub(r"\1.default.weight", _WRAPPED.sub("", name)): value for name, value in state.items()}
 
@@ -246,15 +270,15 @@ def read_authors(content: dict[str, Any], state: dict[str, Tensor], path: str | 
     Raises:
         UserError: it belongs to neither model, or a name is unknown.
     """
+    if not is_state(content.get("model")) and is_state(content.get("unet")):
+        return _read_rem(content)
     if all(LORA in name for name in state):
         raise UserError(f"{path} holds LoRA adapters alone; give the checkpoint of the whole model")
     try:
         model, weights = authors_model(state), convert_authors(state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    args = content.get("args")
-    given = vars(args) if isinstance(args, argparse.Namespace) else {}
-    plain = {str(name): value for name, value in given.items() if _is_plain(value)}
+    plain = _plain_args(content)
     sizes = {name: plain[name] for name in (*SIZES, "lora_alpha") if name in plain}
     rank = next((len(value) for name, value in weights.items() if name.endswith(".lora_A.default.weight")), 0)
     return {
@@ -266,6 +290,28 @@ def read_authors(content: dict[str, Any], state: dict[str, Tensor], path: str | 
         "args": plain,
         "epoch": content.get("epoch") if isinstance(content.get("epoch"), int) else 0,
     }
+
+
+def _read_rem(content: dict[str, Any]) -> dict[str, Any]:
+    """``read_authors`` for REM, which sees frames of 512×512, or 256×256 with its option ``half``."""
+    args = _plain_args(content)
+    size = 256 if args.get("half") is True else 512
+    sizes = {"eval_size": size, "train_scales": [size], "crop_scales": []}
+    return {
+        "model": "rem",
+        "config": {"model": "rem", "lora_rank": 0, **sizes},
+        "weights": {UNetNames.prefix + name: value for name, value in content["unet"].items()},
+        "frozen": {},
+        "args": args,
+        "epoch": content.get("epoch") if isinstance(content.get("epoch"), int) else 0,
+    }
+
+
+def _plain_args(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the authors' training that are plain values."""
+    args = content.get("args")
+    given = vars(args) if isinstance(args, argparse.Namespace) else {}
+    return {str(name): value for name, value in given.items() if _is_plain(value)}
 
 
 def _is_plain(value: Any, depth: int = 2) -> bool:
@@ -302,7 +348,7 @@ def authors_state(
     Raises:
         UserError: a weight has no place in that layout.
     """
-    names = authors_names(model)
+    names = AuthorsNames(model)
     state = {theirs: value for ours, value in weights.items() for theirs in names.theirs(ours)}
     whole = {
         **{f"{BACKBONE[model]}unet.{name}": value for name, value in stock.unet.items()},
@@ -315,3 +361,9 @@ def authors_state(
         neutral = torch.ones_like(like) if name == "layer_norm.weight" else torch.zeros_like(like)
         state[KEPT + name] = kept.get(KEPT + name, neutral)
     return state
+
+
+def unet_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of REM's UNet by the authors' names; its other parts are the pretrained ones."""
+    prefix = UNetNames.prefix
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -24,9 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import ARCHITECTURE_OPTIONS, T2V, VARIANTS, resolved
+from models import T2V, resolved
 from models.authors import LORA, SIZES, authors_names, authors_weights, read_authors
+from models.frozen import FineTuned
 from models.precision import HALVES
+from models.rem import is_trained
 from util.checkpoint import (
     BESIDE,
     FORMAT,
@@ -39,7 +41,7 @@ from util.checkpoint import (
     save_weights,
     write_pickle,
 )
-from util.config import AUTO_MAX_SIZE, Config
+from util.config import AUTO_MAX_SIZE, MODELS, Config
 from util.device import forget_mapped_files, passing
 from util.distributed import gather_objects, is_main, print_notes
 from util.errors import UserError, nearest
@@ -64,7 +66,8 @@ PARTS = {
 }
 """Part → prefix of its parameters, its name for messages, and the option that names its source."""
 
-BUILT_WITH = {*PATHS, *SIZES, *ARCHITECTURE_OPTIONS, "pyramid_channels", "lora_rank", "lora_targets", "max_size"}
+BUILT_WITH = {*PATHS, *SIZES, *MODELS["vdit"].architecture}
+BUILT_WITH |= {"pyramid_channels", "lora_rank", "lora_targets", "max_size", "freeze_temporal"}
 """Options of a checkpoint whose values are checked when it is opened."""
 MAX_RANK = 1024  # of new adapters that a checkpoint asks for
 THREADS = 4
@@ -76,7 +79,7 @@ class Checkpoint:
 
     path: Path
     model: str
-    """``vdit`` or ``hcd``."""
+    """A name of ``util.config.MODELS``."""
     options: dict[str, Any]
     """The options that it was made with, as plain values."""
     weights: dict[str, Tensor]
@@ -93,6 +96,12 @@ class Checkpoint:
     """What an authors' file holds besides, kept when it is converted: ``unused`` tensors, ``args`` and ``epoch``."""
     original: HubFile | None = None
     """The authors' file on the hub that it is the conversion of."""
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether it was trained here with all of the UNet, so that its UNet is recorded as it was before."""
+        fine_tuned = MODELS[self.model].fine_tuned and not self.authors_layout
+        return fine_tuned and not any(LORA in name for name in self.weights)
 
     @property
     def step(self) -> int:
@@ -147,7 +156,9 @@ class Checkpoint:
             names |= {"lora_rank", "lora_alpha"}
         stored = {name: self.options[name] for name in names if name in self.options}
         if not new_run:  # a checkpoint older than an option was made with the option's default
-            stored.update({name: self.options.get(name, getattr(Config, name)) for name in ARCHITECTURE_OPTIONS})
+            stored.update(
+                {name: self.options.get(name, getattr(Config, name)) for name in MODELS[self.model].architecture}
+            )
         for name in sorted(stored):
             before = resolved(self.model, name, stored[name])
             now = resolved(options["model"], name, options[name])
@@ -177,16 +188,17 @@ class Checkpoint:
             UserError: it has the state of other parameters.
         """
         state = self.training["optimizer"]
-        (group,), params = state["param_groups"], optimizer.param_groups[0]["params"]
+        groups, own = state["param_groups"], optimizer.param_groups
+        params = [p for group in own for p in group["params"]]
         known = [state["state"].get(i) for i in range(len(params))]
         fits = all(m is None or m["exp_avg"].shape == p.shape for m, p in zip(known, params, strict=True))
-        if len(group["params"]) != len(params) or not fits:
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in own] or not fits:
             raise UserError(
                 f"the optimizer in {self.path} has the state of other parameters than this model trains; resume with "
                 "the configuration of the run, or begin a new one with --pretrained_weights"
             )
-        own = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
-        optimizer.load_state_dict(deepcopy({**state, "param_groups": [{**group, **own}]}))
+        mixed = [{**mine, "params": group["params"]} for group, mine in zip(groups, own, strict=True)]
+        optimizer.load_state_dict(deepcopy({**state, "param_groups": mixed}))
 
 
 def open_checkpoint(
@@ -252,9 +264,9 @@ def _open(path: Path, model: str) -> Checkpoint:
         check_model(content["model"], path, model)
     else:
         content = check_content(content, path, model)
-    if content["model"] not in VARIANTS:
-        raise UserError(f"{path} is a checkpoint of the model {content['model']!r}; known are {', '.join(VARIANTS)}")
-    _check_options(content["config"], content["weights"], path)
+    if content["model"] not in MODELS:
+        raise UserError(f"{path} is a checkpoint of the model {content['model']!r}; known are {', '.join(MODELS)}")
+    _check_options(content["model"], content["config"], content["weights"], path)
     training = {key: content[key] for key in (*TRAINING_KEYS, "scaler") if key in content}
     return Checkpoint(
         path,
@@ -273,17 +285,19 @@ def without_frozen(checkpoint: Checkpoint, carry: Collection[str] = ()) -> Check
 
     Args:
         checkpoint: in the authors' layout.
-        carry: frozen parts to keep. The UNet of an HCD without adapters is kept in any case: they are merged into it.
+        carry: frozen parts to keep. The UNet of REM, which is trained, is kept in any case, and that of an HCD without
+            adapters, which are merged into it.
     """
-    weights = checkpoint.weights
-    frozen = {part: {**entry, "source": checkpoint.path.name} for part, entry in weights_identity(weights).items()}
-    merged = checkpoint.model == "hcd" and not any(LORA in name for name in weights)
-    dropped = held_parts(weights) - {*carry, *(["unet"] if merged else [])}
+    weights, fine_tuned = checkpoint.weights, MODELS[checkpoint.model].fine_tuned
+    known = {} if fine_tuned else weights_identity(weights)
+    frozen = {part: {**entry, "source": checkpoint.path.name} for part, entry in known.items()}
+    own_unet = fine_tuned or (checkpoint.model == "hcd" and not any(LORA in name for name in weights))
+    dropped = held_parts(weights) - {*carry, *(["unet"] if own_unet else [])}
     trained = {name: value for name, value in weights.items() if not held_parts([name]) & dropped}
     return dataclasses.replace(checkpoint, weights=trained, frozen=frozen)
 
 
-def _check_options(options: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:
+def _check_options(model: str, options: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:
     """Check the options that a checkpoint's model is built with, before they can take all memory.
 
     Raises:
@@ -294,7 +308,7 @@ def _check_options(options: Mapping[str, Any], weights: Mapping[str, Tensor], pa
     ranks = {size for name, tensor in weights.items() if LORA in name for size in tensor.shape} or range(MAX_RANK + 1)
     if value.get("lora_rank", AUTO) not in (AUTO, *ranks):
         raise UserError(f"{path} is damaged: its lora_rank is not that of its weights")
-    if not given.keys() & {*SIZES, "pyramid_channels"}:
+    if not given.keys() & {*SIZES, "pyramid_channels"} or not MODELS[model].scored:
         return
     size = {name: value.get(name, getattr(Config, name)) for name in (*SIZES, "pyramid_channels")}
     dim, (c4, c8, c16, c32) = size["hidden_dim"], size["pyramid_channels"]
@@ -393,9 +407,14 @@ def load_weights(
     held = held_parts(weights)
     adapters = (new_run or "unet" in held) and not any(LORA in name for name in weights)
 
+    frozen_temporal = bool(checkpoint.options.get("freeze_temporal"))
+
     def optional(name: str) -> bool:
+        if checkpoint.fine_tunes and held_parts([name]) == {"unet"}:  # it has the weights that it trained
+            return not is_trained(name, frozen_temporal)
         return (dropped and name.startswith(CLASS_HEADS)) or (adapters and LORA in name)
 
+    before = frozen_identity(model, sources, checkpoint.frozen, {"unet"}) if MODELS[checkpoint.model].fine_tuned else {}
     load_state(model, weights, path, optional, checkpoint.name_in_file)
     hashed = checkpoint.frozen if only_verify else PARTS
     frozen = frozen_identity(model, sources, checkpoint.frozen, hashed)
@@ -409,7 +428,8 @@ def load_weights(
             whole = dataclasses.replace(_converted(checkpoint.original, whole, held | other), original=None)
             options = {"new_run": new_run, "keep_class_heads": keep_class_heads, "only_verify": only_verify}
             return load_weights(model, whole, sources, **options)
-    notes += check_identity(checkpoint.frozen, frozen, path, held, ignore_identity)
+    compared = {**frozen, "unet": before["unet"]} if checkpoint.fine_tunes else frozen
+    notes += check_identity(checkpoint.frozen, compared, path, held, ignore_identity)
     recorded = {part: entry.get("sha256") for part, entry in checkpoint.frozen.items()}
     proven = {
         part: entry
@@ -432,7 +452,7 @@ def save_checkpoint(
     Args:
         path: the file.
         model: its trained weights are stored, and frozen parts that came with a checkpoint.
-        name: ``vdit`` or ``hcd``.
+        name: of the model.
         config: the options of the run, as plain values.
         frozen: identity of the frozen parts. Those that came with a checkpoint then go into a file beside ``path``,
             unless it is there already; without identities they are in ``path`` itself.
@@ -459,7 +479,7 @@ def save_loaded_parts(folder: Path, model: nn.Module, name: str, frozen: Identit
     Args:
         folder: of the checkpoints of the run.
         model: with its frozen parts.
-        name: ``vdit`` or ``hcd``.
+        name: of the model.
         frozen: identity of the frozen parts.
 
     Returns:
@@ -579,11 +599,15 @@ def frozen_identity(
         known = (recorded or {}).get(part, {})
         if "revision" in entry and entry.items() <= known.items() and "sha256" in known:
             entry["sha256"] = known["sha256"]
+        elif isinstance(module, FineTuned) and module.identity:
+            entry["sha256"] = module.identity
         elif part in parts:
             prefix = f"{name}.module."
             entry["sha256"] = part_hash(
                 {key.removeprefix(prefix): value for key, value in part_state(module, name).items()}
             )
+        if isinstance(module, FineTuned):  # it will change
+            module.identity = entry.get("sha256", "")
         identity[part] = entry
     for part, digest in getattr(getattr(model, "encoder", None), "unloaded_parts", {}).items():
         identity[part] = {"source": sources[part], "sha256": digest}
@@ -639,13 +663,17 @@ def stored_name(name: str) -> str:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters of a model and the buffers of its trained parts (such as norm statistics), by name."""
+    """The trained parameters of a model and the buffers of its trained parts (such as norm statistics), by name.
+
+    Weights of a fine-tuned part that are not trained belong to it if they differ from the pretrained ones.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    kept = {name for _, part in frozen_parts(model) if isinstance(part, FineTuned) for name in part.changed}
     frozen = tuple(f"{name}." for name, _ in frozen_parts(model))
     return {
         stored_name(name): value
         for name, value in model.state_dict().items()
-        if (parameters[name].requires_grad if name in parameters else not name.startswith(frozen))
+        if name in kept or (parameters[name].requires_grad if name in parameters else not name.startswith(frozen))
     }
 
 
@@ -701,7 +729,7 @@ def check_state(
         raise UserError(f"{path} lacks {shown(missing[0])}{more}; {cause}")
     for name, part in frozen_parts(model):
         names = part_state(part, name).keys()
-        lost = sorted(names - weights.keys())
+        lost = sorted(name for name in names - weights.keys() if not optional(name))
         if lost and len(lost) < len(names):
             raise UserError(
                 f"{path} lacks {shown(lost[0])}, but holds other weights of that part; it is incomplete, copy or "
@@ -734,11 +762,14 @@ def load_state(
     }
     with torch.no_grad():
         for name, part in frozen_parts(model):
-            given = [key for key in part_state(part, name) if key in weights]
+            given = [key for key in part_state(part, name) if key in weights and not own[key].requires_grad]
             for key, value in zip(given, passing(weights[key] for key in given), strict=True):
                 if not torch.equal(own[key], value.to(own[key])):
                     own[key].data = value.to(own[key])
-                    part.from_checkpoint = True  # type: ignore[assignment]
+                    if isinstance(part, FineTuned):
+                        part.changed.add(key)
+                    else:
+                        part.from_checkpoint = True  # type: ignore[assignment]
             weights = {key: value for key, value in weights.items() if key not in given}
         for name, value in weights.items():
             own[name].copy_(value)

@@ -79,6 +79,32 @@ class Frozen(nn.Module):
         return result
 
 
+class FineTuned(Frozen):
+    """A part whose own weights are trained, in evaluation mode: its dropout stays off.
+
+    Attributes:
+        changed: names of its weights that are not trained, but came with a checkpoint and differ from the pretrained
+            ones (``models.checkpoints``).
+        identity: hash of the pretrained weights, computed before they change.
+
+    Args:
+        module: with the pretrained weights.
+        trained: whether a parameter of this name is trained.
+    """
+
+    def __init__(self, module: nn.Module, trained: Callable[[str], bool]) -> None:
+        super().__init__(module)
+        self.changed: set[str] = set()
+        self.identity = ""
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(trained(name))
+
+    def hold(self, dtype: torch.dtype) -> None:
+        """As for ``Frozen``, but only for inference: trained weights stay float32, and compute under autocast."""
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            super().hold(dtype)
+
+
 def _with_fallback(compiled: Callable[..., Any], module: nn.Module, name: str) -> Callable[..., Any]:
     """``compiled`` until a call fails, then ``module``; an error of the module itself is raised again by it.
 

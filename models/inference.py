@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
 
-from models import Segmenter, build_model, frozen_sources, merge_lora, prepare_inference, prepare_sentences
+from models import SegmentationModel, build_model, frozen_sources, merge_lora, prepare_inference, prepare_sentences
 from models.checkpoints import Checkpoint, load_weights
+from models.rem import RemOutput
 from models.segmenter import LayerPrediction, SegmenterOutput, Selector, best_query
-from util.config import Config, config_dict, side_limit
+from util.config import MODELS, Config, config_dict, long_side
 from util.device import upload
 from util.errors import UserError
 from util.metrics import QueryPredictions
@@ -34,27 +35,31 @@ VIDEO_MULTIPLE = 16
 LARGE_SIDE = 1280
 """Pixels. A longer side above it is reported, because it takes much memory."""
 WINDOW, OVERLAP = 36, 6
+ModelOutput = SegmenterOutput | RemOutput
 FRAMES_AT_ONCE = 8
 """Masks resized at once. It bounds the memory: one of 1280×720 takes 3.7 MB, and a video may have hundreds."""
 
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How a model segments; the fields are the options of the same names (``util.config``)."""
+    """How a model segments; most fields are the options of the same names (``util.config``)."""
 
     eval_size: int = 360
     max_size: int | None = None
-    """None: no limit."""
+    """None: no limit; ``util.config.SQUARE``: frames become squares of ``eval_size``."""
     expressions_per_batch: int = 4
     threshold: float = 0.5
     score_threshold: float = 0.0
     seed: int = 42
+    clip_frames: int | None = None
+    """Length of the clips of whole videos, where the dataset prescribes none; None: the whole video."""
 
     @classmethod
     def from_config(cls, cfg: Config) -> Self:
         """The options of a configuration, for whole videos."""
-        values = {field.name: getattr(cfg, field.name) for field in fields(cls)}
-        return cls(**{**values, "max_size": side_limit(cfg.max_size, None)})
+        values = {field.name: getattr(cfg, field.name) for field in fields(cls) if field.name != "clip_frames"}
+        values["max_size"] = long_side(cfg, None)
+        return cls(**values, clip_frames=MODELS[cfg.model].clip_frames)
 
 
 def large_video_notes(sizes: Mapping[str, tuple[int, int]], options: InferenceOptions) -> list[str]:
@@ -74,7 +79,9 @@ def large_video_notes(sizes: Mapping[str, tuple[int, int]], options: InferenceOp
     return [f"the model sees {name!r} at {width}×{height} pixels{more}; --max_size limits the longer side"]
 
 
-def build_for_inference(cfg: Config, checkpoint: Checkpoint, device: torch.device) -> tuple[Segmenter, list[str]]:
+def build_for_inference(
+    cfg: Config, checkpoint: Checkpoint, device: torch.device
+) -> tuple[SegmentationModel, list[str]]:
     """Build the model of a configuration with the weights of a checkpoint, on ``device`` and in evaluation mode.
 
     Returns:
@@ -97,11 +104,13 @@ class Prediction:
 
     masks: np.ndarray
     """bool ``[T, H0, W0]`` at the original size; empty where the mean score is below ``score_threshold``."""
-    boxes: np.ndarray
-    """``[T, 4]``: (x0, y0, x1, y1) in pixels of the original size."""
-    scores: np.ndarray
-    """``[T]``: the chosen query's probability of being the referred object, in each frame."""
-    query: int
+    boxes: np.ndarray | None
+    """``[T, 4]``: (x0, y0, x1, y1) in pixels of the original size; None from a model without boxes."""
+    scores: np.ndarray | None
+    """``[T]``: the chosen query's probability of being the referred object, in each frame; None without scores."""
+    query: int | None
+    finite: bool
+    """Whether the prediction consists of finite numbers."""
     seconds: float
     """From frames in memory to masks in memory, with its share of the pass that serves all sentences of a clip."""
     probabilities: np.ndarray | None = None
@@ -110,7 +119,7 @@ class Prediction:
 
 @torch.inference_mode()
 def segment(
-    model: Segmenter,
+    model: SegmentationModel,
     frames: Tensor,
     orig_size: tuple[int, int],
     sentences: Mapping[str, str],
@@ -145,12 +154,12 @@ def segment(
 
 
 def sentence_outputs(
-    model: Segmenter,
+    model: SegmentationModel,
     frames: Tensor,
     sentences: Sequence[str],
     options: InferenceOptions,
     select: Callable[[int, int], Selector] = lambda first, count: best_query,
-) -> Iterator[tuple[int, SegmenterOutput]]:
+) -> Iterator[tuple[int, ModelOutput]]:
     """Run the model on one clip. What depends on the frames alone is computed once for all sentences.
 
     Apart from rounding, the output for a sentence does not depend on the sentences it shares a batch with.
@@ -169,7 +178,7 @@ def sentence_outputs(
     device = next(model.parameters()).device
     clip, padding = (upload(tensor, device) for tensor in pad_clips([frames], VIDEO_MULTIPLE))
     torch.manual_seed(options.seed)  # noise, where the model draws any
-    pixels = model.encoder.encode_pixels(clip)
+    pixels: Any = model.encoder.encode_pixels(clip)
     for first in range(0, len(sentences), options.expressions_per_batch):
         group = list(sentences[first : first + options.expressions_per_batch])
         count = len(group)
@@ -179,7 +188,7 @@ def sentence_outputs(
 
 
 def _predict(
-    output: SegmenterOutput,
+    output: ModelOutput,
     index: int,
     size: tuple[int, int],
     orig_size: tuple[int, int],
@@ -187,22 +196,24 @@ def _predict(
     soft: bool,
 ) -> Prediction:
     """The prediction for one sentence of a batch; ``seconds`` is left at 0."""
-    assert output.masks is not None and output.chosen is not None
-    query = int(output.chosen[index])
-    scores = output.logits[index, :, query, 0].float().sigmoid().cpu().numpy()
-    found = bool(scores.mean() >= options.score_threshold)  # else the sentence names nothing in the clip
-    probabilities = probability_maps(output.masks[index], size, orig_size) if soft else None
+    best, activation = output.best(), output.probabilities
+    values, scores = best.masks[index], None
+    finite = bool((values if best.scores is None else best.scores[index]).isfinite().all())
+    probabilities = probability_maps(values, size, orig_size, activation) if soft else None
     masks = (
-        binary_masks(output.masks[index], size, orig_size, options.threshold)
+        binary_masks(values, size, orig_size, options.threshold, activation)
         if probabilities is None
         else probabilities >= options.threshold
     )
-    masks &= found
+    if best.scores is not None:
+        scores = best.scores[index].cpu().numpy()
+        masks &= bool(scores.mean() >= options.score_threshold)  # else the sentence names nothing in the clip
     return Prediction(
         masks=masks.numpy(),
-        boxes=pixel_boxes(output.boxes[index, :, query], orig_size).cpu().numpy(),
+        boxes=None if best.boxes is None else pixel_boxes(best.boxes[index], orig_size).cpu().numpy(),
         scores=scores,
-        query=query,
+        query=None if best.queries is None else int(best.queries[index]),
+        finite=finite,
         seconds=0.0,
         probabilities=None if probabilities is None else probabilities.mul_(masks).numpy(),
     )
@@ -214,25 +225,26 @@ class FrameResult:
 
     probabilities: np.ndarray
     """float32 ``[S, H0, W0]``, 0…1."""
-    boxes: np.ndarray
-    """``[S, 4]``: (x0, y0, x1, y1) in pixels."""
-    scores: np.ndarray
-    """``[S]``, 0…1: the followed query's probability of being the referred object, in this frame."""
+    boxes: np.ndarray | None
+    """``[S, 4]``: (x0, y0, x1, y1) in pixels; None from a model without boxes."""
+    scores: np.ndarray | None
+    """``[S]``, 0…1: the followed query's probability of being the referred object, in this frame; None without."""
 
 
 class _Raw(NamedTuple):
     """The prediction for one frame, with masks at the size of the model's input."""
 
-    logits: Tensor
-    """``[S, H, W]``, padded."""
-    boxes: Tensor
+    masks: Tensor
+    """``[S, H, W]``, padded; logits, or whatever the output's ``probabilities`` takes."""
+    boxes: Tensor | None
     """``[S, 4]`` in 0…1."""
-    scores: Tensor
+    scores: Tensor | None
     """``[S]``."""
 
     def fade(self, other: _Raw, share: float) -> _Raw:
         """Blend with another prediction for the same frame; ``share`` is the weight of the other."""
-        return _Raw(*(torch.lerp(mine, theirs, share) for mine, theirs in zip(self, other, strict=True)))
+        pairs = zip(self, other, strict=True)
+        return _Raw(*(None if a is None else torch.lerp(a, b, share) for a, b in pairs))  # type: ignore[arg-type]
 
 
 class VideoSegmenter:
@@ -255,7 +267,7 @@ class VideoSegmenter:
 
     def __init__(
         self,
-        model: Segmenter,
+        model: SegmentationModel,
         options: InferenceOptions,
         sentences: Sequence[str],
         window: int = WINDOW,
@@ -270,6 +282,7 @@ class VideoSegmenter:
         self.model, self.options = model, options
         self.sentences = list(sentences)
         self.window, self.overlap = window, overlap
+        self._activation: Activation = torch.sigmoid  # the one of the model's outputs
 
     @torch.inference_mode()
     def run(self, frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:
@@ -314,7 +327,7 @@ class VideoSegmenter:
         picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
         return normalise(resize_frames(picture, self.options.eval_size, self.options.max_size))
 
-    def _segment(self, clip: Sequence[Tensor], last: Tensor | None, shared: int) -> tuple[list[_Raw], Tensor]:
+    def _segment(self, clip: Sequence[Tensor], last: Tensor | None, shared: int) -> tuple[list[_Raw], Tensor | None]:
         """Segment a window.
 
         Args:
@@ -323,7 +336,7 @@ class VideoSegmenter:
             shared: number of frames at the start of this window that are also the end of the previous one.
 
         Returns:
-            The prediction for each frame, and masks like ``last`` of the queries chosen now.
+            The prediction for each frame, and masks like ``last`` of the queries chosen now, if there are queries.
         """
 
         def select(first: int, count: int) -> Selector:
@@ -331,17 +344,20 @@ class VideoSegmenter:
                 return best_query
             return FollowedQuery(last[first : first + count, -shared:])
 
-        logits, boxes, scores, masks = [], [], [], []
+        found = []
         for _, output in sentence_outputs(self.model, torch.stack(list(clip)), self.sentences, self.options, select):
-            assert output.masks is not None and output.chosen is not None
-            rows = torch.arange(len(output.chosen), device=output.chosen.device)
-            layer = output.layers[-1]
-            logits.append(output.masks)
-            boxes.append(layer.boxes[rows, :, output.chosen])
-            scores.append(layer.logits[rows, :, output.chosen, 0].sigmoid())
-            masks.append(layer.low_masks[rows, :, output.chosen] > 0)
-        parts = (torch.cat(part).transpose(0, 1).float() for part in (logits, boxes, scores))
-        return [_Raw(*frame) for frame in zip(*parts, strict=True)], torch.cat(masks)
+            found.append(output.best())
+            self._activation = output.probabilities
+
+        def joined(parts: list[Any]) -> Any:
+            return None if parts[0] is None else torch.cat(parts)
+
+        columns = [joined([getattr(best, name) for best in found]) for name in ("masks", "boxes", "scores")]
+        frames = [
+            _Raw(*(None if column is None else column[:, t].float() for column in columns))  # type: ignore[arg-type]
+            for t in range(len(clip))
+        ]
+        return frames, joined([best.low for best in found])
 
     def _join(
         self, held: Sequence[_Raw], raws: Sequence[_Raw], shared: int, keep: int
@@ -367,9 +383,11 @@ class VideoSegmenter:
 
     def _finish(self, raw: _Raw, size: tuple[int, ...], orig_size: tuple[int, int]) -> FrameResult:
         """A frame's result at the video's size."""
-        probabilities = mask_probabilities(raw.logits, (size[0], size[1]), orig_size)
+        probabilities = mask_probabilities(raw.masks, (size[0], size[1]), orig_size, self._activation)
         return FrameResult(
-            probabilities.cpu().numpy(), pixel_boxes(raw.boxes, orig_size).cpu().numpy(), raw.scores.cpu().numpy()
+            probabilities.cpu().numpy(),
+            None if raw.boxes is None else pixel_boxes(raw.boxes, orig_size).cpu().numpy(),
+            None if raw.scores is None else raw.scores.cpu().numpy(),
         )
 
 
@@ -394,63 +412,77 @@ class FollowedQuery:
         return (score + common / either).argmax(dim=1)
 
 
-def mask_probabilities(logits: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:
-    """Cut off the padding, resize the logits bilinearly to the original size, take the sigmoid.
+Activation = Callable[[Tensor], Tensor]
+"""Makes probabilities of masks that a model predicts: the sigmoid of logits, for example."""
+
+
+def mask_probabilities(
+    masks: Tensor, size: tuple[int, int], orig_size: tuple[int, int], activation: Activation = torch.sigmoid
+) -> Tensor:
+    """Cut off the padding, resize the masks bilinearly to the original size, and make probabilities of them.
 
     Args:
-        logits: ``[T, H, W]`` at padded resolution.
+        masks: ``[T, H, W]`` at padded resolution, as the model predicts them.
         size: (h, w) of the unpadded frames, h ≤ H and w ≤ W.
         orig_size: (H0, W0) on disk.
+        activation: the output's ``probabilities``.
 
     Returns:
         float32 ``[T, H0, W0]``, 0…1.
     """
     height, width = size
-    assert height <= logits.shape[-2] and width <= logits.shape[-1], (size, logits.shape)
-    unpadded = logits[:, None, :height, :width].float()
-    resized = F.interpolate(unpadded, size=orig_size, mode="bilinear", align_corners=False)
-    return resized[:, 0].sigmoid()
+    assert height <= masks.shape[-2] and width <= masks.shape[-1], (size, masks.shape)
+    unpadded = masks[:, None, :height, :width].float()
+    return activation(F.interpolate(unpadded, size=orig_size, mode="bilinear", align_corners=False)[:, 0])
 
 
-def binary_masks(logits: Tensor, size: tuple[int, int], orig_size: tuple[int, int], threshold: float) -> Tensor:
+def binary_masks(
+    masks: Tensor,
+    size: tuple[int, int],
+    orig_size: tuple[int, int],
+    threshold: float,
+    activation: Activation = torch.sigmoid,
+) -> Tensor:
     """Masks on the CPU, where the probability is at least ``threshold``: bool ``[T, H0, W0]``.
 
     Arguments as for ``mask_probabilities``; a few frames are resized at once, so that the device's memory does not
     grow with the length of the video.
     """
-    parts = logits.split(FRAMES_AT_ONCE)
-    return torch.cat([(mask_probabilities(part, size, orig_size) >= threshold).cpu() for part in parts])
+    parts = masks.split(FRAMES_AT_ONCE)
+    return torch.cat([(mask_probabilities(part, size, orig_size, activation) >= threshold).cpu() for part in parts])
 
 
-def probability_maps(logits: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:
+def probability_maps(
+    masks: Tensor, size: tuple[int, int], orig_size: tuple[int, int], activation: Activation = torch.sigmoid
+) -> Tensor:
     """``mask_probabilities``, computed for a few frames at once and moved to the CPU: float32 ``[T, H0, W0]``."""
-    parts = logits.split(FRAMES_AT_ONCE)
-    return torch.cat([mask_probabilities(part, size, orig_size).cpu() for part in parts])
+    parts = masks.split(FRAMES_AT_ONCE)
+    return torch.cat([mask_probabilities(part, size, orig_size, activation).cpu() for part in parts])
 
 
 def query_predictions(
-    output: SegmenterOutput, targets: Sequence[Mapping[str, Any]], threshold: float
+    output: ModelOutput, targets: Sequence[Mapping[str, Any]], threshold: float
 ) -> list[QueryPredictions]:
     """All queries' masks and boxes in the one frame of each clip that is scored, at its original size.
 
     Args:
-        output: of clips with one frame (T = 1), every query refined.
+        output: of clips with one frame (T = 1), every query refined. A model without queries has one mask.
         targets: per clip ``exp_id``, ``size [2]`` (h, w) after the transforms and ``orig_size [2]``.
         threshold: mask probability from which a pixel belongs to the object.
     """
-    assert output.masks is not None and output.masks.shape[1] == 1 and output.masks.ndim == 5, "all queries, one frame"
+    assert output.masks is not None and output.masks.shape[1] == 1, "one frame of each clip"
     predictions = []
     for i, target in enumerate(targets):
         size, orig_size = (tuple(target[key].tolist()) for key in ("size", "orig_size"))
-        masks = binary_masks(output.masks[i, 0], size, orig_size, threshold)
-        predictions.append(
-            QueryPredictions(
-                item=target["exp_id"],
-                scores=output.logits[i, 0, :, 0].float().sigmoid().cpu().numpy(),
-                masks=masks.numpy(),
-                boxes=pixel_boxes(output.boxes[i, 0], orig_size).cpu().numpy(),
-            )
-        )
+        scores = boxes = None
+        masks = output.masks[i]
+        if isinstance(output, SegmenterOutput):
+            assert masks.ndim == 4, "all queries"
+            masks = masks[0]
+            scores = output.logits[i, 0, :, 0].float().sigmoid().cpu().numpy()
+            boxes = pixel_boxes(output.boxes[i, 0], orig_size).cpu().numpy()
+        binary = binary_masks(masks, size, orig_size, threshold, output.probabilities).numpy()
+        predictions.append(QueryPredictions(target["exp_id"], scores, binary, boxes, bool(masks.isfinite().all())))
     return predictions
 
 

@@ -20,10 +20,10 @@ from PIL import Image
 from pycocotools import mask as coco
 from torch import Tensor
 
+from models import SegmentationModel
 from models.checkpoints import PATHS, open_checkpoint
 from models.diffusion.stack import stack_downloads
 from models.inference import WINDOW, InferenceOptions, VideoSegmenter, build_for_inference
-from models.segmenter import Segmenter
 from util.config import WEIGHTS, Config
 from util.device import resolve_device
 from util.errors import UserError
@@ -40,19 +40,19 @@ class SentenceResult:
     sentence: str
     size: tuple[int, int]
     """(H, W) of the frames, in pixels."""
-    scores: np.ndarray
-    """``[T]``, 0…1: the probability that the chosen query is the object that the sentence names."""
-    boxes: np.ndarray
-    """``[T, 4]``: (x0, y0, x1, y1) in pixels."""
+    scores: np.ndarray | None
+    """``[T]``, 0…1: the probability that the chosen query is the object that the sentence names; None from REM."""
+    boxes: np.ndarray | None
+    """``[T, 4]``: (x0, y0, x1, y1) in pixels; None from REM."""
     found: bool
-    """Whether the mean score reaches the threshold; otherwise all masks are empty."""
+    """Whether the mean score reaches the threshold, for REM whether any mask has a pixel; otherwise all are empty."""
     runs: tuple[dict[str, Any], ...]
     """The masks as COCO's compressed run lengths, one per frame; they take little memory."""
 
     @property
-    def score(self) -> float:
-        """The mean over all frames."""
-        return float(self.scores.mean())
+    def score(self) -> float | None:
+        """The mean over all frames; None from a model without scores (REM)."""
+        return None if self.scores is None else float(self.scores.mean())
 
     def mask(self, frame: int) -> np.ndarray:
         """The mask in one frame: bool ``[H, W]``."""
@@ -91,10 +91,10 @@ class VideoResult:
 class Pretrained:
     """A model that is ready to segment."""
 
-    model: Segmenter
+    model: SegmentationModel
     """In evaluation mode, on ``device``."""
     name: str
-    """``vdit`` or ``hcd``."""
+    """A name of ``util.config.MODELS``."""
     checkpoint: Path
     """The file it was loaded from."""
     options: InferenceOptions
@@ -134,7 +134,8 @@ class Pretrained:
         pixels = self.options.threshold if threshold is None else threshold
         least = self.options.score_threshold if score_threshold is None else score_threshold
         runs: list[list[dict[str, Any]]] = [[] for _ in named]
-        boxes, scores = [], []
+        boxes: list[Any] = []
+        scores: list[Any] = []
         size: tuple[int, int] | None = None
         segmenter = VideoSegmenter(self.model, self.options, named, window, overlap)
         for frame in segmenter.run(_frames(video)):
@@ -148,10 +149,11 @@ class Pretrained:
             raise UserError("the video has no frame; give at least one")
         results = []
         for i, text in enumerate(texts):
-            mine = np.stack([row[i] for row in scores])
-            found = bool(mine.mean() >= least)
-            kept = runs[i] if found else [coco.encode(np.zeros(size, np.uint8, order="F"))] * len(mine)
-            results.append(SentenceResult(text, size, mine, np.stack([row[i] for row in boxes]), found, tuple(kept)))
+            mine = None if scores[0] is None else np.stack([row[i] for row in scores])
+            found = bool(coco.area(runs[i]).any() if mine is None else mine.mean() >= least)
+            kept = runs[i] if found else [coco.encode(np.zeros(size, np.uint8, order="F"))] * len(scores)
+            box = None if boxes[0] is None else np.stack([row[i] for row in boxes])
+            results.append(SentenceResult(text, size, mine, box, found, tuple(kept)))
         return VideoResult(tuple(results), size)
 
 

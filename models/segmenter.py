@@ -7,7 +7,9 @@ VD-IT and HCD are two sets of the same parts (``models.build_model``). Legend: `
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -54,6 +56,22 @@ def all_queries(prediction: LayerPrediction) -> None:
 
 
 @dataclass
+class ClipMasks:
+    """What a model predicts for each clip of a batch. A model without queries has masks only."""
+
+    masks: Tensor
+    """``[B, T, H, W]``; the output's ``probabilities`` makes probabilities of them."""
+    scores: Tensor | None = None
+    """``[B, T]``, 0…1: the probability of being the referred object."""
+    boxes: Tensor | None = None
+    """``[B, T, 4]``: (cx, cy, w, h) in 0…1."""
+    low: Tensor | None = None
+    """bool ``[B, T, h, w]``: the coarse mask, by which the next window follows the object."""
+    queries: Tensor | None = None
+    """``[B]``."""
+
+
+@dataclass
 class SegmenterOutput:
     """The predictions of the decoder layers, in order."""
 
@@ -79,6 +97,30 @@ class SegmenterOutput:
     def masks(self) -> Tensor | None:
         """``[B, T, H, W]`` of the chosen query or ``[B, T, Q, H, W]`` of all."""
         return self.layers[-1].masks
+
+    def best(self) -> ClipMasks:
+        """The prediction of the chosen query of each clip."""
+        last = self.layers[-1]
+        assert last.masks is not None and last.chosen is not None
+        rows = torch.arange(len(last.chosen), device=last.chosen.device)
+        return ClipMasks(
+            masks=last.masks,
+            scores=last.logits[rows, :, last.chosen, 0].float().sigmoid(),
+            boxes=last.boxes[rows, :, last.chosen],
+            low=last.low_masks[rows, :, last.chosen] > 0,
+            queries=last.chosen,
+        )
+
+    def first_clip(self) -> Callable[[], Tensor]:
+        """A function that returns the mask probabilities of the first clip, ``[T, H, W]``; it keeps no graph."""
+        assert self.masks is not None
+        masks = self.masks[0].detach()
+        return partial(self.probabilities, masks)
+
+    @staticmethod
+    def probabilities(masks: Tensor) -> Tensor:
+        """Resized mask logits as probabilities, 0…1."""
+        return masks.sigmoid()
 
 
 class Segmenter(nn.Module):

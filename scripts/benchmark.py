@@ -35,7 +35,7 @@ from unittest.mock import patch
 
 from datasets.registry import DATASETS
 from scripts.count_parameters import FULL_SIZE, stack_of
-from util.config import Config, config_dict, load_config
+from util.config import MODELS, Config, config_dict, load_config
 from util.errors import Parser, RunError, UserError, help_asked, run_cli
 
 LEAST = {"files": 0, "frames": 2, "sentences": 1, "height": 1, "width": 1, "repeats": 1, "train_frames": 2}
@@ -96,7 +96,7 @@ import engine
 from datasets import files
 from datasets.files import Video
 from datasets.predictions import InferenceRecord
-from models import Segmenter, build_model, compile_frozen, inference, prepare_inference, prepare_training
+from models import Segmenter, build_segmenter, compile_frozen, inference, prepare_inference, prepare_training
 from models.diffusion.conditioning import CLIPPixels
 from models.diffusion.generators import GENERATORS, find_generator
 from models.diffusion.stack import STRIDE4_BLOCK, FrozenStack, VAEEncoder
@@ -153,6 +153,8 @@ def benchmark_config(args: argparse.Namespace, cfg: Config) -> Config:
         raise UserError("the benchmark supports --backbone t2v only")
     if stack_of(cfg) != FULL_SIZE and find_generator(str(stack_of(cfg))) != GENERATORS[0]:
         raise UserError(f"the benchmark supports ModelScope's generator only, and {cfg.pretrained} is another one")
+    if not MODELS[cfg.model].scored:
+        raise UserError(f"the benchmark does not support model {cfg.model}; scripts.memory_estimate counts its memory")
     if not args.no_baseline and (not cfg.image_tokens or not cfg.unet_text):
         raise UserError("the baseline has image tokens and text; leave them on, or add --no-baseline")
     return replace(
@@ -286,7 +288,7 @@ def measure_files(args: argparse.Namespace, cfg: Config) -> str:
     boxes, scores = np.zeros((args.frames, 4)), np.ones(args.frames)
 
     def found(model: Any, clip: Any, size: Any, sentences: Mapping[str, str], *rest: Any) -> Iterator[Any]:
-        return ((exp_id, Prediction(masks, boxes, scores, 0, 0.0)) for exp_id in sentences)
+        return ((exp_id, Prediction(masks, boxes, scores, query=0, finite=True, seconds=0.0)) for exp_id in sentences)
 
     meter = StageMeter(torch.device("cpu"))
     with random_video(args) as video, patch.object(engine, "segment", found):
@@ -433,7 +435,7 @@ def machine(device: torch.device) -> Result:
 
 def random_model(cfg: Config, stack: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Segmenter:
     """The project's model: frozen parts in ``dtype``, trained parts as initialised."""
-    return _with_weights(cfg, empty_parts(stack), device, dtype)
+    return _with_weights(cfg, empty_parts(stack, cfg.model), device, dtype)
 
 
 def random_baseline(cfg: Config, stack: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Segmenter:
@@ -442,7 +444,7 @@ def random_baseline(cfg: Config, stack: Path, device: torch.device, dtype: torch
     The function is the same; the cost is that of research code. The UNet runs to its end, Pillow prepares images for
     CLIP one by one on the CPU, and the dynamic mask head copies the features for every query.
     """
-    frozen: Any = empty_parts(stack)
+    frozen: Any = empty_parts(stack, cfg.model)
     with torch.device("meta"):
         frozen.unet = StockUNet.from_config(frozen.unet.config)
         frozen.vae = StockVAE.from_config(frozen.vae.config)
@@ -477,7 +479,7 @@ def _with_weights(cfg: Config, frozen: FrozenStack, device: torch.device, dtype:
         for name, buffer in module.named_buffers():
             buffer.copy_(torch.arange(buffer.shape[-1]) if name.endswith("position_ids") else torch.zeros_like(buffer))
     torch.manual_seed(0)
-    return build_model(cfg, frozen).to(device)
+    return build_segmenter(cfg, frozen).to(device)
 
 
 # The parts of the baseline that differ from those of the project's model.

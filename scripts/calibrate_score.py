@@ -92,6 +92,10 @@ def read_scores(output: Path) -> tuple[np.ndarray, np.ndarray]:
         for name, video in listed.items():
             for exp_id, expression in video.expressions.items():
                 if exp_id in results.get(name, {}):
+                    if "score" not in results[name][exp_id]:
+                        raise UserError(
+                            f"{output} holds masks of a model without scores; there is nothing to calibrate"
+                        )
                     scores[expression.negative].append(float(results[name][exp_id]["score"]))
     except UserError:
         raise

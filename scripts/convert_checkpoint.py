@@ -48,7 +48,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         choices=FROZEN,
         default=[],
-        help="frozen parts of an authors' checkpoint to keep in OUT; a UNet with LoRA merged into it (HCD) always is",
+        help="frozen parts of an authors' checkpoint to keep in OUT; the UNet of REM, and one with LoRA merged into it "
+        "(HCD), always is",
     )
     project.add_argument(
         "--stack",
@@ -76,8 +77,8 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 
 import torch
 
-from models import ARCHITECTURE_OPTIONS, build_model, frozen_sources, resolved
-from models.authors import authors_state
+from models import build_model, frozen_sources, resolved
+from models.authors import authors_state, unet_state
 from models.checkpoints import (
     PARTS,
     Checkpoint,
@@ -93,7 +94,7 @@ from models.diffusion.generators import GENERATORS, find_generator
 from models.diffusion.stack import load_stock_parts
 from models.lora import merged_state
 from util.checkpoint import save_weights, write_pickle
-from util.config import Config
+from util.config import MODELS, Config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def to_project(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
-    """Write the trained weights as a safetensors file, with the parts of ``--carry`` and the UNet of an authors' HCD.
+    """Write the trained weights as a safetensors file, with the parts of ``--carry`` and a UNet that differs from the pretrained one.
 
     Returns:
         Messages for the user.
@@ -134,7 +135,8 @@ def to_project(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
         kind = getattr(torch, args.dtype)
         weights = {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}
         for part, entry in weights_identity(weights).items():  # of what the file holds now
-            frozen[part] = {**frozen.get(part, {}), **entry}
+            if not (checkpoint.fine_tunes and part == "unet"):
+                frozen[part] = {**frozen.get(part, {}), **entry}
     save_weights(args.output, portable(replace(checkpoint, weights=weights, frozen=frozen), args.output))
     held = held_parts(weights)
     count = sum(value.numel() for value in weights.values()) / 1e6
@@ -157,7 +159,7 @@ def to_authors(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
     """
     given = {name: getattr(args, name) for name in ("pretrained", "image_encoder", "text_encoder")}
     cfg = checkpoint.config(ignore_frozen_identity=args.ignore_frozen_identity, **given)
-    for name in ARCHITECTURE_OPTIONS:
+    for name in MODELS[cfg.model].architecture:
         value = resolved(cfg.model, name, getattr(cfg, name))
         if value != resolved(cfg.model, name, getattr(Config, name)):
             raise UserError(
@@ -172,11 +174,14 @@ def to_authors(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
         )
     model = build_model(cfg)
     _, notes = load_weights(model, checkpoint, frozen_sources(cfg), ignore_identity=cfg.ignore_frozen_identity)
-    stock = load_stock_parts(cfg.pretrained, cfg.text_encoder)
     extras = checkpoint.extras
-    state = authors_state(merged_state(model), cfg.model, stock, extras.get("unused", {}))
     options = argparse.Namespace(**(extras.get("args") or checkpoint.options))
-    write_pickle(args.output, {"model": state, "epoch": extras.get("epoch", 0), "args": options})
+    if MODELS[cfg.model].fine_tuned:
+        key, state = "unet", unet_state(merged_state(model))
+    else:
+        stock = load_stock_parts(cfg.pretrained, cfg.text_encoder)
+        key, state = "model", authors_state(merged_state(model), cfg.model, stock, extras.get("unused", {}))
+    write_pickle(args.output, {key: state, "epoch": extras.get("epoch", 0), "args": options})
     return [*(f"note: {note}" for note in notes), f"wrote {args.output}: {len(state)} weights of {cfg.model}"]
 
 

@@ -16,7 +16,7 @@ from util.config import Config, load_config
 from util.errors import Parser, UserError, run_cli
 
 if TYPE_CHECKING:
-    from models import Segmenter
+    from models import SegmentationModel
 
 FULL_SIZE = Path(__file__).resolve().parents[1] / "configs" / "full_size"
 
@@ -53,7 +53,7 @@ def stack_of(cfg: Config) -> Path:
     return next((row.sizes for row in rows if row.hub_id == cfg.pretrained), FULL_SIZE)
 
 
-def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> Segmenter:
+def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> SegmentationModel:
     """The model of a configuration on the meta device, with frozen parts of the sizes in ``stack``.
 
     Raises:
@@ -63,12 +63,12 @@ def empty_model(cfg: Config, stack: Path = FULL_SIZE) -> Segmenter:
 
     from models import build_model
 
-    frozen = frozen_parts(stack)
+    frozen = frozen_parts(stack, cfg.model)
     with torch.device("meta"):
         return build_model(replace(cfg, backbone_weights=""), frozen)
 
 
-def frozen_parts(folder: Path) -> Any:
+def frozen_parts(folder: Path, model: str) -> Any:
     """The frozen parts of the generator in a folder, on the meta device and without tokenizers.
 
     Raises:
@@ -77,10 +77,10 @@ def frozen_parts(folder: Path) -> Any:
     advice = "name a folder that holds a configuration file for every frozen part with --stack"
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; {advice}")
-    from models.diffusion.generators import find_generator
+    from models import KINDS
 
     try:
-        return find_generator(str(folder)).empty_stack(folder)
+        return KINDS[model].empty(folder)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder} cannot be used ({reason}); {advice}") from error

@@ -39,9 +39,15 @@ from transformers import BatchEncoding
 
 from datasets.clip import BATCH_MULTIPLE
 from engine import training_step
-from models import Segmenter, build_criterion, build_model, prepare_inference, prepare_training
+from models import (
+    SegmentationModel,
+    build_criterion,
+    build_model,
+    build_parameter_groups,
+    prepare_inference,
+    prepare_training,
+)
 from models.diffusion.conditioning import bicubic_taps
-from models.diffusion.stack import FrozenStack
 from models.inference import VIDEO_MULTIPLE, InferenceOptions, sentence_outputs
 from scripts.count_parameters import FULL_SIZE, frozen_parts, stack_of
 from util.preprocessing import resized_size
@@ -158,17 +164,18 @@ class BlankTexts:
         return [torch.zeros(SENTENCE_TOKENS, self.width) for _ in sentences]
 
 
-def empty_parts(folder: Path) -> Any:
+def empty_parts(folder: Path, model: str) -> Any:
     """The frozen parts on the meta device, with stand-ins for the tokenizers.
 
     Args:
-        folder: configuration files of the frozen parts.
+        folder: configuration files of the parts.
+        model: the model.
 
     Raises:
         UserError: a configuration file is missing.
     """
-    stack = frozen_parts(folder)
-    if isinstance(stack, FrozenStack):
+    stack = frozen_parts(folder, model)
+    if hasattr(stack, "tokenizer"):
         stack.tokenizer = ByteTokenizer(stack.text_encoder.config.max_position_embeddings)
     else:  # its text encoder is not in memory
         stack.text = BlankTexts(stack.transformer.config.text_dim)
@@ -247,7 +254,7 @@ def estimate(cfg: Config, size: tuple[int, int], measure: bool = False, folder: 
     device = torch.device("cuda" if measure else "cpu")
     if cfg.precision == "auto":
         cfg = replace(cfg, precision="bf16")
-    stack = empty_parts(folder)
+    stack = empty_parts(folder, cfg.model)
     with torch.device("meta"):
         model = build_model(cfg, stack)
     with patch.object(model, "to", lambda where: model):
@@ -268,7 +275,7 @@ def estimate(cfg: Config, size: tuple[int, int], measure: bool = False, folder: 
         return Estimate(parts, measured_peak(model, step, device))
 
 
-def training_waits(cfg: Config, model: Segmenter, size: tuple[int, int]) -> Sequence[tuple[int, ...]]:
+def training_waits(cfg: Config, model: SegmentationModel, size: tuple[int, int]) -> Sequence[tuple[int, ...]]:
     """Shapes of the tensors for whose copy the host waits in a training step.
 
     Counted on fake CUDA tensors, with empty gradients in place of the backward pass: without a driver, autograd accepts
@@ -293,7 +300,7 @@ def estimate_inference(cfg: Config, size: tuple[int, int], measure: bool = False
     """The memory of segmenting one clip with its first batch of sentences; arguments as for ``estimate``."""
     device = torch.device("cuda")
     precision = "bf16" if cfg.precision == "auto" else cfg.precision
-    stack = empty_parts(folder)
+    stack = empty_parts(folder, cfg.model)
     with torch.device("meta"):
         model = build_model(replace(cfg, lora_rank=0), stack)  # adapters are merged
     with patch.object(model, "to", lambda where: model):
@@ -336,7 +343,7 @@ def measured_peak(model: nn.Module, step: Callable[[], Any], device: torch.devic
     return torch.cuda.max_memory_allocated(device)
 
 
-def weight_bytes(model: Segmenter) -> dict[str, int]:
+def weight_bytes(model: SegmentationModel) -> dict[str, int]:
     """Bytes of the weights by part and type."""
     sums: Counter[str] = Counter()
     for name, value in model.named_parameters():
@@ -350,7 +357,7 @@ def random_step(
     cfg: Config, model: nn.Module, size: tuple[int, int], device: torch.device, scaler: Any, optimizer_class: Any
 ) -> Any:
     """A function that runs a training step on blank clips."""
-    optimizer = optimizer_class([p for p in model.parameters() if p.requires_grad], lr=cfg.lr)
+    optimizer = optimizer_class(build_parameter_groups(cfg, model), lr=cfg.lr)
     criterion = build_criterion(cfg)
     clips, frames, (height, width) = cfg.batch_size, cfg.num_frames, size
     target = {
@@ -366,10 +373,12 @@ def random_step(
         annotated=None,
     )
     model.train()
-    return lambda: training_step(model, criterion, [batch] * cfg.accumulate, optimizer, cfg.clip_max_norm, scaler)
+    return lambda: training_step(
+        model, criterion, [batch] * cfg.accumulate, optimizer, cfg.clip_max_norm, scaler, cfg.clip_grad_value
+    )
 
 
-def _watch(model: Segmenter, memory: LiveMemory, parts: dict[str, int]) -> None:
+def _watch(model: SegmentationModel, memory: LiveMemory, parts: dict[str, int]) -> None:
     """Record the memory that the forward pass keeps for the backward pass, of the denoiser and of the rest."""
     start = memory.now
     unet = "kept: by the UNet" if hasattr(model.encoder, "unet") else "kept: by the transformer"
@@ -381,7 +390,8 @@ def _watch(model: Segmenter, memory: LiveMemory, parts: dict[str, int]) -> None:
         parts[unet] += memory.now
 
     def end(*args: Any) -> None:
-        parts["kept: by the rest"] = memory.now - start - parts[unet]
+        # autocast frees its copies of trained weights at the end of the forward pass
+        parts["kept: by the rest"] = max(0, memory.now - start - parts[unet])
 
     network = model.encoder.denoiser
     network.register_forward_pre_hook(enter)

@@ -49,7 +49,7 @@ from util.files import atomic_path, read_json
 from util.hub import hub_id
 
 SOURCES = ("pretrained", "image_encoder", "text_encoder")  # options that name repositories
-TITLES = {"vdit": "VD-IT (arXiv 2403.12042)", "hcd": "HCD (arXiv 2508.13584)"}
+TITLES = {"vdit": "VD-IT (arXiv 2403.12042)", "hcd": "HCD (arXiv 2508.13584)", "rem": "REM (ICCV 2025)"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

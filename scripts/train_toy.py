@@ -43,6 +43,7 @@ class Phase:
         kinds: of the sentences.
         rate: learning rate.
         warmup: steps of the warm-up.
+        options: further options of ``main.py``.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Phase:
     kinds: tuple[str, ...]
     rate: float = 1e-3
     warmup: int = 100
+    options: tuple[str, ...] = ()
 
 
 STILL = tuple(kind for kind in KINDS if kind != "motion")
@@ -64,8 +66,13 @@ POLISH = replace(CLIPS, name="polish", title="clips at half the rate", rate=5e-4
 PHASES = {
     "vdit": (replace(FIRST, steps=3200), replace(CLIPS, steps=1200), replace(POLISH, steps=700)),
     "hcd": (replace(FIRST, steps=1400), replace(CLIPS, steps=700), replace(POLISH, steps=400)),
+    "rem": (
+        replace(FIRST, steps=1400, rate=3e-4, options=("--freeze_temporal",)),
+        replace(CLIPS, steps=700, rate=3e-4),
+        replace(POLISH, steps=400, rate=1e-4),
+    ),
 }
-"""HCD needs fewer steps, because its adapters change the frozen features."""
+"""HCD needs fewer steps, because its adapters change the frozen features. REM trains the whole UNet."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -114,6 +121,7 @@ from models.diffusion.conditioning import CLIPPixels
 from models.diffusion.tiny import STAMP, make_tiny_stack
 from scripts.quickstart import run
 from util.checkpoint import write_pickle
+from util.config import MODELS
 from util.distributed import is_main, process_group, rank, wait_for_all, world_size
 from util.files import atomic_folder, read_json, sole_run, write_json
 
@@ -185,7 +193,8 @@ def make_model(model: str, output: Path, work: Path, share: float) -> None:
             *("--train_videos", VIDEOS, "--valid_videos", VALID_VIDEOS),
         )
         checkpoint = folder / "checkpoint.pth"
-        begin = ("--pretrained_weights", weights, "--keep_class_heads") if weights else ()
+        heads: tuple[str, ...] = ("--keep_class_heads",) if MODELS[model].scored else ()
+        begin: tuple[str | Path, ...] = ("--pretrained_weights", weights, *heads) if weights else ()
         steps = max(2, round(share * phase.steps))
         run(
             f"Training on {phase.title}",
@@ -194,6 +203,7 @@ def make_model(model: str, output: Path, work: Path, share: float) -> None:
             *("--num_frames", phase.frames, "--batch_size", phase.batch, "--max_steps", steps, "--save_every", 100),
             *("--lr", str(phase.rate), "--lr_processes", PROCESSES, "--lr_schedule", phase.schedule),
             *("--warmup_steps", phase.warmup),
+            *phase.options,
             *(("--resume", checkpoint) if checkpoint.is_file() else begin),
         )
         weights = checkpoint

@@ -51,7 +51,7 @@ from demo import (
     read_options,
     rethreshold,
 )
-from util.config import WEIGHTS
+from util.config import MODELS, WEIGHTS
 from util.drawing import Colour, object_colours, write_picture
 from util.errors import RunError, UserError, orderly_end, run_cli
 from util.files import BROKEN_IMAGE, ROOT, atomic_path, open_image
@@ -74,7 +74,7 @@ from util.video import (
 
 DESCRIPTION = "Serve a web page that segments the objects that sentences name in uploaded videos."
 TOY_CHECKPOINT = ROOT / "toy" / "vdit.safetensors"
-TITLES = {"vdit": "VD-IT", "hcd": "HCD"}
+TITLES = {"vdit": "VD-IT", "hcd": "HCD", "rem": "REM"}
 LOOPBACK = "127.0.0.1"
 PREFIX = "rvos-page-"  # of the temporary folder that holds uploads and results
 MAX_CHARACTERS = 300  # of a sentence
@@ -478,6 +478,8 @@ def build_page(
             os.utime(file)
         return result
 
+    scored = MODELS[pretrained.name].scored
+
     def inspect(path: str | None) -> Any:
         """Show the first frame of an upload."""
         if path is None:
@@ -520,7 +522,12 @@ def build_page(
             overlaid = undistorted(first_frame(open_media(result.folder / STILL)).image, media.aspect)
             shutil.rmtree(own)
         return {
-            preview: gr.Image(overlaid, label=frame_label(f"Frame at {float(chosen.time):.2f} s", result.scores[0])),
+            preview: gr.Image(
+                overlaid,
+                label=frame_label(
+                    f"Frame at {float(chosen.time):.2f} s", None if result.scores is None else result.scores[0]
+                ),
+            ),
             tabs: gr.Tabs(selected="preview"),
             looks: gr.Column(visible=True),
             status: "\n".join(result.lines(score_threshold)[:-1]),
@@ -630,11 +637,13 @@ def build_page(
         count = len(result.times)
         notes = [f"{count} frame{'s'[: count > 1]}, {count / result.seconds:.1f} per second", *result.run.media.notes]
         names = [f"{i}  {sentence.text[:40]}" for i, sentence in enumerate(result.sentences, start=1)]
-        rows = [(t + 1, name, result.scores[t, i]) for i, name in enumerate(names) for t in range(count)]
+        values = result.scores
+        rows = [] if values is None else [(t + 1, n, values[t, i]) for i, n in enumerate(names) for t in range(count)]
         colours = {
             name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in zip(names, result.run.colours, strict=True)
         }
-        lost = f"not found: below the threshold of {score_threshold:g}, so all its masks are empty"
+        below = "" if values is None else f" below the threshold of {score_threshold:g}, so"
+        lost = f"not found:{below} all its masks are empty"
         zip_masks(result.folder)
         return {
             shown: result,
@@ -646,7 +655,10 @@ def build_page(
             frame: gr.Slider(value=min(number, count), maximum=max(2, count), visible=count > 1),
             picture: look(number, result),
             sheet: str(result.folder / SHEET),
-            scores: [[s.number, s.text, f"{s.score:.2f}", "found" if s.found else lost] for s in result.sentences],
+            scores: [
+                [s.number, s.text, "–" if s.score is None else f"{s.score:.2f}", "found" if s.found else lost]
+                for s in result.sentences
+            ],
             plot: gr.LinePlot(pd.DataFrame(rows, columns=["frame", "sentence", "score"]), color_map=colours),
             downloads: files_of(result),
         }
@@ -660,7 +672,9 @@ def build_page(
             begin = (result.times[i] + result.times[i - 1]) / 2 if i else Fraction(0)
             media = open_media(result.folder / OVERLAY, Excerpt(begin))
             image = undistorted(first_frame(media).image, media.aspect)
-            return gr.Image(image, label=frame_label(f"Frame {i + 1}", result.scores[i]))
+            return gr.Image(
+                image, label=frame_label(f"Frame {i + 1}", None if result.scores is None else result.scores[i])
+            )
 
     def leave(request: gr.Request) -> None:
         """Stop the run of a visitor who closes the page."""
@@ -752,7 +766,9 @@ def build_page(
                     with gr.Row():
                         slider = partial(gr.Slider, 0, 1, step=0.01)
                         level = slider(pretrained.options.threshold, label="Mask threshold", elem_id="level")
-                        least = slider(pretrained.options.score_threshold, label="Score threshold", elem_id="least")
+                        least = slider(
+                            pretrained.options.score_threshold, label="Score threshold", visible=scored, elem_id="least"
+                        )
                     with gr.Row(equal_height=True):
                         colours = gr.Textbox(
                             "",
@@ -765,7 +781,7 @@ def build_page(
                         apply_button = gr.Button("Apply", visible=False, elem_id="apply")
                 with gr.Column(visible=False, elem_id="results") as results:
                     scores = gr.Dataframe(headers=["", "Sentence", "Score", "Result"], wrap=True, elem_id="scores")
-                    plot = gr.LinePlot(x="frame", y="score", color="sentence", y_lim=[0, 1], height=200)
+                    plot = gr.LinePlot(x="frame", y="score", color="sentence", y_lim=[0, 1], height=200, visible=scored)
                     formats = gr.CheckboxGroup(
                         [(f"{name}: {kind.help}", name) for name, kind in FORMATS.items() if kind.write],
                         label="Further formats",
@@ -882,9 +898,9 @@ def read_excerpt(start: str, end: str, stride: float) -> Excerpt:
     return Excerpt(first, last, max(1, int(stride or 1)))
 
 
-def frame_label(name: str, scores: Sequence[float]) -> str:
-    """Return the label of a frame's picture, with the score of each sentence."""
-    return f"{name} · score " + ", ".join(f"{score:.2f}" for score in scores)
+def frame_label(name: str, scores: Sequence[float] | None) -> str:
+    """Return the label of a frame's picture, with the score of each sentence if the model predicts any."""
+    return name if scores is None else f"{name} · score " + ", ".join(f"{score:.2f}" for score in scores)
 
 
 def open_upload(path: Path, options: PageOptions, excerpt: Excerpt = WHOLE) -> Media:

@@ -34,6 +34,7 @@ from tests.true_formats import (
     write_toy_refcoco,
     write_toy_revos,
 )
+from util.config import MODELS
 from util.errors import Parser, RunError, UserError, run_cli
 from util.files import read_json, write_json
 
@@ -131,7 +132,7 @@ INFERENCES = (
 def main() -> None:
     """Run all steps, print the scores and write ``results.json``."""
     parser = Parser(prog="python -m tests.all_evaluations", description="Train and evaluate on small sets of all data.")
-    parser.add_argument("--model", choices=("vdit", "hcd"), default="vdit")
+    parser.add_argument("--model", choices=tuple(MODELS), default="vdit")
     parser.add_argument("--pretrained", default="toy/stack", help="other frozen parts; training then begins anew")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/all_evaluations"), help="new or empty folder")
     parser.add_argument("--short", action="store_true", help="the smallest sets and two training steps")
@@ -142,7 +143,8 @@ def main() -> None:
         raise UserError(f"{output} is not empty; remove it or choose another folder with --output_dir")
     make_data(output / "data", plan)
     parts = ("--pretrained", args.pretrained)
-    begin = ("--pretrained_weights", f"toy/{args.model}.safetensors", "--keep_class_heads")
+    weights = ROOT / "toy" / f"{args.model}.safetensors"
+    begin: tuple[object, ...] = ("--pretrained_weights", weights, "--keep_class_heads") if weights.is_file() else ()
     if args.pretrained != parser.get_default("pretrained"):
         parts, begin = (*parts, "--text_cache", str(output / "text")), ()
     for name in TRAININGS:

@@ -18,11 +18,22 @@ from datasets.predictions import InferenceRecord
 from datasets.registry import DATASETS
 from engine import segment_videos
 from models.inference import VIDEO_MULTIPLE, InferenceOptions
-from models.segmenter import best_query
+from models.segmenter import ClipMasks, best_query
 from util.config import Config
 
 HEIGHT, WIDTH, FRAMES = 50, 90, 3
 SENTENCES = {"0": "the left half", "1": "the right half"}
+
+
+class StubOutput(SimpleNamespace):
+    """The output of the stub."""
+
+    probabilities = staticmethod(torch.sigmoid)
+
+    def best(self) -> ClipMasks:
+        query = int(self.chosen[0])
+        scores, boxes = self.logits[:, :, query, 0].sigmoid(), self.boxes[:, :, query]
+        return ClipMasks(self.masks, scores, boxes, queries=self.chosen)
 
 
 class StubModel(nn.Module):
@@ -35,7 +46,7 @@ class StubModel(nn.Module):
         self.encoder = SimpleNamespace(encode_pixels=lambda frames: frames)
         self.place = nn.Parameter(torch.zeros(()))  # its device is the model's
 
-    def segment_pixels(self, frames: Tensor, padding: Tensor, captions: list[str], select: Any) -> SimpleNamespace:
+    def segment_pixels(self, frames: Tensor, padding: Tensor, captions: list[str], select: Any) -> StubOutput:
         assert select is best_query and len(captions) == 1
         _, length, channels, height, width = frames.shape
         assert channels == 3 and height % VIDEO_MULTIPLE == 0 and width % VIDEO_MULTIPLE == 0
@@ -51,7 +62,7 @@ class StubModel(nn.Module):
         logits = torch.full((1, length, 5, 1), -3.0)
         logits[:, :, 3] = 2.0
         boxes = torch.tensor([0.25 if left else 0.75, 0.5, 0.5, 1.0]).expand(1, length, 5, 4)
-        output = SimpleNamespace(logits=logits, boxes=boxes, masks=masks)
+        output = StubOutput(logits=logits, boxes=boxes, masks=masks)
         output.chosen = select(output)
         return output
 

@@ -55,3 +55,17 @@ def test_the_short_run(tmp_path: Path) -> None:
     assert "Final" in metrics["mevis v2, trained on mevis"]
     assert {"tIoU", "vIoU"} <= metrics["long_rvos, trained on long_rvos"].keys()
     assert "R" in metrics["revos, trained on revos"]
+
+
+@pytest.mark.slow
+def test_the_short_run_of_a_model_without_scores(tmp_path: Path) -> None:
+    done = run_command(main, "--short", "--model", "rem", "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    assert "agree on ytvos, davis, mevis_v1, mevis_v2" in done.stdout
+    results = json.loads((tmp_path / "results.json").read_text())
+    overlaps = {"oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9"}
+    for label in ("a2d, trained on a2d", "jhmdb, trained on a2d", "refcoco, trained on joint_coco"):
+        assert results[label]["metrics"].keys() == overlaps
+    record = json.loads((tmp_path / "inference" / "ytvos" / "inference.json").read_text())
+    entries = [entry for video in record["expressions"].values() for entry in video.values()]
+    assert all(entry.keys() == {"sentence", "frames", "seconds"} for entry in entries) and entries

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from datasets.clip import ClipBatch, Sample, collate, make_target
 from datasets.evaluators import QueryPredictions
 from datasets.registry import DATASETS, MIXTURES, resolve, scored_parts
 from engine import ItemScoring, build_record
-from models.segmenter import all_queries
+from models.segmenter import LayerPrediction, SegmenterOutput, all_queries
 from util.config import Config, config_dict
 from util.distributed import balanced_share, gather_objects
 from util.errors import UserError
@@ -33,7 +32,7 @@ class Stub(nn.Module):
 
     def forward(
         self, frames: Tensor, padding: Tensor, captions: list[str], select: Any, annotated: Tensor | None
-    ) -> SimpleNamespace:
+    ) -> SegmenterOutput:
         assert not self.training and not torch.is_grad_enabled() and select is all_queries
         assert annotated is not None and annotated.tolist() == [1]
         height, width = frames.shape[-2:]
@@ -43,7 +42,7 @@ class Stub(nn.Module):
         masks[:, :, 1, : real_height // 2] = 9
         boxes = torch.tensor([[0.25, 0.5, 0.5, 1.0], [0.5, 0.25, 1.0, 0.5]]).expand(1, 1, 2, 4)
         logits = torch.tensor([0.0, float(torch.randn(()))]).view(1, 1, 2, 1)
-        return SimpleNamespace(logits=logits, boxes=boxes, masks=masks)
+        return SegmenterOutput([LayerPrediction(logits, boxes, masks, None, masks)])
 
 
 class Kept:

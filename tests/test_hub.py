@@ -435,7 +435,9 @@ def test_a_repository_says_which_generator_it_holds(server: HubServer, tiny_wan:
     options = {"text_encoder": str(tiny_wan / "roberta"), "text_cache": str(tmp_path / "text")}
     local, loaded = (wan.load_stack(name, **options) for name in (str(tiny_wan), "org/wan"))
     assert loaded.text_sha256 == local.text_sha256
-    assert all(torch.equal(*pair) for pair in zip(loaded.transformer.parameters(), local.transformer.parameters()))
+    assert all(
+        torch.equal(*pair) for pair in zip(loaded.transformer.parameters(), local.transformer.parameters(), strict=True)
+    )
     downloads = server.downloaded()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

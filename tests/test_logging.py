@@ -195,7 +195,8 @@ class Model(nn.Module):
         count = frames.shape[1] if annotated is None else 1
         masks = torch.full((len(frames), count, *frames.shape[-2:]), -9.0)
         masks[..., : frames.shape[-1] // 2] = 9
-        return SimpleNamespace(masks=masks.requires_grad_())
+        masks.requires_grad_()
+        return SimpleNamespace(masks=masks, first_clip=lambda: masks[0].detach().sigmoid)
 
 
 @pytest.mark.parametrize("annotated", [None, 2])

@@ -143,3 +143,18 @@ def test_bad_arguments_are_one_sentence(arguments: tuple[str, ...], named: str) 
     result = run_command(memory_estimate.main, *arguments)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1 and named in result.stderr
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_unet_is_counted_as_trained(tiny_stack: Path) -> None:
+    sizes: dict[str, Any] = {"eval_size": 64, "train_scales": (64,), "num_frames": 2, "precision": "bf16"}
+
+    def of(**options: Any) -> Estimate:
+        return estimate(Config(model="rem", **{**sizes, **options}), (64, 64), folder=tiny_stack)
+
+    whole, again, lora = of(), of(gradient_checkpointing=True), of(lora_rank=4)
+    assert _sum(whole, "trained") > 100 * _sum(whole, "unet, float32") and _sum(lora, "unet, bfloat16") > 0
+    assert _sum(whole, "by the UNet") > 1.5 * _sum(again, "by the UNet") > 0
+    assert whole.peak > again.peak > lora.peak
+    inference = estimate_inference(Config(model="rem", **sizes), (64, 64), folder=tiny_stack)
+    assert _sum(inference, "bfloat16") > 0 and _sum(inference, "float32") == _sum(inference, "trained") == 0

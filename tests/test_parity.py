@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from tests.commands import run_command
-from tests.parity import Fixture, compare, compare_evaluation, compare_fixture, find_fixtures, fixture_model, main
+from tests.parity import (
+    GRADIENT_TOLERANCE,
+    TOLERANCE,
+    Fixture,
+    compare,
+    compare_evaluation,
+    compare_fixture,
+    find_fixtures,
+    fixture_model,
+    main,
+)
 
 
 def _fixture(shared: Path, name: str) -> Fixture:
@@ -21,6 +31,15 @@ def test_published_numbers(shared: Path, name: str) -> None:
     rows = compare_fixture(_fixture(shared, name))
     assert len(rows) == (252 if name.startswith("vdit") else 270)
     assert [row for row in rows if not row.ok] == []
+
+
+@pytest.mark.slow
+def test_published_numbers_of_rem(shared: Path) -> None:
+    rows = compare_fixture(_fixture(shared, "rem/rem"))
+    assert len(rows) == 3 * (6 + 1 + 1474 + 1)
+    assert [row for row in rows if not row.ok] == []
+    exact = [row for row in rows if row.tolerance in (TOLERANCE, GRADIENT_TOLERANCE)]
+    assert len(exact) > len(rows) / 4  # the others depend on rounding
 
 
 def test_a_changed_weight_is_noticed(shared: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datasets.registry import load_config
 from datasets.toy import ToyParameters, make_video
 from datasets.toy.scene import COLOURS, KINDS, SHAPES
 from datasets.toy.sentences import describe_scene
@@ -32,6 +33,18 @@ def test_a_caption_names_every_object_and_nothing_else() -> None:
         said = {colour for colour in COLOURS if colour in caption.replace(",", "").split()}
         assert said <= {obj.colour for obj in scene.objects}
         assert describe_scene(random.Random(index), scene) == caption
+
+
+def test_every_phase_of_rem_is_a_valid_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(train_toy, "run", lambda title, *words: commands.append([str(word) for word in words]))
+    (tmp_path / "stack").mkdir()
+    train_toy.make_model("rem", tmp_path, tmp_path / "work", share=0.001)
+    trainings = [words[words.index("main.py") + 1 :] for words in commands if "main.py" in words]
+    first, clips, polish = [load_config(words, "") for words in trainings]
+    assert (first.model, first.num_frames, first.freeze_temporal) == ("rem", 1, True)
+    assert [clips.freeze_temporal, polish.freeze_temporal] == [False, False]
+    assert clips.pretrained_weights == str(tmp_path / "work" / "rem" / "frames" / "checkpoint.pth")
 
 
 @pytest.fixture(autouse=True)

@@ -60,6 +60,7 @@ _PLAIN_NAMES = re.compile(
 _DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 _DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 _MOMENTS = {"exp_avg", "exp_avg_sq"}
+_MAX_GROUPS = 2  # of the optimiser
 _OLD_PICKLES = 5  # at the start of a file of PyTorch before 1.6; the numbers follow them
 _SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 _UNUSED = "unused."
@@ -200,16 +201,20 @@ def check_training_state(training: dict[str, Any], weights: dict[str, Tensor], p
 def _is_adamw(state: dict[str, Any], weights: dict[str, Tensor]) -> bool:
     """Whether a value is the state of AdamW, and every moment has the shape of a weight."""
     groups, moments = state.get("param_groups"), state.get("state")
-    if not isinstance(groups, list) or len(groups) != 1 or not isinstance(groups[0], dict):
+    if not isinstance(groups, list) or not 1 <= len(groups) <= _MAX_GROUPS or not isinstance(moments, dict):
         return False
-    options = dict(groups[0])
-    params, betas = options.pop("params", None), options.pop("betas", None)
-    numbers = isinstance(params, list) and len(params) <= len(weights) and params == list(range(len(params)))
-    if not numbers or not isinstance(moments, dict) or not moments.keys() <= set(params):
-        return False
-    if not isinstance(betas, (list, tuple)) or len(betas) != 2 or not all(_is_number(beta) for beta in betas):
-        return False
-    if options.get("amsgrad") or not all(value is None or _is_number(value) for value in options.values()):
+    params: list[Any] = []
+    for group in groups:
+        options = dict(group) if isinstance(group, dict) else {}
+        own, betas = options.pop("params", None), options.pop("betas", None)
+        if not isinstance(own, list) or len(params) + len(own) > len(weights):
+            return False
+        params += own
+        if not isinstance(betas, (list, tuple)) or len(betas) != 2 or not all(_is_number(beta) for beta in betas):
+            return False
+        if options.get("amsgrad") or not all(value is None or _is_number(value) for value in options.values()):
+            return False
+    if params != list(range(len(params))) or not moments.keys() <= set(params):
         return False
     shapes = {value.shape for value in weights.values()}
     return all(_is_moment(value, shapes) for value in moments.values())

@@ -30,6 +30,46 @@ METRICS: list[str] = []
 AUTO_MAX_SIZE = 640
 """The limit that ``max_size`` "auto" sets in training and for single frames and images."""
 
+SQUARE = 0
+"""As the limit of the longer side: both sides get the length of the shorter one."""
+SQUARE_MULTIPLE = 32
+"""Pixels. The side of square frames is a multiple of it, so that nothing is padded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelTraits:
+    """What options and commands know about a model.
+
+    Attributes:
+        noise, stride4, lora_rank, image_tokens, time_mode: what "auto" stands for in these options; empty: the option
+            has no meaning.
+        architecture: options that decide what the model computes. The weights do not always show it: two kinds of
+            noise have none.
+        scored: whether it predicts scores, boxes and several queries, and not only masks.
+        fine_tuned: whether the UNet itself is trained.
+        square: whether frames are resized to squares.
+        clip_frames: length of the clips into which whole videos are cut at inference, where the dataset prescribes
+            none; None: they are not cut.
+    """
+
+    noise: str
+    stride4: str
+    lora_rank: int
+    image_tokens: bool = True
+    time_mode: str = "clip"
+    architecture: tuple[str, ...] = ("noise", "image_tokens", "unet_text", "stride4", "time_mode", "backbone")
+    scored: bool = True
+    fine_tuned: bool = False
+    square: bool = False
+    clip_frames: int | None = None
+
+
+MODELS = {
+    "vdit": ModelTraits("predicted", "vae", 0),
+    "hcd": ModelTraits("none", "stem", 16),
+    "rem": ModelTraits("gaussian", "", 0, architecture=(), scored=False, fine_tuned=True, square=True, clip_frames=72),
+}
+
 
 class Weights(NamedTuple):
     """Published weights."""
@@ -53,7 +93,7 @@ class Config:
         UserError: a value has a wrong type, is out of range, or contradicts another.
     """
 
-    model: str = _model("vdit", "which model to build", choices=("vdit", "hcd"))
+    model: str = _model("vdit", "which model to build", choices=tuple(MODELS))
     pretrained: str = _model(
         "ali-vilab/text-to-video-ms-1.7b", "frozen text-to-video stack: a local folder or a hub id", path=True
     )
@@ -73,7 +113,7 @@ class Config:
     )
     noise: str = _model(
         "auto",
-        "noise added to the latents; auto: predicted for vdit, none for hcd",
+        "noise added to the latents; auto: predicted for vdit, none for hcd, gaussian (seeded for each clip) for rem",
         choices=("auto", "predicted", "gaussian", "none"),
     )
     image_tokens: bool | str = _model(
@@ -88,7 +128,10 @@ class Config:
         choices=("auto", "vae", "stem"),
     )
     lora_rank: int | str = _model(
-        "auto", "rank of the LoRA adapters in the UNet; 0: none; auto: 0 for vdit, 16 for hcd", minimum=0, auto=True
+        "auto",
+        "rank of the LoRA adapters in the UNet; 0: none; auto: 0 for vdit and rem, 16 for hcd",
+        minimum=0,
+        auto=True,
     )
     lora_alpha: float = _model(32.0, "LoRA: the output of an adapter is scaled by lora_alpha / lora_rank", above=0)
     lora_dropout: float = _model(0.1, "LoRA: dropout on the input of an adapter", minimum=0, below=1)
@@ -97,6 +140,7 @@ class Config:
         "LoRA: layers that get an adapter in every spatial, temporal and cross attention of the UNet",
         choices=("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
     )
+    freeze_temporal: bool = _model(False, "rem: train no temporal layer of the UNet, as for images")
     backbone: str = _model(
         "t2v",
         "source of the feature pyramid: the text-to-video stack, torchvision's Video Swin, or a timm model "
@@ -184,6 +228,11 @@ class Config:
         "split for inference and --eval; auto: valid, for MeViS valid_u, for A2D and JHMDB test, for RefCOCO val",
     )
     num_frames: int = _data(5, "frames of a training clip", minimum=1)
+    frame_sampling: str = _data(
+        "near",
+        "frames of a training clip: near: a frame, two close to it, and the rest at random; random: all at random",
+        choices=("near", "random"),
+    )
     colour_distortion: bool = _data(True, "distort brightness, contrast and saturation of training frames")
     reverse_probability: float = _data(
         0.3,
@@ -226,6 +275,7 @@ class Config:
     )
     weight_decay: float = _train(5e-4, "weight decay of AdamW", minimum=0)
     clip_max_norm: float = _train(0.1, "limit of the norm of the gradient; 0: no clipping", minimum=0)
+    clip_grad_value: float = _train(0.0, "limit of every element of the gradient; 0: none", minimum=0)
     batch_size: int = _train(1, "clips per process and forward pass", minimum=1)
     accumulate: int = _train(
         1, "batches per optimiser step; N batches give the update of one batch that is N times larger", minimum=1
@@ -350,6 +400,11 @@ def side_limit(max_size: int | str, auto: int | None) -> int | None:
     return (auto if max_size == AUTO else int(max_size)) or None
 
 
+def long_side(config: Config, auto: int | None) -> int | None:
+    """The limit of the longer side for the model of ``config``: ``side_limit``, or ``SQUARE``."""
+    return SQUARE if MODELS[config.model].square else side_limit(config.max_size, auto)
+
+
 def check_together(config: Config) -> None:
     """Refuse values that contradict each other, or have no effect.
 
@@ -357,14 +412,14 @@ def check_together(config: Config) -> None:
         UserError: the message names the options.
     """
     hidden = config.hidden_dim
-    limit = side_limit(config.max_size, None)
+    limit = long_side(config, None)
     rules = (
         (hidden % config.nheads == 0, f"nheads must divide hidden_dim, and {config.nheads} does not divide {hidden}"),
         # group normalisation has 32 groups, and the position code splits the width into sines and cosines of x and y
         (hidden % 32 == 0, f"hidden_dim must be a multiple of 32, not {hidden}"),
         (bool(config.train_scales), "train_scales must name at least one scale"),
         (
-            limit is None or config.eval_size <= limit,
+            not limit or config.eval_size <= limit,
             f"max_size ({limit}) limits the longer side, and must be at least the shorter one, eval_size "
             f"({config.eval_size}); --max_size 0 sets no limit",
         ),
@@ -385,6 +440,7 @@ def check_together(config: Config) -> None:
             "lora_targets must name at least one layer; use --lora_rank 0 to train without LoRA",
         ),
         *_backbone_rules(config),
+        *_model_rules(config),
     )
     for good, sentence in rules:
         if not good:
@@ -413,4 +469,31 @@ def _backbone_rules(config: Config) -> list[tuple[bool, str]]:
             ("time_mode", config.time_mode, (AUTO,)),
             ("compile", config.compile, (False,)),
         )
+    ]
+
+
+_WITHOUT_QUERIES = (
+    *("stride4", "image_tokens", "unet_text", "posterior", "backbone", "max_size", "time_mode"),
+    *("keep_class_heads", "score_threshold", "image_encoder", "text_encoder"),
+)
+"""Options without effect for a model whose generator draws the masks."""
+
+
+def _model_rules(config: Config) -> list[tuple[bool, str]]:
+    """Rules about the model. As for the backbone, a setting without effect is refused."""
+    model, default = config.model, {field.name: field.default for field in dataclasses.fields(config)}
+    if not MODELS[model].fine_tuned:
+        return [(not config.freeze_temporal, f"freeze_temporal has no effect with model {model}; leave it out")]
+    sides = {config.eval_size, *config.train_scales}
+    return [
+        *(
+            (getattr(config, name) == default[name], f"{name} has no effect with model {model}; leave it out")
+            for name in _WITHOUT_QUERIES
+        ),
+        (config.noise != "predicted", f"the noise of model {model} is gaussian or none, not predicted"),
+        (
+            not any(side % SQUARE_MULTIPLE for side in sides) and len(config.train_scales) == 1,
+            f"model {model} sees square frames: eval_size and train_scales must be multiples of {SQUARE_MULTIPLE}, and "
+            f"train_scales has a single one; published are 512 and 256",
+        ),
     ]

@@ -225,18 +225,23 @@ def movie_path(folder: Path) -> Path:
     return folder.parent.with_name(f"{folder.parent.name}_{folder.name}.mp4")
 
 
-def write_overlay(path: Path, sentence: str, frame: Path, mask: np.ndarray, box: np.ndarray, score: float) -> None:
+def write_overlay(
+    path: Path, sentence: str, frame: Path, mask: np.ndarray, box: np.ndarray | None, score: float | None
+) -> None:
     """Write the overlay of one expression for one frame of its video.
 
     Args:
         frame: the image file.
         mask: bool ``[H0, W0]``.
-        box: (x0, y0, x1, y1) in pixels.
+        box: (x0, y0, x1, y1) in pixels; None: nothing is drawn.
 
     Raises:
         UserError: the frame cannot be read or the overlay not written.
     """
-    write_picture(path, draw_overlay(read_picture(frame), mask, sentence, box.tolist(), float(score)))
+    drawn = None if box is None else box.tolist()
+    write_picture(
+        path, draw_overlay(read_picture(frame), mask, sentence, drawn, None if score is None else float(score))
+    )
 
 
 def write_movie(folder: Path, frames: Sequence[Path]) -> None:
@@ -491,12 +496,12 @@ class LastClip:
 
     def __init__(self, model: nn.Module, to_pixels: Callable[[Tensor], Tensor], threshold: float = 0.5) -> None:
         self.to_pixels, self.threshold = to_pixels, threshold
-        self._step: tuple[tuple[Any, ...], Tensor] | None = None  # the inputs, and the first clip's mask logits
+        self._step: tuple[tuple[Any, ...], Callable[[], Tensor]] | None = None  # the inputs, and the first clip's masks
         model.register_forward_hook(self._keep)
 
     def _keep(self, model: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if model.training:
-            self._step = inputs, output.masks[0].detach()
+            self._step = inputs, output.first_clip()
 
     def draw(self) -> Picture | None:
         """Draw the clip's annotated frame or, if all are annotated, the middle one; None before the first step.
@@ -505,13 +510,14 @@ class LastClip:
         """
         if self._step is None:
             return None
-        (frames, padding, captions, select, annotated), masks = self._step
+        (frames, padding, captions, select, annotated), probabilities = self._step
+        masks = probabilities()
         middle = len(masks) // 2
         number = middle if annotated is None else int(annotated[0])
         real = ~padding[0].cpu()
         height, width = int(real[:, 0].sum()), int(real[0].sum())
         frame = self.to_pixels(frames[0, number].float().cpu())[:, :height, :width].permute(1, 2, 0).numpy()
-        predicted = masks[middle].float().sigmoid().cpu()[:height, :width].numpy() >= self.threshold
+        predicted = masks[middle].float().cpu()[:height, :width].numpy() >= self.threshold
         ground_truth = select.target.masks[0][middle].cpu()[:height, :width].numpy() > 0
         left, right = draw_overlay(frame, predicted), draw_overlay(frame, ground_truth, colour=GROUND_TRUTH_COLOUR)
         picture = np.concatenate([left, np.zeros((len(left), GAP, 3), np.uint8), right], axis=1)

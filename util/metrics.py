@@ -248,15 +248,18 @@ class QueryPredictions:
 
     Attributes:
         item: id of the item, for example ``v_<video>_f_<frame>_i_<instance>``.
-        scores: float32 ``[Q]``, 0…1, how likely each query is the referred object.
+        scores: float32 ``[Q]``, 0…1, how likely each query is the referred object; None: there is one mask (Q = 1)
+            without a score.
         masks: bool ``[Q, H, W]`` at the frame's original size.
-        boxes: float32 ``[Q, 4]``, xyxy pixels at the frame's original size.
+        boxes: float32 ``[Q, 4]``, xyxy pixels at the frame's original size; None without boxes.
+        finite: whether the masks were finite before they were compared with the threshold.
     """
 
     item: str
-    scores: NDArray[np.float32]
+    scores: NDArray[np.float32] | None
     masks: NDArray[np.bool_]
-    boxes: NDArray[np.float32]
+    boxes: NDArray[np.float32] | None
+    finite: bool = True
 
 
 def overlap_metrics(intersections: Sequence[int], unions: Sequence[int]) -> dict[str, float]:

@@ -8,12 +8,19 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from util.config import SQUARE
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def resized_size(height: int, width: int, short_side: int, long_side: int | None = None) -> tuple[int, int]:
-    """Return (h, w) with the shorter side ``short_side``, or, if the longer would exceed ``long_side``, that one."""
+    """Return (h, w) with the shorter side ``short_side``, or, if the longer would exceed ``long_side``, that one.
+
+    ``SQUARE`` as ``long_side`` gives a square of ``short_side``.
+    """
+    if long_side == SQUARE:
+        return short_side, short_side
     shortest, longest = min(height, width), max(height, width)
     new_short, new_long = short_side, short_side * longest // shortest
     if long_side is not None and new_long > long_side:

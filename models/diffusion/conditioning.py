@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +98,16 @@ def bicubic_taps(before: int, after: int, device: torch.device) -> tuple[Tensor,
     fixed = weights / weights.sum(0) * 2**FRACTION_BITS
     fixed = (fixed + fixed.sign() / 2).trunc().int()
     return upload(places.clamp(max=before - 1), device), upload(fixed, device)
+
+
+@torch.no_grad()
+def text_states(tokenizer: Any, encoder: nn.Module, captions: list[str], device: torch.device) -> Tensor:
+    """The last hidden states of the text encoder of a diffusion model, ``[B, 77, D]``, padded and cut to 77 tokens."""
+    tokens = tokenizer(
+        captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        return encoder(upload(tokens.input_ids, device)).last_hidden_state
 
 
 class ImageTokenProjection(nn.Module):

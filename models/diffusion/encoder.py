@@ -13,13 +13,13 @@ import torch
 from diffusers.models.resnet import TemporalConvLayer
 from torch import Tensor, nn
 
-from models.diffusion.conditioning import CLIPPixels, ImageTokenProjection, TextImageFusion
+from models.diffusion.conditioning import CLIPPixels, ImageTokenProjection, TextImageFusion, text_states
 from models.diffusion.stack import FrozenStack, load_stack
 from models.frozen import Frozen
 from models.precision import HALVES, call_in_float32, in_float32, in_own_precision, widened
 from models.pyramid import PyramidEncoder
 from util.config import Config
-from util.device import free_memory, upload
+from util.device import free_memory
 from util.errors import UserError
 from util.options import AUTO
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -159,15 +159,8 @@ class VideoEncoder(PyramidEncoder):
 
     def encode_text(self, captions: list[str]) -> Tensor:
         """Token features of the text encoder of the diffusion model, ``[B, 77, D]``."""
-        tokens = self.tokenizer(
-            captions if self.text else [""] * len(captions),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        with torch.no_grad():
-            return self._own(self.text_encoder(upload(tokens.input_ids, self.pixel_mean.device)).last_hidden_state)
+        texts = captions if self.text else [""] * len(captions)
+        return self._own(text_states(self.tokenizer, self.text_encoder, texts, self.pixel_mean.device))
 
     def _own(self, value: Tensor) -> Tensor:
         """The output of a frozen part for the trained parts: float32, unless they compute in half precision."""

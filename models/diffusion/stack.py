@@ -123,9 +123,25 @@ def _add_residual(resnet: Any, x: Tensor) -> Tensor:
     return residual.add_(x if resnet.conv_shortcut is None else resnet.conv_shortcut(x))
 
 
+class WholeVAE(AutoencoderKL):
+    """``AutoencoderKL`` of diffusers, whose decoder draws the masks of REM."""
+
+    def forward(self, x: Tensor, decode: bool = False) -> Tensor:  # type: ignore[override]
+        """Encode images or decode latents.
+
+        Args:
+            x: images ``[N, 3, H, W]`` in -1…1, H and W multiples of 8; with ``decode`` latents ``[N, 4, H/8, W/8]``.
+            decode: whether to decode.
+
+        Returns:
+            the mode of the posterior, or images. Latents are not scaled.
+        """
+        return self.decode(x).sample if decode else self.encode(x).latent_dist.mode()
+
+
 @dataclass
 class FrozenStack:
-    """The frozen parts of both models."""
+    """The frozen parts of VD-IT and HCD."""
 
     unet: TapUNet3D
     vae: VAEEncoder
@@ -136,6 +152,29 @@ class FrozenStack:
     sentence_tokenizer: Any
     signal_rate: float
     """ᾱ₀ = 1 − β₀ of the scheduler: the share of the variance of the latents that is kept at step 0."""
+
+
+@dataclass
+class WholeStack:
+    """The parts of a whole text-to-video generator, for REM."""
+
+    unet: UNet3DConditionModel
+    vae: WholeVAE
+    text_encoder: CLIPTextModel
+    tokenizer: Any
+    signal_rate: float
+    """As in ``FrozenStack``."""
+
+
+def load_whole_stack(pretrained: str) -> WholeStack:
+    """Load a whole text-to-video generator from a local directory or a hub id, laid out as for ``load_stack``.
+
+    Raises:
+        UserError: a part is missing, incomplete, of a different kind, or cannot be read.
+    """
+    _quiet_loading()
+    (t2v,) = _find((part_sources(pretrained)["unet"], "--pretrained", T2V_FOLDERS))
+    return WholeStack(signal_rate=_signal_rate(t2v), **_generator(t2v, UNet3DConditionModel, WholeVAE))
 
 
 def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "") -> FrozenStack:
@@ -152,33 +191,46 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     """
     t2v, images, sentences = _find(*_wanted(pretrained, image_encoder, text_encoder))
     _quiet_loading()
-    scheduler = _part("scheduler", t2v, DDIMScheduler.from_pretrained, subfolder="scheduler")
     # Before the large parts, so that a mistake shows early.
+    signal_rate = _signal_rate(t2v)
     sentence_encoder, sentence_tokenizer = _sentence_encoder(sentences)
-    wide = {"dtype": torch.float32}
-    text = {**wide, **NO_CODE}
-    stack = FrozenStack(
-        unet=_weights("UNet", t2v, TapUNet3D.from_pretrained, subfolder="unet", **wide),
-        vae=_weights("VAE", t2v, VAEEncoder.from_pretrained, subfolder="vae", **wide),
-        text_encoder=_weights(
-            "diffusion text encoder", t2v, CLIPTextModel.from_pretrained, subfolder="text_encoder", **text
-        ),
-        tokenizer=_part("tokenizer", t2v, CLIPTokenizer.from_pretrained, subfolder="tokenizer", **NO_CODE),
+    wide = {"dtype": torch.float32, **NO_CODE}
+    return FrozenStack(
+        signal_rate=signal_rate,
+        **_generator(t2v, TapUNet3D, VAEEncoder),
         image_encoder=_weights(
-            "image encoder", images, CLIPVisionModelWithProjection.from_pretrained, **text, **_projection(images)
+            "image encoder", images, CLIPVisionModelWithProjection.from_pretrained, **wide, **_projection(images)
         ),
         sentence_encoder=sentence_encoder,
         sentence_tokenizer=sentence_tokenizer,
-        signal_rate=float(scheduler.alphas_cumprod[0]),
     )
-    config, where = stack.text_encoder.config, f"{t2v.name}/tokenizer"
-    _check_tokenizer(stack.tokenizer, config, where, t2v.flag)
-    if stack.tokenizer.model_max_length > config.max_position_embeddings:
+
+
+def _signal_rate(t2v: _Source) -> float:
+    scheduler = _part("scheduler", t2v, DDIMScheduler.from_pretrained, subfolder="scheduler")
+    return float(scheduler.alphas_cumprod[0])
+
+
+def _generator(t2v: _Source, unet: Any, vae: Any) -> dict[str, Any]:
+    """Load the parts of the text-to-video stack, UNet and VAE as the given classes, by the names of ``FrozenStack``."""
+    wide = {"dtype": torch.float32}
+    text = {**wide, **NO_CODE}
+    parts = {
+        "unet": _weights("UNet", t2v, unet.from_pretrained, subfolder="unet", **wide),
+        "vae": _weights("VAE", t2v, vae.from_pretrained, subfolder="vae", **wide),
+        "text_encoder": _weights(
+            "diffusion text encoder", t2v, CLIPTextModel.from_pretrained, subfolder="text_encoder", **text
+        ),
+        "tokenizer": _part("tokenizer", t2v, CLIPTokenizer.from_pretrained, subfolder="tokenizer", **NO_CODE),
+    }
+    tokenizer, config, where = parts["tokenizer"], parts["text_encoder"].config, f"{t2v.name}/tokenizer"
+    _check_tokenizer(tokenizer, config, where, t2v.flag)
+    if tokenizer.model_max_length > config.max_position_embeddings:
         raise UserError(
             f"the tokenizer of {where} does not limit a text to the {config.max_position_embeddings} tokens of its "
             f"encoder; tokenizer_config.json may be missing there; give a complete folder or hub id with {t2v.flag}"
         )
-    return stack
+    return parts
 
 
 def stack_downloads(
@@ -244,18 +296,31 @@ def empty_stack(folder: str | Path) -> FrozenStack:
             with its JSON configuration (``configs/full_size`` has the published sizes).
     """
     folder = Path(folder)
-    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+    generator = _empty_generator(folder, TapUNet3D, VAEEncoder)
     with torch.device("meta"):
         return FrozenStack(
-            unet=TapUNet3D.from_config(TapUNet3D.load_config(folder / "unet")),
-            vae=VAEEncoder.from_config(VAEEncoder.load_config(folder / "vae")),
-            text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")),
-            tokenizer=None,
+            **generator,
             image_encoder=CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder / "clip")),
             sentence_encoder=RobertaModel(RobertaConfig.from_pretrained(folder / "roberta"), add_pooling_layer=False),
             sentence_tokenizer=None,
-            signal_rate=float(scheduler.alphas_cumprod[0]),
         )
+
+
+def empty_whole_stack(folder: str | Path) -> WholeStack:
+    """``empty_stack`` for a whole generator; ``clip`` and ``roberta`` are not needed."""
+    return WholeStack(**_empty_generator(Path(folder), UNet3DConditionModel, WholeVAE))
+
+
+def _empty_generator(folder: Path, unet: Any, vae: Any) -> dict[str, Any]:
+    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+    with torch.device("meta"):
+        return {
+            "unet": unet.from_config(unet.load_config(folder / "unet")),
+            "vae": vae.from_config(vae.load_config(folder / "vae")),
+            "text_encoder": CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")),
+            "tokenizer": None,
+            "signal_rate": float(scheduler.alphas_cumprod[0]),
+        }
 
 
 @dataclass

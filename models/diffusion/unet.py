@@ -36,9 +36,7 @@ class TapUNet3D(UNet3DConditionModel):
         super().__init__(*args, **kwargs)
         del self.up_blocks[-1]
         del self.conv_norm_out, self.conv_act, self.conv_out
-        for module in self.modules():
-            if isinstance(module, TransformerTemporalModel):
-                module.proj_in.register_forward_pre_hook(_in_one_piece)
+        make_contiguous(self)
 
     @property
     def tap_channels(self) -> tuple[int, ...]:
@@ -120,6 +118,13 @@ class TapUNet3D(UNet3DConditionModel):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(stage, *args, use_reentrant=False)
         return stage(*args)
+
+
+def make_contiguous(unet: nn.Module) -> None:
+    """Make the input of every temporal attention contiguous."""
+    for module in unet.modules():
+        if isinstance(module, TransformerTemporalModel):
+            module.proj_in.register_forward_pre_hook(_in_one_piece)
 
 
 def _in_one_piece(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
