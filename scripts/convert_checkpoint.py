@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def to_project(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
-    """Write the trained weights as a safetensors file, with the parts of ``--carry`` and a UNet that differs from the pretrained one.
+    """Write the trained weights as a safetensors file, with the parts of ``--carry`` and a UNet of its own (REM, HCD).
 
     Returns:
         Messages for the user.
