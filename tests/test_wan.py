@@ -279,7 +279,7 @@ def test_relatives_of_wan_are_refused(
 @pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "vae"])
 def test_a_missing_part_is_named(tiny_wan: Path, cache: Path, tmp_path: Path, part: str) -> None:
     folder = shutil.copytree(tiny_wan, tmp_path / "wan", ignore=lambda *of: [part])
-    with pytest.raises(UserError, match=f"cannot load the .* from .*/{part}: .*--pretrained") as error:
+    with pytest.raises(UserError, match=f"has no folder {part}; .*--pretrained") as error:
         load_stack(str(folder), text_cache=str(cache))
     assert "\n" not in str(error.value)
 

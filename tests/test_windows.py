@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models import build_model
 from models.inference import FollowedQuery, InferenceOptions, VideoSegmenter, segment
-from models.segmenter import LayerPrediction
+from models.segmenter import LayerPrediction, SegmenterOutput
 from tests.tiny_models import model_config
 from util.errors import UserError
 from util.preprocessing import normalise
@@ -97,8 +97,8 @@ class TwoHalves(nn.Module):
         scores = torch.tensor([1.0, 0.0]).expand(1, length, 2)[..., None]  # query 0 always scores more
         layer = LayerPrediction(scores, boxes.expand(1, length, 2, 4), masks[..., ::2, ::2])
         layer.chosen = select(layer)
-        chosen = masks[torch.arange(1), :, layer.chosen]
-        return SimpleNamespace(layers=[layer], chosen=layer.chosen, masks=chosen)
+        layer.masks = masks[torch.arange(1), :, layer.chosen]
+        return SegmenterOutput([layer])
 
 
 def windows_options() -> InferenceOptions:
