@@ -24,7 +24,7 @@ from models.criterion import Criterion, Matcher
 from models.deformable_transformer import DeformableTransformer
 from models.diffusion.generators import GENERATORS, find_generator, generator_of
 from models.diffusion.stack import WholeStack, empty_whole_stack, load_sentence_encoder, load_whole_stack, part_sources
-from models.frozen import Frozen
+from models.frozen import FineTuned, Frozen
 from models.lora import add_lora, has_lora, merge_lora, merged_state
 from models.mask_heads import DynamicMaskHead, MaskRefinement, QueryDotHead
 from models.precision import HALVES, apply_precision, inference_precision, resolve_precision
@@ -236,7 +236,9 @@ def prepare_inference(
 
     Args: as for ``prepare_training``.
     """
-    model.requires_grad_(False)  # a fine-tuned part can then be held in half precision, too
+    for part in model.modules():
+        if isinstance(part, FineTuned):
+            part.requires_grad_(False)  # it can then be held in half precision, too
     set_precision(model, apply_precision(inference_precision(precision, device)))
     if not isinstance(model.encoder, BackboneEncoder):
         model.encoder.precision = torch.float32  # its trained parts are small, and cause a third of the masks' error
