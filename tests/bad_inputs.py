@@ -135,15 +135,7 @@ FLAGS = (
         "--score_threshold -1",
         "--eval maybe",
     ),
-    *(
-        f"--output_dir {'a' * 300}",
-        "--lora_rank one",
-        "--backbone vgg",
-        "video.mp4",
-        "--",
-        "-x",
-        "--patience_minutes 0",
-    ),
+    *(f"--output_dir {'a' * 300}", "--lora_rank one", "--backbone vgg", "video.mp4", "-x", "--patience_minutes 0"),
 )
 """Command lines that no configuration has."""
 
