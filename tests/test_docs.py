@@ -236,7 +236,7 @@ def stopping(owner: Any, name: str) -> Any:
 def known_flags() -> frozenset[str]:
     """Every option of every script."""
     files = [*ROOT.glob("*.py"), *(ROOT / "scripts").iterdir(), *(ROOT / "util").glob("*.py")]
-    files += [ROOT / "tests" / "all_evaluations.py", ROOT / "tests" / "parity.py"]
+    files += [ROOT / "tests" / f"{name}.py" for name in ("all_evaluations", "parity", "full_size", "bad_inputs")]
     texts = [file.read_text(encoding="utf-8") for file in files if file.suffix in (".py", ".sh", ".sbatch")]
     declared = {f"--{name}" for text in texts for name in re.findall(r"^    (\w+): [\w\[\], |.]+ = _\w+\(", text, re.M)}
     quoted = {flag for text in texts for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
