@@ -5,9 +5,9 @@
 
 Each stage is a process with a time limit, and no stage ends the others. The JSON file is written after every stage, so
 that a run that is cut off still reports. The limits add up to nine minutes without ``--golden``; they are meant for an
-H200 with 16 cores. No stage needs a network. What must be on the machine: this repository with its ``.venv``
-(``bash scripts/setup.sh --dev``), a CUDA toolkit for the CUDA operator and ``compute-sanitizer`` (both are left out
-otherwise), and for ``--golden`` the folder of fixtures that ``tests.parity`` takes, which may hold some of them only.
+H200 with 16 cores. No stage needs a network. The machine needs this repository with its ``.venv`` (``bash
+scripts/setup.sh --dev``), and a CUDA toolkit for the CUDA operator and ``compute-sanitizer``, which are left out
+otherwise. ``--golden`` takes the folder of fixtures of ``tests.parity``, which may hold only some of them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from util.errors import Parser, run_cli
+from util.errors import Parser, UserError, orderly_end, run_cli
 
 MODELS = ("vdit", "hcd")
 SLACK = 5  # times the limits that a CPU has
@@ -98,21 +98,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the stages; the exit status is 1 if any of them failed."""
     args = parse_args(argv)
     from util.device import device_name, resolve_device
+    from util.files import write_json
 
     device = resolve_device(args.device)
     if args.step:
-        assert args.json
-        args.json.write_text(json.dumps(STEPS[args.step](device, args.tiny)))
+        write_json(args.json, STEPS[args.step](device, args.tiny))
         return 0
     from scripts.benchmark import machine
-    from util.files import write_json
 
+    chosen = {stage.name: stage for stage in stages(device.type, args.tiny, args.golden)}
+    if unknown := [name for name in args.only if name not in chosen]:
+        raise UserError(f"--only {unknown[0]!r} is no stage of this check; its stages are {', '.join(chosen)}")
     result: dict[str, Any] = {"device": device_name(device), "machine": machine(device), "stages": {}}
-    for stage in stages(device.type, args.tiny, args.golden):
-        if args.only and stage.name not in args.only:
-            continue
-        found = result["stages"][stage.name] = run(stage, SLACK if device.type == "cpu" else 1)
-        print(f"{stage.name:<32} {found['outcome']:<10} {found['seconds']:6.1f} s", flush=True)
+    for name in args.only or chosen:
+        with orderly_end():
+            found = result["stages"][name] = run(chosen[name], SLACK if device.type == "cpu" else 1)
+        print(f"{name:<32} {found['outcome']:<10} {found['seconds']:6.1f} s", flush=True)
         if args.json:
             write_json(args.json, result)
     failed = [name for name, found in result["stages"].items() if found["outcome"] != "passed"]
@@ -136,9 +137,11 @@ def run(stage: Stage, slack: int = 1) -> dict[str, Any]:
         try:
             outcome = "passed" if process.wait(slack * stage.seconds) == 0 else "failed"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)  # with the processes that it started
-            process.wait()
             outcome = "too slow"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)  # with the processes that it started
+            process.wait()
         output.seek(0)
         return {
             "outcome": outcome,

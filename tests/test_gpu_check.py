@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,30 @@ def test_a_stage_that_fails_or_hangs_ends_no_other(tmp_path: Path, monkeypatch: 
     assert [stage["outcome"] for stage in found.values()] == ["too slow", "failed", "passed"]
     assert "waiting" in found["hangs"]["output"] and "ZeroDivisionError" in found["fails"]["output"]
     assert found["passes"]["numbers"] == {"a": 1}
+
+
+def test_an_unknown_stage_is_refused() -> None:
+    done = run_command(gpu_check.main, "--device", "cpu", "--only", "operater")
+    assert done.returncode == 2 and "'operater' is no stage" in done.stderr and "agreement" in done.stderr
+
+
+def test_a_stage_ends_with_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C does not reach a stage by itself, which has a process group of its own."""
+    file = tmp_path / "pid"
+    waits = f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+
+    def interrupted(process: subprocess.Popen, limit: float | None = None) -> int:
+        if limit is None:
+            return wait(process)
+        while not (file.is_file() and file.read_text()):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    wait = subprocess.Popen.wait
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.run(Stage("waits", ("-c", waits), 60, writes=False))
+    assert not Path("/proc", file.read_text()).exists()
 
 
 def test_the_full_check_fits_into_its_time() -> None:
