@@ -132,10 +132,12 @@ class Work:
     """What is being done for a visitor.
 
     Attributes:
+        session: of the visitor.
         folder: into which it writes.
         stop: is set to stop it.
     """
 
+    session: str
     folder: Path
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
 
@@ -286,7 +288,7 @@ def is_full(cache: Path, options: PageOptions, more: int = 0) -> bool:
 
 
 def clean_up(
-    server: Any, cache: Path, age: float, uploads: list[float], running: dict[str, Work], ended: threading.Event
+    server: Any, cache: Path, age: float, uploads: list[float], running: list[Work], ended: threading.Event
 ) -> None:
     """Close idle connections, and remove old results and what broken uploads left in the cache, until the program ends.
 
@@ -307,7 +309,7 @@ def clean_up(
             if now - since > PATIENCE:
                 connection.loop.call_soon_threadsafe(connection.transport.close)
         oldest = min([time.time() - PATIENCE, *uploads])
-        busy = {folder for work in list(running.values()) for folder in (work.folder, work.folder.parent)}
+        busy = {folder for work in list(running) for folder in (work.folder, work.folder.parent)}
         for own in cache.glob("?" * len(uuid.uuid4().hex)):
             with suppress(FileNotFoundError):
                 if own not in busy and own.stat().st_mtime < time.time() - age:
@@ -369,7 +371,7 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
     """
     from starlette.middleware import Middleware
 
-    running: dict[str, Work] = {}
+    running: list[Work] = []
     uploads: list[float] = []
     ended = threading.Event()
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
@@ -409,19 +411,20 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
         finally:
             ended.set()
             cleaner.join()
-            for work in list(running.values()):
+            for work in list(running):
                 work.stop.set()
             page.close(verbose=False)
 
 
 def build_page(
-    pretrained: Any, segment: Callable[..., DemoResult], options: PageOptions, folder: Path, running: dict[str, Work]
+    pretrained: Any, segment: Callable[..., DemoResult], options: PageOptions, folder: Path, running: list[Work]
 ) -> Any:
     """Lay out the page and connect its parts.
 
     Args:
         folder: for the example, uploads and results.
-        running: is filled with what is being done, by the visitor's session.
+        running: is filled with what is being done. A run that was stopped may still work on a frame when the same
+            visitor's next one begins.
 
     Returns:
         The ``gr.Blocks``.
@@ -437,7 +440,8 @@ def build_page(
 
         The new folder is removed if the block fails. A failure is shown to the visitor in one sentence.
         """
-        work = running[str(request.session_hash)] = Work(folder / uuid.uuid4().hex)
+        work = Work(str(request.session_hash), folder / uuid.uuid4().hex)
+        running.append(work)
         measured = 0.0
 
         def report(now: Progress) -> None:
@@ -458,7 +462,7 @@ def build_page(
                 shutil.rmtree(work.folder, ignore_errors=True)
                 raise
             finally:
-                running.pop(str(request.session_hash), None)
+                running.remove(work)
 
     def link_upload(path: str | None, folder: Path) -> Path:
         """Return a link to an upload in a new folder; Gradio may remove its own copy."""
@@ -522,12 +526,7 @@ def build_page(
             overlaid = undistorted(first_frame(open_media(result.folder / STILL)).image, media.aspect)
             shutil.rmtree(own)
         return {
-            preview: gr.Image(
-                overlaid,
-                label=frame_label(
-                    f"Frame at {float(chosen.time):.2f} s", None if result.scores is None else result.scores[0]
-                ),
-            ),
+            preview: gr.Image(overlaid, label=frame_label(f"Frame at {float(chosen.time):.2f} s", result, 0)),
             tabs: gr.Tabs(selected="preview"),
             looks: gr.Column(visible=True),
             status: "\n".join(result.lines(score_threshold)[:-1]),
@@ -672,14 +671,13 @@ def build_page(
             begin = (result.times[i] + result.times[i - 1]) / 2 if i else Fraction(0)
             media = open_media(result.folder / OVERLAY, Excerpt(begin))
             image = undistorted(first_frame(media).image, media.aspect)
-            return gr.Image(
-                image, label=frame_label(f"Frame {i + 1}", None if result.scores is None else result.scores[i])
-            )
+            return gr.Image(image, label=frame_label(f"Frame {i + 1}", result, i))
 
     def leave(request: gr.Request) -> None:
-        """Stop the run of a visitor who closes the page."""
-        if work := running.get(str(request.session_hash)):
-            work.stop.set()
+        """Stop the runs of a visitor who closes the page."""
+        for work in list(running):
+            if work.session == str(request.session_hash):
+                work.stop.set()
 
     def stop_run(request: gr.Request) -> str:
         """Stop the run of a visitor who asked for it."""
@@ -898,9 +896,10 @@ def read_excerpt(start: str, end: str, stride: float) -> Excerpt:
     return Excerpt(first, last, max(1, int(stride or 1)))
 
 
-def frame_label(name: str, scores: Sequence[float] | None) -> str:
+def frame_label(name: str, result: DemoResult, number: int) -> str:
     """Return the label of a frame's picture, with the score of each sentence if the model predicts any."""
-    return name if scores is None else f"{name} · score " + ", ".join(f"{score:.2f}" for score in scores)
+    scores = () if result.scores is None else result.scores[number]
+    return " · score ".join(filter(None, (name, ", ".join(f"{score:.2f}" for score in scores))))
 
 
 def open_upload(path: Path, options: PageOptions, excerpt: Excerpt = WHOLE) -> Media:

@@ -355,6 +355,36 @@ def test_a_run_ends_with_its_visitor(temporary: Path, tmp_path: Path, how: str):
     assert not any(temporary.iterdir())
 
 
+def test_a_run_is_stopped_after_another_one(temporary: Path, tmp_path: Path):
+    """A browser also cancels what it stops, so that the next run begins while the stopped one works on a frame."""
+    begun, goes_on, ended, slow = threading.Event(), threading.Event(), threading.Event(), Slow()
+
+    def busy(*args: Any, report: Callable[[Progress], None], **options: Any) -> Any:
+        begun.set()
+        assert goes_on.wait(60)
+        try:
+            report(Progress("segment", 1, 1, 1.0))
+        finally:
+            ended.set()
+
+    segmenters = [busy, slow]
+    with serve(lambda *args, **options: segmenters.pop(0)(*args, **options)) as address:
+        visitor = Visitor(address)
+        values = find_values(visitor.upload(write_film(tmp_path / "a.mp4")), "a\nb")
+        body = {"session_hash": visitor.session, "fn_index": visitor.functions["run"]}
+        body["event_id"] = visitor.press("run", *values)
+        assert begun.wait(60)
+        visitor.press("stop_run")
+        visitor.http.post("gradio_api/cancel", json=body).raise_for_status()
+        visitor.press("run", *values)
+        assert slow.started.wait(60)
+        goes_on.set()
+        assert ended.wait(60)
+        time.sleep(0.1)  # the first run ends
+        visitor.press("stop_run")
+        assert slow.stopped.wait(10)
+
+
 @pytest.mark.parametrize("name", ["run_preview", "apply", "export"])
 def test_everything_else_ends_with_its_visitor(
     temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
