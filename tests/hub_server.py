@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from util.hub import HubFile, find_checkpoint
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 100_000  # bytes from which a file is stored as the hub stores large ones
+
+
+def checkpoint_path(source: str, flag: str) -> Path:
+    """Find the file of a checkpoint, and download it from the hub if necessary."""
+    found = find_checkpoint(source, flag)
+    return found.download() if isinstance(found, HubFile) else found
 
 
 class HubServer(ThreadingHTTPServer):

@@ -63,6 +63,7 @@ from scripts import make_toy_data, quickstart
 from tests import bad_inputs
 from tests.commands import read_checkpoint, run_command
 from tests.conftest import ROOT
+from tests.hub_server import checkpoint_path
 from tests.inference_tools import StubModel, finish, run_inference, write_halves
 from tests.jf_tools import expression_scores
 from tests.kill import JOBS
@@ -76,7 +77,6 @@ from util.device import is_out_of_memory, memory_advice
 from util.drawing import read_picture, write_picture
 from util.errors import RunError, UserError, run_cli
 from util.files import MAX_PIXELS, TOO_MANY_PIXELS, read_json, read_plain_pickle, sole_run, write_json
-from util.hub import checkpoint_path
 from util.parallel import bar_style
 from util.video import open_media, read_video_frames
 

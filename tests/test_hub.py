@@ -35,13 +35,13 @@ from models.diffusion.stack import FrozenStack, load_stack, part_sources
 from scripts import convert_checkpoint, push_to_hub
 from tests import hub_server
 from tests.commands import run_command
-from tests.hub_server import COMMIT, HubServer
+from tests.hub_server import COMMIT, HubServer, checkpoint_path
 from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_model, write_authors
 from util import hub
 from util.checkpoint import read_content
 from util.config import WEIGHTS, Config
 from util.errors import UserError
-from util.hub import cached_revision, checkpoint_path
+from util.hub import cached_revision
 
 
 @pytest.fixture
@@ -288,7 +288,7 @@ def test_the_file_of_published_weights_is_found(
 
 def test_a_real_process_reads_hf_endpoint(server: HubServer, tmp_path: Path, root: Path) -> None:
     serve(server, tmp_path, "org/repo", model__pth=b"weights")
-    code = "from util.hub import checkpoint_path; print(checkpoint_path('org/repo', '--resume').read_text())"
+    code = "from tests.hub_server import checkpoint_path; print(checkpoint_path('org/repo', '--resume').read_text())"
     places = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, env={**os.environ, **places}, capture_output=True, text=True

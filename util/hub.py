@@ -150,15 +150,6 @@ def find_checkpoint(source: str, flag: str, converted: bool = False) -> Path | H
     )
 
 
-def checkpoint_path(source: str, flag: str) -> Path:
-    """Find the file of a checkpoint, and download it from the hub if necessary.
-
-    Args and errors: as for ``find_checkpoint``.
-    """
-    found = find_checkpoint(source, flag)
-    return found.download() if isinstance(found, HubFile) else found
-
-
 def open_repository(source: str, flag: str) -> Repository:
     """List the files of a repository, with one request: the libraries would retry for half a minute, file by file.
 
@@ -348,7 +339,7 @@ def _choose(names: Iterable[str], where: str, flag: str, preferred: Sequence[str
                 f"{where} holds several checkpoints ({listed}); name one: {flag} {where.rstrip('/')}/{found[0]}"
             )
         found.sort(key=lambda name: not any(part in name.lower() for part in preferred))
-        print_notes([f"{where} holds {listed}; using {found[0]} (--resume {where}/FILE uses another)"])
+        print_notes([f"{where} holds {listed}; using {found[0]} ({flag} {where}/FILE uses another)"])
     return found[0]
 
 
