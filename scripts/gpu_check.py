@@ -30,7 +30,7 @@ from unittest.mock import patch
 
 from util.errors import Parser, UserError, orderly_end, run_cli
 
-MODELS = ("vdit", "hcd")
+CHECKED = ("vdit", "hcd")  # models
 SLACK = 5  # times the limits that a CPU has
 TAIL = 4000  # characters of a stage's output that are kept
 TINY = ("--height", "32", "--width", "64", "--train-size", "32", "64", "--stack", "toy/stack")
@@ -79,7 +79,7 @@ def stages(device: str, tiny: bool, golden: Path | None) -> Iterator[Stage]:
     yield Stage("agreement", (*own, "agreement"), 60)
     if golden is not None:
         yield Stage("fixtures", ("-m", "tests.parity", str(golden), "--device", device), 40, writes=False)
-    for model in MODELS[: 1 if tiny else None]:
+    for model in CHECKED[: 1 if tiny else None]:
         extra = ("--no-baseline", "--dtype", "fp32") if tiny else ("--training",)
         line = ("-m", "scripts.benchmark", "--device", device, "--model", model, *size, *extra)
         yield Stage(f"benchmark {model}", line, 90)
@@ -172,7 +172,7 @@ def agreement(device: Any, tiny: bool) -> dict[str, Any]:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_stack(Path(folder, "stack"))
-        for name in MODELS[: 1 if tiny else None]:
+        for name in CHECKED[: 1 if tiny else None]:
             cfg = _toy_config(name, Path(folder, "stack"))
             expected = _logits_and_gradients(cfg, cpu, "fp32")
             for precision in ("fp32", "bf16") if device == cpu else ("fp32", "tf32", "bf16", "fp16"):

@@ -493,7 +493,7 @@ def _model_rules(config: Config) -> list[tuple[bool, str]]:
         (config.noise != "predicted", f"the noise of model {model} is gaussian or none, not predicted"),
         (
             not any(side % SQUARE_MULTIPLE for side in sides) and len(config.train_scales) == 1,
-            f"model {model} sees square frames: eval_size and train_scales must be multiples of {SQUARE_MULTIPLE}, and "
-            f"train_scales has a single one; published are 512 and 256",
+            f"model {model} sees square frames: eval_size and the only value of train_scales must be multiples of "
+            f"{SQUARE_MULTIPLE}; 512 and 256 are published",
         ),
     ]
