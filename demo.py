@@ -144,9 +144,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"--fps is for folders of images, and {path} has its own times; use --stride to take fewer frames"
         )
-    from models.inference import large_video_notes
+    from models.inference import large_video_notes, window_overlap
     from models.pretrained import open_pretrained
 
+    window_overlap(options.window, options.overlap)  # before a download rather than after
     source = given.pop("resume", "") or WEIGHTS[options.weights].source
     pretrained = open_pretrained(source, "--resume", {"device": "auto", **given})
     early = [*pretrained.notes, *large_video_notes({str(path): media.size}, pretrained.options), *media.notes]
@@ -336,13 +337,12 @@ def segment_to_folder(
         UserError: as in ``run_demo``, or window and overlap do not fit together.
         RunError: as in ``run_demo``.
     """
-    from models.inference import VideoSegmenter
+    from models.inference import VideoSegmenter, window_overlap
     from util.device import device_name
 
     options = pretrained.options
     named = [normalise_sentence(sentence) for sentence in sentences]
-    shared = None if overlap == "auto" else int(overlap)
-    segmenter = VideoSegmenter(pretrained.model, options, named, window, shared)
+    segmenter = VideoSegmenter(pretrained.model, options, named, window, window_overlap(window, overlap))
     return run_demo(
         media,
         sentences,

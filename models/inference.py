@@ -247,6 +247,18 @@ class _Raw(NamedTuple):
         return _Raw(*(None if a is None else torch.lerp(a, b, share) for a, b in pairs))  # type: ignore[arg-type]
 
 
+def window_overlap(window: int, overlap: int | str | None) -> int:
+    """Return the number of frames that two windows share; None or "auto": 6, or half of a short window.
+
+    Raises:
+        UserError: the numbers do not fit together.
+    """
+    shared = overlap if isinstance(overlap, int) else min(OVERLAP, window // 2)
+    if not 0 < shared < window and (window, shared) != (1, 0):
+        raise UserError(f"--overlap must be at least 1 and less than --window, not {shared} of {window}")
+    return shared
+
+
 class VideoSegmenter:
     """Segments the objects that sentences name in a stream of frames.
 
@@ -259,7 +271,7 @@ class VideoSegmenter:
         options: all but ``threshold`` and ``score_threshold`` are used.
         sentences: S of them, at least one.
         window: frames that the model sees together.
-        overlap: frames that two windows share, fewer than ``window``; None: 6, or half of a short window.
+        overlap: as in ``window_overlap``.
 
     Raises:
         UserError: the numbers do not fit together.
@@ -273,15 +285,11 @@ class VideoSegmenter:
         window: int = WINDOW,
         overlap: int | None = None,
     ) -> None:
-        if overlap is None:
-            overlap = min(OVERLAP, window // 2)
-        if not 0 < overlap < window and (window, overlap) != (1, 0):
-            raise UserError(f"--overlap must be at least 1 and less than --window, not {overlap} of {window}")
         if not sentences:
             raise UserError("there is no sentence; name what to segment")
         self.model, self.options = model, options
         self.sentences = list(sentences)
-        self.window, self.overlap = window, overlap
+        self.window, self.overlap = window, window_overlap(window, overlap)
         self._activation: Activation = torch.sigmoid  # the one of the model's outputs
 
     @torch.inference_mode()

@@ -327,8 +327,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("the page needs Gradio, which is not installed; run: bash scripts/setup.sh --web")
     options = dataclasses.replace(options, port=free_port(options.host, options.port))
     from demo import segment_to_folder
+    from models.inference import window_overlap
     from models.pretrained import open_pretrained
 
+    window_overlap(options.window, options.overlap)  # not first when a visitor presses Find
     with orderly_end():
         published = WEIGHTS[options.weights].source if options.weights != "toy" else str(TOY_CHECKPOINT)
         checkpoint = given.pop("resume", "") or published

@@ -577,7 +577,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
-def test_mistakes_are_one_sentence_and_status_2(tmp_path: Path, kind: str):
+def test_mistakes_are_one_sentence_and_status_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    """Before a checkpoint is opened or downloaded."""
+    if kind != "missing checkpoint":
+        monkeypatch.setattr(pretrained, "open_pretrained", fail(AssertionError))
     write_film(tmp_path / "good.mp4")
     (tmp_path / "zero.mp4").touch()
     (tmp_path / "text.mp4").write_text("hello world\n" * 99)
