@@ -489,6 +489,7 @@ class _Run:
             try:
                 self.write_json({"threshold": threshold, "score_threshold": score_threshold})
                 for name, reason in self.export().items():
+                    reason = reason.replace(str(self.target), str(folder))
                     self.media.note(f"--export {name} is not written: {reason}")
                 self.draw()
             except BaseException as error:  # even Ctrl-C: the masks stay

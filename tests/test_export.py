@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tracemalloc
 from collections.abc import Iterable, Iterator
@@ -243,6 +244,17 @@ def test_a_format_that_fails_leaves_the_masks_and_the_other_formats(tmp_path: Pa
         *("coco.json", "contact_sheet.png", "masks", "masks.json", "overlay.mp4")
     ]
     assert len(COCO(str(tmp_path / "out" / "coco.json")).imgs) == 4
+
+
+def test_a_note_names_the_file_in_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(rle: dict) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export, "mask_area", full)
+    media = open_media(write_film(tmp_path / "a.mkv", 4, SIZE, "ffv1", "bgr0"))
+    run_demo(media, SENTENCES, segment, tmp_path / "out", show=False, formats=("coco",))
+    (note,) = media.notes
+    assert note.startswith(f"--export coco is not written: cannot write {tmp_path}/out/coco.json: No space left")
 
 
 def test_a_missing_mask_ends_all_formats(tmp_path: Path):
