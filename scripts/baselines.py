@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line (``argv`` without the program's name; None: that of the process)."""
-    parser = Parser(prog="python -m scripts.baselines", description="Make baselines to compare scores with.")
+    parser = Parser(description="Make baselines to compare scores with.")
     commands = parser.add_subparsers(dest="command", required=True)
     largest = commands.add_parser("largest", help="masks: the largest object of its video for every expression")
     largest.add_argument("--gt", type=Path, required=True, help="masks <video>/<frame>.png, value = object id")

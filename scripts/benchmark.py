@@ -48,10 +48,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
         UserError: a number is out of range.
     """
     parser = Parser(
-        prog="python -m scripts.benchmark",
         description=__doc__.split("\n")[0],
         epilog="Any option of main.py is accepted too, such as --config or --compile.",
-        allow_abbrev=False,
     )
     add: Any = parser.add_argument
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
@@ -107,9 +105,8 @@ from models.mask_heads import MASK_CHANNELS, DynamicMaskHead
 from models.precision import BF16_INSTRUCTIONS, PRECISIONS, widened
 from scripts.memory_estimate import empty_parts, random_step
 from util.device import device_name, resolve_device
-from util.files import write_json
+from util.files import library_versions, write_json
 from util.parallel import available_cores
-from util.run_log import library_versions
 
 READING, POST, WRITING = "reading", "post-processing", "PNG writing"
 GIB = 2**30

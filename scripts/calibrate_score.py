@@ -26,7 +26,7 @@ KEEP = 0.99
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line (``argv`` without the program's name; None: that of the process)."""
-    parser = Parser(prog="python -m scripts.calibrate_score", description="Find the --score_threshold of a model.")
+    parser = Parser(description="Find the --score_threshold of a model.")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="output folder of inference_ytvos.py")
     parser.add_argument(
         "--keep",

@@ -58,10 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None means the process's own)."""
-    parser = Parser(
-        prog="python -m scripts.check_data",
-        description="Count what a dataset holds, and find what is missing or broken. Nothing is written.",
-    )
+    parser = Parser(description="Count what a dataset holds, and find what is missing or broken. Nothing is written.")
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("root", type=Path, help="the dataset's folder; Ref-DAVIS17: as distributed, or converted")
     parser.add_argument("--all", action="store_true", help="open every file, not a sample")

@@ -34,9 +34,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         UserError: the suffix of OUT is wrong, or an option has no effect.
     """
     parser = Parser(
-        prog="python -m scripts.convert_checkpoint",
         description="Convert a checkpoint of this project or of the authors to a file of weights (.safetensors), or to "
-        "the authors' layout (.pth).",
+        "the authors' layout (.pth)."
     )
     parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or [hf://]org/repo")
     parser.add_argument("output", metavar="OUT", type=Path, help="the file to write")

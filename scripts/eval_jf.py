@@ -48,7 +48,7 @@ DAVIS_KEYS = ["J&F", "JM", "JR", "JD", "FM", "FR", "FD"]
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line (``argv`` without the program's name; None: that of the process)."""
-    parser = Parser(prog="python -m scripts.eval_jf", description="Score a folder of masks with J and F.")
+    parser = Parser(description="Score a folder of masks with J and F.")
     parser.add_argument(
         "--gt",
         type=Path,

@@ -38,7 +38,7 @@ TINY = ("--height", "32", "--width", "64", "--train-size", "32", "64", "--stack"
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(prog="python -m scripts.gpu_check", description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     parser.add_argument("--json", type=Path, help="write all results to this file after every stage")
     parser.add_argument("--tiny", action="store_true", help="small sizes, which show that every stage runs")

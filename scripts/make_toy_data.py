@@ -12,11 +12,7 @@ from util.errors import Parser, run_cli
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the set that the command line describes and print its counts."""
-    parser = Parser(
-        prog="python -m scripts.make_toy_data",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output_dir", required=True, help="folder of the dataset")
     parser.add_argument("--train_videos", type=int, default=400, help="videos for training")
     parser.add_argument("--valid_videos", type=int, default=40, help="videos for validation")

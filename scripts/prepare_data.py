@@ -53,10 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None means the process's own)."""
     parser = Parser(
-        prog="python -m scripts.prepare_data",
         description="Convert a distributed dataset or your own annotations to the layout that a loader reads, or make "
         "the lists that it needs. Ref-YouTube-VOS, MeViS, Long-RVOS, ReVOS and JHMDB-Sentences need no preparation "
-        "(docs/data.md). Images, masks and tables of the source are only read.",
+        "(docs/data.md). Images, masks and tables of the source are only read."
     )
     datasets = parser.add_subparsers(dest="dataset", required=True)
     davis = datasets.add_parser("davis", help="Ref-DAVIS17 to the layout of Ref-YouTube-VOS")

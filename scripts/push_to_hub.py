@@ -22,7 +22,7 @@ from util.errors import Parser, UserError, first_line, help_asked, run_cli
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line (``argv`` without the program's name; None takes the process's own)."""
-    parser = Parser(prog="python -m scripts.push_to_hub", description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("input", metavar="IN", help="a file, a folder that holds one, or [hf://]org/repo")
     parser.add_argument("repo", help="org/name on the hub; it is created if it does not exist")
     parser.add_argument("--folder", type=Path, help="write the files to this folder instead of the hub")

@@ -30,7 +30,7 @@ RATE, REST = 8, 700  # frames per second; milliseconds at the end
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the animation."""
-    parser = Parser(prog="python -m scripts.readme_animation", description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--resume", default="toy/vdit.safetensors", help="checkpoint (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("docs/animation.webp"), help="default: %(default)s")
     args = parser.parse_args(argv)

@@ -131,7 +131,7 @@ INFERENCES = (
 
 def main() -> None:
     """Run all steps, print the scores and write ``results.json``."""
-    parser = Parser(prog="python -m tests.all_evaluations", description="Train and evaluate on small sets of all data.")
+    parser = Parser(description="Train and evaluate on small sets of all data.")
     parser.add_argument("--model", choices=tuple(MODELS), default="vdit")
     parser.add_argument("--pretrained", default="toy/stack", help="other frozen parts; training then begins anew")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/all_evaluations"), help="new or empty folder")

@@ -57,7 +57,7 @@ SIZE = (360, 640)
 
 def main() -> None:
     """Make what is missing, and run every step."""
-    parser = Parser(prog="python -m tests.full_size", description="Run the models at full size on random weights.")
+    parser = Parser(description="Run the models at full size on random weights.")
     parser.add_argument("folder", type=Path, help="where the weights are made and kept")
     parser.add_argument("--model", choices=MODELS, action="append", help="only this model")
     parser.add_argument("--stock", action="store_true", help="compare with the libraries' own parts")

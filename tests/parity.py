@@ -52,7 +52,7 @@ SELECTORS: dict[str, Selector] = {"ytvos": best_query, "refcoco": all_queries, "
 
 def main() -> int:
     """Run the comparison. Returns the exit status: 1 if any value differs."""
-    parser = Parser(prog="python -m tests.parity", description="Compare the models with published numbers.")
+    parser = Parser(description="Compare the models with published numbers.")
     parser.add_argument("folder", type=Path, help="fixtures: pretrained/, vdit/, hcd/, rem/")
     parser.add_argument("--model", choices=MODELS, action="append", help="compare only this model")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu, as the numbers were made)")
