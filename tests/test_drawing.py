@@ -20,7 +20,6 @@ from util.drawing import (
     PALETTE,
     ObjectPainter,
     clock,
-    colour_of,
     contact_sheet,
     draw_overlay,
     legend,
@@ -238,31 +237,31 @@ def test_each_object_has_its_colour():
     assert (frame == 120).all(), "the frame is not drawn into"
     assert picture[10, 10].tolist() == [98, 98, 98], "a little darker outside"
     for i, (x0, x1) in enumerate([(40, 120), (180, 280)]):
-        own = pixels_of(picture, colour_of(i), 70)
+        own = pixels_of(picture, PALETTE[i], 70)
         assert own[100:200, x0 : x0 + 3].all(axis=0).any(), "a line along the edge"
         assert not own[:, : x0 - 3].any() and not own[:, x1 + 3 :].any()
         inside = picture[150, (x0 + x1) // 2].astype(int) - 120
-        assert np.sign(inside).tolist() == np.sign(np.array(colour_of(i)) - 120).tolist() and abs(inside).max() < 50
+        assert np.sign(inside).tolist() == np.sign(np.array(PALETTE[i]) - 120).tolist() and abs(inside).max() < 50
 
 
 def test_chosen_colours(tmp_path: Path):
     colours = object_colours(2, ["Orange", "#0a0bFc"])
     assert colours == [(255, 165, 0), (10, 11, 252)]
-    assert object_colours(9) == [colour_of(i) for i in range(9)]
+    assert object_colours(9) == [*PALETTE, PALETTE[0]]
     frame, masks = scene((40, 100, 120, 200), (180, 100, 280, 200))
     tile = sheet_tile(frame, masks, 0.0, colours)
     object_sheet(tmp_path / "sheet.png", "a.mp4", [("a", "score 1.00"), ("b", "score 1.00")], [tile], colours)
     overlay = ObjectPainter(["", ""], (240, 320), colours=colours).draw(frame, masks)
     for picture in (overlay, tile, read_picture(tmp_path / "sheet.png")):
         for i, colour in enumerate(colours):
-            assert pixels_of(picture, colour).sum() > 50 and not pixels_of(picture, colour_of(i)).any()
+            assert pixels_of(picture, colour).sum() > 50 and not pixels_of(picture, PALETTE[i]).any()
 
 
 def test_two_names_of_one_object_show_both_outlines():
     frame, masks = scene((60, 60, 260, 200), (60, 60, 260, 200))
     picture = ObjectPainter(["", ""], (240, 320)).draw(frame, masks)
     for i in range(2):
-        assert pixels_of(picture, colour_of(i), 60).sum() > 400
+        assert pixels_of(picture, PALETTE[i], 60).sum() > 400
 
 
 def test_labels_hide_no_object_where_there_is_room():
@@ -272,7 +271,7 @@ def test_labels_hide_no_object_where_there_is_room():
     picture = ObjectPainter(labels, (240, 320)).draw(frame, masks)
     changed = (picture != bare).any(axis=-1)
     assert changed.any() and not changed[masks.any(axis=0)].any()
-    assert pixels_of(picture, colour_of(0)).sum() > 1000 and pixels_of(picture, colour_of(1)).sum() > 1000
+    assert pixels_of(picture, PALETTE[0]).sum() > 1000 and pixels_of(picture, PALETTE[1]).sum() > 1000
 
 
 @pytest.mark.parametrize("box", [(0, 0, 320, 240), (0, 0, 5, 5), (315, 235, 320, 240), (0, 235, 320, 240)])
@@ -315,7 +314,7 @@ def test_a_label_follows_calmly():
 
 def test_more_sentences_than_colours_are_numbered():
     assert sentence_labels(["a", "b"]) == ["a", "b"]
-    assert sentence_labels(list("abcdefghi"))[8] == "9  i" and colour_of(8) == colour_of(0)
+    assert sentence_labels(list("abcdefghi"))[8] == "9  i" and object_colours(9)[8] == PALETTE[0]
 
 
 def test_many_objects_are_drawn_in_linear_time(monkeypatch: pytest.MonkeyPatch):
@@ -360,7 +359,7 @@ def test_the_legend_grows_with_its_entries():
     entries = [("the dog", "score 0.90"), ("the cat " * 30, "not found")]
     picture = legend("video.mp4", entries, 400)
     assert picture.shape[1] == 400 and len(picture) > len(legend("video.mp4", entries[:1], 400)) + 60
-    assert pixels_of(picture, colour_of(0)).any() and pixels_of(picture, colour_of(1)).any()
+    assert pixels_of(picture, PALETTE[0]).any() and pixels_of(picture, PALETTE[1]).any()
 
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 36), (45, 61)])

@@ -96,11 +96,6 @@ def legend(
     return np.concatenate(rows)
 
 
-def colour_of(number: int) -> Colour:
-    """Return the colour of object ``number``, from 0."""
-    return PALETTE[number % len(PALETTE)]
-
-
 def object_colours(count: int, names: Sequence[str] = (), where: str = "--colors") -> list[Colour]:
     """Return the colours of ``count`` objects: those with the given names, or the palette's if there are none.
 
@@ -112,7 +107,7 @@ def object_colours(count: int, names: Sequence[str] = (), where: str = "--colors
         UserError: a name is unknown, or there are more or fewer names than objects.
     """
     if not names:
-        return [colour_of(i) for i in range(count)]
+        return [PALETTE[i % len(PALETTE)] for i in range(count)]
     if len(names) != count:
         raise UserError(f"{where} has {len(names)} for {count} sentence{'s'[: count > 1]}; give one for each sentence")
     return [_named_colour(name, where) for name in names]
