@@ -106,8 +106,7 @@ def text_states(tokenizer: Any, encoder: nn.Module, captions: list[str], device:
     tokens = tokenizer(
         captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
-    with torch.no_grad():
-        return encoder(upload(tokens.input_ids, device)).last_hidden_state
+    return encoder(upload(tokens.input_ids, device)).last_hidden_state
 
 
 class ImageTokenProjection(nn.Module):

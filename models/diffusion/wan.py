@@ -37,6 +37,7 @@ from models.ops.build import cache_folder
 from models.precision import HALVES, in_own_precision, widened
 from models.pyramid import PyramidEncoder
 from util.config import Config
+from util.device import upload
 from util.errors import UserError
 from util.files import file_sha256
 from util.options import AUTO, shown
@@ -260,7 +261,7 @@ class WanEncoder(PyramidEncoder):
         texts = [cleaned(caption) for caption in self._conditions(captions)]
         features = self.text(texts, self.pixel_mean.device)
         padded = [nn.functional.pad(value.float(), (0, 0, 0, TEXT_TOKENS - len(value))) for value in features]
-        return torch.stack(padded).to(self.pixel_mean.device)
+        return upload(torch.stack(padded), self.pixel_mean.device)
 
     def _conditions(self, captions: Iterable[str]) -> Iterable[str]:
         return captions if self.use_text else ("" for _ in captions)
