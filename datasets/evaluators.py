@@ -61,10 +61,9 @@ class Evaluator(Generic[KeptT]):
         for prediction in predictions:
             given = [value for value in (prediction.scores, prediction.boxes) if value is not None]
             assert all(len(value) == len(prediction.masks) for value in given), "one of each per query"
-            what = "scores or boxes" if given else "masks"
             if not prediction.finite or not all(np.isfinite(value).all() for value in given):
                 raise RunError(
-                    f"the {what} for {prediction.item} are not finite; the weights may come from a run that diverged"
+                    f"the prediction for {prediction.item} is not finite; the weights may come from a run that diverged"
                 )
             self._kept[prediction.item] = self._keep(prediction)
 

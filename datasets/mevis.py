@@ -189,7 +189,7 @@ class MevisClips(ExpressionClips):
 
     Args:
         split: one that has masks.
-        version: chooses the expressions file, see ``expressions_path``.
+        version: chooses the expressions file, see ``split_files``.
 
     Raises:
         UserError: a folder or file is missing or malformed; images and run lengths are checked when they are read.
