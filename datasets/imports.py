@@ -348,6 +348,8 @@ def _write_clip(folder: Path, clip: _Clip) -> tuple[list[str], dict[int, list[st
     shown: dict[int, list[str]] = {number: [] for number in range(1, len(clip.objects) + 1)}
     overlaps = 0
     for frame in media.frames():
+        if not wanted:  # nothing after it is annotated
+            break
         source = wanted.pop(frame.index, None)
         if source is None:
             continue
