@@ -279,6 +279,16 @@ def test_the_released_layout_both_ways(cfg: Config, released: Path, tmp_path: Pa
     assert all(torch.equal(before["unet"][name], after["unet"][name]) for name in before["unet"])
 
 
+def test_wrapped_names_and_adapters_alone(released: Path, tmp_path: Path) -> None:
+    unet = read_content(released)["unet"]
+    write_pickle(tmp_path / "wrapped.pth", {"unet": {f"module.{name}": value for name, value in unet.items()}})
+    wrapped, plain = (open_checkpoint(str(path), "--resume") for path in (tmp_path / "wrapped.pth", released))
+    assert wrapped.weights.keys() == plain.weights.keys()
+    write_pickle(tmp_path / "lora.pth", {"unet": {"mid_block.attentions.0.to_q.lora_A.weight": torch.zeros(4, 8)}})
+    with pytest.raises(UserError, match=r"lora\.pth holds LoRA adapters alone"):
+        open_checkpoint(str(tmp_path / "lora.pth"), "--resume")
+
+
 @pytest.mark.slow
 def test_training_goes_on_from_released_weights(cfg: Config, released: Path, tmp_path: Path) -> None:
     for options in ({}, {"lora_rank": 4}):
