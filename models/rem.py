@@ -17,13 +17,12 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.criterion import BatchTargets, Criterion
 from models.diffusion.conditioning import text_states
 from models.diffusion.encoder import VAE_FRAMES
 from models.diffusion.stack import WholeStack
-from models.diffusion.unet import make_contiguous
+from models.diffusion.unet import make_contiguous, recomputed
 from models.frozen import FineTuned, Frozen
 from models.precision import in_own_precision, widened
 from models.segmenter import ClipMasks
@@ -162,15 +161,7 @@ def recompute_stages(unet: nn.Module) -> None:
     """Let the layers of a UNet recompute their activations in the backward pass."""
     for module in unet.modules():
         if isinstance(module, STAGES):
-            module.forward = partial(_recomputed, module.forward)  # type: ignore[method-assign]
-
-
-def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    return (
-        checkpoint(forward, *args, use_reentrant=False, **kwargs)
-        if torch.is_grad_enabled()
-        else forward(*args, **kwargs)
-    )
+            module.forward = partial(recomputed, module.forward)  # type: ignore[method-assign]
 
 
 @dataclass
