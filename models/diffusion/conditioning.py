@@ -45,14 +45,10 @@ class CLIPPixels(nn.Module):
         levels = ((images.float() + 1) * 127.5).clamp(0, 255).to(torch.uint8)
         short = min(levels.shape[-2:])
         height, width = (self.size * side // short for side in levels.shape[-2:])
-        levels = self.resized(levels, height, width)
+        levels = resize_axis(resize_axis(levels, width, -1), height, -2)  # rows first, as in Pillow
         top, left = (height - self.size) // 2, (width - self.size) // 2
         levels = levels[..., top : top + self.size, left : left + self.size]
         return (levels.to(self.mean.dtype) / 255 - self.mean) / self.std
-
-    def resized(self, levels: Tensor, height: int, width: int) -> Tensor:
-        """Resize uint8 ``[N, 3, H, W]``; Pillow resizes the rows first."""
-        return resize_axis(resize_axis(levels, width, -1), height, -2)
 
 
 def resize_axis(levels: Tensor, length: int, axis: int) -> Tensor:
