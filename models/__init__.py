@@ -217,7 +217,7 @@ def prepare_training(
         model: with its weights, on the CPU.
         precision: ``auto``, ``bf16``, ``fp16``, ``tf32`` or ``fp32``.
         device: the target device.
-        compiled: compile the UNet and the VAE.
+        compiled: compile the denoiser and the VAE.
 
     Returns:
         the scaler of the loss for float16, else None.

@@ -1,4 +1,4 @@
-"""REM: the whole text-to-video UNet predicts the latents of the mask, and the frozen VAE draws it (Bagchi et al.,
+"""REM: the whole text-to-video UNet predicts the latents of the mask, which the frozen VAE decodes (Bagchi et al.,
 "ReferEverything: Towards Segmenting Everything We Can Speak of in Videos", ICCV 2025).
 
 It has no queries, scores or boxes: a sentence that names nothing has an empty mask. Legend: ``B`` clips, ``T`` frames,
@@ -174,7 +174,7 @@ class RemOutput:
 
     @cached_property
     def masks(self) -> Tensor:
-        """``[B, T, S, S]``, drawn at the first use: about 1 on the object, 0 elsewhere."""
+        """``[B, T, S, S]``, decoded at the first use: about 1 on the object, 0 elsewhere."""
         return self.encoder.decode_masks(self.latents)
 
     def best(self) -> ClipMasks:
@@ -182,7 +182,7 @@ class RemOutput:
         return ClipMasks(self.masks)
 
     def first_clip(self) -> Callable[[], Tensor]:
-        """A function that draws the mask of the first clip, ``[T, S, S]``; it keeps no graph."""
+        """A function that decodes the mask of the first clip, ``[T, S, S]``; it keeps no graph."""
         encoder, latents = self.encoder, self.latents[:1].detach()
         return lambda: RemOutput.probabilities(encoder.decode_masks(latents)[0])
 
@@ -193,7 +193,7 @@ class RemOutput:
 
 
 class Rem(nn.Module):
-    """Segments the object that a sentence names by drawing its mask.
+    """Segments the object that a sentence names by predicting the latents of its mask.
 
     Attributes:
         precision: of matrix products and convolutions (``models.precision``); predictions are float32.

@@ -36,8 +36,8 @@ class CLIPPixels(nn.Module):
         """Prepare images: shortest edge to ``size`` (bicubic, antialiased), centre crop, normalise.
 
         Args:
-            images: ``[N, 3, H, W]`` in -1…1, as the VAE takes them. The published code derives the 8-bit values from
-                these, and truncates them, so that rounding errors of the way there decide about half of the values.
+            images: ``[N, 3, H, W]`` in -1…1, as the VAE takes them. The published code computes 8-bit values from these
+                and truncates them, so that the rounding errors of this order of operations change half of the values.
 
         Returns:
             ``[N, 3, size, size]``, normalised for CLIP.

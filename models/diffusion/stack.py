@@ -118,7 +118,7 @@ def _add_residual(resnet: Any, x: Tensor) -> Tensor:
 
 
 class WholeVAE(AutoencoderKL):
-    """``AutoencoderKL`` of diffusers, whose decoder draws the masks of REM."""
+    """``AutoencoderKL`` of diffusers, which encodes and decodes the masks of REM."""
 
     def forward(self, x: Tensor, decode: bool = False) -> Tensor:  # type: ignore[override]
         """Encode images or decode latents.
