@@ -30,7 +30,7 @@ from datasets.registry import DATASETS
 from engine import build_record, count_expressions, print_large_videos, segment_videos, share_of_videos
 from models.checkpoints import open_checkpoint
 from models.inference import InferenceOptions, build_for_inference
-from models.precision import inference_precision
+from models.precision import resolve_precision
 from util.device import INFERENCE, memory_advice, resolve_device
 from util.distributed import is_main, print_notes, process_group, wait_for_all
 from util.drawing import OVERLAYS, write_sheet
@@ -61,7 +61,7 @@ def segment_split(cfg: Config, device: torch.device) -> None:
         RunError: the predictions are not finite, or the zip is not a complete submission.
     """
     # Masks of two machines whose "auto" differs must never mix.
-    cfg = replace(cfg, precision=inference_precision(cfg.precision, device))
+    cfg = replace(cfg, precision=resolve_precision(cfg.precision, device, training=False))
     checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)
     videos = [video for video in list_videos(cfg) if video.expressions]
     if not videos:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import build_loader
-from datasets.registry import AUTO, load_config, resolve, scored_metric, scored_parts, validated_set
+from datasets.registry import load_config, resolve, scored_metric, scored_parts, validated_set
 from util.config import Config, config_dict
 from util.errors import UserError, help_asked, run_cli
 
@@ -47,13 +47,14 @@ from models.checkpoints import (
     save_loaded_parts,
 )
 from models.inference import build_for_inference
-from models.precision import inference_precision
+from models.precision import resolve_precision
 from util.checkpoint import NEWEST, Keeper, begin_folder
 from util.device import INFERENCE, TRAINING, device_name, memory_advice, resolve_device, use_expandable_segments
 from util.distributed import is_main, print_notes, process_group, world_size
 from util.drawing import LastClip
 from util.files import file_sha256, sole_run
 from util.guard import Guard
+from util.options import AUTO
 from util.run_log import RunLog, RunSummary, Wandb, write_results
 
 
@@ -239,7 +240,7 @@ def evaluate(cfg: Config, device: torch.device) -> None:
     if not cfg.resume:
         raise UserError("no checkpoint is given; name the one to score with --resume")
     # Masks of two machines whose "auto" differs must never mix.
-    cfg = replace(cfg, precision=inference_precision(cfg.precision, device))
+    cfg = replace(cfg, precision=resolve_precision(cfg.precision, device, training=False))
     output, names = Path(cfg.output_dir), scored_parts(cfg.dataset_file)
     folders = {name: output / name if len(names) > 1 else output for name in names}
     parts = {name: resolve(replace(cfg, dataset_file=name, output_dir=str(folders[name]))) for name in names}

@@ -61,10 +61,9 @@ class Evaluator(Generic[KeptT]):
         for prediction in predictions:
             given = [value for value in (prediction.scores, prediction.boxes) if value is not None]
             assert all(len(value) == len(prediction.masks) for value in given), "one of each per query"
-            what = "scores or boxes" if given else "masks"
             if not prediction.finite or not all(np.isfinite(value).all() for value in given):
                 raise RunError(
-                    f"the {what} for {prediction.item} are not finite; the weights may come from a run that diverged"
+                    f"the prediction for {prediction.item} is not finite; the weights may come from a run that diverged"
                 )
             self._kept[prediction.item] = self._keep(prediction)
 
@@ -221,8 +220,7 @@ class Overlap(NamedTuple):
 
     intersection: int  # of the masks, pixels
     union: int
-    box_iou: float | None  # 0…1; None without boxes
-    box_giou: float | None  # −1…1
+    box: tuple[float, float] | None  # IoU, 0…1, and generalised IoU, −1…1; None without boxes
 
 
 class RefcocoEvaluator(Evaluator[Overlap]):
@@ -246,15 +244,11 @@ class RefcocoEvaluator(Evaluator[Overlap]):
 
     def results(self) -> dict[str, float]:
         overlaps = [
-            self._kept.get(item) or Overlap(0, int(np.count_nonzero(self.ground_truth(item).mask)), 0.0, -1.0)
+            self._kept.get(item) or Overlap(0, int(np.count_nonzero(self.ground_truth(item).mask)), (0.0, -1.0))
             for item in self.items
         ]
         masks = overlap_metrics([overlap.intersection for overlap in overlaps], [overlap.union for overlap in overlaps])
-        pairs = [
-            (overlap.box_iou, overlap.box_giou)
-            for overlap in overlaps
-            if overlap.box_iou is not None and overlap.box_giou is not None
-        ]
+        pairs = [overlap.box for overlap in overlaps if overlap.box is not None]
         if len(pairs) < len(overlaps):  # from a model without boxes
             return masks
         return {
@@ -271,5 +265,5 @@ class RefcocoEvaluator(Evaluator[Overlap]):
         return Overlap(
             int(np.count_nonzero(mask & gt.mask)),
             int(np.count_nonzero(mask | gt.mask)),
-            *((None, None) if boxes is None else box_overlaps(boxes[best], gt.box)),
+            None if boxes is None else box_overlaps(boxes[best], gt.box),
         )

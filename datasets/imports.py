@@ -54,7 +54,7 @@ class _Object:
     sentences: list[str] = field(default_factory=list)
     masks: dict[str, list[Any]] = field(default_factory=dict)
 
-    def say(self, sentence: Any) -> None:
+    def add_sentence(self, sentence: Any) -> None:
         """Add a sentence unless it is empty, no text, or there already."""
         text = " ".join(sentence.split()) if isinstance(sentence, str) else ""
         if text and text not in self.sentences:
@@ -217,7 +217,7 @@ def _read_coco(path: Path, clips: Mapping[str, _Clip], source: str) -> None:
                     "and no track_id tells which object they belong to; add one to every annotation"
                 )
             found.masks.setdefault(frame, []).append(annotation.get("segmentation"))
-            found.say(_sentence(annotation, category, source))
+            found.add_sentence(_sentence(annotation, category, source))
 
 
 def _read_ytvis(path: Path, clips: Mapping[str, _Clip], source: str) -> None:
@@ -251,7 +251,7 @@ def _read_ytvis(path: Path, clips: Mapping[str, _Clip], source: str) -> None:
                 )
             found = clip.objects[key] = _Object(categories.get(str(annotation.get("category_id")), ""))
             found.masks = {frame: [mask] for frame, mask in zip(frames, masks, strict=True) if mask}
-            found.say(_sentence(annotation, found.category, source))
+            found.add_sentence(_sentence(annotation, found.category, source))
 
 
 def _read_masks(path: Path, clips: Mapping[str, _Clip], source: str) -> None:
@@ -303,7 +303,7 @@ def _read_table(path: Path, clips: Mapping[str, _Clip]) -> list[str]:
             known = ", ".join(list(objects)[:5]) or "none"
             fault = "is not annotated" if not found else "are several objects"
             raise UserError(f"{path}, line {line}: {key!r:.40} of video {name!r:.40} {fault} (objects: {known})")
-        found[0].say(row["sentence"])
+        found[0].add_sentence(row["sentence"])
     return [f"{path} has rows of {foreign[0]!r:.40}{and_more(foreign)}, which is no video; left out"] if foreign else []
 
 
@@ -348,6 +348,8 @@ def _write_clip(folder: Path, clip: _Clip) -> tuple[list[str], dict[int, list[st
     shown: dict[int, list[str]] = {number: [] for number in range(1, len(clip.objects) + 1)}
     overlaps = 0
     for frame in media.frames():
+        if not wanted:  # nothing after it is annotated
+            break
         source = wanted.pop(frame.index, None)
         if source is None:
             continue

@@ -26,12 +26,12 @@ from datasets.scoring import MASK_FILE, REVOS_KINDS, ScoredVideo, score_unions, 
 from datasets.transforms import ClipTransform, build_transform
 from util.errors import UserError
 from util.files import read_json
+from util.options import AUTO
 from util.text import normalise_sentence
 
 if TYPE_CHECKING:
     from util.config import Config
 
-AUTO_VERSION = "auto"
 REVOS = "revos"  # instead of a version
 TYPES = {0: REVOS_KINDS[0], 1: REVOS_KINDS[1], 2: "no target"}  # by the type_id of ReVOS
 FOREGROUND_FILE = "mask_dict_foreground.json"
@@ -111,7 +111,7 @@ class SplitFiles:
     masks: Path
 
 
-def split_files(root: Path, split: str, version: str = AUTO_VERSION) -> SplitFiles:
+def split_files(root: Path, split: str, version: str = AUTO) -> SplitFiles:
     """Return the files of a split. ReVOS has the images and masks of both splits in its root.
 
     Version 2 of MeViS is distributed under names of its own. Where a folder has the files of both versions, auto means
@@ -130,9 +130,7 @@ def is_revos(folder: Path) -> bool:
     return any((folder / f"meta_expressions_{split}_.json").is_file() for split in ("train", "valid"))
 
 
-def list_split(
-    root: Path, split: str, version: str = AUTO_VERSION, images_needed: bool = True
-) -> dict[str, MevisEntry]:
+def list_split(root: Path, split: str, version: str = AUTO, images_needed: bool = True) -> dict[str, MevisEntry]:
     """Read the videos, frames and expressions of a split.
 
     Raises:
@@ -189,7 +187,7 @@ class MevisClips(ExpressionClips):
 
     Args:
         split: one that has masks.
-        version: chooses the expressions file, see ``expressions_path``.
+        version: chooses the expressions file, see ``split_files``.
 
     Raises:
         UserError: a folder or file is missing or malformed; images and run lengths are checked when they are read.
@@ -203,7 +201,7 @@ class MevisClips(ExpressionClips):
         num_frames: int | None,
         seed: int = 0,
         reverse_probability: float = 0.3,
-        version: str = AUTO_VERSION,
+        version: str = AUTO,
     ) -> None:
         videos = list_split(root, split, version)
         files = split_files(root, split, version)
@@ -249,10 +247,10 @@ def build_scorer(cfg: Config) -> Scorer:
 
 def list_expressions(root: Path, split: str, options: Mapping[str, Any]) -> Mapping[str, MevisEntry]:
     """Read all expressions of a split, which may include negatives, for ``scripts.calibrate_score``."""
-    return list_split(root, split, options.get("mevis_version", AUTO_VERSION))
+    return list_split(root, split, options.get("mevis_version", AUTO))
 
 
-def read_ground_truth(root: Path, split: str, version: str = AUTO_VERSION) -> tuple[list[ScoredVideo], str]:
+def read_ground_truth(root: Path, split: str, version: str = AUTO) -> tuple[list[ScoredVideo], str]:
     """Read the videos that have expressions, and their ground truth.
 
     Args:
@@ -282,7 +280,7 @@ def read_ground_truth(root: Path, split: str, version: str = AUTO_VERSION) -> tu
             scored.append(ScoredVideo(name, video.frames, targets, runs, masks.path, kinds, foreground.get(name)))
     if is_revos(root):
         version = REVOS
-    elif version == AUTO_VERSION:
+    elif version == AUTO:
         version = "v2" if any(not target for video in scored for target in video.targets.values()) else "v1"
     return scored, version
 

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from util import config
 from util.config import MODELS, Config
 from util.errors import UserError
+from util.options import AUTO
 
 if TYPE_CHECKING:
     from datasets.predictions import MaskLayout
-
-AUTO = "auto"
 
 _OVERLAPS = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
 J_AND_F = ("J&F", "J", "F")

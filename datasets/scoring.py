@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from datasets.expressions import NEGATIVE, VideoEntry, expressions_paths, object
 from datasets.files import and_more, decode_segmentation, require_folder, video_folders, visible
 from datasets.predictions import LAYOUTS, read_binary_mask, read_index_mask, require_masks
 from util.errors import UserError
-from util.files import read_json
+from util.files import MAX_PIXELS, read_json
 from util.metrics import MAX_PROPOSALS, VOID, Shape, fixed_scores, matched_scores, shape_scores, statistics
 from util.parallel import map_videos
 from util.text import normalise_sentence
@@ -505,9 +506,12 @@ class ScoredVideo:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(H, W) of the first mask; None if no instance is ever visible."""
-        first = next((mask for frames in self.masks.values() for mask in frames if mask), None)
-        return tuple(first["size"]) if first else None
+        """(H, W) of the first mask that states it; None if none does, because no instance is ever visible."""
+        for mask in chain.from_iterable(self.masks.values()):
+            match mask:
+                case {"size": [int(height), int(width)]} if min(height, width) > 0 and height * width <= MAX_PIXELS:
+                    return height, width
+        return None
 
     def ground_truth(self, frame: int, size: tuple[int, int]) -> dict[tuple[str, ...], np.ndarray]:
         """Return the union, bool ``[H, W]``, of every distinct target in a frame.
@@ -599,7 +603,7 @@ def score_unions(videos: Sequence[ScoredVideo], pred: Path, version: str, worker
 def _score_union_video(video: ScoredVideo, pred: Path) -> dict[str, np.ndarray]:
     """Score a video; see ``_score_masks``."""
     size = video.size
-    if size is None:  # no instance is ever visible
+    if size is None:
         height, width = read_binary_mask(pred / video.name / next(iter(video.targets)) / f"{video.frames[0]}.png").shape
         size = (height, width)
     masks = (video.ground_truth(number, size) for number in range(len(video.frames)))

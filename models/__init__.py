@@ -27,13 +27,14 @@ from models.diffusion.stack import WholeStack, empty_whole_stack, load_sentence_
 from models.frozen import FineTuned, Frozen
 from models.lora import add_lora, has_lora, merge_lora, merged_state
 from models.mask_heads import DynamicMaskHead, MaskRefinement, QueryDotHead
-from models.precision import HALVES, apply_precision, inference_precision, resolve_precision
+from models.precision import HALVES, apply_precision, resolve_precision
 from models.pyramid import PyramidEncoder, prepare_sentences
 from models.rem import LatentCriterion, LatentEncoder, Rem, parameter_groups
 from models.segmenter import Segmenter
 from models.text_encoder import LanguageQueries, SentenceEncoder
 from util.config import MODELS, Config
 from util.errors import UserError
+from util.options import AUTO
 
 if TYPE_CHECKING:
     from models.pretrained import load_pretrained
@@ -65,7 +66,7 @@ SegmentationModel = Segmenter | Rem
 
 def resolved(model: str, option: str, value: Any) -> Any:
     """The value of an option, with the model's own value in place of "auto"."""
-    return getattr(MODELS[model], option) if value == "auto" else value
+    return getattr(MODELS[model], option) if value == AUTO else value
 
 
 def build_model(cfg: Config, stack: Any = None) -> SegmentationModel:
@@ -216,7 +217,7 @@ def prepare_training(
         model: with its weights, on the CPU.
         precision: ``auto``, ``bf16``, ``fp16``, ``tf32`` or ``fp32``.
         device: the target device.
-        compiled: compile the UNet and the VAE.
+        compiled: compile the denoiser and the VAE.
 
     Returns:
         the scaler of the loss for float16, else None.
@@ -239,7 +240,7 @@ def prepare_inference(
     for part in model.modules():
         if isinstance(part, FineTuned):
             part.requires_grad_(False)  # it can then be held in half precision, too
-    set_precision(model, apply_precision(inference_precision(precision, device)))
+    set_precision(model, apply_precision(resolve_precision(precision, device, training=False)))
     if not isinstance(model.encoder, BackboneEncoder):
         model.encoder.precision = torch.float32  # its trained parts are small, and cause a third of the masks' error
         if device.type == "cpu" and model.encoder.vae.held:

@@ -270,39 +270,28 @@ def read_authors(content: dict[str, Any], state: dict[str, Tensor], path: str | 
     Raises:
         UserError: it belongs to neither model, or a name is unknown.
     """
-    if not is_state(content.get("model")) and is_state(content.get("unet")):
-        return _read_rem(content)
     if all(LORA in name for name in state):
         raise UserError(f"{path} holds LoRA adapters alone; give the checkpoint of the whole model")
-    try:
-        model, weights = authors_model(state), convert_authors(state)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
     plain = _plain_args(content)
-    sizes = {name: plain[name] for name in (*SIZES, "lora_alpha") if name in plain}
+    if not is_state(content.get("model")) and is_state(content.get("unet")):  # REM
+        model, weights = "rem", {UNetNames.prefix + name: value for name, value in state.items()}
+        side = 256 if plain.get("half") is True else 512  # of its frames
+        options: dict[str, Any] = {"eval_size": side, "train_scales": [side], "crop_scales": []}
+    else:
+        try:
+            model, weights = authors_model(state), convert_authors(state)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        options = {name: plain[name] for name in (*SIZES, "lora_alpha") if name in plain}
+        options |= _pyramid(weights, model)
     rank = next((len(value) for name, value in weights.items() if name.endswith(".lora_A.default.weight")), 0)
     return {
         "model": model,
-        "config": {"model": model, "lora_rank": rank, **sizes, **_pyramid(weights, model)},
+        "config": {"model": model, "lora_rank": rank, **options},
         "weights": weights,
         "frozen": {},
         "unused": {name: value for name, value in state.items() if name.startswith(KEPT)},
         "args": plain,
-        "epoch": content.get("epoch") if isinstance(content.get("epoch"), int) else 0,
-    }
-
-
-def _read_rem(content: dict[str, Any]) -> dict[str, Any]:
-    """``read_authors`` for REM, which sees frames of 512×512, or 256×256 with its option ``half``."""
-    args = _plain_args(content)
-    size = 256 if args.get("half") is True else 512
-    sizes = {"eval_size": size, "train_scales": [size], "crop_scales": []}
-    return {
-        "model": "rem",
-        "config": {"model": "rem", "lora_rank": 0, **sizes},
-        "weights": {UNetNames.prefix + name: value for name, value in content["unet"].items()},
-        "frozen": {},
-        "args": args,
         "epoch": content.get("epoch") if isinstance(content.get("epoch"), int) else 0,
     }
 

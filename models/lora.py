@@ -1,4 +1,4 @@
-"""LoRA on the frozen UNet (HCD; Hu et al., "LoRA", ICLR 2022), with the ``peft`` library.
+"""LoRA on a frozen UNet or transformer (HCD; Hu et al., "LoRA", ICLR 2022), with the ``peft`` library.
 
 An adapted layer computes W x + (alpha / rank) · B A dropout(x). W stays frozen, A and B are trained, and B starts at
 zero, so that training starts from the pretrained function. Merged into W, adapters cost nothing.
@@ -21,14 +21,14 @@ ADAPTER = "default"
 
 
 def add_lora(
-    unet: Frozen, rank: int, alpha: float, dropout: float = 0.0, targets: Sequence[str] = ("to_q", "to_v")
+    denoiser: Frozen, rank: int, alpha: float, dropout: float = 0.0, targets: Sequence[str] = ("to_q", "to_v")
 ) -> None:
     """Add trained adapters to layers of a frozen module, in place; their dropout follows the training mode.
 
     Adapters of layers that are never called get no gradient: with single frames (T = 1), those of temporal attentions.
 
     Args:
-        unet: the UNet of the encoder.
+        denoiser: the UNet or transformer of the encoder.
         rank: width of an adapter, at least 1.
         alpha: the output of an adapter is scaled by alpha / rank.
         dropout: probability of dropping an input of an adapter.
@@ -38,21 +38,21 @@ def add_lora(
     Raises:
         ValueError: no layer has such a name, or the module has adapters already.
     """
-    if has_lora(unet):
+    if has_lora(denoiser):
         raise ValueError("the module has LoRA adapters already")
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))  # type: ignore[arg-type]
-    inject_adapter_in_model(config, unet.module, ADAPTER)
-    for _, layer in _adapted_layers(unet):
+    inject_adapter_in_model(config, denoiser.module, ADAPTER)
+    for _, layer in _adapted_layers(denoiser):
         layer.cast_input_dtype_enabled = False
         for half in (layer.lora_A, layer.lora_B):
             half[ADAPTER] = AdapterLinear(half[ADAPTER].weight)
-    unet.adapter_dropouts = tuple(layer.lora_dropout for _, layer in _adapted_layers(unet))
+    denoiser.adapter_dropouts = tuple(layer.lora_dropout for _, layer in _adapted_layers(denoiser))
 
 
 class AdapterLinear(nn.Module):
     """A linear layer without bias that computes in the precision of its input.
 
-    Its trained weight stays float32 in a UNet that is held in half precision.
+    Its trained weight stays float32 in a part that is held in half precision.
     """
 
     def __init__(self, weight: nn.Parameter) -> None:

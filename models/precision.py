@@ -36,11 +36,6 @@ def resolve_precision(name: str, device: torch.device, training: bool = True) ->
     return "bf16" if any(capabilities.get(instruction, False) for instruction in BF16_INSTRUCTIONS) else "fp32"
 
 
-def inference_precision(name: str, device: torch.device) -> str:
-    """``resolve_precision`` for inference."""
-    return resolve_precision(name, device, training=False)
-
-
 def apply_precision(name: str) -> torch.dtype:
     """Turn TF32 on CUDA on for ``tf32`` and off for all others, in this process; return the type of the precision.
 

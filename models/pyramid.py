@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.frozen import Frozen
+from models.precision import HALVES, widened
 
 
 class ClipFeatures(Protocol):
@@ -59,6 +60,10 @@ class PyramidEncoder(nn.Module):
             four maps ``[B·T, C, H/s, W/s]`` for s = 4, 8, 16, 32; the first one, which does not depend on the sentence,
             without copies.
         """
+
+    def _own(self, value: Tensor) -> Tensor:
+        """The output of a frozen part for the trained parts: float32, unless they compute in half precision."""
+        return value if self.precision in HALVES else widened(value)
 
     def prepare_sentences(self, sentences: Iterable[str]) -> None:
         """Encode sentences ahead of their use, where a text encoder is too large to stay in memory."""

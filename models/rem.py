@@ -1,4 +1,4 @@
-"""REM: the whole text-to-video UNet predicts the latents of the mask, and the frozen VAE draws it (Bagchi et al.,
+"""REM: the whole text-to-video UNet predicts the latents of the mask, which the frozen VAE decodes (Bagchi et al.,
 "ReferEverything: Towards Segmenting Everything We Can Speak of in Videos", ICCV 2025).
 
 It has no queries, scores or boxes: a sentence that names nothing has an empty mask. Legend: ``B`` clips, ``T`` frames,
@@ -17,13 +17,12 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.criterion import BatchTargets, Criterion
 from models.diffusion.conditioning import text_states
 from models.diffusion.encoder import VAE_FRAMES
 from models.diffusion.stack import WholeStack
-from models.diffusion.unet import make_contiguous
+from models.diffusion.unet import make_contiguous, recomputed
 from models.frozen import FineTuned, Frozen
 from models.precision import in_own_precision, widened
 from models.segmenter import ClipMasks
@@ -152,22 +151,17 @@ class LatentEncoder(nn.Module):
         """The latents of the mask for B clips, counting copies, each with one sentence: ``[B, T, 4, h, h]``."""
         text = text_states(self.tokenizer, self.text_encoder, captions, self.pixel_mean.device)
         sample = pixels.latents.repeat(pixels.copies, 1, 1, 1, 1).transpose(1, 2)
-        return widened(self.unet(sample, 0, text, return_dict=False)[0]).transpose(1, 2)
+        step = torch.zeros(
+            (), dtype=torch.long, device=sample.device
+        )  # of a number, diffusers would make one by a copy
+        return widened(self.unet(sample, step, text, return_dict=False)[0]).transpose(1, 2)
 
 
 def recompute_stages(unet: nn.Module) -> None:
     """Let the layers of a UNet recompute their activations in the backward pass."""
     for module in unet.modules():
         if isinstance(module, STAGES):
-            module.forward = partial(_recomputed, module.forward)  # type: ignore[method-assign]
-
-
-def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    return (
-        checkpoint(forward, *args, use_reentrant=False, **kwargs)
-        if torch.is_grad_enabled()
-        else forward(*args, **kwargs)
-    )
+            module.forward = partial(recomputed, module.forward)  # type: ignore[method-assign]
 
 
 @dataclass
@@ -180,7 +174,7 @@ class RemOutput:
 
     @cached_property
     def masks(self) -> Tensor:
-        """``[B, T, S, S]``, drawn at the first use: about 1 on the object, 0 elsewhere."""
+        """``[B, T, S, S]``, decoded at the first use: about 1 on the object, 0 elsewhere."""
         return self.encoder.decode_masks(self.latents)
 
     def best(self) -> ClipMasks:
@@ -188,7 +182,7 @@ class RemOutput:
         return ClipMasks(self.masks)
 
     def first_clip(self) -> Callable[[], Tensor]:
-        """A function that draws the mask of the first clip, ``[T, S, S]``; it keeps no graph."""
+        """A function that decodes the mask of the first clip, ``[T, S, S]``; it keeps no graph."""
         encoder, latents = self.encoder, self.latents[:1].detach()
         return lambda: RemOutput.probabilities(encoder.decode_masks(latents)[0])
 
@@ -199,7 +193,7 @@ class RemOutput:
 
 
 class Rem(nn.Module):
-    """Segments the object that a sentence names by drawing its mask.
+    """Segments the object that a sentence names by predicting the latents of its mask.
 
     Attributes:
         precision: of matrix products and convolutions (``models.precision``); predictions are float32.

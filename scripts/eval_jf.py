@@ -39,6 +39,7 @@ from datasets.scoring import (
 )
 from util.errors import Parser, UserError, printable, run_cli
 from util.files import write_json
+from util.options import AUTO
 from util.parallel import available_cores
 
 EXPRESSIONS, MEVIS, REF_DAVIS = "expressions", "mevis", "ref-davis"
@@ -158,10 +159,10 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
         return score_expressions(ground_truth, args.pred, args.workers)
     if args.task == MEVIS:
         # Imported here because it imports PyTorch, which every process of the other tasks would load.
-        from datasets.mevis import AUTO_VERSION, is_revos, read_ground_truth
+        from datasets.mevis import is_revos, read_ground_truth
 
         root, split = (args.gt, "valid") if is_revos(args.gt) else (args.gt.parent, args.gt.name)
-        videos, version = read_ground_truth(root, split, args.version or AUTO_VERSION)
+        videos, version = read_ground_truth(root, split, args.version or AUTO)
         return score_unions(videos, args.pred, version, args.workers)
     sequences = None if args.sequences is None else read_names(args.sequences)
     if args.task == REF_DAVIS:

@@ -25,19 +25,12 @@ import torch
 from diffusers import AutoencoderKL, UNet3DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    RobertaConfig,
-    RobertaModel,
-)
+from transformers import CLIPTextModel, CLIPVisionModelWithProjection, RobertaModel
 
 from models import build_model, frozen_sources
 from models.authors import authors_state
 from models.checkpoints import load_weights, open_checkpoint
-from models.diffusion.stack import load_stock_parts
+from models.diffusion.stack import empty_part, load_stock_parts
 from models.diffusion.tiny import make_tiny_stack, random_weight
 from models.lora import merged_state
 from models.segmenter import best_query
@@ -111,9 +104,9 @@ def make_parts(folder: Path) -> None:
     classes = {
         "unet": UNet3DConditionModel,
         "vae": AutoencoderKL,
-        "text_encoder": (CLIPTextModel, CLIPTextConfig),
-        "clip": (CLIPVisionModelWithProjection, CLIPVisionConfig),
-        "roberta": (RobertaModel, RobertaConfig),
+        "text_encoder": CLIPTextModel,
+        "clip": CLIPVisionModelWithProjection,
+        "roberta": RobertaModel,
     }
     with atomic_folder(folder) as target:
         shutil.copytree(FULL_SIZE, target, dirs_exist_ok=True)
@@ -123,11 +116,10 @@ def make_parts(folder: Path) -> None:
             if not (target / "roberta" / file.name).exists() and file.suffix != ".safetensors":
                 shutil.copy(file, target / "roberta")
         for part, cls in classes.items():
-            with torch.device("meta"):
-                if isinstance(cls, tuple):
-                    model, name = cls[0](cls[1].from_pretrained(target / part)), "model"
-                else:
-                    model, name = cls.from_config(cls.load_config(target / part)), "diffusion_pytorch_model"
+            model, name = (
+                empty_part(cls, target / part),
+                "diffusion_pytorch_model" if part in ("unet", "vae") else "model",
+            )
             weights = {key: random_weight(part, key, value.shape, 0) for key, value in model.named_parameters()}
             save_file(weights, target / part / f"{name}.safetensors", {"format": "pt"})
 

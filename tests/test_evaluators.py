@@ -212,7 +212,7 @@ def test_what_cannot_be_scored():
         A2dEvaluator({})
     with pytest.raises(UserError, match=r"masks for a have size \(4, 10\).*ground truth has size \(10, 4\)"):
         a2d([a2d_queries("a", (0.5, pixels(3)))], a=pixels(3).T)
-    with pytest.raises(RunError, match="the scores or boxes for a are not finite"):
+    with pytest.raises(RunError, match="the prediction for a is not finite"):
         a2d([a2d_queries("a", (float("nan"), pixels(3)))], a=pixels(3))
 
 
@@ -317,7 +317,7 @@ def test_what_is_not_finite_stops(bad: str) -> None:
     wrong = refcoco_queries(
         "a", (np.nan if bad == "score" else 0.5, flat_mask(1), [0, 0, 1, np.inf if bad == "box" else 1])
     )
-    with pytest.raises(RunError, match="the scores or boxes for a are not finite"):
+    with pytest.raises(RunError, match="the prediction for a is not finite"):
         refcoco().update([wrong])
 
 

@@ -19,6 +19,7 @@ from datasets.transforms import EvalTransform
 from datasets.ytvos import YtvosClips
 from scripts import eval_jf
 from tests.inference_tools import StubModel, finish, run_inference
+from tests.ytvos_tools import SMALL_CLIPS
 from util.config import Config
 from util.errors import UserError
 from util.metrics import Shape, shape_scores
@@ -71,8 +72,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def config(root: Path, **options: Any) -> Config:
-    small: dict[str, Any] = {"train_scales": (24,), "crop_scales": (), "max_size": 32, "eval_size": 24, "num_frames": 2}
-    return resolve(Config(dataset_file="long_rvos", long_rvos_path=str(root), **{**small, **options}))
+    return resolve(Config(dataset_file="long_rvos", long_rvos_path=str(root), **{**SMALL_CLIPS, **options}))
 
 
 def score(root: Path) -> dict[str, Any]:

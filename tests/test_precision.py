@@ -22,7 +22,7 @@ from models.diffusion import attention
 from models.diffusion.attention import blocked_attention
 from models.inference import InferenceOptions, build_for_inference, sentence_outputs
 from models.mask_heads import DynamicMaskHead
-from models.precision import call_in_float32, in_float32, inference_precision, resolve_precision
+from models.precision import call_in_float32, in_float32, resolve_precision
 from models.segmenter import Segmenter
 from tests.conftest import ROOT
 from tests.tiny_models import backward, model_config, random_clips, square_targets
@@ -52,13 +52,13 @@ def test_auto_is_what_the_hardware_computes_in(instruction: str | None, monkeypa
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bool(instruction))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, instruction: True})
     cuda = "bf16" if instruction else "fp16"
-    assert resolve_precision("auto", CUDA) == inference_precision("auto", CUDA) == cuda
+    assert resolve_precision("auto", CUDA) == resolve_precision("auto", CUDA, training=False) == cuda
     assert resolve_precision("auto", CPU) == "fp32"
-    assert inference_precision("auto", CPU) == ("bf16" if instruction else "fp32")
+    assert resolve_precision("auto", CPU, training=False) == ("bf16" if instruction else "fp32")
     mps = torch.device("mps")
-    assert resolve_precision("auto", mps) == inference_precision("auto", mps) == "fp32"
+    assert resolve_precision("auto", mps) == resolve_precision("auto", mps, training=False) == "fp32"
     for name in ("fp16", "bf16", "tf32", "fp32"):
-        assert resolve_precision(name, CUDA) == inference_precision(name, CPU) == name
+        assert resolve_precision(name, CUDA) == resolve_precision(name, CPU, training=False) == name
 
 
 def test_a_gpu_without_bf16_trains_and_segments_in_float16(tiny_stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ import torch
 from diffusers import UNet3DConditionModel
 from PIL import Image
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import demo
 from datasets.clip import denormalise, sample_frames
@@ -101,6 +103,32 @@ def test_it_computes_what_the_unet_of_diffusers_does(cfg: Config, stack: Path, f
     found = {name: p.grad.norm() for name, p in model.encoder.unet.module.named_parameters() if p.requires_grad}
     assert found.keys() == expected.keys()
     assert all(torch.allclose(found[name], expected[name], rtol=1e-6, atol=1e-9) for name in expected)
+
+
+def test_the_host_does_not_wait_for_the_gpu(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of fake tensors, from which a value cannot be read."""
+    waits: list[torch.Size] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **kwargs or {})
+            if function is torch.ops.aten._to_copy.default and args[0].device != result.device:
+                waits.append(result.shape)
+            return result
+
+    encoder = rem(cfg).encoder
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        for module in encoder.modules():
+            for own in (module._parameters, module._buffers):
+                own.update(
+                    {name: torch.empty_like(value, device="cuda") for name, value in own.items() if value is not None}
+                )
+        text = torch.empty(1, 77, encoder.unet.module.config.cross_attention_dim, device="cuda")
+        monkeypatch.setattr("models.rem.text_states", lambda *of: text)
+        with Watch():
+            latents = encoder(encoder.encode_pixels(torch.empty(1, 2, 3, SIDE, SIDE, device="cuda")), ["a"])
+            masks = encoder.decode_masks(latents)
+    assert masks.shape == (1, 2, SIDE, SIDE) and masks.device.type == "cuda" and not waits
 
 
 def test_noise_depends_on_the_seed_only_and_can_be_left_out(cfg: Config) -> None:
@@ -249,6 +277,16 @@ def test_the_released_layout_both_ways(cfg: Config, released: Path, tmp_path: Pa
     before, after = read_content(released), read_content(back)
     assert before["unet"].keys() == after["unet"].keys() and after["epoch"] == 3
     assert all(torch.equal(before["unet"][name], after["unet"][name]) for name in before["unet"])
+
+
+def test_wrapped_names_and_adapters_alone(released: Path, tmp_path: Path) -> None:
+    unet = read_content(released)["unet"]
+    write_pickle(tmp_path / "wrapped.pth", {"unet": {f"module.{name}": value for name, value in unet.items()}})
+    wrapped, plain = (open_checkpoint(str(path), "--resume") for path in (tmp_path / "wrapped.pth", released))
+    assert wrapped.weights.keys() == plain.weights.keys()
+    write_pickle(tmp_path / "lora.pth", {"unet": {"mid_block.attentions.0.to_q.lora_A.weight": torch.zeros(4, 8)}})
+    with pytest.raises(UserError, match=r"lora\.pth holds LoRA adapters alone"):
+        open_checkpoint(str(tmp_path / "lora.pth"), "--resume")
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from datasets.scoring import video_counts, video_metrics
 from datasets.transforms import EvalTransform
 from scripts import eval_jf
 from tests.true_formats import compressed
+from tests.ytvos_tools import SMALL_CLIPS
 from util.config import Config
 from util.errors import UserError
 
@@ -64,8 +65,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def config(root: Path, **options: Any) -> Config:
-    small: dict[str, Any] = {"train_scales": (24,), "crop_scales": (), "max_size": 32, "eval_size": 24, "num_frames": 2}
-    return resolve(Config(dataset_file="revos", revos_path=str(root), output_dir=str(root), **{**small, **options}))
+    return resolve(
+        Config(dataset_file="revos", revos_path=str(root), output_dir=str(root), **{**SMALL_CLIPS, **options})
+    )
 
 
 def test_scores_by_hand(root: Path) -> None:

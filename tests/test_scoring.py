@@ -189,6 +189,17 @@ def test_a_prediction_of_another_size(mevis: Path) -> None:
         score_mevis(mevis)
 
 
+@pytest.mark.parametrize("mask", ["text", 5, [[1, 2]], {"counts": "1"}, {"size": ["a", 5]}, {"size": [1 << 40, 9]}])
+def test_damaged_truth(mevis: Path, mask: Any) -> None:
+    """Of the first frame, too, whose mask states the size of a video."""
+    path = mevis / "valid_u" / "mask_dict.json"
+    content = json.loads(path.read_text())
+    content["4"][0] = mask
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="frame 0 of video 'cat', instance 4"):
+        score_mevis(mevis)
+
+
 def test_damaged_truth_in_another_process(mevis: Path) -> None:
     path = mevis / "valid_u" / "mask_dict.json"
     content = json.loads(path.read_text())

@@ -337,6 +337,18 @@ def test_another_text_encoder_has_its_own_cache(tiny_wan: Path, tmp_path: Path) 
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+def test_the_text_encoder_is_known_by_the_files_that_are_read(tiny_wan: Path, cache: Path, tmp_path: Path) -> None:
+    """A download has no others, so a folder with more files is the same encoder."""
+    folder = shutil.copytree(tiny_wan, tmp_path / "wan")
+    text = folder / "text_encoder"
+    shutil.copy(text / "model.safetensors", text / "model.fp16.safetensors")
+    (text / "generation_config.json").write_text("{}")
+    known = [load_stack(str(name), text_cache=str(cache)).text_sha256 for name in (tiny_wan, folder)]
+    assert known[0] == known[1]
+    (folder / "tokenizer" / "spiece.model").write_bytes(b"other pieces")
+    assert load_stack(str(folder), text_cache=str(cache)).text_sha256 != known[0]
+
+
 @pytest.mark.parametrize("damage", ["text", "shape", "nan"])
 def test_a_damaged_cache_is_one_sentence(tiny_wan: Path, tmp_path: Path, damage: str) -> None:
     from safetensors.torch import save_file

@@ -21,6 +21,14 @@ HEIGHT, WIDTH, FRAMES = 48, 80, 7
 NAMES = [f"{5 * i:05d}" for i in range(FRAMES)]
 PALETTE = [0, 0, 0, 236, 95, 103, 249, 145, 87, 250, 200, 99]
 COLOURS = np.array([[40, 40, 40], [220, 30, 30], [30, 200, 30]], dtype=np.uint8)
+SMALL_CLIPS: dict[str, Any] = {
+    "train_scales": (24,),
+    "crop_scales": (),
+    "max_size": 32,
+    "eval_size": 24,
+    "num_frames": 2,
+}
+"""Options for frames of a few pixels."""
 
 
 def object_ids(frame: int) -> np.ndarray:

@@ -36,8 +36,8 @@ class CLIPPixels(nn.Module):
         """Prepare images: shortest edge to ``size`` (bicubic, antialiased), centre crop, normalise.
 
         Args:
-            images: ``[N, 3, H, W]`` in -1…1, as the VAE takes them. The published code derives the 8-bit values from
-                these, and truncates them, so that rounding errors of the way there decide about half of the values.
+            images: ``[N, 3, H, W]`` in -1…1, as the VAE takes them. The published code computes 8-bit values from these
+                and truncates them, so that the rounding errors of this order of operations change half of the values.
 
         Returns:
             ``[N, 3, size, size]``, normalised for CLIP.
@@ -45,14 +45,10 @@ class CLIPPixels(nn.Module):
         levels = ((images.float() + 1) * 127.5).clamp(0, 255).to(torch.uint8)
         short = min(levels.shape[-2:])
         height, width = (self.size * side // short for side in levels.shape[-2:])
-        levels = self.resized(levels, height, width)
+        levels = resize_axis(resize_axis(levels, width, -1), height, -2)  # rows first, as in Pillow
         top, left = (height - self.size) // 2, (width - self.size) // 2
         levels = levels[..., top : top + self.size, left : left + self.size]
         return (levels.to(self.mean.dtype) / 255 - self.mean) / self.std
-
-    def resized(self, levels: Tensor, height: int, width: int) -> Tensor:
-        """Resize uint8 ``[N, 3, H, W]``; Pillow resizes the rows first."""
-        return resize_axis(resize_axis(levels, width, -1), height, -2)
 
 
 def resize_axis(levels: Tensor, length: int, axis: int) -> Tensor:
@@ -106,8 +102,7 @@ def text_states(tokenizer: Any, encoder: nn.Module, captions: list[str], device:
     tokens = tokenizer(
         captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
-    with torch.no_grad():
-        return encoder(upload(tokens.input_ids, device)).last_hidden_state
+    return encoder(upload(tokens.input_ids, device)).last_hidden_state
 
 
 class ImageTokenProjection(nn.Module):

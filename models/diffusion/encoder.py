@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.diffusion.conditioning import CLIPPixels, ImageTokenProjection, TextImageFusion, text_states
 from models.diffusion.stack import FrozenStack, load_stack
 from models.frozen import Frozen
-from models.precision import HALVES, call_in_float32, in_float32, in_own_precision, widened
+from models.precision import call_in_float32, in_float32, in_own_precision, widened
 from models.pyramid import PyramidEncoder
 from util.config import Config
 from util.device import free_memory
@@ -89,7 +89,7 @@ class VideoEncoder(PyramidEncoder):
         unet, vae = stack.unet, stack.vae
         text_dim = unet.config.cross_attention_dim
         self.posterior = posterior
-        self.text = text
+        self.use_text = text
         self.signal_rate = stack.signal_rate
         self.latent_scale = vae.config.scaling_factor
         self.vae_channels = vae.config.block_out_channels[0]
@@ -159,25 +159,12 @@ class VideoEncoder(PyramidEncoder):
 
     def encode_text(self, captions: list[str]) -> Tensor:
         """Token features of the text encoder of the diffusion model, ``[B, 77, D]``."""
-        texts = captions if self.text else [""] * len(captions)
+        texts = captions if self.use_text else [""] * len(captions)
         return self._own(text_states(self.tokenizer, self.text_encoder, texts, self.pixel_mean.device))
-
-    def _own(self, value: Tensor) -> Tensor:
-        """The output of a frozen part for the trained parts: float32, unless they compute in half precision."""
-        return value if self.precision in HALVES else widened(value)
 
     @in_own_precision
     def forward(self, pixels: PixelFeatures, captions: list[str]) -> list[Tensor]:
-        """The pyramid of a batch of clips, each with one sentence.
-
-        Args:
-            pixels: of B clips, counting copies.
-            captions: B sentences.
-
-        Returns:
-            four maps ``[B·T, C, H/s, W/s]`` for s = 4, 8, 16, 32; the first one, which does not depend
-            on the sentence, without copies.
-        """
+        """The pyramid of a batch of clips, each with one sentence; see ``PyramidEncoder``."""
         frames = pixels.latents.shape[1]
         condition = self.encode_text(captions).repeat_interleave(frames, dim=0)
         if pixels.image_tokens is not None:

@@ -20,16 +20,7 @@ import torch
 from diffusers import AutoencoderKL, ConfigMixin, DDIMScheduler, UNet3DConditionModel
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import (
-    AutoTokenizer,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    RobertaConfig,
-    RobertaModel,
-)
+from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection, RobertaModel
 from transformers import logging as transformers_logging
 
 from models.diffusion.unet import TapUNet3D
@@ -45,14 +36,17 @@ DEFAULT_TEXT_ENCODER = "roberta-base"
 NO_CODE = {"trust_remote_code": False}
 """For every call of transformers: where it is left out, they ask on the terminal whether to run a repository's code."""
 PUBLISHED = {
-    **{"scheduler": "scheduler", "UNet": "unet", "VAE": "vae", "diffusion text encoder": "text_encoder"},
-    **{"image encoder": "clip", "sentence encoder": "roberta"},
-    **{
-        name: f"../full_size_wan/{part}"
-        for name, part in (("transformer", "transformer"), ("VAE of Wan", "vae"), ("UMT5 text encoder", "text_encoder"))
-    },
+    "scheduler": "full_size/scheduler",
+    "UNet": "full_size/unet",
+    "VAE": "full_size/vae",
+    "diffusion text encoder": "full_size/text_encoder",
+    "image encoder": "full_size/clip",
+    "sentence encoder": "full_size/roberta",
+    "transformer": "full_size_wan/transformer",
+    "VAE of Wan": "full_size_wan/vae",
+    "UMT5 text encoder": "full_size_wan/text_encoder",
 }
-"""Part → folder in ``configs/full_size`` with its published sizes."""
+"""Part → folder in ``configs`` with its published sizes."""
 LARGER = 10  # a configuration may have this many times the published sizes
 HARMLESS = 100  # such a number is a rate of dropout or the like, which the published parts may have at 0
 BYTES = 256  # the smallest vocabulary of a byte-level tokenizer; both are byte-level
@@ -124,7 +118,7 @@ def _add_residual(resnet: Any, x: Tensor) -> Tensor:
 
 
 class WholeVAE(AutoencoderKL):
-    """``AutoencoderKL`` of diffusers, whose decoder draws the masks of REM."""
+    """``AutoencoderKL`` of diffusers, which encodes and decodes the masks of REM."""
 
     def forward(self, x: Tensor, decode: bool = False) -> Tensor:  # type: ignore[override]
         """Encode images or decode latents.
@@ -173,7 +167,7 @@ def load_whole_stack(pretrained: str) -> WholeStack:
         UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
     _quiet_loading()
-    (t2v,) = _find((part_sources(pretrained)["unet"], "--pretrained", T2V_FOLDERS))
+    (t2v,) = find_sources((part_sources(pretrained)["unet"], "--pretrained", T2V_FOLDERS))
     return WholeStack(signal_rate=_signal_rate(t2v), **_generator(t2v, UNet3DConditionModel, WholeVAE))
 
 
@@ -189,7 +183,7 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     Raises:
         UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
-    t2v, images, sentences = _find(*_wanted(pretrained, image_encoder, text_encoder))
+    t2v, images, sentences = find_sources(*_wanted(pretrained, image_encoder, text_encoder))
     _quiet_loading()
     # Before the large parts, so that a mistake shows early.
     signal_rate = _signal_rate(t2v)
@@ -198,7 +192,7 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     return FrozenStack(
         signal_rate=signal_rate,
         **_generator(t2v, TapUNet3D, VAEEncoder),
-        image_encoder=_weights(
+        image_encoder=load_network(
             "image encoder", images, CLIPVisionModelWithProjection.from_pretrained, **wide, **_projection(images)
         ),
         sentence_encoder=sentence_encoder,
@@ -206,25 +200,25 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     )
 
 
-def _signal_rate(t2v: _Source) -> float:
-    scheduler = _part("scheduler", t2v, DDIMScheduler.from_pretrained, subfolder="scheduler")
+def _signal_rate(t2v: Source) -> float:
+    scheduler = load_part("scheduler", t2v, DDIMScheduler.from_pretrained, subfolder="scheduler")
     return float(scheduler.alphas_cumprod[0])
 
 
-def _generator(t2v: _Source, unet: Any, vae: Any) -> dict[str, Any]:
+def _generator(t2v: Source, unet: Any, vae: Any) -> dict[str, Any]:
     """Load the parts of the text-to-video stack, UNet and VAE as the given classes, by the names of ``FrozenStack``."""
     wide = {"dtype": torch.float32}
     text = {**wide, **NO_CODE}
     parts = {
-        "unet": _weights("UNet", t2v, unet.from_pretrained, subfolder="unet", **wide),
-        "vae": _weights("VAE", t2v, vae.from_pretrained, subfolder="vae", **wide),
-        "text_encoder": _weights(
+        "unet": load_network("UNet", t2v, unet.from_pretrained, subfolder="unet", **wide),
+        "vae": load_network("VAE", t2v, vae.from_pretrained, subfolder="vae", **wide),
+        "text_encoder": load_network(
             "diffusion text encoder", t2v, CLIPTextModel.from_pretrained, subfolder="text_encoder", **text
         ),
-        "tokenizer": _part("tokenizer", t2v, CLIPTokenizer.from_pretrained, subfolder="tokenizer", **NO_CODE),
+        "tokenizer": load_part("tokenizer", t2v, CLIPTokenizer.from_pretrained, subfolder="tokenizer", **NO_CODE),
     }
     tokenizer, config, where = parts["tokenizer"], parts["text_encoder"].config, f"{t2v.name}/tokenizer"
-    _check_tokenizer(tokenizer, config, where, t2v.flag)
+    check_tokenizer(tokenizer, config, where, t2v.flag)
     if tokenizer.model_max_length > config.max_position_embeddings:
         raise UserError(
             f"the tokenizer of {where} does not limit a text to the {config.max_position_embeddings} tokens of its "
@@ -262,16 +256,16 @@ def load_sentence_encoder(pretrained: str, text_encoder: str = "") -> tuple[Robe
         UserError: it is missing, incomplete, of a different kind, or cannot be read.
     """
     name = part_sources(pretrained, "", text_encoder)["sentence_encoder"]
-    sources = _find((name, "--text_encoder", ("",)))
+    sources = find_sources((name, "--text_encoder", ("",)))
     _quiet_loading()
     return _sentence_encoder(*sources)
 
 
-def _sentence_encoder(source: _Source) -> tuple[RobertaModel, Any]:
+def _sentence_encoder(source: Source) -> tuple[RobertaModel, Any]:
     options = {"add_pooling_layer": False, "dtype": torch.float32, **NO_CODE}
-    encoder = _weights("sentence encoder", source, RobertaModel.from_pretrained, **options)
-    tokenizer = _part("sentence tokenizer", source, AutoTokenizer.from_pretrained, **NO_CODE)
-    _check_tokenizer(tokenizer, encoder.config, source.name, source.flag)
+    encoder = load_network("sentence encoder", source, RobertaModel.from_pretrained, **options)
+    tokenizer = load_part("sentence tokenizer", source, AutoTokenizer.from_pretrained, **NO_CODE)
+    check_tokenizer(tokenizer, encoder.config, source.name, source.flag)
     return encoder, tokenizer
 
 
@@ -296,14 +290,12 @@ def empty_stack(folder: str | Path) -> FrozenStack:
             with its JSON configuration (``configs/full_size`` has the published sizes).
     """
     folder = Path(folder)
-    generator = _empty_generator(folder, TapUNet3D, VAEEncoder)
-    with torch.device("meta"):
-        return FrozenStack(
-            **generator,
-            image_encoder=CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder / "clip")),
-            sentence_encoder=RobertaModel(RobertaConfig.from_pretrained(folder / "roberta"), add_pooling_layer=False),
-            sentence_tokenizer=None,
-        )
+    return FrozenStack(
+        **_empty_generator(folder, TapUNet3D, VAEEncoder),
+        image_encoder=empty_part(CLIPVisionModelWithProjection, folder / "clip"),
+        sentence_encoder=empty_part(RobertaModel, folder / "roberta", add_pooling_layer=False),
+        sentence_tokenizer=None,
+    )
 
 
 def empty_whole_stack(folder: str | Path) -> WholeStack:
@@ -312,15 +304,21 @@ def empty_whole_stack(folder: str | Path) -> WholeStack:
 
 
 def _empty_generator(folder: Path, unet: Any, vae: Any) -> dict[str, Any]:
-    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+    return {
+        "unet": empty_part(unet, folder / "unet"),
+        "vae": empty_part(vae, folder / "vae"),
+        "text_encoder": empty_part(CLIPTextModel, folder / "text_encoder"),
+        "tokenizer": None,
+        "signal_rate": float(DDIMScheduler.from_pretrained(folder / "scheduler").alphas_cumprod[0]),
+    }
+
+
+def empty_part(cls: Any, folder: Path, **options: Any) -> Any:
+    """A part of a class of diffusers or transformers on the meta device, as a folder's ``config.json`` has it."""
     with torch.device("meta"):
-        return {
-            "unet": unet.from_config(unet.load_config(folder / "unet")),
-            "vae": vae.from_config(vae.load_config(folder / "vae")),
-            "text_encoder": CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")),
-            "tokenizer": None,
-            "signal_rate": float(scheduler.alphas_cumprod[0]),
-        }
+        if issubclass(cls, ConfigMixin):
+            return cls.from_config(cls.load_config(folder))
+        return cls(cls.config_class.from_pretrained(folder), **options)
 
 
 @dataclass
@@ -343,13 +341,13 @@ def load_stock_parts(pretrained: str, text_encoder: str = "") -> StockParts:
         UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
     sources, options = part_sources(pretrained, "", text_encoder), {"dtype": torch.float32}
-    t2v, sentence_source = _find(
+    t2v, sentence_source = find_sources(
         (sources["unet"], "--pretrained", ("unet", "vae")), (sources["sentence_encoder"], "--text_encoder", ("",))
     )
     _quiet_loading()
-    unet = _weights("UNet", t2v, UNet3DConditionModel.from_pretrained, subfolder="unet", **options)
-    vae = _weights("VAE", t2v, AutoencoderKL.from_pretrained, subfolder="vae", **options)
-    sentence_encoder, info = _part(
+    unet = load_network("UNet", t2v, UNet3DConditionModel.from_pretrained, subfolder="unet", **options)
+    vae = load_network("VAE", t2v, AutoencoderKL.from_pretrained, subfolder="vae", **options)
+    sentence_encoder, info = load_part(
         "sentence encoder",
         sentence_source,
         RobertaModel.from_pretrained,
@@ -363,7 +361,7 @@ def load_stock_parts(pretrained: str, text_encoder: str = "") -> StockParts:
     return StockParts(unet.state_dict(), vae.state_dict(), sentences)
 
 
-def _projection(images: _Source) -> dict[str, int]:
+def _projection(images: Source) -> dict[str, int]:
     """The width of the projection, which the configuration of a whole CLIP states outside of its ``vision_config``."""
     with suppress(UserError):  # the library reports a broken file
         whole = read_json(images.folder / "config.json", "the configuration of the image encoder")
@@ -378,7 +376,7 @@ is the source itself."""
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """A source of parts."""
 
     name: str
@@ -389,7 +387,7 @@ class _Source:
     """The folder that holds its files: ``name`` itself, or one of the hub's cache."""
 
 
-def _find(*wanted: _Wanted) -> list[_Source]:
+def find_sources(*wanted: _Wanted) -> list[Source]:
     """Find sources, and download the files of repositories that are loaded.
 
     Raises:
@@ -397,7 +395,7 @@ def _find(*wanted: _Wanted) -> list[_Source]:
     """
     downloads = _downloads(wanted)
     folders = dict(zip(downloads, fetch(list(downloads.values())), strict=True))
-    return [_Source(name, flag, folders.get(flag, Path(name))) for name, flag, _ in wanted]
+    return [Source(name, flag, folders.get(flag, Path(name))) for name, flag, _ in wanted]
 
 
 def _downloads(wanted: Sequence[_Wanted]) -> dict[str, tuple[Repository, list[str]]]:
@@ -422,13 +420,18 @@ def _files_of(repository: Repository, folder: str) -> list[str]:
     """
     inside = f"{folder}/" if folder else ""
     names = [name.removeprefix(inside) for name in repository.keys if name.startswith(inside)]
-    weights, _ = _weights_files(names)
-    if not weights and not repository.online and folder not in ("scheduler", "tokenizer"):
+    if not _weights_files(names)[0] and not repository.online and folder not in ("scheduler", "tokenizer"):
         raise Unreachable(
             f"the weights of {repository.source}{inside and f', folder {folder},'} are not in the cache, and the hub "
             f"cannot be reached; connect to the network once, or give a complete local folder with {repository.flag}"
         )
-    return [inside + name for name in names if name in TOKENIZER_FILES | CONFIGS or name in weights]
+    return [inside + name for name in read_names(names)]
+
+
+def read_names(names: Collection[str]) -> list[str]:
+    """The names of the files that are read of a part, among those in its folder."""
+    read = {*TOKENIZER_FILES, *CONFIGS, *_weights_files(names)[0]}
+    return [name for name in names if name in read]
 
 
 def _weights_files(names: Collection[str]) -> tuple[list[str], dict[str, Any]]:
@@ -447,7 +450,7 @@ def _weights_files(names: Collection[str]) -> tuple[list[str], dict[str, Any]]:
     return sorted(forms[chosen]), {"variant": variant or None, "use_safetensors": not pickled}
 
 
-def _part(what: str, source: _Source, load: Callable[..., Any], **options: Any) -> Any:
+def load_part(what: str, source: Source, load: Callable[..., Any], **options: Any) -> Any:
     """``load`` a part from a source, and report any failure in one sentence."""
     where = source.name + (f"/{options['subfolder']}" if "subfolder" in options else "")
     try:
@@ -470,23 +473,18 @@ def _check_sizes(part: str, folder: Path, load: Callable[..., Any], **options: A
     Raises:
         ValueError: a size is far beyond the published one, or the weights' files hold much less than it describes.
     """
-    name = "scheduler_config.json" if part == "scheduler" else "config.json"
-    published = json.loads((ROOT / "configs" / "full_size" / part / name).read_text())
+    cls = load.__self__  # type: ignore[attr-defined]
+    name = "scheduler_config.json" if cls is DDIMScheduler else "config.json"
+    published = json.loads((ROOT / "configs" / part / name).read_text())
     file = folder / name
     largest = max(value for _, value in _numbers(published))
     for key, value in _numbers(json.loads(file.read_text())):
         limit = max(HARMLESS, LARGER * max((n for other, n in _numbers(published) if other == key), default=largest))
         if not value <= limit:
             raise ValueError(f"its {name} says {key} {value:.4g}, which is above {limit:.4g}")
-    if part == "scheduler":
+    if cls is DDIMScheduler:
         return
-    cls = load.__self__  # type: ignore[attr-defined]
-    with torch.device("meta"):
-        if issubclass(cls, ConfigMixin):
-            empty = cls.from_config(cls.load_config(file.parent))
-        else:
-            pooled = {key: value for key, value in options.items() if key == "add_pooling_layer"}
-            empty = cls(cls.config_class.from_pretrained(file.parent), **pooled)
+    empty = empty_part(cls, folder, **{key: value for key, value in options.items() if key == "add_pooling_layer"})
     described, held = sum(weight.numel() for weight in empty.parameters()), _held_numbers(folder)
     if held and described > 2 * held:
         raise ValueError(f"its {name} describes {described:.4g} numbers, and its weights' files hold {held:.4g}")
@@ -522,7 +520,7 @@ def _names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
-def _weights(what: str, source: _Source, load: Callable[..., Any], **options: Any) -> Any:
+def load_network(what: str, source: Source, load: Callable[..., Any], **options: Any) -> Any:
     """Load a model with all its weights: the libraries only warn, and use random numbers, where a file lacks some."""
     where = f"{source.name}/{options['subfolder']}" if "subfolder" in options else source.name
     names = _names(source.folder / options.get("subfolder", ""))
@@ -537,7 +535,9 @@ def _weights(what: str, source: _Source, load: Callable[..., Any], **options: An
             "%s holds the %s in half precision only (%s): masks differ slightly, and its identity is another",
             *(source.name, what, files[0]),
         )
-    model, info = _part(what, source, load, output_loading_info=True, ignore_mismatched_sizes=True, **form, **options)
+    model, info = load_part(
+        what, source, load, output_loading_info=True, ignore_mismatched_sizes=True, **form, **options
+    )
     for name, found, expected in sorted(info["mismatched_keys"]):
         raise UserError(
             f"the {what} of {where} holds {name} of shape {list(found)}, but its config.json describes "
@@ -554,7 +554,7 @@ def _weights(what: str, source: _Source, load: Callable[..., Any], **options: An
     return model
 
 
-def _check_tokenizer(tokenizer: Any, config: Any, where: str, flag: str) -> None:
+def check_tokenizer(tokenizer: Any, config: Any, where: str, flag: str) -> None:
     """Refuse a tokenizer without its files, which loads with a few special tokens only, or of a different model."""
     if not BYTES <= len(tokenizer) <= config.vocab_size:
         raise UserError(

@@ -115,9 +115,14 @@ class TapUNet3D(UNet3DConditionModel):
 
     def _run(self, stage: Callable[..., Tensor], *args: Any) -> Tensor:
         """Run a stage; with ``recompute``, its activations are recomputed in the backward pass."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(stage, *args, use_reentrant=False)
-        return stage(*args)
+        return recomputed(stage, *args) if self.recompute else stage(*args)
+
+
+def recomputed(stage: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a stage; for a backward pass, only its inputs are kept, and the rest is recomputed."""
+    if torch.is_grad_enabled():
+        return checkpoint(stage, *args, use_reentrant=False, **kwargs)
+    return stage(*args, **kwargs)
 
 
 def make_contiguous(unet: nn.Module) -> None:

@@ -6,37 +6,40 @@ that its features have stride 16. Legend: ``t`` latent frames stand for ``T`` fr
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoTokenizer, RobertaConfig, RobertaModel, UMT5Config, UMT5EncoderModel
+from transformers import AutoConfig, AutoTokenizer, RobertaModel, UMT5Config, UMT5EncoderModel
 
 from models.diffusion.encoder import VAE_FRAMES, TemporalStem
 from models.diffusion.stack import (
     NO_CODE,
-    _check_tokenizer,
-    _find,
-    _part,
-    _Source,
-    _weights,
+    Source,
+    check_tokenizer,
+    empty_part,
+    find_sources,
+    load_network,
+    load_part,
     load_sentence_encoder,
     part_sources,
+    read_names,
 )
 from models.diffusion.text_cache import Encode, TextCache
+from models.diffusion.unet import recomputed
 from models.frozen import Frozen
 from models.ops.build import cache_folder
-from models.precision import HALVES, in_own_precision, widened
+from models.precision import in_own_precision, widened
 from models.pyramid import PyramidEncoder
 from util.config import Config
+from util.device import upload
 from util.errors import UserError
 from util.files import file_sha256
 from util.options import AUTO, shown
@@ -48,8 +51,6 @@ TAP_PAIRS = ((0, 3), (1, 3), (2, 3))
 PHASES = 4
 """Frames of a latent frame after the first, which stands for one."""
 FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer")
-READ = (".json", ".safetensors", ".bin")
-"""Suffixes of the files that are read of a text encoder and its tokenizer."""
 TEXT_TOKENS = 512
 """Length of a text, as in diffusers' pipeline; features behind its end are 0."""
 
@@ -67,7 +68,7 @@ class TapWan(WanTransformer3DModel):
 
     _keys_to_ignore_on_load_unexpected = (r"^blocks\.", r"^proj_out\.", r"^scale_shift_table$", r"norm_added_q")
 
-    @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
+    @wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tap_blocks = tap_blocks(len(self.blocks))
@@ -100,16 +101,11 @@ class TapWan(WanTransformer3DModel):
         modulation = modulation.unflatten(1, (6, -1))
         found = {}
         for number, block in enumerate(self.blocks, 1):
-            x = self._run(block, x, text, modulation, positions)
+            run = partial(recomputed, block) if self.recompute else block
+            x = run(x, text, modulation, positions)
             if number in self.tap_blocks:
                 found[number] = x.mT.unflatten(2, grid.shape[2:])
         return [found[number] for number in self.tap_blocks]
-
-    def _run(self, block: nn.Module, *args: Any) -> Tensor:
-        """Run a block; with ``recompute``, its activations are recomputed in the backward pass."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
 
 
 def tap_blocks(blocks: int) -> tuple[int, ...]:
@@ -122,7 +118,7 @@ class WanVAEEncoder(AutoencoderKLWan):
 
     _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^post_quant_conv\.")
 
-    @functools.wraps(AutoencoderKLWan.__init__)  # type: ignore[misc]
+    @wraps(AutoencoderKLWan.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         del self.decoder, self.post_quant_conv
@@ -138,7 +134,7 @@ class WanStack:
 
     transformer: TapWan
     vae: WanVAEEncoder
-    text: TextCache
+    text_cache: TextCache
     sentence_encoder: RobertaModel
     sentence_tokenizer: Any
     text_sha256: str = ""
@@ -192,7 +188,7 @@ class WanEncoder(PyramidEncoder):
         self.positions = stack.transformer.config.rope_max_seq_len
         self.vae = Frozen(stack.vae)
         self.transformer = Frozen(stack.transformer)
-        self.text = stack.text
+        self.text_cache = stack.text_cache
         self.unloaded_parts = {"text_encoder": stack.text_sha256}
         c4, c8, c16, c32 = pyramid_channels
         self.stride4 = TemporalStem(c4)
@@ -253,21 +249,17 @@ class WanEncoder(PyramidEncoder):
     def prepare_sentences(self, sentences: Iterable[str]) -> None:
         """Encode the sentences that are not in the cache; the text encoder is loaded for it, and then dropped."""
         texts = (cleaned(sentence) for sentence in self._conditions(sentences))
-        self.text.prepare(texts, self.pixel_mean.device)
+        self.text_cache.prepare(texts, self.pixel_mean.device)
 
     def encode_text(self, captions: list[str]) -> Tensor:
         """Features of sentences as diffusers' pipeline prepares them, ``[B, 512, D]``."""
         texts = [cleaned(caption) for caption in self._conditions(captions)]
-        features = self.text(texts, self.pixel_mean.device)
+        features = self.text_cache(texts, self.pixel_mean.device)
         padded = [nn.functional.pad(value.float(), (0, 0, 0, TEXT_TOKENS - len(value))) for value in features]
-        return torch.stack(padded).to(self.pixel_mean.device)
+        return upload(torch.stack(padded), self.pixel_mean.device)
 
     def _conditions(self, captions: Iterable[str]) -> Iterable[str]:
         return captions if self.use_text else ("" for _ in captions)
-
-    def _own(self, value: Tensor) -> Tensor:
-        """The output of a frozen part for the trained parts: float32, unless they compute in half precision."""
-        return value if self.precision in HALVES else widened(value)
 
     @in_own_precision
     def forward(self, pixels: WanPixels, captions: list[str]) -> list[Tensor]:
@@ -345,21 +337,21 @@ def load_stack(pretrained: str, text_encoder: str = "", text_cache: str = "") ->
         UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
     name = part_sources(pretrained, "", text_encoder)["transformer"]
-    (source,) = _find((name, "--pretrained", FOLDERS))
+    (source,) = find_sources((name, "--pretrained", FOLDERS))
     # Before the large parts, so that a mistake shows early.
     sentence_encoder, sentence_tokenizer = load_sentence_encoder(pretrained, text_encoder)
-    tokenizer = _part("tokenizer", source, AutoTokenizer.from_pretrained, subfolder="tokenizer", **NO_CODE)
-    config = _part("UMT5 configuration", source, AutoConfig.from_pretrained, subfolder="text_encoder", **NO_CODE)
-    _check_tokenizer(tokenizer, config, f"{source.name}/tokenizer", source.flag)
+    tokenizer = load_part("tokenizer", source, AutoTokenizer.from_pretrained, subfolder="tokenizer", **NO_CODE)
+    config = load_part("UMT5 configuration", source, AutoConfig.from_pretrained, subfolder="text_encoder", **NO_CODE)
+    check_tokenizer(tokenizer, config, f"{source.name}/tokenizer", source.flag)
     wide = {"dtype": torch.float32}
-    transformer = _weights("transformer", source, TapWan.from_pretrained, subfolder="transformer", **wide)
-    vae = _weights("VAE of Wan", source, WanVAEEncoder.from_pretrained, subfolder="vae", **wide)
+    transformer = load_network("transformer", source, TapWan.from_pretrained, subfolder="transformer", **wide)
+    vae = load_network("VAE of Wan", source, WanVAEEncoder.from_pretrained, subfolder="vae", **wide)
     _check_kind(transformer, vae, config, source)
     digest = _text_sha256(source)
     folder = Path(text_cache) if text_cache else cache_folder() / "text"
-    load = functools.partial(_load_umt5, source, tokenizer)
-    text = TextCache(folder / digest[:32], load, config.d_model, TEXT_TOKENS)
-    return WanStack(transformer, vae, text, sentence_encoder, sentence_tokenizer, digest)
+    load = partial(_load_umt5, source, tokenizer)
+    cache = TextCache(folder / digest[:32], load, config.d_model, TEXT_TOKENS)
+    return WanStack(transformer, vae, cache, sentence_encoder, sentence_tokenizer, digest)
 
 
 def empty_stack(folder: Path) -> WanStack:
@@ -368,14 +360,13 @@ def empty_stack(folder: Path) -> WanStack:
     Args:
         folder: holds ``transformer``, ``vae`` and ``roberta`` (``configs/full_size_wan`` has the published sizes).
     """
-    with torch.device("meta"):
-        return WanStack(
-            transformer=TapWan.from_config(TapWan.load_config(folder / "transformer")),
-            vae=WanVAEEncoder.from_config(WanVAEEncoder.load_config(folder / "vae")),
-            text=TextCache(folder, _no_text_encoder, 0, TEXT_TOKENS),
-            sentence_encoder=RobertaModel(RobertaConfig.from_pretrained(folder / "roberta"), add_pooling_layer=False),
-            sentence_tokenizer=None,
-        )
+    return WanStack(
+        transformer=empty_part(TapWan, folder / "transformer"),
+        vae=empty_part(WanVAEEncoder, folder / "vae"),
+        text_cache=TextCache(folder, _no_text_encoder, 0, TEXT_TOKENS),
+        sentence_encoder=empty_part(RobertaModel, folder / "roberta", add_pooling_layer=False),
+        sentence_tokenizer=None,
+    )
 
 
 def cleaned(sentence: str) -> str:
@@ -383,10 +374,10 @@ def cleaned(sentence: str) -> str:
     return " ".join(html.unescape(html.unescape(sentence)).split())
 
 
-def _load_umt5(source: _Source, tokenizer: Any, device: torch.device) -> Encode:
+def _load_umt5(source: Source, tokenizer: Any, device: torch.device) -> Encode:
     """Load UMT5 in the precision of its files, and return the function that encodes with it."""
     load, options = UMT5EncoderModel.from_pretrained, {"dtype": "auto", **NO_CODE}
-    encoder = _weights("UMT5 text encoder", source, load, subfolder="text_encoder", **options).to(device).eval()
+    encoder = load_network("UMT5 text encoder", source, load, subfolder="text_encoder", **options).to(device).eval()
 
     def encode(sentences: Sequence[str]) -> list[Tensor]:
         tokens = tokenizer(
@@ -403,15 +394,16 @@ def _no_text_encoder(device: torch.device) -> Encode:
     raise UserError("a model of configuration files has no text encoder; name a complete folder with --pretrained")
 
 
-def _text_sha256(source: _Source) -> str:
+def _text_sha256(source: Source) -> str:
     """The SHA-256 of the files of the text encoder and its tokenizer, which decide what a sentence is encoded to."""
-    folder, parts = source.folder, ("text_encoder", "tokenizer")
-    files = sorted(path for part in parts for path in (folder / part).glob("[!.]*") if path.suffix in READ)
-    lines = [f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n" for path in files]
+    lines = []
+    for folder in (source.folder / "text_encoder", source.folder / "tokenizer"):
+        names = sorted(read_names([path.name for path in folder.iterdir()]))
+        lines += [f"{folder.name}/{name} {file_sha256(folder / name)}\n" for name in names]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _check_kind(transformer: TapWan, vae: WanVAEEncoder, text: Any, source: _Source) -> None:
+def _check_kind(transformer: TapWan, vae: WanVAEEncoder, text: Any, source: Source) -> None:
     """Refuse relatives of Wan 2.1 text-to-video, such as image-to-video models and Wan 2.2."""
     own, latents = transformer.config, vae.config
     facts = (

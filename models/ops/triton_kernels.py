@@ -22,14 +22,15 @@ REGISTERS = 80
 
 
 @triton.jit
-def _place(locations, sample, live, height, width):
-    """Column and row of a sample's upper left corner, the offset from it in 0…1, and whether it is near the level."""
+def _place(locations, weights, sample, live, height, width):
+    """Column and row of a sample's upper left corner, the offset from it in 0…1, its weight, whether it is near."""
     x = tl.load(locations + 2 * sample, mask=live, other=-1.0) * width - 0.5
     y = tl.load(locations + 2 * sample + 1, mask=live, other=-1.0) * height - 0.5
     near = live & (x > -1) & (y > -1) & (x < width) & (y < height)  # False for NaN
     x, y = tl.where(near, x, 0.0), tl.where(near, y, 0.0)  # so that the conversions below are defined
     left, top = tl.floor(x), tl.floor(y)
-    return left.to(tl.int32), top.to(tl.int32), x - left, y - top, near
+    weight = tl.load(weights + sample, mask=near, other=0.0)
+    return left.to(tl.int32), top.to(tl.int32), x - left, y - top, weight, near
 
 
 @triton.jit
@@ -61,8 +62,7 @@ def forward_kernel(
         height, width = sides[2 * level], sides[2 * level + 1]
         for point in range(POINTS):
             sample = (item * LEVELS + level) * POINTS + point
-            column, row, right, down, near = _place(locations, sample, live, height, width)
-            weight = tl.load(weights + sample, mask=near, other=0.0)
+            column, row, right, down, weight, near = _place(locations, weights, sample, live, height, width)
             for i in tl.static_range(4):
                 position, share, inside = _corner(i, column, row, right, down, near, height, width)
                 at = (first + position).to(tl.int64)[:, None] * (HEADS * WIDTH)
@@ -96,8 +96,7 @@ def backward_kernel(
             height, width = sides[2 * level], sides[2 * level + 1]
             for point in range(POINTS):
                 sample = (item * LEVELS + level) * POINTS + point
-                column, row, right, down, near = _place(locations, sample, live, height, width)
-                weight = tl.load(weights + sample, mask=near, other=0.0)
+                column, row, right, down, weight, near = _place(locations, weights, sample, live, height, width)
                 of_weight, of_x, of_y = right * 0, right * 0, right * 0
                 for i in tl.static_range(4):
                     position, share, inside = _corner(i, column, row, right, down, near, height, width)
