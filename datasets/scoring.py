@@ -24,9 +24,22 @@ import numpy as np
 from datasets.expressions import NEGATIVE, VideoEntry, expressions_paths, object_id, read_expressions
 from datasets.files import and_more, decode_segmentation, require_folder, video_folders, visible
 from datasets.predictions import LAYOUTS, read_binary_mask, read_index_mask, require_masks
+from datasets.toy import STAMP as TOY_STAMP
 from util.errors import UserError
 from util.files import MAX_PIXELS, read_json
-from util.metrics import MAX_PROPOSALS, VOID, Shape, fixed_scores, matched_scores, shape_scores, statistics
+from util.metrics import (
+    MAX_PROPOSALS,
+    VOID,
+    Shape,
+    chosen_object,
+    fixed_scores,
+    matched_scores,
+    motion,
+    shape_scores,
+    statistics,
+    switch_rate,
+    warped_j,
+)
 from util.parallel import map_videos
 from util.text import normalise_sentence
 
@@ -34,6 +47,7 @@ MASK_FILE = "mask_dict.json"  # in the folder of a split of MeViS, and in the ro
 LONG_RVOS_TYPES = frozenset({"static", "dynamic", "hybrid"})
 """The kinds of sentences of Long-RVOS; a set that has no others is read and scored as Long-RVOS is."""
 TEMPORAL = ("tIoU", "vIoU")
+CONSISTENCY = ("TC", "IDSW")
 REVOS_KINDS = ("referring", "reasoning")  # their means have equal weight in the score of ReVOS
 
 DavisTask = Literal["semi-supervised", "unsupervised"]
@@ -74,6 +88,8 @@ class GroundTruth:
         videos: the scored videos, sorted by name.
         source: the files that the sentences and object ids are from, for the report.
         notes: sentences about videos that are left out.
+        consistency: the metrics of temporal consistency that apply. ``TC`` needs objects that keep their shape before
+            a background at rest, so that the masks show how they move, which only the toy benchmark has.
     """
 
     masks: Path
@@ -81,6 +97,7 @@ class GroundTruth:
     videos: dict[str, VideoEntry]
     source: str
     notes: list[str]
+    consistency: tuple[str, ...] = ("IDSW",)
 
     def __str__(self) -> str:
         return f"ground truth: {self.layout} in {self.masks}, {self.source}"
@@ -101,16 +118,19 @@ class GroundTruth:
         }
 
     def read(self, video: str) -> Iterator[dict[Any, np.ndarray]]:
-        """Yield target → mask, bool ``[H, W]``, for each frame of a video.
+        """Yield target → mask, bool ``[H, W]``, for each frame of a video; of palette masks, all objects of the frame.
 
         Raises:
             UserError: a file is missing or broken, or differs in size.
         """
-        keys, frames = set(self.targets(video).values()), self.videos[video].frames
+        keys, frames = sorted(set(self.targets(video).values()), key=str), self.videos[video].frames
         if self.layout == PALETTE:
+            shape = None
             for frame in frames:
-                ids = read_index_mask(self.masks / video / f"{frame}.png")
-                yield {key: np.zeros(ids.shape, bool) if key is None else ids == key for key in keys}
+                ids = read_index_mask(self.masks / video / f"{frame}.png", shape)
+                shape = ids.shape
+                shown = {*np.unique(ids).tolist(), *keys} - {0, VOID}
+                yield {key: np.zeros(shape, bool) if key is None else ids == key for key in sorted(shown, key=str)}
             return
         paths = (self.masks / video / str(key) / f"{frame}.png" for frame in frames for key in keys)
         first = next((path for path in paths if path.is_file()), None)
@@ -177,7 +197,8 @@ def find_ground_truth(gt: Path, expressions: Path | None = None) -> GroundTruth:
             raise UnknownObjects(f"{path}: {unknown} has no 'obj_id'; {_NEEDED}")
     if not any(not e.negative for video in videos.values() for e in video.expressions.values()):
         raise UserError(f"{path}: no expression refers to an object, so there is no J and F; {_NEEDED}")
-    return GroundTruth(masks, layout, videos, source, notes)
+    toy = layout == PALETTE and (root / TOY_STAMP).is_file()
+    return GroundTruth(masks, layout, videos, source, notes, CONSISTENCY if toy else ("IDSW",))
 
 
 def split_of(gt: Path) -> tuple[Path, str]:
@@ -323,12 +344,14 @@ def score_expressions(ground_truth: GroundTruth, pred: Path, workers: int = 1) -
     Returns:
         Ready for JSON, all scores 0…1, ``JF`` is the mean of J and F:
 
-        - ``per_expression``: ``<video>/<exp_id>`` → ``J F JF obj_id`` (and ``kind``); of Long-RVOS, all rows also have
+        - ``per_expression``: ``<video>/<exp_id>`` → ``J F JF IDSW obj_id`` (and ``kind``). ``IDSW`` is the share of
+          frames in which the object that the mask overlaps most changes. On the toy benchmark, all rows also have
+          ``TC``, the mean J of a frame's mask against the previous one, warped by the known motion; of Long-RVOS,
           ``tIoU``, the share of the frames with an object or a prediction that have both, and ``vIoU``, the sum of J
           over the frames with both, divided by the number of frames with either; 1 if no frame has any
-        - ``per_video``, ``per_kind``: name → ``J F JF expressions``, means and the number of expressions; a video with
-          negatives only has no row
-        - ``global``: ``J F JF``, means over all expressions except negatives; with negatives also
+        - ``per_video``, ``per_kind``: name → ``J F JF IDSW expressions``, means and the number of expressions; a video
+          with negatives only has no row
+        - ``global``: ``J F JF IDSW``, means over all expressions except negatives; with negatives also
           ``negative_accuracy``, the share of them whose masks are all empty
         - ``notes``: sentences that explain the scores, for example about videos left out
 
@@ -349,7 +372,7 @@ def score_expressions(ground_truth: GroundTruth, pred: Path, workers: int = 1) -
         partial(_score_video, ground_truth=ground_truth, pred=pred), list(ground_truth.videos), workers
     )
 
-    metrics = ("J", "F", *(TEMPORAL if is_long_rvos(ground_truth.videos) else ()))
+    metrics = ("J", "F", *(TEMPORAL if is_long_rvos(ground_truth.videos) else ()), *ground_truth.consistency)
     per_expression: dict[str, dict[str, Any]] = {}
     per_video = {}
     invisible = []
@@ -391,7 +414,8 @@ def _score_video(name: str, ground_truth: GroundTruth, pred: Path) -> tuple[dict
             seen.update(target for target, mask in found.items() if target not in seen and mask.any())
             yield found
 
-    return _score_masks(pred / name, ground_truth.videos[name].frames, ground_truth.targets(name), masks()), seen
+    video, targets = ground_truth.videos[name], ground_truth.targets(name)
+    return _score_masks(pred / name, video.frames, targets, masks(), consistency=ground_truth.consistency), seen
 
 
 def _score_masks(
@@ -400,29 +424,49 @@ def _score_masks(
     targets: Mapping[str, Any],
     ground_truth: Iterable[Mapping[Any, np.ndarray]],
     foreground: Sequence[int] | None = None,
+    consistency: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
     """Score the expressions of one video.
 
     Args:
         pred: folder of ``<exp_id>/<frame>.png``.
         targets: expression id → key of its target in ``ground_truth``; None marks a negative of Ref-YouTube-VOS.
-        ground_truth: for each frame, target → mask, bool ``[H, W]``.
+        ground_truth: for each frame, target → mask, bool ``[H, W]``; for ``consistency``, of all objects.
         foreground: pixels of all objects of the video in each frame, for the robustness of ReVOS.
+        consistency: the metrics of temporal consistency to compute, some of ``CONSISTENCY``.
 
     Returns:
-        ``J``, ``F``, ``tIoU``, ``vIoU``, and with ``foreground`` also ``R``: float64 ``[expressions]``; ``predicted``,
-        whether anything is predicted in any frame: bool ``[expressions]``.
+        ``J``, ``F``, ``tIoU``, ``vIoU``, those of ``consistency``, and with ``foreground`` also ``R``: float64
+        ``[expressions]``; ``predicted``, whether anything is predicted in any frame: bool ``[expressions]``.
     """
     scores, robust = [], []  # [T][expressions] of (J, F, in ground truth, in prediction), and of R
+    chosen: dict[str, list[Any]] = {exp_id: [] for exp_id in targets}
+    warped: dict[str, list[float]] = {exp_id: [] for exp_id in targets}
+    last_ids: np.ndarray | None = None
+    last_masks: dict[str, np.ndarray] = {}
+    flow: tuple[np.ndarray, np.ndarray] | None = None
     for number, (frame, masks) in enumerate(zip(frames, ground_truth, strict=True)):
-        shapes = {target: Shape.of(mask) for target, mask in masks.items()}
+        shapes = {target: Shape.of(masks[target]) for target in set(targets.values())}
         row = []
+        if "TC" in consistency:
+            ids = np.zeros(next(iter(masks.values())).shape, np.uint8)
+            for obj_id, mask in masks.items():
+                ids[mask] = obj_id or 0
+            if last_ids is not None:
+                flow = motion(last_ids, ids)
+            last_ids = ids
         for exp_id, target in targets.items():
             mask = read_binary_mask(pred / exp_id / f"{frame}.png", masks[target].shape)
             guess = Shape.of(mask)
             # A full-frame mask has no boundary, so the F of a negative would be 1.
             pair = shape_scores(shapes[target], guess) if target is not None else (not guess.area,) * 2
             row.append((*pair, shapes[target].area > 0, guess.area > 0))
+            if "IDSW" in consistency:
+                chosen[exp_id].append(chosen_object(guess, masks))
+            if "TC" in consistency:
+                if flow is not None:
+                    warped[exp_id].append(warped_j(last_masks[exp_id], mask, *flow))
+                last_masks[exp_id] = mask
             if foreground is not None:
                 robust.append(robustness(int((mask & ~masks[target]).sum()), foreground[number]))
         scores.append(row)
@@ -434,6 +478,10 @@ def _score_masks(
         for name, values in zip(TEMPORAL, (1, j), strict=True)
     }
     means = {"J": j.mean(axis=0), "F": f.mean(axis=0), **temporal}
+    if "IDSW" in consistency:
+        means["IDSW"] = np.array([switch_rate(objects) for objects in chosen.values()])
+    if "TC" in consistency:
+        means["TC"] = np.array([np.mean(values or [1.0]) for values in warped.values()])
     if foreground is not None:
         means["R"] = np.reshape(robust, j.shape).mean(axis=0)
     return {**means, "predicted": guessed.any(axis=0)}
@@ -454,7 +502,7 @@ def _with_object(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _mean_scores(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    names = [name for name in ("J", "F", *TEMPORAL, "R") if name in rows[0]]
+    names = [name for name in ("J", "F", *TEMPORAL, "R", *CONSISTENCY) if name in rows[0]]
     return _row(dict(zip(names, np.mean([[row[name] for name in names] for row in rows], axis=0), strict=True)))
 
 
@@ -777,17 +825,18 @@ def _report(task: DavisTask, results: dict[str, _Result]) -> dict[str, Any]:
 
 # results.json
 
-_KEYS = {"J&F": "JF", "J": "J", "F": "F", "tIoU": "tIoU", "vIoU": "vIoU", "R": "R"}
+_KEYS = {"J&F": "JF", "J": "J", "F": "F", "tIoU": "tIoU", "vIoU": "vIoU", "R": "R", "TC": "TC", "IDSW": "IDSW"}
 _DAVIS_KEYS = {"J&F": "J&F", "J": "JM", "F": "FM", "J_recall": "JR", "F_recall": "FR", "J_decay": "JD", "F_decay": "FD"}
 
 
 def video_metrics(scores: dict[str, Any]) -> dict[str, float]:
     """Return the metrics, 0…100 (decay −100…100), of a set of videos.
 
-    ``J&F``, ``J`` and ``F`` are the benchmark's own, and of Long-RVOS ``tIoU`` and ``vIoU``, of ReVOS ``R``. Sets with
-    kinds of sentences add ``kind.<kind>.J&F``…; Ref-YouTube-VOS ``negative_accuracy``; MeViS and ReVOS
-    ``with_target.J&F``… and ``without_target.J&F``…; MeViS version 2 ``N-acc``, ``T-acc`` and ``Final``; Ref-DAVIS17
-    ``matched.J&F``…, ``fixed.J&F``… and the same of each annotation, ``matched.anno_0.J&F``….
+    ``J&F``, ``J`` and ``F`` are the benchmark's own, and of Long-RVOS ``tIoU`` and ``vIoU``, of ReVOS ``R``. ``IDSW``
+    and, on the toy benchmark, ``TC`` are those of ``score_expressions``. Sets with kinds of sentences add
+    ``kind.<kind>.J&F``…; Ref-YouTube-VOS ``negative_accuracy``; MeViS and ReVOS ``with_target.J&F``… and
+    ``without_target.J&F``…; MeViS version 2 ``N-acc``, ``T-acc`` and ``Final``; Ref-DAVIS17 ``matched.J&F``…,
+    ``fixed.J&F``… and the same of each annotation, ``matched.anno_0.J&F``….
 
     Args:
         scores: result of ``score_expressions``, ``score_unions`` or ``score_ref_davis``.

@@ -24,6 +24,7 @@ from datasets.expressions import NEGATIVE, expressions_path, read_expressions
 from datasets.files import read_names, require_folder
 from datasets.predictions import ANNOTATIONS, LAYOUTS
 from datasets.scoring import (
+    CONSISTENCY,
     MASK_FILE,
     SEMI_SUPERVISED,
     TASKS,
@@ -232,7 +233,7 @@ def print_groups(title: str, groups: Mapping[str, Mapping[str, Any]], label: str
     """Print the scores of groups of expressions; the last row is the mean. Nothing is printed without groups."""
     if groups:
         rows = [*groups.items(), (label, mean)]
-        keys = [key for key in ("JF", "J", "F", *TEMPORAL, "R") if key in mean]
+        keys = [key for key in ("JF", "J", "F", *TEMPORAL, "R", *CONSISTENCY) if key in mean]
         print_table(
             [title, "expressions", "J&F", *keys[1:]],
             [[name, str(row["expressions"]), *(percent(row[key]) for key in keys)] for name, row in rows],

@@ -258,5 +258,5 @@ def test_largest_answers_negatives(tmp_path: Path) -> None:
     gt, expressions = root / "valid" / "Annotations", root / "meta_expressions" / "valid" / "meta_expressions.json"
     main(["largest", "--gt", str(gt), "--expressions", str(expressions), "--output_dir", str(out)])
     scores = score_expressions(find_ground_truth(gt), out / "Annotations")
-    assert scores["per_kind"][NEGATIVE] == {"J": 0, "F": 0, "JF": 0, "expressions": 4}
+    assert scores["per_kind"][NEGATIVE] == {"J": 0, "F": 0, "JF": 0, "TC": 1, "IDSW": 0, "expressions": 4}
     assert scores["global"]["negative_accuracy"] == 0 and 0 < scores["global"]["JF"] < 1

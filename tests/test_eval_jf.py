@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +147,17 @@ def test_expressions(ytvos: Path) -> None:
             pred = np.stack([blocks(20 * seed + t + 7, 2) == number for t in range(3)])
             j, f = expression_scores(gt, pred)
             kind = "colour" if number == 1 else "shape"
-            expected[f"{name}/{exp_id}"] = {"J": j, "F": f, "JF": (j + f) / 2, "obj_id": number, "kind": kind}
+            both = [blocks(20 * seed + t, 2)[pred[t]] for t in range(3)]
+            areas = [np.bincount(ids, minlength=3)[1:] for ids in both]
+            switches = sum(a != b for a, b in pairwise(area.argmax() for area in areas if area.any()))
+            scores_of = {"J": j, "F": f, "JF": (j + f) / 2, "IDSW": switches / 2}
+            expected[f"{name}/{exp_id}"] = {**scores_of, "obj_id": number, "kind": kind}
     assert {key: pytest.approx(row) for key, row in expected.items()} == scores["per_expression"]
 
     def mean(*names: str) -> Any:
-        return pytest.approx({key: np.mean([expected[name][key] for name in names]) for key in ("J", "F", "JF")})
+        return pytest.approx(
+            {key: np.mean([expected[name][key] for name in names]) for key in ("J", "F", "JF", "IDSW")}
+        )
 
     assert scores["global"] == mean(*expected)
     assert scores["per_video"]["dog"].pop("expressions") == 2
@@ -197,7 +204,7 @@ def test_tables_of_expressions(ytvos: Path, capsys: pytest.CaptureFixture[str]) 
     assert "note: 1 of the 3 videos" in out
     lines = [line.split() for line in out.splitlines()]
     for label, row in [*scores["per_kind"].items(), *scores["per_video"].items(), ("mean", scores["global"])]:
-        numbers = [f"{100 * row[key]:.1f}" for key in ("JF", "J", "F")]
+        numbers = [f"{100 * row[key]:.1f}" for key in ("JF", "J", "F", "IDSW")]
         assert [label, str(row.get("expressions", 4)), *numbers] in lines
 
 

@@ -83,15 +83,19 @@ def test_scores_by_hand(root: Path) -> None:
     scores = score(root)
     f = (0 + 1 + shape_scores(Shape.of(box()), Shape.of(box(slice(6, 13))))[1] + 0 + 1) / 5
     j = (0 + 1 + 0.5 + 0 + 1) / 5
-    temporal = {"tIoU": 2 / 4, "vIoU": (1 + 0.5) / 4}  # four frames with the object or a prediction, two with both
+    temporal = {
+        "tIoU": 2 / 4,
+        "vIoU": (1 + 0.5) / 4,
+        "IDSW": 0,
+    }  # four frames with the object or a prediction, two with both
     missed = {"J": j, "F": f, "JF": (j + f) / 2, **temporal}
-    right = {"J": 1, "F": 1, "JF": 1, "tIoU": 1, "vIoU": 1}
+    right = {"J": 1, "F": 1, "JF": 1, "tIoU": 1, "vIoU": 1, "IDSW": 0}
     assert scores["per_kind"] == {
         "static": pytest.approx({**missed, "expressions": 1}),
         "dynamic": pytest.approx({**right, "expressions": 1}),
         "hybrid": pytest.approx({**right, "expressions": 1}),
     }
-    assert scores["global"] == pytest.approx({name: (missed[name] + 2) / 3 for name in missed})
+    assert scores["global"] == pytest.approx({name: (missed[name] + 2 * right[name]) / 3 for name in missed})
     metrics = video_metrics(scores)
     assert metrics["tIoU"] == pytest.approx(100 * 2.5 / 3) and metrics["vIoU"] == pytest.approx(100 * 2.375 / 3)
     assert metrics["kind.static.vIoU"] == pytest.approx(37.5)
@@ -101,9 +105,9 @@ def test_scores_by_hand(root: Path) -> None:
 def test_the_table_of_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     eval_jf.main(["--gt", str(root / "valid"), "--pred", str(root), "--workers", "1"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "kind expressions J&F J F tIoU vIoU" in lines
-    assert "dynamic 1 100.0 100.0 100.0 100.0 100.0" in lines
-    assert any(line.startswith("static 1 ") and line.endswith(" 50.0 37.5") for line in lines)
+    assert "kind expressions J&F J F tIoU vIoU IDSW" in lines
+    assert "dynamic 1 100.0 100.0 100.0 100.0 100.0 0.0" in lines
+    assert any(line.startswith("static 1 ") and line.endswith(" 50.0 37.5 0.0") for line in lines)
 
 
 def test_training_clips(root: Path) -> None:

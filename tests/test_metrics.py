@@ -9,18 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from tests.jf_tools import expression_scores
+from tests.jf_tools import LEFT, RIGHT, boxes, expression_scores
 from util.metrics import (
     Shape,
     boundary,
     boundary_radius,
     box_overlaps,
+    chosen_object,
     fixed_scores,
     index_shapes,
     matched_scores,
+    motion,
     overlap_metrics,
     shape_scores,
     statistics,
+    switch_rate,
+    warped_j,
 )
 
 # (5, 1000) has a tolerance of 8 pixels and few enough pixels to walk one by one.
@@ -202,6 +206,30 @@ def test_matched_scores_are_the_best_of_all_assignments(proposals: int) -> None:
     for o, row in enumerate(best):
         assert j[o] == pytest.approx(table[:, row, o, 0], abs=1e-12)
         assert f[o] == pytest.approx(table[:, row, o, 1], abs=1e-12)
+
+
+def test_pixels_are_followed_to_the_previous_frame() -> None:
+    previous, current = np.zeros((9, 12), np.uint8), np.zeros((9, 12), np.uint8)
+    previous[1:5, 1:5], current[3:7, 4:8] = 1, 1  # moves by 2 rows and 3 columns
+    previous[4:8, 7:11] = current[4:8, 7:11] = 2  # at rest, in front
+    source, visible = motion(previous, current)
+    rows, columns = np.divmod(source, 12)
+    assert (rows[3, 4], columns[3, 4], visible[3, 4]) == (1, 1, True)
+    assert (rows[5, 9], columns[5, 9], visible[5, 9]) == (5, 9, True)
+    uncovered = (previous == 1) & (current == 0)
+    assert np.array_equal(visible, ~uncovered)
+    assert warped_j(previous == 1, current == 1, source, visible) == 1
+    assert warped_j(previous == 1, current == 2, source, visible) == 0
+
+
+def test_switches_are_counted_from_the_last_chosen_object() -> None:
+    left, right = Shape.of(boxes(LEFT)), Shape.of(boxes(RIGHT))
+    objects = {3: boxes(RIGHT), 1: boxes(LEFT)}
+    assert (chosen_object(left, objects), chosen_object(right, objects)) == (1, 3)
+    assert chosen_object(left, {3: boxes(RIGHT)}) is None and chosen_object(left, {}) is None
+    assert switch_rate([None, 1, None, 1, 3]) == 1 / 4
+    assert switch_rate([1, None, 3]) == 1 / 2
+    assert switch_rate([1]) == switch_rate([None, None]) == 0
 
 
 def test_matched_scores_undo_swapped_ids() -> None:

@@ -163,7 +163,7 @@ def test_the_published_cases(shared: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, shared / "cases" / "data" / "ytvos_objects" / "make.py", tmp_path], check=True)
     truth = find_ground_truth(tmp_path / "valid" / "Annotations", tmp_path / "authors_objects.json")
     assert [e.obj_id for e in truth.videos["v1"].expressions.values()] == [1, 1, 2, 3, 3]
-    assert score_expressions(truth, tmp_path / "pred")["global"] == {"J": 1, "F": 1, "JF": 1}
+    assert score_expressions(truth, tmp_path / "pred")["global"] == {"J": 1, "F": 1, "JF": 1, "IDSW": 0}
 
 
 # --- other sets

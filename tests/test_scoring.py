@@ -15,6 +15,7 @@ from datasets.expressions import NEGATIVE
 from datasets.mevis import read_ground_truth
 from datasets.predictions import mask_path, write_index_mask, write_mask
 from datasets.scoring import find_ground_truth, score_expressions, score_unions, video_counts, video_metrics
+from datasets.toy import STAMP
 from scripts import eval_jf
 from tests.jf_tools import BOX_HEIGHT, BOX_WIDTH, LEFT, RIGHT, boxes
 from tests.true_formats import compressed
@@ -24,6 +25,7 @@ from util.errors import UserError, run_cli
 
 
 YTVOS_FRAMES = ["00000", "00005"]
+FRAMES = [*YTVOS_FRAMES, "00010"]
 
 # Expression → (object, masks predicted in the two frames). Object 1 is LEFT in both, 2 is RIGHT in the second alone: it
 # appears late. All sentences are the same text.
@@ -87,6 +89,59 @@ def test_a_missing_prediction_is_no_empty_one(ytvos: Path) -> None:
     mask_path(ytvos, "cat", "4", YTVOS_FRAMES[0]).unlink()
     with pytest.raises(UserError, match=r"cat/4/00000\.png is missing; every frame needs a mask there"):
         score_ytvos(ytvos)
+
+
+# --- Temporal consistency
+
+
+def at(column: int) -> tuple[slice, slice]:
+    return slice(10, 30), slice(column, column + 20)
+
+
+@pytest.fixture
+def moving(tmp_path: Path) -> Path:
+    """Object 1 moves right by 5 pixels per frame, object 2 is at rest on the right."""
+    guesses = {
+        "follows": [boxes(at(10)), boxes(at(15)), boxes(at(20))],
+        "switches": [boxes(at(10)), boxes(RIGHT), boxes(at(20))],
+        "pauses": [boxes(at(10)), boxes(), boxes(at(20))],
+        "stays": [boxes(at(10))] * 3,
+    }
+    for number, frame in enumerate(FRAMES):
+        ids = boxes(at(10 + 5 * number)) + 2 * boxes(RIGHT).astype(np.uint8)
+        write_index_mask(tmp_path / "valid" / "Annotations" / "cat" / f"{frame}.png", ids)
+        for exp_id, masks in guesses.items():
+            write_mask(mask_path(tmp_path, "cat", exp_id, frame), masks[number])
+    write_expressions(tmp_path, {"cat": {exp_id: {"exp": "the cat", "obj_id": "1"} for exp_id in guesses}})
+    (tmp_path / STAMP).write_text("{}")  # marks the toy benchmark, where motion is known
+    return tmp_path
+
+
+def test_temporal_consistency(moving: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = score_ytvos(moving)
+    rows = {name.removeprefix("cat/"): (row["TC"], row["IDSW"]) for name, row in scores["per_expression"].items()}
+    # In the second frame of "stays", the 20 columns of the first mask have moved on with the object, and 15 of them are
+    # still predicted. In the third, 15 have moved, 5 are left on the background, and 15 of these 20 are predicted.
+    assert rows == {"follows": (1, 0), "switches": (0, 1), "pauses": (0, 0), "stays": (0.75, 0)}
+    assert scores["global"]["TC"] == 1.75 / 4 and scores["global"]["IDSW"] == 1 / 4
+    assert (video_metrics(scores)["TC"], video_metrics(scores)["IDSW"]) == (43.75, 25)
+    eval_jf.main(
+        ["--gt", str(moving / "valid" / "Annotations"), "--pred", str(moving / "Annotations"), "--workers", "1"]
+    )
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "video expressions J&F J F TC IDSW" in lines
+    assert any(line.startswith("mean 4 ") and line.endswith(" 43.8 25.0") for line in lines)
+
+
+def test_other_sets_have_no_known_motion(moving: Path) -> None:
+    (moving / STAMP).unlink()
+    scores = score_ytvos(moving)["global"]
+    assert "TC" not in scores and scores["IDSW"] == 1 / 4
+
+
+def test_an_object_without_a_sentence_can_be_chosen(moving: Path) -> None:
+    write_mask(mask_path(moving, "cat", "stays", FRAMES[2]), boxes((slice(10, 30), slice(35, 70))))
+    assert score_ytvos(moving)["per_expression"]["cat/stays"]["IDSW"] == 1 / 2
 
 
 # --- MeViS: unions, both empty, no target, duplicated sentences, keys
@@ -212,7 +267,6 @@ def test_damaged_truth_in_another_process(mevis: Path) -> None:
 # --- Negatives of Ref-YouTube-VOS
 
 
-FRAMES = ["00000", "00005", "00010"]
 SIZE = (24, 32)
 BLUE = {"exp": "the blue circle", "obj_id": None, "kind": NEGATIVE}
 EXPRESSIONS = {
@@ -286,14 +340,16 @@ def score_negatives(root: Path) -> dict[str, Any]:
 def test_a_negative_scores_by_its_empty_frames(negatives: Path) -> None:
     rows = score_negatives(negatives)["per_expression"]
     for name, share in (("cat/1", 1), ("cat/2", 2 / 3), ("cat/3", 0), ("dog/0", 1)):
-        expected = {"J": pytest.approx(share), "F": pytest.approx(share), "JF": pytest.approx(share)}
+        expected = {"J": pytest.approx(share), "F": pytest.approx(share), "JF": pytest.approx(share), "IDSW": 0}
         assert rows[name] == {**expected, "obj_id": None, "kind": NEGATIVE}
 
 
 def test_negatives_have_their_own_row_and_count_nowhere_else(negatives: Path) -> None:
     scores = score_negatives(negatives)
-    assert scores["per_kind"][NEGATIVE] == pytest.approx({"J": 2 / 3, "F": 2 / 3, "JF": 2 / 3, "expressions": 4})
-    target = {"J": 2 / 3, "F": 2 / 3, "JF": 2 / 3}
+    assert scores["per_kind"][NEGATIVE] == pytest.approx(
+        {"J": 2 / 3, "F": 2 / 3, "JF": 2 / 3, "IDSW": 0, "expressions": 4}
+    )
+    target = {"J": 2 / 3, "F": 2 / 3, "JF": 2 / 3, "IDSW": 0}
     assert scores["global"] == pytest.approx({**target, "negative_accuracy": 0.5})
     assert scores["per_kind"]["colour"] == pytest.approx({**target, "expressions": 1})
     assert scores["per_video"] == {"cat": pytest.approx({**target, "expressions": 1})}
@@ -304,7 +360,7 @@ def test_negatives_change_no_other_score(negatives: Path) -> None:
     with_negatives = score_negatives(negatives)
     write_expressions(negatives, {"cat": {"0": EXPRESSIONS["cat"]["0"]}})
     without = score_negatives(negatives)
-    assert without["global"] == {key: with_negatives["global"][key] for key in ("J", "F", "JF")}
+    assert without["global"] == {key: with_negatives["global"][key] for key in ("J", "F", "JF", "IDSW")}
     assert without["per_video"] == with_negatives["per_video"]
     assert without["per_expression"]["cat/0"] == with_negatives["per_expression"]["cat/0"]
 
@@ -313,8 +369,8 @@ def test_tables_of_negatives(negatives: Path, capsys: pytest.CaptureFixture) -> 
     gt, pred = folders(negatives)
     eval_jf.main(["--gt", str(gt), "--pred", str(pred), "--workers", "1", "--json", str(negatives / "scores.json")])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "negative 4 66.7 66.7 66.7" in lines
-    assert lines.count("mean without negative 1 66.7 66.7 66.7") == 2
+    assert "negative 4 66.7 66.7 66.7 0.0" in lines
+    assert lines.count("mean without negative 1 66.7 66.7 66.7 0.0") == 2
     assert "negatives with no mask in any frame: 50.0 % of 4" in lines
     assert json.loads((negatives / "scores.json").read_text())["global"]["negative_accuracy"] == 0.5
 

@@ -13,9 +13,10 @@ boundary of a mask is dilated at most once, however many masks it is compared wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -237,6 +238,71 @@ def statistics(values: np.ndarray) -> tuple[float, float, float]:
     first, last = values[: limits[1] + 1], values[limits[-2] :]
     recall, decay = np.mean(values > _RECALL_THRESHOLD), np.mean(first) - np.mean(last)
     return float(np.mean(values)), float(recall), float(decay)
+
+
+# Temporal consistency
+
+
+def chosen_object(pred: Shape, objects: Mapping[Any, np.ndarray]) -> Any:
+    """Return the key of the object, bool ``[H, W]``, that a mask overlaps most; None if it overlaps none."""
+    height, width = pred.mask.shape
+    window = slice(pred.top, pred.top + height), slice(pred.left, pred.left + width)
+    areas = {key: _count(mask[window] & pred.mask) for key, mask in objects.items()}
+    best = max(areas, key=areas.__getitem__, default=None)
+    return best if areas.get(best) else None
+
+
+def switch_rate(chosen: Sequence[Any]) -> float:
+    """Compute the share of a video's frames after the first, 0…1, in which the chosen object changes.
+
+    Args:
+        chosen: the key of each frame's object, see ``chosen_object``. A frame without one (None) keeps the last one.
+    """
+    keys = [key for key in chosen if key is not None]
+    return sum(one != other for one, other in pairwise(keys)) / max(len(chosen) - 1, 1)
+
+
+def motion(previous: np.ndarray, current: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find out where the pixels of a frame were in the previous frame.
+
+    The background is at rest. An object moves by the whole number of pixels at which its masks overlap most, so this
+    suits objects that keep their shape.
+
+    Args:
+        previous, current: object id of every pixel, 0 for the background: uint8 ``[H, W]``.
+
+    Returns:
+        The index of each pixel's source in the flattened previous frame, int ``[H, W]``, and whether the source is
+        visible there, which is to say belongs to the same object or also to the background: bool ``[H, W]``.
+    """
+    places = np.arange(current.size).reshape(current.shape)
+    source = places
+    for obj_id in np.intersect1d(previous, current):
+        if obj_id:
+            now = current == obj_id
+            source = np.where(now, np.roll(places, _displacement(previous == obj_id, now), (0, 1)), source)
+    return source, previous.ravel()[source] == current
+
+
+def _displacement(previous: np.ndarray, current: np.ndarray) -> tuple[int, int]:
+    """Return the rows and columns by which one mask must move to overlap another most; both show something."""
+    x, y, width, height = cv2.boundingRect(previous.view(np.uint8))
+    padded = np.pad(current.view(np.uint8), ((height, height), (width, width)))
+    overlaps = cv2.matchTemplate(padded, previous[y : y + height, x : x + width].view(np.uint8), cv2.TM_CCORR)
+    row, column = np.unravel_index(np.rint(overlaps).argmax(), overlaps.shape)
+    return int(row) - height - y, int(column) - width - x
+
+
+def warped_j(previous: np.ndarray, current: np.ndarray, source: np.ndarray, visible: np.ndarray) -> float:
+    """Compute J, 0…1, of a mask against the one of the previous frame, warped by ``motion``, where that is known.
+
+    Args:
+        previous, current: predicted masks, bool ``[H, W]``.
+        source, visible: what ``motion`` returned.
+    """
+    warped = previous.ravel()[source] & visible
+    union = _count(warped | (current & visible))
+    return _count(warped & current) / union if union else 1.0
 
 
 # Single frames
