@@ -282,7 +282,7 @@ class DemoResult:
         scores: ``[T, S]``, 0…1, of each frame and sentence; None from a model without scores.
         times: ``[T]``, when the overlay shows each frame, in seconds.
         seconds: how long segmentation took.
-        run: for ``rethreshold``.
+        run: for ``rethreshold`` and ``export_again``.
     """
 
     folder: Path
@@ -544,7 +544,8 @@ class _Run:
         with BackgroundTasks(WRITERS) as tasks:
             results = segment(self._images())
             for number, result in enumerate(self._watched("segment", results, self.media.count)):
-                if not np.isfinite(result.probabilities if result.scores is None else result.scores).all():
+                parts = (result.probabilities, result.boxes, result.scores)
+                if not all(np.isfinite(np.sum(part)) for part in parts if part is not None):
                     raise RunError(
                         f"the predictions for frame {self.frames[number].name} are not finite numbers; the checkpoint "
                         "may come from a run that diverged"

@@ -198,7 +198,7 @@ def _predict(
     """The prediction for one sentence of a batch; ``seconds`` is left at 0."""
     best, activation = output.best(), output.probabilities
     values, scores = best.masks[index], None
-    finite = bool((values if best.scores is None else best.scores[index]).isfinite().all())
+    finite = bool(values.isfinite().all()) and (best.scores is None or bool(best.scores[index].isfinite().all()))
     probabilities = probability_maps(values, size, orig_size, activation) if soft else None
     masks = (
         binary_masks(values, size, orig_size, options.threshold, activation)

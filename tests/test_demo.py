@@ -441,10 +441,12 @@ def test_a_video_that_changes_while_it_is_read(tmp_path: Path, change: str):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out"]
 
 
-def test_predictions_that_are_no_numbers(tmp_path: Path):
+@pytest.mark.parametrize("part", ["probabilities", "boxes", "scores"])
+def test_predictions_that_are_no_numbers(tmp_path: Path, part: str):
     def diverged(frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:
         for result in segment(frames):
-            yield FrameResult(result.probabilities, result.boxes, np.array([0.5, np.nan]))
+            getattr(result, part)[1] = np.nan
+            yield result
 
     media = open_media(write_film(tmp_path / "a.mp4"))
     with pytest.raises(RunError, match="frame 00000 are not finite"):
