@@ -335,7 +335,7 @@ def segment_to_folder(
 
     Raises:
         UserError: as in ``run_demo``, or window and overlap do not fit together.
-        RunError: as in ``run_demo``.
+        RunError: as in ``run_demo``, or the predictions are not finite.
     """
     from models.inference import VideoSegmenter, window_overlap
     from util.device import device_name
@@ -400,7 +400,7 @@ def run_demo(
 
     Raises:
         UserError: the video cannot be read, a file cannot be written, or the folder is taken.
-        RunError: the predictions are not finite, or the video was changed while it was read.
+        RunError: the video was changed while it was read.
     """
     for note in lettering_notes(sentences):
         media.note(note)
@@ -544,12 +544,6 @@ class _Run:
         with BackgroundTasks(WRITERS) as tasks:
             results = segment(self._images())
             for number, result in enumerate(self._watched("segment", results, self.media.count)):
-                parts = (result.probabilities, result.boxes, result.scores)
-                if not all(np.isfinite(np.sum(part)) for part in parts if part is not None):
-                    raise RunError(
-                        f"the predictions for frame {self.frames[number].name} are not finite numbers; the checkpoint "
-                        "may come from a run that diverged"
-                    )
                 for kept, values in ((self.scores, result.scores), (self.boxes, result.boxes)):
                     if values is not None:
                         kept.append(np.asarray(values, np.float32))

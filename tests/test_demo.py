@@ -441,19 +441,6 @@ def test_a_video_that_changes_while_it_is_read(tmp_path: Path, change: str):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out"]
 
 
-@pytest.mark.parametrize("part", ["probabilities", "boxes", "scores"])
-def test_predictions_that_are_no_numbers(tmp_path: Path, part: str):
-    def diverged(frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:
-        for result in segment(frames):
-            getattr(result, part)[1] = np.nan
-            yield result
-
-    media = open_media(write_film(tmp_path / "a.mp4"))
-    with pytest.raises(RunError, match="frame 00000 are not finite"):
-        run_demo(media, SENTENCES, diverged, tmp_path / "out", show=False)
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_cut_video_gives_what_can_be_read_and_says_so(tmp_path: Path):
     video = write_film(tmp_path / "a.mkv", frames=60)
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
