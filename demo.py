@@ -129,7 +129,7 @@ class DemoOptions(WindowOptions):
 
     def folder(self, video: Path) -> Path:
         """Return the output folder."""
-        return Path(self.out or Path("runs") / "demo" / (video.stem or video.resolve().name))
+        return Path(self.out or Path("runs") / "demo" / (video.stem.strip(".") or video.resolve().name))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -734,7 +734,7 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
     Raises:
         UserError: the folder is taken or cannot be written.
     """
-    path = path.absolute()
+    path = path.resolve()  # a link stays, and the folder that it names is replaced
     require_free(path, force)
     with sole_run(path), atomic_folder(path) as staging:
         yield staging
