@@ -129,7 +129,7 @@ class DemoOptions(WindowOptions):
 
     def folder(self, video: Path) -> Path:
         """Return the output folder."""
-        return Path(self.out or Path("runs") / "demo" / (video.stem or video.resolve().name))
+        return Path(self.out or Path("runs") / "demo" / (video.stem.strip(".") or video.resolve().name))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -282,7 +282,7 @@ class DemoResult:
         scores: ``[T, S]``, 0…1, of each frame and sentence; None from a model without scores.
         times: ``[T]``, when the overlay shows each frame, in seconds.
         seconds: how long segmentation took.
-        run: for ``rethreshold``.
+        run: for ``rethreshold`` and ``export_again``.
     """
 
     folder: Path
@@ -335,7 +335,7 @@ def segment_to_folder(
 
     Raises:
         UserError: as in ``run_demo``, or window and overlap do not fit together.
-        RunError: as in ``run_demo``.
+        RunError: as in ``run_demo``, or the predictions are not finite.
     """
     from models.inference import VideoSegmenter, window_overlap
     from util.device import device_name
@@ -400,7 +400,7 @@ def run_demo(
 
     Raises:
         UserError: the video cannot be read, a file cannot be written, or the folder is taken.
-        RunError: the predictions are not finite, or the video was changed while it was read.
+        RunError: the video was changed while it was read.
     """
     for note in lettering_notes(sentences):
         media.note(note)
@@ -544,11 +544,6 @@ class _Run:
         with BackgroundTasks(WRITERS) as tasks:
             results = segment(self._images())
             for number, result in enumerate(self._watched("segment", results, self.media.count)):
-                if not np.isfinite(result.probabilities if result.scores is None else result.scores).all():
-                    raise RunError(
-                        f"the predictions for frame {self.frames[number].name} are not finite numbers; the checkpoint "
-                        "may come from a run that diverged"
-                    )
                 for kept, values in ((self.scores, result.scores), (self.boxes, result.boxes)):
                     if values is not None:
                         kept.append(np.asarray(values, np.float32))
@@ -739,7 +734,7 @@ def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
     Raises:
         UserError: the folder is taken or cannot be written.
     """
-    path = path.absolute()
+    path = path.resolve()  # a link stays, and the folder that it names is replaced
     require_free(path, force)
     with sole_run(path), atomic_folder(path) as staging:
         yield staging

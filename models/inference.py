@@ -26,7 +26,7 @@ from models.rem import RemOutput
 from models.segmenter import LayerPrediction, SegmenterOutput, Selector, best_query
 from util.config import MODELS, Config, config_dict, long_side
 from util.device import upload
-from util.errors import UserError
+from util.errors import RunError, UserError
 from util.metrics import QueryPredictions
 from util.preprocessing import normalise, pad_clips, resize_frames, resized_size
 
@@ -198,7 +198,7 @@ def _predict(
     """The prediction for one sentence of a batch; ``seconds`` is left at 0."""
     best, activation = output.best(), output.probabilities
     values, scores = best.masks[index], None
-    finite = bool((values if best.scores is None else best.scores[index]).isfinite().all())
+    finite = bool(values.isfinite().all()) and (best.scores is None or bool(best.scores[index].isfinite().all()))
     probabilities = probability_maps(values, size, orig_size, activation) if soft else None
     masks = (
         binary_masks(values, size, orig_size, options.threshold, activation)
@@ -306,6 +306,7 @@ class VideoSegmenter:
 
         Raises:
             UserError: frames differ in size.
+            RunError: the predictions are not finite.
         """
         clip: deque[Tensor] = deque(maxlen=self.window)
         size: tuple[int, int] | None = None
@@ -361,6 +362,8 @@ class VideoSegmenter:
             return None if parts[0] is None else torch.cat(parts)
 
         columns = [joined([getattr(best, name) for best in found]) for name in ("masks", "boxes", "scores")]
+        if not all(bool(column.isfinite().all()) for column in columns if column is not None):
+            raise RunError("the predictions are not finite numbers; the checkpoint may come from a run that diverged")
         frames = [
             _Raw(*(None if column is None else column[:, t].float() for column in columns))  # type: ignore[arg-type]
             for t in range(len(clip))

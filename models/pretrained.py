@@ -126,6 +126,7 @@ class Pretrained:
 
         Raises:
             UserError: the video cannot be read or has no frame, or a sentence is empty.
+            RunError: the predictions are not finite.
         """
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
         named = [normalise_sentence(text) for text in texts]

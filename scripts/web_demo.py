@@ -112,7 +112,7 @@ class PageOptions(WindowOptions):
     )
     host: str = _page(LOOPBACK, "address to serve; 0.0.0.0 admits everyone who can reach this machine")
     port: int = _page(7860, "port to serve; 0 picks a free one", minimum=0, maximum=65535)
-    trusted_hosts: str = _page("", "further names by which visitors reach this page, separated by commas")
+    trusted_hosts: str = _page("", "further names by which visitors reach this page, separated by commas", empty=True)
     max_megabytes: float = _page(200.0, "maximum size of an upload, in megabytes", above=0)
     max_total_megabytes: float = _page(2000.0, "refuse uploads while all files together exceed this size", above=0)
     max_seconds: float = _page(60.0, "maximum length of a part that is segmented at once, in seconds", above=0)

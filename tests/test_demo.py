@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 
 import demo
 from datasets.predictions import read_binary_mask
-from demo import DemoResult, Progress, new_folder, read_command, rethreshold, run_demo, slug
+from demo import DemoOptions, DemoResult, Progress, new_folder, read_command, rethreshold, run_demo, slug
 from models import inference as windows
 from models import pretrained
 from models.inference import FrameResult, InferenceOptions
@@ -441,17 +441,6 @@ def test_a_video_that_changes_while_it_is_read(tmp_path: Path, change: str):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out"]
 
 
-def test_predictions_that_are_no_numbers(tmp_path: Path):
-    def diverged(frames: Iterable[np.ndarray]) -> Iterator[FrameResult]:
-        for result in segment(frames):
-            yield FrameResult(result.probabilities, result.boxes, np.array([0.5, np.nan]))
-
-    media = open_media(write_film(tmp_path / "a.mp4"))
-    with pytest.raises(RunError, match="frame 00000 are not finite"):
-        run_demo(media, SENTENCES, diverged, tmp_path / "out", show=False)
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_cut_video_gives_what_can_be_read_and_says_so(tmp_path: Path):
     video = write_film(tmp_path / "a.mkv", frames=60)
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
@@ -592,6 +581,19 @@ def test_mistakes_are_one_sentence_and_status_2(tmp_path: Path, monkeypatch: pyt
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert sentence in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_output_folders_that_are_links_or_contain_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    video = write_film(tmp_path / "a.mp4", frames=2)
+    (tmp_path / "disk" / "out").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    run(video, tmp_path / "link")
+    run(video, tmp_path / "other" / "x" / "..")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "out" / "masks.json").is_file()
+    assert (tmp_path / "other" / "masks.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "disk", "link", "other"]
+    monkeypatch.chdir(tmp_path / "disk")
+    assert DemoOptions().folder(Path("..")) == Path("runs/demo") / tmp_path.name
 
 
 def test_words_and_flags_in_any_order():

@@ -386,11 +386,12 @@ def test_a_file_that_is_no_record(cfg: Config, content: str):
         record_of(cfg)
 
 
-def test_predictions_that_are_not_finite(cfg: Config):
+@pytest.mark.parametrize("part", ["logits", "masks"])
+def test_predictions_that_are_not_finite(cfg: Config, part: str):
     class Diverged(StubModel):
         def segment_pixels(self, *args: Any, **options: Any) -> SimpleNamespace:
             output = super().segment_pixels(*args, **options)
-            output.logits = output.logits * float("nan")
+            setattr(output, part, getattr(output, part) * float("nan"))
             return output
 
     with pytest.raises(RunError, match="video 'a', expression '0' are not finite"):

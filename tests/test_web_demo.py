@@ -493,6 +493,7 @@ def test_size_and_length_limits(tmp_path: Path):
 
 def test_it_serves_this_machine_only():
     assert PageOptions().host == "127.0.0.1"
+    assert demo.read_options(PageOptions, ["--trusted_hosts", ""], "")[0].trusted_hosts == "", "as outside of a Space"
     port = web_demo.free_port("127.0.0.1", 0)
     assert web_demo.free_port("127.0.0.1", port) == port > 0
     with pytest.raises(UserError, match="cannot serve no such host"):

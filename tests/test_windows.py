@@ -17,7 +17,7 @@ from models import build_model
 from models.inference import FollowedQuery, InferenceOptions, VideoSegmenter, segment
 from models.segmenter import LayerPrediction, SegmenterOutput
 from tests.tiny_models import model_config
-from util.errors import UserError
+from util.errors import RunError, UserError
 from util.preprocessing import normalise
 
 CPU = torch.device("cpu")
@@ -166,6 +166,20 @@ def test_windows_that_do_not_fit(window: int, overlap: int):
     model: Any = TwoHalves()
     with pytest.raises(UserError, match="--overlap must be at least 1 and less than --window"):
         VideoSegmenter(model, windows_options(), ["left"], window, overlap)
+
+
+@pytest.mark.parametrize("part", ["logits", "boxes", "masks"])
+def test_predictions_that_are_not_finite(part: str):
+    class Diverged(TwoHalves):
+        def segment_pixels(self, *args: Any, **options: Any) -> Any:
+            output = super().segment_pixels(*args, **options)
+            (layer,) = output.layers
+            setattr(layer, part, getattr(layer, part) * float("nan"))
+            return output
+
+    model: Any = Diverged()
+    with pytest.raises(RunError, match="the predictions are not finite"):
+        list(VideoSegmenter(model, windows_options(), ["left"]).run(black(2)))
 
 
 def test_frames_of_two_sizes():
