@@ -22,7 +22,7 @@ class Expression:
 
     Attributes:
         sentence: as it is written.
-        obj_id: the object's value in the masks, 1…254; None if the file has none, and for negatives.
+        obj_id: the object's value in the masks, 1…254, or its folder; None if the file has none, and for negatives.
         negative: whether the sentence refers to nothing in the video.
         kind: the sentence's group, for scores per group; None if the file has none.
     """
@@ -41,7 +41,7 @@ class Expression:
 ExpressionT = TypeVar("ExpressionT")
 NEGATIVE = "negative"
 """The ``kind`` of expressions that refer to nothing; their ``obj_id`` is null."""
-_MASK_VALUES = frozenset(map(str, range(1, 255)))
+_MASK_VALUES = frozenset(map(str, range(255)))
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ def read_sentence(path: Path, where: str, expression: Mapping[str, Any]) -> str:
     return sentence
 
 
-def object_id(value: Any) -> int:
-    """Return an object id, a number or text, as a number; raise a ``ValueError`` if it is no mask value, 1 to 254."""
-    if str(value) not in _MASK_VALUES:
+def object_id(value: Any, lowest: int = 1) -> int:
+    """Return an object id, a number or text, as a number; raise a ``ValueError`` if it is not ``lowest`` to 254."""
+    if str(value) not in _MASK_VALUES or int(value) < lowest:
         raise ValueError(f"{value!r} is no mask value")
     return int(value)
 
@@ -175,7 +175,8 @@ def _expression(path: Path, where: str, expression: Mapping[str, Any]) -> Expres
     sentence, obj_id = read_sentence(path, where, expression), expression.get("obj_id")
     kind = expression.get("kind", expression.get("type"))  # Long-RVOS calls it type
     try:
-        number = None if obj_id is None else object_id(obj_id)
+        # Objects of Long-RVOS are folders, and their numbers may begin with 0.
+        number = None if obj_id is None else object_id(obj_id, lowest=0 if "type" in expression else 1)
     except ValueError as error:
         raise UserError(
             f"{path}: 'obj_id' of {where} is {obj_id!r:.40}; it should be a mask value, 1 to 254"

@@ -84,11 +84,7 @@ class BackboneEncoder(PyramidEncoder):
 
     @in_own_precision
     def encode_pixels(self, frames: Tensor) -> PyramidFeatures:
-        """Compute the pyramid, which does not depend on the sentence.
-
-        Args:
-            frames: ``[B, T, 3, H, W]``, ImageNet-normalised, zero-padded; H and W multiples of 16.
-        """
+        """Compute the pyramid, which does not depend on the sentence; see ``PyramidEncoder``."""
         with torch.set_grad_enabled(self.trained and torch.is_grad_enabled()):
             maps = self.backbone(frames)
         levels = [project(features) for project, features in zip(self.levels, maps, strict=True)]

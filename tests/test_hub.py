@@ -41,6 +41,7 @@ from util import hub
 from util.checkpoint import read_content
 from util.config import WEIGHTS, Config
 from util.errors import UserError
+from util.files import file_sha256
 from util.hub import cached_revision
 
 
@@ -427,14 +428,19 @@ def test_downloads_of_frozen_parts_show_their_progress(
     assert len(silent) > 10 and not any(silent)
 
 
-def test_a_repository_says_which_generator_it_holds(server: HubServer, tiny_wan: Path, tmp_path: Path) -> None:
+def test_a_repository_says_which_generator_it_holds(
+    server: HubServer, tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its frozen parts are then loaded from the hub, and without it from the cache."""
     server.add("org/wan", tiny_wan)
     assert find_generator("hf://org/wan").name == find_generator("org/wan").name == "Wan 2.1"
     assert server.downloaded() == ["org/wan/transformer/config.json"]
     options = {"text_encoder": str(tiny_wan / "roberta"), "text_cache": str(tmp_path / "text")}
+    read: list[str] = []
+    monkeypatch.setattr(wan, "file_sha256", lambda path: read.append(path.name) or file_sha256(path))
     local, loaded = (wan.load_stack(name, **options) for name in (str(tiny_wan), "org/wan"))
     assert loaded.text_sha256 == local.text_sha256
+    assert read.count("model.safetensors") == 1, "the cache names large files by their hash"
     pairs = zip(loaded.transformer.parameters(), local.transformer.parameters(), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
     assert "org/wan/transformer/config.json" not in server.downloaded(), "it is in the cache"

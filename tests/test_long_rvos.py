@@ -79,6 +79,18 @@ def score(root: Path) -> dict[str, Any]:
     return score_expressions(find_ground_truth(root / "valid" / "Annotations"), root / "Annotations")
 
 
+def test_numbers_of_objects_may_begin_with_0(root: Path) -> None:
+    """The objects are folders; in a palette mask 0 is the background."""
+    first = score(root)["per_kind"]
+    for split in ("train", "valid"):
+        folder = root / split / "Annotations" / "street"
+        (folder / "1").rename(folder / "0")
+        again = {key: {**value, "obj_id": str(int(value["obj_id"]) - 1)} for key, value in EXPRESSIONS.items()}
+        write_expressions(root, split, {"street": {"frames": NAMES, "expressions": again}})
+    assert score(root)["per_kind"] == first
+    assert build_dataset(config(root), "train")[0][1]["valid"].any()
+
+
 def test_scores_by_hand(root: Path) -> None:
     scores = score(root)
     f = (0 + 1 + shape_scores(Shape.of(box()), Shape.of(box(slice(6, 13))))[1] + 0 + 1) / 5

@@ -125,11 +125,7 @@ class VideoEncoder(PyramidEncoder):
 
     @in_own_precision
     def encode_pixels(self, frames: Tensor) -> PixelFeatures:
-        """Compute everything that does not depend on the sentence. The frozen parts run without a graph.
-
-        Args:
-            frames: ``[B, T, 3, H, W]``, ImageNet-normalised, zero-padded; H and W multiples of 16.
-        """
+        """Compute everything that does not depend on the sentence, without a graph in the frozen parts."""
         with torch.no_grad():
             x01 = frames * self.pixel_std + self.pixel_mean
             batch = 2 * x01.flatten(0, 1) - 1

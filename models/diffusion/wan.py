@@ -399,8 +399,14 @@ def _text_sha256(source: Source) -> str:
     lines = []
     for folder in (source.folder / "text_encoder", source.folder / "tokenizer"):
         names = sorted(read_names([path.name for path in folder.iterdir()]))
-        lines += [f"{folder.name}/{name} {file_sha256(folder / name)}\n" for name in names]
+        lines += [f"{folder.name}/{name} {_sha256(folder / name)}\n" for name in names]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    """The SHA-256 of a file; the hub's cache names large files by it, so that 11 GB need not be read at every start."""
+    blob = path.resolve()
+    return blob.name if blob.parent.name == "blobs" and len(blob.name) == 64 else file_sha256(path)
 
 
 def _check_kind(transformer: TapWan, vae: WanVAEEncoder, text: Any, source: Source) -> None:
