@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from datasets.toy import make_toy
+from datasets.toy import LOOKS, make_toy
 from datasets.toy.scene import KINDS
 from util.errors import Parser, run_cli
 
@@ -25,6 +25,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the videos and sentences")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of sentences")
     parser.add_argument("--negatives", type=int, default=0, help="sentences per video that refer to nothing in it")
+    parser.add_argument(
+        "--look",
+        choices=LOOKS,
+        default=LOOKS[0],
+        help="night: frames are dark, except those of every second training video",
+    )
     parser.add_argument("--workers", type=int, default=1, help="number of processes")
     parser.add_argument(
         "--force", action="store_true", help="replace a toy set with other parameters, or a damaged one"

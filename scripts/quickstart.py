@@ -1,8 +1,9 @@
 """Train, infer, score and draw on toy data in minutes. ``scripts/quickstart.sh`` calls this.
 
-It scores the bundled toy weights, trains them further, stops, resumes, segments, scores and draws. The scores of
-swapped sentences and of the largest object are shown for comparison, because a model that ignores its sentence, or only
-finds large objects, would score the same on them.
+The bundled toy weights have seen bright videos only. This adapts them to videos at night: it trains, stops, resumes,
+segments, scores and draws, and shows the scores by day and at night before and after. The scores of swapped sentences
+and of the largest object are shown for comparison, because a model that ignores its sentence, or only finds large
+objects, would score the same on them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SHORT = {"train_videos": 60, "valid_videos": 5, "steps": 20}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all steps and print the scores."""
-    parser = Parser(description="Make toy data, train the bundled weights further, resume, infer, score and draw.")
+    parser = Parser(description="Make toy data, adapt the bundled weights to night, resume, infer, score and draw.")
     parser.add_argument("--model", choices=("vdit", "hcd"), default="vdit")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument(
@@ -47,47 +48,61 @@ def quickstart(model: str, output: Path, train_videos: int, valid_videos: int, s
         StepFailed: a step failed.
     """
     started = time.monotonic()
-    data, bundled = output / "data", TOY / f"{model}.safetensors"
+    data, night, bundled = output / "data", output / "data_night", TOY / f"{model}.safetensors"
     if not bundled.is_file() or not (TOY / "stack").is_dir():
         raise UserError(f"{near(bundled)} or {near(TOY / 'stack')} is missing; bash scripts/train_toy.sh makes them")
-    clear(output, "train", "start", "valid", "swapped", "largest")
+    clear(output, "train", "start", "night_before", "valid", "night_after", "swapped", "largest")
     masks, sentences = data / "valid" / "Annotations", data / "meta_expressions" / "valid" / "meta_expressions.json"
-    run(
-        "Toy data: moving shapes, and sentences that refer to one of them",
-        *("-m", "scripts.make_toy_data", "--output_dir", data, "--force", "--negatives", 1),
-        *("--train_videos", train_videos, "--valid_videos", valid_videos),
-    )
+    sizes = ("--train_videos", train_videos, "--valid_videos", valid_videos)
+    make = ("-m", "scripts.make_toy_data", "--force", "--negatives", 1, *sizes, "--output_dir")
+    run("Toy data: moving shapes, and sentences that refer to one of them", *make, data)
+    run("The same videos at night; half of those for training stay bright", *make, night, "--look", "night")
 
-    options = ("--config", f"configs/{model}_toy.yaml", "--pretrained", TOY / "stack", "--ytvos_path", data)
+    options = ("--config", f"configs/{model}_toy.yaml", "--pretrained", TOY / "stack", "--ytvos_path")
+    infer = ("inference_ytvos.py", *options, data)
+    at_night = ("inference_ytvos.py", *options, night, "--visualize")
+    start = ("--resume", bundled, "--output_dir")
+    run("Inference with the bundled checkpoint, by day", *infer, *start, output / "start")
+    run("Inference with the bundled checkpoint, at night", *at_night, *start, output / "night_before")
+
     checkpoint = output / "train" / "checkpoint.pth"
-    infer = ("inference_ytvos.py", *options)
-    run("Inference with the bundled checkpoint", *infer, "--resume", bundled, "--output_dir", output / "start")
-    scores = {"start": score("Scores of the bundled checkpoint", masks, output / "start", sentences)}
-
-    train = ("main.py", *options, "--output_dir", output / "train")
+    train = ("main.py", *options, night, "--output_dir", output / "train")
     begin = ("--pretrained_weights", bundled, "--keep_class_heads")
-    run("Further training, first half", *train, *begin, "--max_steps", steps // 2)
+    run("Training, first half", *train, *begin, "--max_steps", steps // 2)
     run("Training, resumed from its checkpoint", *train, "--max_steps", steps, "--resume", checkpoint)
 
-    trained = (*infer, "--resume", checkpoint)
-    run("Inference on the validation videos", *trained, "--output_dir", output / "valid", "--visualize")
+    trained = ("--resume", checkpoint, "--output_dir")
+    run("Inference after training, by day", *infer, *trained, output / "valid")
+    run("Inference after training, at night", *at_night, *trained, output / "night_after")
     swapped = output / "swapped" / "meta_expressions.json"
     run(
         "Swapping each sentence for another object's",
         *("-m", "scripts.baselines", "swap", "--expressions", sentences, "--output", swapped),
     )
-    run("Inference with swapped sentences", *trained, "--output_dir", output / "swapped", "--expressions_file", swapped)
+    run("Inference with swapped sentences", *infer, *trained, output / "swapped", "--expressions_file", swapped)
     run(
         "A baseline that ignores sentences: the largest object",
         *("-m", "scripts.baselines", "largest", "--gt", masks, "--expressions", sentences),
         *("--output_dir", output / "largest"),
     )
 
-    titles = {"valid": "Scores", "swapped": "Scores of swapped sentences", "largest": "Scores of the largest object"}
-    for name, title in titles.items():
-        scores[name] = score(title, masks, output / name, swapped if name == "swapped" else sentences)
+    # The masks and sentences of the two sets are the same.
+    titles = {
+        "start": "Scores of the bundled checkpoint, by day",
+        "night_before": "Scores of the bundled checkpoint, at night",
+        "valid": "Scores after training, by day",
+        "night_after": "Scores after training, at night",
+        "swapped": "Scores of swapped sentences",
+        "largest": "Scores of the largest object",
+    }
+    scores = {
+        name: score(title, masks, output / name, swapped if name == "swapped" else sentences)
+        for name, title in titles.items()
+    }
     results = {
         "model": model,
+        "adapted_before": scores["night_before"]["jf"],
+        "adapted_after": scores["night_after"]["jf"],
         "start_jf": scores["start"]["jf"],
         "val_jf": scores["valid"]["jf"],
         "swapped_jf": scores["swapped"]["jf"],
@@ -115,18 +130,19 @@ def score(title: str, masks: Path, predicted: Path, sentences: Path) -> dict[str
 
 def show(output: Path, results: dict[str, Any]) -> None:
     """Print the scores and the names of the pictures."""
-    movies = sorted((output / "valid" / "visualize").glob("*.mp4"))
     print(f"\nJ&F on the validation videos, {results['seconds']:.0f} s in all")
-    print(f"  bundled checkpoint        {results['start_jf']:5.1f}")
-    print(f"  after {results['steps']:3d} more steps      {results['val_jf']:5.1f}")
+    print(f"{'by day':>31}{'at night':>10}")
+    print(f"  bundled checkpoint        {results['start_jf']:5.1f}{results['adapted_before']:10.1f}")
+    print(f"  after {results['steps']:3d} steps           {results['val_jf']:5.1f}{results['adapted_after']:10.1f}")
     for kind, value in results["kinds"].items():
         name = "no mask where none is named" if kind == "negative" else kind
         print(f"    {name:<23} {value:5.1f}")
     print(f"  swapped sentences         {results['swapped_jf']:5.1f}")
     print(f"  largest object            {results['baseline_jf']:5.1f}")
     print(f"results: {near(output / 'results.json')}")
-    sheet = near(output / "valid" / "visualize" / "contact_sheet.png")
-    print(f"pictures: {sheet}, {near(movies[0])} and {len(movies) - 1} more")
+    print("pictures at night, before and after, with a film of every sentence beside them:")
+    for name in ("night_before", "night_after"):
+        print(f"  {near(output / name / 'visualize' / 'contact_sheet.png')}")
 
 
 class StepFailed(SystemExit):

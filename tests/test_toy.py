@@ -196,6 +196,20 @@ def test_foreign_folders_are_refused(force: list[str], tmp_path: Path, capsys: p
     assert (tmp_path / "train").is_dir()
 
 
+def test_a_set_at_night_differs_in_some_frames_only(toy_root: Path, tmp_path: Path) -> None:
+    sizes = [f"--{split}_videos={count}" for split, count in (("train", 3), ("valid", 2), ("test", 1))]
+    make_toy_data.main(["--output_dir", str(tmp_path), "--look", "night", *sizes])
+    day, night = digest(toy_root), digest(tmp_path)
+    changed = {str(Path(name).parent) for name in day if day[name] != night[name]}
+    dark = {"train/JPEGImages/train_00001", "test/JPEGImages/test_00000"}
+    assert changed == {*dark, *(f"valid/JPEGImages/valid_0000{index}" for index in (0, 1)), "."}  # "." has the stamp
+    frame = "valid/JPEGImages/valid_00000/00000.jpg"
+    bright, dim = (np.asarray(Image.open(root / frame)).mean((0, 1)) for root in (toy_root, tmp_path))
+    assert dim == pytest.approx(bright * (0.30, 0.36, 0.50), abs=1.5)
+    with pytest.raises(UserError, match="look of the toy data is 'dusk'; choose day or night"):
+        ToyParameters(look="dusk")
+
+
 # The pictures
 
 

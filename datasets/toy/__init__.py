@@ -21,7 +21,7 @@ from PIL import Image
 from datasets.expressions import NEGATIVE
 from datasets.files import write_frame
 from datasets.predictions import object_palette
-from datasets.toy.scene import KINDS, MAX_OBJECTS, Scene, full_areas, render_frames, render_masks, sample_scene
+from datasets.toy.scene import KINDS, MAX_OBJECTS, Scene, darken, full_areas, render_frames, render_masks, sample_scene
 from datasets.toy.sentences import Facts, Sentence, choose_negatives, choose_sentences
 from util.errors import UserError
 from util.files import atomic_path, read_json, sole_run, write_json
@@ -35,6 +35,7 @@ OWN_ENTRIES = (*SPLITS, "meta_expressions", STAMP)
 
 MAX_TRIES = 2000
 MAX_NEGATIVES = 6  # per video
+LOOKS = ("day", "night")
 # An object is visible in a frame with at least this many pixels and this share of its area, and must be visible in this
 # share of the frames.
 VISIBLE_PIXELS, VISIBLE_AREA, VISIBLE_FRAMES = 12, 0.35, 0.75
@@ -71,6 +72,8 @@ class ToyParameters:
         frames: per video; height, width: in pixels.
         kinds: kinds of sentences, some of KINDS.
         negatives: sentences per video that refer to nothing in it. The other sentences do not depend on them.
+        look: one of LOOKS. "night" changes only the frames: it darkens those of every second training video and of all
+            other videos. The rest of the training videos keeps what a model knows.
 
     Raises:
         UserError: a parameter is out of range.
@@ -85,6 +88,7 @@ class ToyParameters:
     seed: int = 0
     kinds: tuple[str, ...] = KINDS
     negatives: int = 0
+    look: str = "day"
 
     def __post_init__(self) -> None:
         for what, value, least, most in (
@@ -96,6 +100,8 @@ class ToyParameters:
         ):
             if not least <= value <= most:
                 raise UserError(f"the {what} of the toy data is {value}; choose {least} to {most}")
+        if self.look not in LOOKS:
+            raise UserError(f"the look of the toy data is {self.look!r}; choose {' or '.join(LOOKS)}")
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise UserError(f"toy data of the kinds {list(self.kinds)}; choose some of {', '.join(KINDS)}, each once")
@@ -107,9 +113,9 @@ class ToyParameters:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The parameters in the stamp. Sets from before negatives existed lack ``negatives``."""
+        """The parameters in the stamp. Sets from before ``negatives`` and ``look`` existed lack them."""
         values = {"generator_version": GENERATOR_VERSION, **asdict(self), "kinds": list(self.kinds)}
-        return values if self.negatives else {key: value for key, value in values.items() if key != "negatives"}
+        return {key: value for key, value in values.items() if (key, value) not in (("negatives", 0), ("look", "day"))}
 
 
 def make_toy(root: str | Path, *, workers: int = 1, force: bool = False, **options: Any) -> ToySummary:
@@ -231,7 +237,10 @@ def _write_video(root: Path, parameters: ToyParameters, job: tuple[str, int]) ->
     split, index = job
     video, name = make_video(parameters, split, index), _video_name(split, index)
     names = [f"{FRAME_STEP * number:05d}" for number in range(parameters.frames)]
-    for frame_name, frame, mask in zip(names, render_frames(video.scene), video.masks, strict=True):
+    frames = render_frames(video.scene)
+    if parameters.look == "night" and (split != "train" or index % 2):
+        frames = darken(frames)
+    for frame_name, frame, mask in zip(names, frames, video.masks, strict=True):
         write_frame(root / split / "JPEGImages" / name / f"{frame_name}.jpg", frame)
         if split != "test":
             image = Image.fromarray(mask).convert("P")

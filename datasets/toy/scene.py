@@ -42,6 +42,7 @@ INSIDE = 0.6  # radii: a centre stays this far from the border
 COLOUR_JITTER = 8  # of 255
 
 FULL = SUBPIXELS * SUBPIXELS  # coverage of a pixel that lies inside a shape
+NIGHT = (30, 36, 50)  # percent of red, green and blue that is left
 OUTLINE = 3  # sub-pixels; a darker edge keeps overlapping objects of one colour apart
 OUTLINE_SHADE = 50  # percent of the colour
 LIGHT = (110, 88)  # percent of the colour at a shape's top and bottom
@@ -244,6 +245,11 @@ def render_frames(scene: Scene) -> np.ndarray:
         edge = colour * OUTLINE_SHADE // 100
         patch[:] = (patch * (FULL - cover) + edge * (cover - body) + colour * body + FULL // 2) // FULL
     return frames
+
+
+def darken(frames: np.ndarray) -> np.ndarray:
+    """The frames at night, dark and bluish: uint8 RGB [T, H, W, 3]."""
+    return (frames.astype(np.uint16) * np.array(NIGHT, np.uint16) // 100).astype(np.uint8)
 
 
 def full_areas(scene: Scene) -> dict[int, int]:
