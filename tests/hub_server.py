@@ -1,7 +1,8 @@
-"""A hub of toy-size repositories on this machine, for tests of downloads."""
+"""A hub of toy-size repositories on this machine, for tests of downloads and uploads."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -24,7 +25,7 @@ def checkpoint_path(source: str, flag: str) -> Path:
 
 
 class HubServer(ThreadingHTTPServer):
-    """The requests of the hub's API that listing and downloading need.
+    """The requests of the hub's API that listing, downloading and pushing need.
 
     Attributes:
         repositories: name → file → its path on this machine.
@@ -33,6 +34,7 @@ class HubServer(ThreadingHTTPServer):
         commit: of every repository.
         requests: of files and listings, in order: method and path.
         cuts: number of downloads of large files that will break off in the middle.
+        uploaded: repository/file → content that was pushed.
     """
 
     daemon_threads = True
@@ -45,6 +47,7 @@ class HubServer(ThreadingHTTPServer):
         self.commit = COMMIT
         self.requests: list[str] = []
         self.cuts = 0
+        self.uploaded: dict[str, bytes] = {}
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     @property
@@ -90,6 +93,25 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer a listing or a file."""
         self._answer(body=True)
+
+    def do_POST(self) -> None:
+        """Create a repository, or store a commit of files in it."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.requests.append(f"POST {self.path}")
+        reply: dict[str, Any] = {}
+        if self.path == "/api/repos/create":
+            about = json.loads(body)
+            reply["url"] = f"{self.server.address}/{about['organization']}/{about['name']}"
+        elif self.path.endswith("/preupload/main"):
+            files = json.loads(body)["files"]
+            reply["files"] = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
+        elif commit := re.fullmatch(r"/api/models/(.+)/commit/main", self.path):
+            entries = [json.loads(line) for line in body.splitlines()]
+            for entry in (entry["value"] for entry in entries if entry["key"] == "file"):
+                self.server.uploaded[f"{commit[1]}/{entry['path']}"] = base64.b64decode(entry["content"])
+            reply["commitUrl"] = f"{self.server.address}/{commit[1]}/commit/{self.server.commit}"
+            reply["commitOid"] = self.server.commit
+        self._send(json.dumps(reply).encode(), {"Content-Type": "application/json"})
 
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)

@@ -266,7 +266,7 @@ RUN_PAGES = (
 MADE_UP = "forest"  # the dataset that docs/development.md adds
 # Options of other programs, and of the benchmark at the commit whose measurements docs/performance.md shows.
 FOREIGN_FLAGS = {"--logdir", "--prefix", "--local-dir", "--repo-type", "--space-sdk", "--shm-size", f"--{MADE_UP}_path"}
-FOREIGN_FLAGS |= {"--sweep-frames", "--sweep-sentences", "--exclude"}
+FOREIGN_FLAGS |= {"--cache-dir", "--sweep-frames", "--sweep-sentences", "--exclude"}
 ROOMS = ("configs", "scripts", "models", "datasets", "util", "tests", "toy", "docs", "space")
 
 

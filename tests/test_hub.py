@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -11,7 +12,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 from typing import Any
 
@@ -746,42 +749,120 @@ def test_without_any_argument(
     shutil.rmtree(tmp_path / "assets")
     done = run_command(demo.main, tmp_path / "picture.png", "the dog", "--out", tmp_path / "third")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "`hf download buxiangzhiren/VD-IT --local-dir VD-IT` elsewhere" in done.stderr
+    assert "hf://buxiangzhiren/VD-IT is not in the cache" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def published(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Toy-size folders of the repositories that the commands below name."""
+    folder, stack = tmp_path_factory.mktemp("published"), root / "toy/stack"
+    shutil.copytree(stack, folder / "t2v", ignore=shutil.ignore_patterns("clip", "roberta"))
+    for name in ("vdit", "rem", "mine"):
+        (folder / name).mkdir()
+    flags = ("--to", "authors", "--pretrained", stack)
+    done = run_command(convert_checkpoint.main, root / "toy/vdit.safetensors", folder / "vdit/vdit.pth", *flags)
+    assert done.returncode == 0, done.stderr
+    torch.save({"unet": load_file(stack / "unet/diffusion_pytorch_model.safetensors")}, folder / "rem/rem.pth")
+    shutil.copy(root / "toy/vdit.safetensors", folder / "mine/weights.safetensors")
+    frozen = {T2V: folder / "t2v", CLIP: stack / "clip", ROBERTA: stack / "roberta"}
+    trained = {"buxiangzhiren/VD-IT": "vdit", "anuragba/refereverything": "rem", "org/my-model": "mine"}
+    return {**frozen, **{name: folder / inside for name, inside in trained.items()}}
+
+
+SMALL = ("--eval_size", "64", "--device", "cpu")
+HUB_COMMANDS: dict[str, tuple[str, ...]] = {
+    'python demo.py video.mp4 "the dog"': (*SMALL, "--out", "./out"),
+    "python -m scripts.convert_checkpoint hf://buxiangzhiren/VD-IT vdit.safetensors": ("--stack", "toy/stack"),
+    "python -m scripts.convert_checkpoint hf://anuragba/refereverything rem.safetensors": ("--stack", "toy/stack"),
+    f"python -m scripts.convert_checkpoint vdit.safetensors vdit.pth --to authors --pretrained {T2V}": (),
+    "python main.py --config configs/vdit_ytvos.yaml --resume hf://org/my-model --eval …": (
+        *("--pretrained", T2V, "--ytvos_path", "data", "--output_dir", "./eval"),
+        *SMALL,
+    ),
+}
+"""Commands of the pages that download weights, and the flags that make them toy-size."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", HUB_COMMANDS)
+def test_commands_that_download(
+    command: str,
+    server: HubServer,
+    published: dict[str, Path],
+    root: Path,
+    toy_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each command of the pages: the connection breaks off for good, then online, then offline from the cache."""
+    pages = [root / "README.md", *(root / "docs").glob("*.md")]
+    assert any(command in page.read_text() for page in pages), "no page has this command any more"
+    for name, folder in published.items():
+        server.add(name, folder, "mit")
+    monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
+    _, *words = (*shlex.split(command.removesuffix(" …")), *HUB_COMMANDS[command])
+    script = words[1] if words[0] == "-m" else words[0].removesuffix(".py")
+    places = {"configs/vdit_ytvos.yaml": "configs/vdit_toy.yaml", "data": str(toy_data)}
+
+    def run(phase: str) -> tuple[CompletedProcess[str], dict[str, bytes]]:
+        folder = tmp_path / phase
+        folder.mkdir()
+        shutil.copy(root / "toy/vdit.safetensors", folder) if "authors" in words else None
+        Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(folder / "video.mp4", "png")
+        before = set(folder.rglob("*"))
+        local = [
+            str(folder / word) if re.fullmatch(r"(\./)?\w+(\.\w+)?", word) and "." in word else places.get(word, word)
+            for word in words[2 if words[0] == "-m" else 1 :]
+        ]
+        done = run_command(import_module(script).main, *local)
+        made = [path for path in folder.rglob("*") if path.is_file() and path not in before]
+        return done, {str(path.relative_to(folder)): path.read_bytes() for path in made}
+
+    server.cuts = 1000
+    done, made = run("cut")
+    assert done.returncode == 2 and not made and not list((tmp_path / "hub").rglob("*.incomplete"))
+    error = done.stderr.splitlines()[-1]
+    assert re.fullmatch(r"error: the download of \S+ from \S+ broke off \(.+\); run the command again, .*", error)
+    server.cuts = 0
+    done, made = run("online")
+    assert done.returncode == 0 and "note: downloading" in done.stdout, done.stderr
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    done, again = run("offline")
+    assert done.returncode == 0 and "note: downloading" not in done.stdout, done.stderr
+    assert made and again.keys() == made.keys()
 
 
 @pytest.mark.slow
 def test_the_commands_for_a_machine_without_a_network(
-    server: HubServer,
-    parts: Path,
-    released: tuple[Path, dict[str, torch.Tensor]],
-    root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    server: HubServer, published: dict[str, Path], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of docs/install.md: download folders elsewhere, convert, segment."""
-    server.add("buxiangzhiren/VD-IT", released[0].parent)
-    (parts / "clip/open_clip_pytorch_model.bin").write_bytes(b"not read")
-    serve_parts(server, parts)
-    page = (root / "docs/install.md").read_text()
-    lines = [shlex.split(line) for line in re.findall(r"^  ((?:hf|python) .*)$", page, re.MULTILINE)]
-    places = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-    program = Path(sys.executable).with_name("hf")
-    for words in lines:
-        if words[0] == "hf":
-            done = subprocess.run(
-                [program, *words[1:]], cwd=tmp_path, env={**os.environ, **places}, capture_output=True
-            )
-            assert done.returncode == 0, done.stderr
-    assert not list((tmp_path / "weights").rglob("open_clip*"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    """Those of the message and of docs/install.md are the same: fill a cache elsewhere, and use it."""
+    for name, folder in published.items():
+        server.add(name, folder)
+    server.repositories[CLIP]["open_clip_model.safetensors"] = published[CLIP] / "config.json"
     Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(tmp_path / "video.mp4", "png")
-    convert, segment = ([str(tmp_path / w) if "/" in w or "." in w[1:] else w for w in words] for words in lines[-2:])
-    stack = ("--stack", tmp_path / "weights/stack")
-    done = run_command(convert_checkpoint.main, *convert[3:], *stack)
+    words = (tmp_path / "video.mp4", "the dog", *SMALL, "--out", tmp_path / "out")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    done = run_command(demo.main, *words)
+    said = re.fullmatch(
+        r"error: hf://\S+ is not in the cache, .* run `(for .*)` elsewhere, .*`export HF_HUB_CACHE=(\S*)`.*",
+        done.stderr.strip(),
+    )
+    assert done.returncode == 2 and said
+    page = " ".join((root / "docs/install.md").read_text().split()).replace(" done HF_HUB", "; done HF_HUB")
+    assert f"{said[1]} HF_HUB_CACHE={said[2]} " in page
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    places = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "PATH": path}
+    fetched = subprocess.run(
+        ["bash", "-ec", said[1]], cwd=tmp_path, env={**os.environ, **places}, capture_output=True, timeout=100
+    )
+    assert fetched.returncode == 0, fetched.stderr
+    assert not list((tmp_path / said[2]).rglob("open_clip*")) and server.requests
+    server.requests.clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / said[2]))
+    done = run_command(demo.main, *words)
     assert done.returncode == 0, done.stderr
-    done = run_command(demo.main, *segment[2:], "--eval_size", 64, "--device", "cpu", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out/masks/1_the-dog/00000.png").is_file()
+    assert (tmp_path / "out/masks/1_the-dog/00000.png").is_file() and server.requests == []
 
 
 # -------- scripts.push_to_hub ---------------------------------------------------
@@ -839,6 +920,34 @@ def test_a_card_of_an_authors_checkpoint_names_the_hub(
         **dict.fromkeys(("unet", "vae", "text_encoder"), T2V),
         **{"image_encoder": CLIP, "sentence_encoder": ROBERTA},
     }
+
+
+@pytest.mark.slow
+def test_what_is_pushed_is_loaded(
+    server: HubServer, published: dict[str, Path], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Push over HTTP, then run the lines of docs/checkpoints.md online and offline."""
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    done = run_command(push_to_hub.main, root / "toy/vdit.safetensors", "org/my-model")
+    assert done.returncode == 0 and "https://huggingface.co/org/my-model" in done.stdout, done.stderr
+    served = tmp_path / "served"
+    for name, content in server.uploaded.items():
+        (served / name).parent.mkdir(parents=True, exist_ok=True)
+        (served / name).write_bytes(content)
+    assert sorted(server.uploaded) == ["org/my-model/README.md", "org/my-model/weights.safetensors"]
+    for name, folder in {**published, "org/my-model": served / "org/my-model"}.items():
+        server.add(name, folder)
+    Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(tmp_path / "video.mp4", "png")
+    page = (root / "docs/checkpoints.md").read_text()
+    lines = page[page.index("from models import load_pretrained") :].partition("```")[0]
+    for offline in (False, True):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        names: dict[str, Any] = {}
+        with contextlib.chdir(tmp_path):
+            exec(lines, names)
+        assert names["result"]["the dog"].masks.shape == (1, 64, 96)
+    done = run_command(push_to_hub.main, root / "toy/vdit.safetensors", "org/my-model")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: the hub cannot be reached (")
 
 
 def test_preview_without_pushing(hub_folder: Path, tiny_checkpoint: Path, tmp_path: Path):

@@ -76,9 +76,17 @@ class Weights(NamedTuple):
 
     source: str
     licence: str
+    parts: tuple[str, ...]
+    """The repositories of the frozen parts."""
 
 
-WEIGHTS = {"vdit": Weights("hf://buxiangzhiren/VD-IT", "CC BY-NC 4.0, that of ModelScope's stack, which it holds")}
+WEIGHTS = {
+    "vdit": Weights(
+        "hf://buxiangzhiren/VD-IT",
+        "CC BY-NC 4.0, that of ModelScope's stack, which it holds",
+        ("ali-vilab/text-to-video-ms-1.7b", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "roberta-base"),
+    )
+}
 """Published weights by name; the first are used where no checkpoint is given."""
 
 

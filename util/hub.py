@@ -41,6 +41,8 @@ SAME = (
     ("roberta-base", "FacebookAI/roberta-base"),
 )
 """Names of the same repository."""
+UNREAD = '--exclude "*.fp16.*" --exclude "open_clip*"'
+"""Files of the published repositories that are large and never read, for the command in a message."""
 ASSETS = "t2v-rvos"  # folder of conversions in the library's cache for other programs
 SECONDS = 10  # timeout of the first request to the hub
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}  # errors of a disk, not of the network
@@ -379,10 +381,16 @@ def _unreachable(source: str, flag: str) -> Unreachable:
     here = "" if source.startswith(HUB) else f"there is no folder {source} here, and on the hub: "
     name, _, file = source.removeprefix(HUB).partition("@")[0].partition("/")
     repo, _, file = file.partition("/")
-    command = " ".join(filter(None, ("hf download", "/".join(filter(None, (name, repo))), file)))
-    published = any(source == weights.source for weights in WEIGHTS.values())
+    published = next((weights for weights in WEIGHTS.values() if weights.source == source), None)
+    if published:
+        repositories = " ".join((f"{name}/{repo}", *published.parts))
+        way = (
+            f"`for repo in {repositories}; do hf download $repo --cache-dir weights {UNREAD}; done` elsewhere, copy "
+            "the folder weights here, and run `export HF_HUB_CACHE=weights` before this command"
+        )
+    else:
+        command = " ".join(filter(None, ("hf download", "/".join(filter(None, (name, repo))), file)))
+        way = f"`{command} --local-dir {repo or name}` elsewhere, copy that folder, and give its path with {flag}"
     return Unreachable(
-        f"{here}{source} is not in the cache, and the hub cannot be reached; connect to the network once, or run "
-        f"`{command} --local-dir {repo or name}` elsewhere, copy that folder, and give its path with {flag}"
-        + (" (docs/install.md has the commands for the frozen parts too)" if published else "")
+        f"{here}{source} is not in the cache, and the hub cannot be reached; connect to the network once, or run {way}"
     )
