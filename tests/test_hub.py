@@ -859,7 +859,8 @@ def test_the_commands_for_a_machine_without_a_network(
     assert fetched.returncode == 0, fetched.stderr
     assert not list((tmp_path / said[2]).rglob("open_clip*")) and server.requests
     server.requests.clear()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / said[2]))
+    relative = os.path.relpath(tmp_path / said[2], root)  # as the command of the message sets it
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", relative)
     done = run_command(demo.main, *words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/masks/1_the-dog/00000.png").is_file() and server.requests == []
