@@ -306,6 +306,7 @@ SOUNDS = {
     "MP3 is copied": ("a.mkv", "libmp3lame", "mp3"),
     "FLAC is copied": ("a.mkv", "flac", "flac"),
     "PCM becomes AAC": ("a.mov", "pcm_s16le", "aac"),
+    "WavPack, in blocks of one second, becomes AAC": ("a.mkv", "wavpack", "aac"),
     "AAC of MPEG-TS is coded again": ("a.ts", "aac", "aac"),
 }
 

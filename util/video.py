@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -935,15 +935,14 @@ class Sound:
             yield packet
 
     def _excerpt(self, pieces: Iterable[Any]) -> Iterator[Any]:
-        """Yield the packets or frames that lie in the excerpt, with their times in the new file."""
+        """Yield the packets or frames up to the excerpt's end, with their times in the new file."""
         for piece in pieces:
             if piece.pts is None:
                 continue
             piece.pts -= self._shift
             if self._end is not None and piece.pts * self._clock >= self._end:
                 return
-            if not self._cut or piece.pts + (piece.duration or 0) > 0:
-                yield piece
+            yield piece
 
     def _demux(self) -> Iterator[av.Packet]:
         """Yield the packets in order of time; those that a jump of the clock would put before others are dropped."""
@@ -966,20 +965,24 @@ class Sound:
 
     def _copy(self, target: AudioStream) -> Iterator[av.Packet]:
         for packet in self._excerpt(self._demux()):
-            packet.dts -= self._shift
-            packet.stream = target
-            yield packet
+            if not self._cut or packet.pts + (packet.duration or 0) > 0:
+                packet.dts -= self._shift
+                packet.stream = target
+                yield packet
 
     def _encode(self, target: AudioStream, layout: str) -> Iterator[av.Packet]:
         size = target.codec_context.frame_size or 1024
         resampler = av.AudioResampler(format="fltp", layout=layout, rate=SOUND_RATE, frame_size=size)
         decoded = _decoded(self._demux(), self._stream.codec_context)  # a damaged packet leaves a gap
-        for frame in self._excerpt(frame for frames in decoded for frame in frames or ()):
-            frame.time_base = self._clock
-            for piece in resampler.resample(frame):
-                yield from target.encode(piece)
-        for last in (*resampler.resample(None), None):
-            yield from target.encode(last)
+        for frame in chain(self._excerpt(frame for frames in decoded for frame in frames or ()), (None,)):
+            if frame is not None:
+                frame.time_base = self._clock
+            for piece in resampler.resample(frame):  # shorter than frames, which may last a second
+                time = piece.pts * piece.time_base
+                late = self._end is not None and time >= self._end
+                if not late and (not self._cut or time + Fraction(piece.samples, SOUND_RATE) > 0):
+                    yield from target.encode(piece)
+        yield from target.encode(None)
 
 
 @contextmanager
