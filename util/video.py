@@ -501,9 +501,8 @@ class VideoFile(Media):
 
     def _frames_before(self, first: av.VideoFrame) -> int:
         """Count the frames before the first one after a seek, without decoding them."""
-        end = round(
-            _stamp(first) * (first.time_base or self._clock) / self._clock
-        )  # the deinterlacer's ticks are finer
+        # the deinterlacer's ticks are finer
+        end = round(_stamp(first) * (first.time_base or self._clock) / self._clock)
         if self._sought is None or self._sought[0] != end:
             count = 0
             with open_container(self.path) as container:
@@ -978,9 +977,9 @@ class Sound:
             if frame is not None:
                 frame.time_base = self._clock
             for piece in resampler.resample(frame):  # shorter than frames, which may last a second
-                time = piece.pts * piece.time_base
+                time = piece.time or 0.0
                 late = self._end is not None and time >= self._end
-                if not late and (not self._cut or time + Fraction(piece.samples, SOUND_RATE) > 0):
+                if not late and (not self._cut or time + piece.samples / SOUND_RATE > 0):
                     yield from target.encode(piece)
         yield from target.encode(None)
 
