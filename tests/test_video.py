@@ -332,6 +332,19 @@ def test_sound_stays_in_step(tmp_path: Path, kind: str, cut: bool):
             assert float(stream.duration * stream.time_base) == pytest.approx(length, abs=0.06)
 
 
+@pytest.mark.parametrize("rate", [Fraction(240000, 1001), Fraction(24), Fraction(1, 3000)])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_rates_of_slow_motion_and_of_slide_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: Fraction, codec: str
+):
+    monkeypatch.setattr(av, "codecs_available", {codec})
+    with open_video(tmp_path / "a.mp4", rate) as video:
+        for number in range(3):
+            video.write(picture(number), number / rate, 1 / rate)
+    frames = list(open_media(tmp_path / "a.mp4").frames())
+    assert [float(frame.time) for frame in frames] == pytest.approx([float(i / rate) for i in range(3)], abs=1e-4)
+
+
 def test_a_copied_packet_is_the_same(tmp_path: Path):
     source = write_film(tmp_path / "a.mp4", frames=10, sound="aac")
     target = copy(source, tmp_path / "b.mp4")

@@ -1035,12 +1035,12 @@ class VideoWriter:
         aspect: Fraction,
         encoding: Encoding | None,
     ) -> None:
-        rate = rate.limit_denominator(1000)
         if encoding is None and "libx264" in av.codecs_available:
             encoding = Encoding("libx264", "yuv420p", {"crf": "18", "preset": "veryfast"})
         elif encoding is None:
-            encoding = Encoding("mpeg4", "yuv420p", {"qscale": "3"}, 1 / rate, 8190)  # its clock has 16 bits
-        stream = container.add_stream(encoding.codec, rate=rate)
+            tick = (1 / rate).limit_denominator((1 << 16) - 1)  # its clock has 16 bits
+            encoding = Encoding("mpeg4", "yuv420p", {"qscale": "3"}, tick, 8190)
+        stream = container.add_stream(encoding.codec, rate=rate.limit_denominator(1000))
         assert isinstance(stream, VideoStream)
         stream.pix_fmt = encoding.pixels
         stream.thread_count = 1  # several videos are written side by side
