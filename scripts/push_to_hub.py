@@ -44,12 +44,11 @@ from models.checkpoints import Checkpoint, held_parts, open_checkpoint, portable
 from models.diffusion.stack import part_sources
 from scripts.convert_checkpoint import main as convert
 from util.checkpoint import save_weights
-from util.config import Config
+from util.config import MODELS, Config
 from util.files import atomic_path, read_json
 from util.hub import hub_id
 
 SOURCES = ("pretrained", "image_encoder", "text_encoder")  # options that name repositories
-TITLES = {"vdit": "VD-IT (arXiv 2403.12042)", "hcd": "HCD (arXiv 2508.13584)", "rem": "REM (ICCV 2025)"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -121,8 +120,8 @@ def model_card(checkpoint: Checkpoint, repo: str, results: dict[str, Any] | None
         "---",
         f"# {repo.partition('/')[2]}",
         "",
-        f"Weights of {TITLES[model]} for referring video object segmentation: given a video and a sentence, the model "
-        "segments the referred object in every frame.",
+        f"Weights of {MODELS[model].title} for referring video object segmentation: given a video and a sentence, the "
+        "model segments the referred object in every frame.",
         "",
         "```python",
         "from models import load_pretrained",

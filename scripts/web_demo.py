@@ -74,7 +74,6 @@ from util.video import (
 
 DESCRIPTION = "Serve a web page that segments the objects that sentences name in uploaded videos."
 TOY_CHECKPOINT = ROOT / "toy" / "vdit.safetensors"
-TITLES = {"vdit": "VD-IT", "hcd": "HCD", "rem": "REM"}
 LOOPBACK = "127.0.0.1"
 PREFIX = "rvos-page-"  # of the temporary folder that holds uploads and results
 MAX_CHARACTERS = 300  # of a sentence
@@ -711,7 +710,7 @@ def build_page(
     beside: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     with gr.Blocks(title="Objects by sentences", analytics_enabled=False, delete_cache=(min(60, age), age)) as page:
         gr.Markdown(
-            f"# Find objects by sentences\n{TITLES[pretrained.name]} · {pretrained.checkpoint.name}\n\nLimits: "
+            f"# Find objects by sentences\n{MODELS[pretrained.name].title} · {pretrained.checkpoint.name}\n\nLimits: "
             f"{options.max_seconds:g} s, {options.max_frames} frames, {options.max_megabytes:g} MB and "
             f"{options.max_sentences} sentences at a time. Files are removed after {options.keep_minutes:g} minutes."
         )

@@ -306,6 +306,7 @@ SOUNDS = {
     "MP3 is copied": ("a.mkv", "libmp3lame", "mp3"),
     "FLAC is copied": ("a.mkv", "flac", "flac"),
     "PCM becomes AAC": ("a.mov", "pcm_s16le", "aac"),
+    "WavPack, in blocks of one second, becomes AAC": ("a.mkv", "wavpack", "aac"),
     "AAC of MPEG-TS is coded again": ("a.ts", "aac", "aac"),
 }
 
@@ -329,6 +330,19 @@ def test_sound_stays_in_step(tmp_path: Path, kind: str, cut: bool):
         (video,), (audio,) = container.streams.video, container.streams.audio
         for stream in (video, audio):
             assert float(stream.duration * stream.time_base) == pytest.approx(length, abs=0.06)
+
+
+@pytest.mark.parametrize("rate", [Fraction(240000, 1001), Fraction(24), Fraction(1, 3000)])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_rates_of_slow_motion_and_of_slide_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: Fraction, codec: str
+):
+    monkeypatch.setattr(av, "codecs_available", {codec})
+    with open_video(tmp_path / "a.mp4", rate) as video:
+        for number in range(3):
+            video.write(picture(number), number / rate, 1 / rate)
+    frames = list(open_media(tmp_path / "a.mp4").frames())
+    assert [float(frame.time) for frame in frames] == pytest.approx([float(i / rate) for i in range(3)], abs=1e-4)
 
 
 def test_a_copied_packet_is_the_same(tmp_path: Path):

@@ -41,6 +41,7 @@ class ModelTraits:
     """What options and commands know about a model.
 
     Attributes:
+        title: its name and paper.
         noise, stride4, lora_rank, image_tokens, time_mode: what "auto" stands for in these options; empty: the option
             has no meaning.
         architecture: options that decide what the model computes. The weights do not always show it: two kinds of
@@ -52,6 +53,7 @@ class ModelTraits:
             none; None: they are not cut.
     """
 
+    title: str
     noise: str
     stride4: str
     lora_rank: int
@@ -65,9 +67,19 @@ class ModelTraits:
 
 
 MODELS = {
-    "vdit": ModelTraits("predicted", "vae", 0),
-    "hcd": ModelTraits("none", "stem", 16),
-    "rem": ModelTraits("gaussian", "", 0, architecture=(), scored=False, fine_tuned=True, square=True, clip_frames=72),
+    "vdit": ModelTraits("VD-IT (arXiv 2403.12042)", "predicted", "vae", 0),
+    "hcd": ModelTraits("HCD (arXiv 2508.13584)", "none", "stem", 16),
+    "rem": ModelTraits(
+        "REM (ICCV 2025)",
+        "gaussian",
+        "",
+        0,
+        architecture=(),
+        scored=False,
+        fine_tuned=True,
+        square=True,
+        clip_frames=72,
+    ),
 }
 
 

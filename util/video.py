@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -501,9 +501,8 @@ class VideoFile(Media):
 
     def _frames_before(self, first: av.VideoFrame) -> int:
         """Count the frames before the first one after a seek, without decoding them."""
-        end = round(
-            _stamp(first) * (first.time_base or self._clock) / self._clock
-        )  # the deinterlacer's ticks are finer
+        # the deinterlacer's ticks are finer
+        end = round(_stamp(first) * (first.time_base or self._clock) / self._clock)
         if self._sought is None or self._sought[0] != end:
             count = 0
             with open_container(self.path) as container:
@@ -935,15 +934,14 @@ class Sound:
             yield packet
 
     def _excerpt(self, pieces: Iterable[Any]) -> Iterator[Any]:
-        """Yield the packets or frames that lie in the excerpt, with their times in the new file."""
+        """Yield the packets or frames up to the excerpt's end, with their times in the new file."""
         for piece in pieces:
             if piece.pts is None:
                 continue
             piece.pts -= self._shift
             if self._end is not None and piece.pts * self._clock >= self._end:
                 return
-            if not self._cut or piece.pts + (piece.duration or 0) > 0:
-                yield piece
+            yield piece
 
     def _demux(self) -> Iterator[av.Packet]:
         """Yield the packets in order of time; those that a jump of the clock would put before others are dropped."""
@@ -966,20 +964,24 @@ class Sound:
 
     def _copy(self, target: AudioStream) -> Iterator[av.Packet]:
         for packet in self._excerpt(self._demux()):
-            packet.dts -= self._shift
-            packet.stream = target
-            yield packet
+            if not self._cut or packet.pts + (packet.duration or 0) > 0:
+                packet.dts -= self._shift
+                packet.stream = target
+                yield packet
 
     def _encode(self, target: AudioStream, layout: str) -> Iterator[av.Packet]:
         size = target.codec_context.frame_size or 1024
         resampler = av.AudioResampler(format="fltp", layout=layout, rate=SOUND_RATE, frame_size=size)
         decoded = _decoded(self._demux(), self._stream.codec_context)  # a damaged packet leaves a gap
-        for frame in self._excerpt(frame for frames in decoded for frame in frames or ()):
-            frame.time_base = self._clock
-            for piece in resampler.resample(frame):
-                yield from target.encode(piece)
-        for last in (*resampler.resample(None), None):
-            yield from target.encode(last)
+        for frame in chain(self._excerpt(frame for frames in decoded for frame in frames or ()), (None,)):
+            if frame is not None:
+                frame.time_base = self._clock
+            for piece in resampler.resample(frame):  # shorter than frames, which may last a second
+                time = piece.time or 0.0
+                late = self._end is not None and time >= self._end
+                if not late and (not self._cut or time + piece.samples / SOUND_RATE > 0):
+                    yield from target.encode(piece)
+        yield from target.encode(None)
 
 
 @contextmanager
@@ -1033,12 +1035,12 @@ class VideoWriter:
         aspect: Fraction,
         encoding: Encoding | None,
     ) -> None:
-        rate = rate.limit_denominator(1000)
         if encoding is None and "libx264" in av.codecs_available:
             encoding = Encoding("libx264", "yuv420p", {"crf": "18", "preset": "veryfast"})
         elif encoding is None:
-            encoding = Encoding("mpeg4", "yuv420p", {"qscale": "3"}, 1 / rate, 8190)  # its clock has 16 bits
-        stream = container.add_stream(encoding.codec, rate=rate)
+            tick = (1 / rate).limit_denominator((1 << 16) - 1)  # its clock has 16 bits
+            encoding = Encoding("mpeg4", "yuv420p", {"qscale": "3"}, tick, 8190)
+        stream = container.add_stream(encoding.codec, rate=rate.limit_denominator(1000))
         assert isinstance(stream, VideoStream)
         stream.pix_fmt = encoding.pixels
         stream.thread_count = 1  # several videos are written side by side
