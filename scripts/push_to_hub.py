@@ -114,7 +114,6 @@ def model_card(checkpoint: Checkpoint, repo: str, results: dict[str, Any] | None
         frozen.append(f"| {part} | {source}{revision} | `{entry['sha256'][:16]}` |")
     lines = [
         "---",
-        "license: apache-2.0",
         "pipeline_tag: image-segmentation",
         "tags: [referring-video-object-segmentation, text-to-video]",
         "---",
@@ -135,7 +134,9 @@ def model_card(checkpoint: Checkpoint, repo: str, results: dict[str, Any] | None
         *("| part | from | sha256 |", "|---|---|---|"),
         *frozen,
         "",
-        f"Trained on {config.get('dataset_file', 'an unknown dataset')}; all options are in the file's metadata.",
+        f"Trained on {config.get('dataset_file', 'an unknown dataset')}; all options are in the file's metadata. The "
+        "licences of the frozen parts and of the training data apply; ModelScope's text-to-video model is licensed "
+        "CC BY-NC 4.0.",
         "",
     ]
     if results is not None:
