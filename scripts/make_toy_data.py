@@ -26,10 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of sentences")
     parser.add_argument("--negatives", type=int, default=0, help="sentences per video that refer to nothing in it")
     parser.add_argument(
-        "--look",
-        choices=LOOKS,
-        default=LOOKS[0],
-        help="night: frames are dark, except those of every second training video",
+        "--look", choices=LOOKS, default=LOOKS[0], help="night: every third training video and all others are dark"
     )
     parser.add_argument("--workers", type=int, default=1, help="number of processes")
     parser.add_argument(

@@ -23,6 +23,7 @@ from util.errors import CLOSED_PIPE_STATUS, Parser, UserError, run_cli
 from util.files import ROOT, sole_run, write_json
 
 TOY = ROOT / "toy"
+SCHEDULE = ("--lr", "4e-4", "--lr_schedule", "cosine")  # more than the configuration's: night is far from day
 FULL = {"train_videos": 400, "valid_videos": 40, "steps": 200}
 SHORT = {"train_videos": 60, "valid_videos": 5, "steps": 20}
 
@@ -56,7 +57,7 @@ def quickstart(model: str, output: Path, train_videos: int, valid_videos: int, s
     sizes = ("--train_videos", train_videos, "--valid_videos", valid_videos)
     make = ("-m", "scripts.make_toy_data", "--force", "--negatives", 1, *sizes, "--output_dir")
     run("Toy data: moving shapes, and sentences that refer to one of them", *make, data)
-    run("The same videos at night; half of those for training stay bright", *make, night, "--look", "night")
+    run("The same videos at night; two thirds of those for training stay bright", *make, night, "--look", "night")
 
     options = ("--config", f"configs/{model}_toy.yaml", "--pretrained", TOY / "stack", "--ytvos_path")
     infer = ("inference_ytvos.py", *options, data)
@@ -66,7 +67,7 @@ def quickstart(model: str, output: Path, train_videos: int, valid_videos: int, s
     run("Inference with the bundled checkpoint, at night", *at_night, *start, output / "night_before")
 
     checkpoint = output / "train" / "checkpoint.pth"
-    train = ("main.py", *options, night, "--output_dir", output / "train")
+    train = ("main.py", *options, night, "--output_dir", output / "train", *SCHEDULE)
     begin = ("--pretrained_weights", bundled, "--keep_class_heads")
     run("Training, first half", *train, *begin, "--max_steps", steps // 2)
     run("Training, resumed from its checkpoint", *train, "--max_steps", steps, "--resume", checkpoint)

@@ -72,8 +72,8 @@ class ToyParameters:
         frames: per video; height, width: in pixels.
         kinds: kinds of sentences, some of KINDS.
         negatives: sentences per video that refer to nothing in it. The other sentences do not depend on them.
-        look: one of LOOKS. "night" changes only the frames: it darkens those of every second training video and of all
-            other videos. The rest of the training videos keeps what a model knows.
+        look: one of LOOKS. "night" changes only the frames: it darkens those of every third training video and of all
+            validation and test videos. The bright training videos keep what a model knows.
 
     Raises:
         UserError: a parameter is out of range.
@@ -238,7 +238,7 @@ def _write_video(root: Path, parameters: ToyParameters, job: tuple[str, int]) ->
     video, name = make_video(parameters, split, index), _video_name(split, index)
     names = [f"{FRAME_STEP * number:05d}" for number in range(parameters.frames)]
     frames = render_frames(video.scene)
-    if parameters.look == "night" and (split != "train" or index % 2):
+    if parameters.look == "night" and (split != "train" or index % 3 == 1):
         frames = darken(frames)
     for frame_name, frame, mask in zip(names, frames, video.masks, strict=True):
         write_frame(root / split / "JPEGImages" / name / f"{frame_name}.jpg", frame)
