@@ -26,7 +26,7 @@ from util.drawing import Colour, write_picture
 from util.errors import UserError
 from util.files import atomic_folder, atomic_path, project_version
 from util.parallel import BackgroundTasks
-from util.video import TICK, Encoding, ImageFolder, Media, MediaFrame, open_video
+from util.video import TICK, Encoding, ImageFolder, Media, MediaFrame, create_video
 
 MASKS, PROBABILITIES = "masks", "probabilities"
 MAX_IDS = 255  # objects of an 8-bit palette image
@@ -157,7 +157,9 @@ def _write_videos(
     with atomic_folder(files.folder / kind) as folder, ExitStack() as stack:
         stored = encoding(tick=files.tick())
         media = files.media
-        opened = (open_video(folder / f"{n}.mov", media.rate, None, media.aspect, stored) for n in files.sentences)
+        opened = (
+            create_video(folder / f"{n}.mov", media.rate, None, media.pixel_aspect, stored) for n in files.sentences
+        )
         movies = [stack.enter_context(movie) for movie in opened]
         while (item := (yield)) is not None:
             for movie, mask in zip(movies, item.masks, strict=True):
