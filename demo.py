@@ -67,9 +67,9 @@ from util.video import (
     MediaFrame,
     VideoFile,
     VideoWriter,
+    create_video,
     open_media,
     open_sound,
-    open_video,
     parse_time,
 )
 
@@ -587,7 +587,7 @@ class _Run:
             "maker": MAKER,
             "video": str(self.media.path.name or self.media.path),
             "frames_per_second": round(float(self.media.rate), 4),
-            "pixel_aspect_ratio": round(float(self.media.aspect), 4),
+            "pixel_aspect_ratio": round(float(self.media.pixel_aspect), 4),
             **thresholds,
             **self.about,
             "notes": self.media.notes,
@@ -653,7 +653,9 @@ class _Run:
             if isinstance(self.media, VideoFile):
                 cut = bool(self.media.excerpt.start)
                 sound = stack.enter_context(open_sound(self.media.path, begin, end, cut, self.media.shifts))
-            yield stack.enter_context(open_video(self.target / OVERLAY, self.media.rate, sound, self.media.aspect))
+            yield stack.enter_context(
+                create_video(self.target / OVERLAY, self.media.rate, sound, self.media.pixel_aspect)
+            )
 
     def _images(self) -> Iterator[np.ndarray]:
         """Yield the frames for the segmenter, and record their names and times."""

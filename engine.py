@@ -277,7 +277,7 @@ def parameter_lines(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
     for name, child in model.named_children():
         inner = [(f"{name}.{inner_name}", counts(part)) for inner_name, part in child.named_children()]
         rows += inner if all(counts(child)) and inner else [(name, counts(child))]
-    rows = [*(row for row in rows if any(row[1])), ("in all", counts(model))]
+    rows = [*(row for row in rows if any(row[1])), ("total", counts(model))]
     width = max(len("parameters, millions"), *(len(name) for name, _ in rows))
     lines = [f"{'parameters, millions':<{width}}  {'trained':>8}  {'frozen':>8}"]
     lines += [f"{name:<{width}}  {trained / 1e6:8.2f}  {frozen / 1e6:8.2f}" for name, (trained, frozen) in rows]

@@ -150,7 +150,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
         print("\n".join(parameter_lines(model, optimizer)))
         print(
             f"{cfg.model}: {sum(trained_parameters(model).values()) / 1e6:.2f} M trained parameters; "
-            f"{len(loader.dataset)} clips, {schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, "
+            f"{len(loader.dataset)} clips, {schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in total "
             f"on {world_size()} × {device}" + (f", from step {first_step}" if first_step else ""),
             flush=True,
         )

@@ -26,10 +26,10 @@ from util.drawing import Colour, write_picture
 from util.errors import UserError
 from util.files import atomic_folder, atomic_path, project_version
 from util.parallel import BackgroundTasks
-from util.video import TICK, Encoding, ImageFolder, Media, MediaFrame, open_video
+from util.video import TICK, Encoding, ImageFolder, Media, MediaFrame, create_video
 
 MASKS, PROBABILITIES = "masks", "probabilities"
-MOST_IDS = 255  # objects of an 8-bit palette image
+MAX_IDS = 255  # objects of an 8-bit palette image
 MOTS_CLASS = 1  # all objects are of one class; the id of an object is 1000 · class + its number
 WRITERS = 2  # threads that compress PNGs
 _FASTEST_CLOCK = 10**7  # ticks per second; a MOV stores durations of frames in 32 bits
@@ -157,7 +157,9 @@ def _write_videos(
     with atomic_folder(files.folder / kind) as folder, ExitStack() as stack:
         stored = encoding(tick=files.tick())
         media = files.media
-        opened = (open_video(folder / f"{n}.mov", media.rate, None, media.aspect, stored) for n in files.sentences)
+        opened = (
+            create_video(folder / f"{n}.mov", media.rate, None, media.pixel_aspect, stored) for n in files.sentences
+        )
         movies = [stack.enter_context(movie) for movie in opened]
         while (item := (yield)) is not None:
             for movie, mask in zip(movies, item.masks, strict=True):
@@ -175,7 +177,7 @@ def _white_on_black(mask: np.ndarray) -> np.ndarray:
 
 def _write_index(files: MaskFiles) -> Writer:
     palette = [0, 0, 0, *chain.from_iterable(files.colours)]
-    palette += [0] * (3 * (MOST_IDS + 1) - len(palette))  # a shorter palette would be stored with fewer bits
+    palette += [0] * (3 * (MAX_IDS + 1) - len(palette))  # a shorter palette would be stored with fewer bits
     with atomic_folder(files.folder / "index") as folder, BackgroundTasks(WRITERS) as tasks:
         while (item := (yield)) is not None:
             tasks.submit(write_index_mask, folder / f"{item.frame.name}.png", item.ids, palette)
@@ -314,10 +316,8 @@ FORMATS = {
 def check_formats(names: Iterable[str], sentences: int) -> None:
     """Raise ``UserError`` if a format cannot hold this number of sentences."""
     for name in names:
-        if FORMATS[name].exclusive and sentences > MOST_IDS:
-            raise UserError(
-                f"--export {name} holds at most {MOST_IDS} sentences, and there are {sentences}; split them"
-            )
+        if FORMATS[name].exclusive and sentences > MAX_IDS:
+            raise UserError(f"--export {name} holds at most {MAX_IDS} sentences, and there are {sentences}; split them")
 
 
 def need_probabilities(names: Iterable[str]) -> bool:

@@ -1,7 +1,7 @@
-"""Own annotations as a dataset: videos with COCO, YouTube-VIS or mask files to the layout of Ref-YouTube-VOS.
+"""Imports videos with COCO, YouTube-VIS or mask files as a dataset in the layout of Ref-YouTube-VOS.
 
 ``import_annotations`` is ``scripts.prepare_data import``. Annotated frames of each video are decoded one by one and
-written as JPEG files with a palette mask each; frames without annotation are left out.
+written as JPEG files with a palette mask each; frames without annotations are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from util.errors import UserError
 from util.files import atomic_folder, read_json, write_json
 from util.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ImageFolder, Media, open_media
 
-MOST_OBJECTS = 254  # of a palette mask
+MAX_OBJECTS = 254  # of a palette mask
 CATEGORY, ATTRIBUTE = "category", "attribute:"
 TRACKS = ("track_id", "instance_id")  # what annotation tools call the number of an object that several frames show
 
@@ -72,18 +72,18 @@ class _Clip:
 
 
 def import_annotations(
-    style: str, videos: Path, annotations: Path, sentences: str, output_dir: Path, valid: int = 0
+    kind: str, videos: Path, annotations: Path, sentences: str, output_dir: Path, valid: int = 0
 ) -> Conversion:
     """Write videos and annotations in the layout of Ref-YouTube-VOS.
 
     Args:
-        style: a key of ``READERS``.
+        kind: the format of the annotations, a key of ``READERS``.
         videos: a video or a folder of frames, or a folder of several.
         annotations: a JSON file, or a folder of one for each video; for masks, the folder of
             ``<video>/<frame>.png`` (value = object) or ``<video>/<object>/<frame>.png``.
         sentences: "category", "attribute:NAME", or a CSV file with the columns video, object and sentence.
         output_dir: a new or empty folder.
-        valid: the last videos, by name, of this number become the split ``valid``; the others are ``train``.
+        valid: number of videos, the last by name, that become the split ``valid``; the others are ``train``.
 
     Raises:
         UserError: something is missing, malformed or does not belong together; nothing is written then.
@@ -92,9 +92,9 @@ def import_annotations(
         raise UserError(f"{output_dir} is not empty; choose a new folder as --output_dir, or remove it")
     clips = _find_videos(videos)
     from_table = not (sentences == CATEGORY or sentences.startswith(ATTRIBUTE))
-    if style == "masks" and not from_table:
+    if kind == "masks" and not from_table:
         raise UserError("masks have no categories or attributes; give a CSV file of sentences by --sentences FILE.csv")
-    READERS[style](annotations, clips, sentences)
+    READERS[kind](annotations, clips, sentences)
     summary = Conversion()
     if from_table:
         summary.notes += _read_table(Path(sentences), clips)
@@ -104,6 +104,11 @@ def import_annotations(
     used = [clip for clip in clips.values() if any(obj.sentences for obj in clip.objects.values())]
     if left_out := sorted(clips.keys() - {clip.name for clip in used}):
         summary.notes.append(f"no object of {len(left_out)} videos (first {left_out[0]}) has a sentence; left out")
+    if not used:
+        raise UserError(
+            f"no annotated object has a sentence by --sentences {sentences}; name where the sentences are, see "
+            "docs/finetune.md"
+        )
     if not 0 <= valid < len(used):
         raise UserError(
             f"{len(used)} videos have annotations and sentences, so none would be left with --valid {valid}"
@@ -263,7 +268,7 @@ def _read_masks(path: Path, clips: Mapping[str, _Clip], source: str) -> None:
             ids = read_index_mask(file)
             clip.frames[file.stem] = ids.shape  # type: ignore[assignment]
             for value in np.unique(ids).tolist():
-                if 0 < value <= MOST_OBJECTS:
+                if 0 < value <= MAX_OBJECTS:
                     clip.objects.setdefault(str(value), _Object("")).masks[file.stem] = [(file, value)]
         for file in visible(folder.glob("*/*.png")):
             clip.frames.setdefault(file.stem, None)
@@ -304,7 +309,11 @@ def _read_table(path: Path, clips: Mapping[str, _Clip]) -> list[str]:
             fault = "is not annotated" if not found else "are several objects"
             raise UserError(f"{path}, line {line}: {key!r:.40} of video {name!r:.40} {fault} (objects: {known})")
         found[0].add_sentence(row["sentence"])
-    return [f"{path} has rows of {foreign[0]!r:.40}{and_more(foreign)}, which is no video; left out"] if foreign else []
+    return (
+        [f"{path} has rows of {foreign[0]!r:.40}{and_more(foreign)}, which is not one of the videos; left out"]
+        if foreign
+        else []
+    )
 
 
 # Writing
@@ -314,8 +323,8 @@ def _write_split(folder: Path, split: str, clips: Sequence[_Clip], summary: Conv
     """Write the frames, masks and lists of a split, and count them."""
     meta, listed = {}, {}
     for clip in clips:
-        if len(clip.objects) > MOST_OBJECTS:
-            raise UserError(f"video {clip.name!r} has {len(clip.objects)} objects; a mask file holds {MOST_OBJECTS}")
+        if len(clip.objects) > MAX_OBJECTS:
+            raise UserError(f"video {clip.name!r} has {len(clip.objects)} objects; a mask file holds {MAX_OBJECTS}")
         frames, shown, overlaps = _write_clip(folder / split, clip)
         if overlaps:
             summary.notes.append(

@@ -509,9 +509,11 @@ class InferenceRecord:
         for key, value in self.identity.items() if expressions else ():
             other = content["identity"].get(key)
             if other != value:
+                made = f"with {key} {other!r}, and this run has {value!r}"
+                if key == "checkpoint_sha256":
+                    made = "with a different checkpoint"
                 raise UserError(
-                    f"{path.parent} holds masks made with {key} {other!r}, and this run has {value!r}; "
-                    "choose another --output_dir, or remove that folder"
+                    f"{path.parent} holds masks made {made}; choose another --output_dir, or remove that folder"
                 )
         return expressions
 

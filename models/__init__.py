@@ -1,5 +1,5 @@
 """Builds the models, their loss, and their place on a device. In this package only the ``build_*`` functions,
-``frozen_sources`` and ``load_pretrained`` read the configuration.
+``frozen_sources`` and ``open_pretrained`` read the configuration.
 
 VD-IT (arXiv 2403.12042) = encoder with predicted noise and VAE tap + dynamic mask head.
 HCD (arXiv 2508.13584) = encoder without noise, with temporal stem and LoRA + dynamic mask head + query-dot head.
@@ -128,7 +128,7 @@ def build_rem(cfg: Config, stack: WholeStack | None = None) -> Rem:
     """REM; arguments as for ``build_model``."""
     if stack is None and find_generator(cfg.pretrained) is not GENERATORS[0]:
         raise UserError(
-            f"model rem is built on {GENERATORS[0].name}'s generator, and {cfg.pretrained} holds another one"
+            f"model rem is built on {GENERATORS[0].name}'s generator, and {cfg.pretrained} holds a different one"
         )
     noise, rank = (resolved(cfg.model, option, getattr(cfg, option)) for option in ("noise", "lora_rank"))
     encoder = LatentEncoder(
@@ -288,7 +288,7 @@ def trained_parameters(model: nn.Module) -> dict[str, int]:
 
 
 def __getattr__(name: str) -> Any:
-    """``load_pretrained``, which builds on all of the above and is imported when it is asked for."""
+    """Import ``load_pretrained``, which builds on all of the above, at its first use."""
     if name == "load_pretrained":
         from models.pretrained import load_pretrained
 

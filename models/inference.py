@@ -35,6 +35,7 @@ VIDEO_MULTIPLE = 16
 LARGE_SIDE = 1280
 """Pixels. A longer side above it is reported, because it takes much memory."""
 WINDOW, OVERLAP = 36, 6
+"""Frames that the model sees together, and frames that two consecutive windows share."""
 ModelOutput = SegmenterOutput | RemOutput
 FRAMES_AT_ONCE = 8
 """Masks resized at once. It bounds the memory: one of 1280×720 takes 3.7 MB, and a video may have hundreds."""
@@ -415,12 +416,12 @@ class FollowedQuery:
 
     def __call__(self, prediction: LayerPrediction) -> Tensor:
         """The index of the chosen query, ``[B]``."""
-        mine = prediction.low_masks[:, : self.masks.shape[1]] > 0
-        theirs = self.masks[:, :, None]
-        common = (mine & theirs).sum((1, 3, 4))
-        either = (mine | theirs).sum((1, 3, 4)).clamp(min=1)
+        predicted = prediction.low_masks[:, : self.masks.shape[1]] > 0
+        previous = self.masks[:, :, None]
+        intersection = (predicted & previous).sum((1, 3, 4))
+        union = (predicted | previous).sum((1, 3, 4)).clamp(min=1)
         score = prediction.logits[..., 0].sigmoid().mean(dim=1)
-        return (score + common / either).argmax(dim=1)
+        return (score + intersection / union).argmax(dim=1)
 
 
 Activation = Callable[[Tensor], Tensor]

@@ -84,7 +84,7 @@ class VideoResult:
         for result in self.sentences:
             if result.sentence == sentence:
                 return result
-        raise KeyError(sentence)
+        raise KeyError(f"no result for the sentence {sentence!r}")
 
 
 @dataclass
@@ -124,16 +124,19 @@ class Pretrained:
             threshold: mask probability from which a pixel belongs to the object; None: as in ``options``.
             score_threshold: mean score below which a sentence names nothing; None: as in ``options``.
 
+        Returns:
+            One result per sentence, in the given order.
+
         Raises:
-            UserError: the video cannot be read or has no frame, or a sentence is empty.
+            UserError: the video cannot be read or has no frame, a sentence is empty, or ``overlap`` does not fit.
             RunError: the predictions are not finite.
         """
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
         named = [normalise_sentence(text) for text in texts]
         if not named or not all(named):
             raise UserError("a sentence is empty; name what to segment")
-        pixels = self.options.threshold if threshold is None else threshold
-        least = self.options.score_threshold if score_threshold is None else score_threshold
+        mask_threshold = self.options.threshold if threshold is None else threshold
+        score_minimum = self.options.score_threshold if score_threshold is None else score_threshold
         runs: list[list[dict[str, Any]]] = [[] for _ in named]
         boxes: list[Any] = []
         scores: list[Any] = []
@@ -141,7 +144,7 @@ class Pretrained:
         segmenter = VideoSegmenter(self.model, self.options, named, window, overlap)
         for frame in segmenter.run(_frames(video)):
             size = frame.probabilities.shape[1], frame.probabilities.shape[2]
-            masks = np.asfortranarray((frame.probabilities >= pixels).transpose(1, 2, 0), dtype=np.uint8)
+            masks = np.asfortranarray((frame.probabilities >= mask_threshold).transpose(1, 2, 0), dtype=np.uint8)
             for kept, run in zip(runs, coco.encode(masks), strict=True):
                 kept.append(run)
             boxes.append(frame.boxes)
@@ -151,7 +154,7 @@ class Pretrained:
         results = []
         for i, text in enumerate(texts):
             mine = None if scores[0] is None else np.stack([row[i] for row in scores])
-            found = bool(coco.area(runs[i]).any() if mine is None else mine.mean() >= least)
+            found = bool(coco.area(runs[i]).any() if mine is None else mine.mean() >= score_minimum)
             kept = runs[i] if found else [coco.encode(np.zeros(size, np.uint8, order="F"))] * len(scores)
             box = None if boxes[0] is None else np.stack([row[i] for row in boxes])
             results.append(SentenceResult(text, size, mine, box, found, tuple(kept)))
@@ -166,7 +169,7 @@ def load_pretrained(
     Args:
         path_or_hub_id: a checkpoint of this project or of the authors: a file, a folder that holds one, or a repository
             of the hub, ``org/repo`` or ``hf://org/repo[@revision][/file]``; by default the published VD-IT.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         **options: of ``util.config.Config``, to override those of the checkpoint: ``pretrained="…"`` names the frozen
             parts.
 

@@ -141,7 +141,7 @@ def to_project(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
     count = sum(value.numel() for value in weights.values()) / 1e6
     return [
         f"{checkpoint.model}: {count:.2f} M parameters" + (f", with the {', '.join(sorted(held))}" if held else ""),
-        *([f"left out, but recognised when loading: {', '.join(sorted(dropped))}"] if dropped else []),
+        *([f"not stored, but verified by hash when loading: {', '.join(sorted(dropped))}"] if dropped else []),
         f"wrote {args.output}",
     ]
 

@@ -58,12 +58,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "(docs/data.md). Images, masks and tables of the source are only read."
     )
     datasets = parser.add_subparsers(dest="dataset", required=True)
-    davis = datasets.add_parser("davis", help="Ref-DAVIS17 to the layout of Ref-YouTube-VOS")
+    davis = datasets.add_parser("davis", help="convert Ref-DAVIS17 to the layout of Ref-YouTube-VOS")
     davis.add_argument("--davis_root", type=Path, required=True, help="holds DAVIS/ and davis_text_annotations/")
     davis.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parsers = [davis]
     for name in (row.name for row in DATASETS.values() if row.module == "refcoco"):
-        refcoco = datasets.add_parser(name, help=f"{name} to one COCO file per split")
+        refcoco = datasets.add_parser(name, help=f"convert {name} to one COCO file per split")
         refcoco.add_argument(
             "--refer_root",
             type=Path,
@@ -85,8 +85,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="folder for the lists and the ground truth (default: A2D_ROOT, where the loader reads them)",
     )
     a2d.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
-    own = datasets.add_parser("import", help="your own videos and annotations to the layout of Ref-YouTube-VOS")
-    own.add_argument("--format", choices=("coco", "ytvis", "masks"), required=True, help="of the annotations")
+    own = datasets.add_parser("import", help="convert your own videos and annotations to the layout of Ref-YouTube-VOS")
+    own.add_argument("--format", choices=("coco", "ytvis", "masks"), required=True, help="format of the annotations")
     own.add_argument("--videos", type=Path, required=True, help="holds a video or a folder of frames for each video")
     own.add_argument(
         "--annotations",
@@ -98,8 +98,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     own.add_argument(
         "--sentences",
         default="category",
-        help="where they are: category, attribute:NAME, or a CSV file with the columns video, object and sentence "
-        "(default: category)",
+        help="where the sentences are: category, attribute:NAME, or a CSV file with the columns video, object and "
+        "sentence (default: category)",
     )
     own.add_argument("--output_dir", type=Path, required=True, help="new folder of the result")
     own.add_argument("--valid", type=int, default=0, help="number of videos, the last by name, to validate on")

@@ -494,7 +494,7 @@ def build_page(
             length = "picture" if media.still else f"{float((media.count or 0) / media.rate):.1f} s"
             label = f"{media.size[1]} × {media.size[0]} · {length}"
             return {
-                preview: gr.Image(undistorted(first_frame(media).image, media.aspect), label=label),
+                preview: gr.Image(undistorted(first_frame(media).image, media.pixel_aspect), label=label),
                 tabs: gr.Tabs(selected="preview"),
             }
 
@@ -524,7 +524,7 @@ def build_page(
                 colours=read_colours(colours, len(sentences)),
                 report=report,
             )
-            overlaid = undistorted(first_frame(open_media(result.folder / STILL)).image, media.aspect)
+            overlaid = undistorted(first_frame(open_media(result.folder / STILL)).image, media.pixel_aspect)
             shutil.rmtree(own)
         return {
             preview: gr.Image(overlaid, label=frame_label(f"Frame at {float(chosen.time):.2f} s", result, 0)),
@@ -671,7 +671,7 @@ def build_page(
             # Start halfway after the previous frame, so that rounding of times does not matter.
             begin = (result.times[i] + result.times[i - 1]) / 2 if i else Fraction(0)
             media = open_media(result.folder / OVERLAY, Excerpt(begin))
-            image = undistorted(first_frame(media).image, media.aspect)
+            image = undistorted(first_frame(media).image, media.pixel_aspect)
             return gr.Image(image, label=frame_label(f"Frame {i + 1}", result, i))
 
     def leave(request: gr.Request) -> None:

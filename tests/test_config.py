@@ -115,8 +115,7 @@ YAML_MISTAKES = {
     "lr: 1\nepochs: [1": "{path}, line 2 is not valid YAML: ",
     "lr: 1\n\tepochs: 1": "{path}, line 2 is not valid YAML: ",
     "epochs: &a 1\nlr: *a": "{path}, line 2 is not valid YAML: aliases (*name) are not supported; repeat the value",
-    "seed: 0x"
-    + 5000 * "f": "seed in {path}, line 1 must be a whole number of at least 0 and of at most 4294967295, not a",
+    "seed: 0x" + 5000 * "f": "seed in {path}, line 1 must be a whole number from 0 to 4294967295, not a",
     "epochs: 1"
     + 400 * "0": "epochs in {path}, line 1 must be a whole number of at least 1, not a number of many digits",
     "train_scales: [1" + 400 * "0" + "]": "of at least 16, not [a number of many digits]",
@@ -158,7 +157,7 @@ FLAG_MISTAKES = {
     "--lr fast": "--lr must be a number above 0, not 'fast'",
     "--epochs 1.5": "--epochs must be a whole number of at least 1, not '1.5'",
     "--epochs 0": "--epochs must be a whole number of at least 1, not 0",
-    "--seed -1": "--seed must be a whole number of at least 0 and of at most 4294967295, not -1",
+    "--seed -1": "--seed must be a whole number from 0 to 4294967295, not -1",
     "--visualize=maybe": "ignored explicit argument 'maybe'",
     "--device tpu": "--device must be one of auto, cpu, cuda, mps, not 'tpu'",
     "--lr_drop six": "--lr_drop must be a list of whole numbers of at least 1, not ['six']",

@@ -27,7 +27,7 @@ from models.inference import FrameResult, InferenceOptions
 from tests.commands import run_command
 from tests.media_tools import loudness, picture, write_film
 from util.errors import SIGNALS, RunError, UserError, orderly_end
-from util.video import WHOLE, Excerpt, Media, open_media, open_video
+from util.video import WHOLE, Excerpt, Media, create_video, open_media
 
 SENTENCES = ["the left half", "La señora «ß» 世界 / ../x"]
 FOLDERS = ["1_the-left-half", "2_la-señora-ss-世界-x"]
@@ -503,7 +503,7 @@ WEIGHTS = "toy/vdit.safetensors"
 def toy_video(toy_data: Path, tmp_path: Path) -> Path:
     """A generated video of moving shapes, as H.264."""
     media = open_media(sorted((toy_data / "valid" / "JPEGImages").iterdir())[0], fps=Fraction(6))
-    with open_video(tmp_path / "toy vidéo.mp4", media.rate) as video:
+    with create_video(tmp_path / "toy vidéo.mp4", media.rate) as video:
         for frame in media.frames():
             video.write(frame.image, frame.time, frame.duration)
     return tmp_path / "toy vidéo.mp4"

@@ -142,5 +142,5 @@ def test_what_another_process_has_done_is_done(tmp_path: Path, monkeypatch: pyte
     assert record.find("a", "0") == result and record.find("a", "1") is None and record.expressions == {}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"inference.json", "inference-1.json"}
     (tmp_path / "checkpoint.pth").write_text("other weights")
-    with pytest.raises(UserError, match="holds masks made with checkpoint_sha256"):
+    with pytest.raises(UserError, match="holds masks made with a different checkpoint"):
         build_record(cfg, tmp_path / "checkpoint.pth", torch.device("cpu"))

@@ -240,7 +240,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no track": (break_coco(twice), "has two annotations of category 'a red thing', and no track_id"),
     "no sentence": (
         break_coco(lambda c: [a.pop("attributes") for a in c["annotations"]]),
-        "0 videos have annotations and sentences",
+        "no annotated object has a sentence by --sentences attribute:said",
     ),
 }
 
@@ -279,6 +279,9 @@ def test_mistakes_in_the_table(table: str, words: str, frames: Path, capsys: pyt
 def test_mistakes_on_the_command_line(frames: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(frames / "a.json", coco())
     assert "none would be left with --valid 1" in error_of(capsys, lambda: run(frames, "coco", "--valid", 1))
+    assert "no annotated object has a sentence by --sentences attribute:x" in error_of(
+        capsys, lambda: run(frames, "coco", "--sentences", "attribute:x")
+    )
     assert "s.csv is missing; it should hold sentences" in error_of(
         capsys, lambda: run(frames, "coco", "--sentences", frames / "s.csv")
     )

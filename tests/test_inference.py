@@ -352,7 +352,7 @@ def test_visualize_draws_what_an_earlier_run_did_not(cfg: Config):
 
 def test_another_checkpoint_does_not_mix(cfg: Config):
     run(cfg)
-    with pytest.raises(UserError, match=r"made with checkpoint_sha256 'abc', and this run has 'def'; choose another"):
+    with pytest.raises(UserError, match="holds masks made with a different checkpoint; choose another"):
         record_of(cfg, "def")
 
 

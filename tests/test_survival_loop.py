@@ -193,6 +193,6 @@ def test_what_is_trained_is_told() -> None:
         "body.a                    0.00      1.00",
         "body.b                    0.00      0.00",
         "head                      0.00      0.00",
-        "in all                    0.00      1.00",
+        "total                     0.00      1.00",
         "group 0 of AdamW: 4 tensors, 0.00 M, rate 0.0001, weight decay 0.5",
     ]

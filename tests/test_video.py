@@ -21,7 +21,7 @@ from PIL import Image
 
 from tests.media_tools import COLOURS, colour_number, loudness, picture, write_film, write_frames
 from util.errors import UserError
-from util.video import WHOLE, Excerpt, Media, open_media, open_sound, open_video, parse_time
+from util.video import WHOLE, Excerpt, Media, create_video, open_media, open_sound, parse_time
 
 KINDS = {
     "H.264 in MP4": ("a.mp4", "libx264", "yuv420p", (48, 64)),
@@ -285,7 +285,7 @@ def copy(source: Path, target: Path, excerpt: Excerpt = WHOLE) -> Path:
     end = frames[-1].time + frames[-1].duration - begin if excerpt.end is not None else None
     with (
         open_sound(source, begin, end, bool(excerpt.start), getattr(media, "shifts", ())) as sound,
-        open_video(target, media.rate, sound, media.aspect) as video,
+        create_video(target, media.rate, sound, media.pixel_aspect) as video,
     ):
         for frame in frames:
             video.write(frame.image, frame.time - begin, frame.duration)
@@ -338,7 +338,7 @@ def test_rates_of_slow_motion_and_of_slide_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: Fraction, codec: str
 ):
     monkeypatch.setattr(av, "codecs_available", {codec})
-    with open_video(tmp_path / "a.mp4", rate) as video:
+    with create_video(tmp_path / "a.mp4", rate) as video:
         for number in range(3):
             video.write(picture(number), number / rate, 1 / rate)
     frames = list(open_media(tmp_path / "a.mp4").frames())
@@ -361,7 +361,7 @@ def test_no_sound(tmp_path: Path):
 
 
 def test_odd_sizes_grow_by_a_repeated_row(tmp_path: Path):
-    with open_video(tmp_path / "a.mp4", Fraction(10)) as video:
+    with create_video(tmp_path / "a.mp4", Fraction(10)) as video:
         for i in range(3):
             video.write(picture(i, 33, 47), Fraction(i, 10), Fraction(1, 10))
     media = open_media(tmp_path / "a.mp4")
@@ -371,21 +371,21 @@ def test_odd_sizes_grow_by_a_repeated_row(tmp_path: Path):
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path):
-    with pytest.raises(KeyboardInterrupt), open_video(tmp_path / "a.mp4", Fraction(10)) as video:
+    with pytest.raises(KeyboardInterrupt), create_video(tmp_path / "a.mp4", Fraction(10)) as video:
         video.write(picture(0), Fraction(0), Fraction(1, 10))
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
 def test_sizes_that_the_codec_lacks(tmp_path: Path):
-    with open_video(tmp_path / "tiny.mp4", Fraction(10)) as video:
+    with create_video(tmp_path / "tiny.mp4", Fraction(10)) as video:
         video.write(picture(0, 1, 1), Fraction(0), Fraction(1, 10))
     assert open_media(tmp_path / "tiny.mp4").size == (2, 2)
     with (
         pytest.raises(
             UserError, match=r"frames of 70000×2 cannot be written as a video, whose sides have at most 16384"
         ),
-        open_video(tmp_path / "long.mp4", Fraction(10)) as video,
+        create_video(tmp_path / "long.mp4", Fraction(10)) as video,
     ):
         video.write(np.zeros((2, 70000, 3), np.uint8), Fraction(0), Fraction(1, 10))
     assert not (tmp_path / "long.mp4").exists()
@@ -397,16 +397,18 @@ def test_sizes_that_the_codec_lacks(tmp_path: Path):
 def test_the_pixel_aspect_ratio_is_carried_over(tmp_path: Path):
     """A DVD's 720×576 is shown as 16:9, and a turned phone video has the inverse ratio."""
     for name, codec in (("a.mp4", "libx264"), ("a.mkv", "mpeg4"), ("a.mpg", "mpeg2video")):
-        assert open_media(write_film(tmp_path / name, codec=codec, aspect=Fraction(4, 3))).aspect == Fraction(4, 3)
+        assert open_media(write_film(tmp_path / name, codec=codec, aspect=Fraction(4, 3))).pixel_aspect == Fraction(
+            4, 3
+        )
     wide = Fraction(64, 45)
     source = write_film(tmp_path / "dvd.mp4", aspect=wide)
-    assert open_media(source).aspect == wide
+    assert open_media(source).pixel_aspect == wide
     target = copy(source, tmp_path / "b.mp4")
     turned = write_film(tmp_path / "phone.mov", aspect=wide, matrix=(0, 1, 0, -1, 0, 0, 0, 0, 1))
     for path, aspect in ((target, wide), (copy(turned, tmp_path / "c.mp4"), 1 / wide)):
         with av.open(str(path)) as container:
             assert container.streams.video[0].sample_aspect_ratio == aspect
-    assert open_media(copy(write_film(tmp_path / "d.mp4"), tmp_path / "e.mp4")).aspect == 1
+    assert open_media(copy(write_film(tmp_path / "d.mp4"), tmp_path / "e.mp4")).pixel_aspect == 1
 
 
 JOINED = {
@@ -452,7 +454,7 @@ def test_a_clock_that_jumps_ahead_or_starts_elsewhere(tmp_path: Path):
 
 
 def test_an_mp4_whose_last_image_lasts_is_complete(tmp_path: Path):
-    with open_video(tmp_path / "a.mp4", Fraction(10)) as video:
+    with create_video(tmp_path / "a.mp4", Fraction(10)) as video:
         for i in range(30):
             video.write(picture(i), Fraction(i, 10), Fraction(1, 10) if i < 29 else Fraction(60))
     media = open_media(tmp_path / "a.mp4")

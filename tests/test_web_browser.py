@@ -20,7 +20,7 @@ from datasets.export import FORMATS
 from scripts import web_demo
 from tests.media_tools import write_film
 from tests.page_tools import WARNINGS, temporary_folder
-from util.video import open_media, open_video
+from util.video import create_video, open_media
 
 pytest.importorskip("gradio", reason="the page needs Gradio: bash scripts/setup.sh --web")
 webdriver = pytest.importorskip("selenium.webdriver", reason="the test drives the browser by selenium")
@@ -143,7 +143,7 @@ def visit(address: str, browser: Any) -> Visit:
 @pytest.fixture
 def toy_film(toy_data: Path, tmp_path: Path) -> Path:
     media = open_media(sorted((toy_data / "valid" / "JPEGImages").iterdir())[0])
-    with open_video(tmp_path / "toy film.mp4", media.rate) as video:
+    with create_video(tmp_path / "toy film.mp4", media.rate) as video:
         for frame in media.frames():
             video.write(frame.image, frame.time, frame.duration)
     return tmp_path / "toy film.mp4"

@@ -512,7 +512,7 @@ def test_a_port_that_is_in_use(address: str):
     [
         (["--resume", "no.pth"], "no.pth does not exist"),
         (["--hots", "0.0.0.0"], "unknown flag --hots; did you mean --host?"),
-        (["--port", "70000"], "--port must be a whole number of at least 0 and of at most 65535"),
+        (["--port", "70000"], "--port must be a whole number from 0 to 65535"),
         (["--max_frames", "0"], "--max_frames must be a whole number of at least 1"),
         (["--window", "8", "--overlap", "8"], "--overlap must be at least 1 and less than --window, not 8 of 8"),
     ],

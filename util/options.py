@@ -151,6 +151,8 @@ def expected(cls: type, name: str) -> str:
         )
         if bound is not None
     ]
+    if rule.minimum is not None and rule.maximum is not None:
+        bounds = [f"from {rule.minimum} to {rule.maximum}"]
     limits = " " + " and ".join(bounds) if bounds else ""
     if rule.auto:
         return f"{AUTO}, true or false" if kind is bool else f"{AUTO} or a whole number{limits}"
@@ -203,7 +205,7 @@ def read_flags(
     given, texts = parser.parse_known_args(words[:end])
     texts += words[end + 1 :]
     if len(texts) < len(arguments):
-        raise UserError(f"{[*arguments][len(texts)]} is missing; see --help")
+        raise UserError(f"{[*arguments][len(texts)]} is missing; give it before the options, see --help")
     if len(texts) > len(arguments) and "+" not in arguments.values():
         raise UserError(
             f"unexpected argument {texts[len(arguments)]!r}; every option is given as --name value, see --help"

@@ -2,8 +2,8 @@
 
 ``open_media`` opens any of these. Its frames are upright 8-bit RGB without transparency, with the times at which they
 are shown. They are read one by one, so memory does not grow with the video, and they can be read any number of times.
-``open_video`` writes an MP4 with given times and the sound of another video (``open_sound``); ``write_video`` writes an
-MP4 with a fixed rate.
+``create_video`` writes an MP4 with given times and the sound of another video (``open_sound``); ``write_video`` writes
+an MP4 with a fixed rate.
 """
 
 from __future__ import annotations
@@ -152,14 +152,14 @@ class Media(ABC):
         path: the file or folder.
         excerpt: which frames are read.
         size: (H0, W0) of the upright frames.
-        aspect: width of a pixel divided by its height; 1 if the file does not say.
+        pixel_aspect: width of a pixel divided by its height; 1 if the file does not say.
         rate: average frames per second of the excerpt.
         count: number of frames of the excerpt, as far as it is known before they are decoded; None if it is unknown.
         still: whether it is a single image.
         notes: messages for the user; complete once all frames have been read.
     """
 
-    aspect = Fraction(1)
+    pixel_aspect = Fraction(1)
 
     def __init__(self, path: Path, excerpt: Excerpt, rate: Fraction, length: Fraction, still: bool = False) -> None:
         """Read the first frame; ``rate`` and ``length`` (seconds; 0: unknown) are those of the whole file."""
@@ -541,7 +541,7 @@ class VideoFile(Media):
         if is_hdr(frame):
             self.note(f"{self.path} has HDR or BT.2020 colours; they are converted to SDR")
         image = frame_pixels(frame, self._reformatter)
-        self.aspect = 1 / self._stored_aspect if 45 < abs(frame.rotation) < 135 else self._stored_aspect
+        self.pixel_aspect = 1 / self._stored_aspect if 45 < abs(frame.rotation) < 135 else self._stored_aspect
         if self.size not in ((0, 0), image.shape[:2]):
             height, width = self.size
             self.note(f"frames of {self.path} change their size; all are scaled to the first one's, {width}×{height}")
@@ -893,7 +893,7 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
 
 
 class Sound:
-    """The sound of a video as packets for the MP4 that ``open_video`` writes; made by ``open_sound``."""
+    """The sound of a video as packets for the MP4 that ``create_video`` writes; made by ``open_sound``."""
 
     def __init__(
         self,
@@ -1025,14 +1025,14 @@ class Encoding:
 
 
 class VideoWriter:
-    """Writes images with their times into an MP4 or MOV; made by ``open_video``."""
+    """Writes images with their times into an MP4 or MOV; made by ``create_video``."""
 
     def __init__(
         self,
         container: OutputContainer,
         rate: Fraction,
         sound: Sound | None,
-        aspect: Fraction,
+        pixel_aspect: Fraction,
         encoding: Encoding | None,
     ) -> None:
         if encoding is None and "libx264" in av.codecs_available:
@@ -1048,7 +1048,7 @@ class VideoWriter:
         context = stream.codec_context
         context.time_base = self._tick = encoding.tick
         context.flags |= _FRAME_DURATION
-        context.sample_aspect_ratio = aspect.limit_denominator(1000)
+        context.sample_aspect_ratio = pixel_aspect.limit_denominator(1000)
         if encoding.pixels.startswith("yuv"):
             context.colorspace = context.color_primaries = context.color_trc = _BT709
             context.color_range = _LIMITED
@@ -1099,11 +1099,11 @@ class VideoWriter:
 
 
 @contextmanager
-def open_video(
+def create_video(
     path: Path,
     rate: Fraction,
     sound: Sound | None = None,
-    aspect: Fraction = Fraction(1),
+    pixel_aspect: Fraction = Fraction(1),
     encoding: Encoding | None = None,
 ) -> Iterator[VideoWriter]:
     """Write an MP4 or MOV. The file gets its name when the block succeeds.
@@ -1112,7 +1112,7 @@ def open_video(
         path: ends in ``.mp4`` or ``.mov``.
         rate: average frames per second.
         sound: the sound to include, from ``open_sound``.
-        aspect: width of a pixel divided by its height.
+        pixel_aspect: width of a pixel divided by its height.
         encoding: None: what browsers play, H.264, or MPEG-4 Part 2 if this FFmpeg has no libx264.
 
     Raises:
@@ -1124,7 +1124,7 @@ def open_video(
             atomic_path(path) as temporary,
             av.open(str(temporary), "w", options={"movflags": "faststart"}) as container,
         ):
-            writer = VideoWriter(container, rate, sound, aspect, encoding)
+            writer = VideoWriter(container, rate, sound, pixel_aspect, encoding)
             yield writer
             writer.finish()
     except av.FFmpegError as error:  # for example a size that H.264 does not support
@@ -1132,7 +1132,7 @@ def open_video(
 
 
 def write_video(path: Path, images: Iterable[np.ndarray], fps: float = 6) -> None:
-    """Write images as an MP4 with a fixed rate; see ``open_video``.
+    """Write images as an MP4 with a fixed rate; see ``create_video``.
 
     Args:
         path: ends in ``.mp4``.
@@ -1143,6 +1143,6 @@ def write_video(path: Path, images: Iterable[np.ndarray], fps: float = 6) -> Non
         UserError: the file cannot be written.
     """
     step = 1 / Fraction(fps).limit_denominator(1000)
-    with open_video(path, 1 / step) as video:
+    with create_video(path, 1 / step) as video:
         for number, image in enumerate(images):
             video.write(image, number * step, step)
