@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from util.config import MODELS
 from util.errors import CLOSED_PIPE_STATUS, Parser, UserError, run_cli
 from util.files import ROOT, sole_run, write_json
 
@@ -29,7 +30,7 @@ SHORT = {"train_videos": 60, "valid_videos": 5, "steps": 20}
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all steps and print the scores."""
     parser = Parser(description="Make toy data, train the bundled weights further, resume, infer, score and draw.")
-    parser.add_argument("--model", choices=("vdit", "hcd"), default="vdit")
+    parser.add_argument("--model", choices=tuple(MODELS), default="vdit")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument(
         "--short", action="store_true", help="use a few videos and steps, to check that everything runs"
@@ -65,7 +66,7 @@ def quickstart(model: str, output: Path, train_videos: int, valid_videos: int, s
     scores = {"start": score("Scores of the bundled checkpoint", masks, output / "start", sentences)}
 
     train = ("main.py", *options, "--output_dir", output / "train")
-    begin = ("--pretrained_weights", bundled, "--keep_class_heads")
+    begin = ("--pretrained_weights", bundled, *(("--keep_class_heads",) if MODELS[model].scored else ()))
     run("Further training, first half", *train, *begin, "--max_steps", steps // 2)
     run("Training, resumed from its checkpoint", *train, "--max_steps", steps, "--resume", checkpoint)
 
