@@ -135,7 +135,7 @@ def build_rem(cfg: Config, stack: WholeStack | None = None) -> Rem:
         stack or load_whole_stack(cfg.pretrained),
         noise=noise != "none",
         trained=not rank,
-        freeze_temporal=cfg.freeze_temporal,
+        frozen=cfg.freeze_layers,
         recompute=cfg.gradient_checkpointing,
     )
     if rank:

@@ -67,7 +67,7 @@ PARTS = {
 """Part → prefix of its parameters, its name for messages, and the option that names its source."""
 
 BUILT_WITH = {*PATHS, *SIZES, *MODELS["vdit"].architecture}
-BUILT_WITH |= {"pyramid_channels", "lora_rank", "lora_targets", "max_size", "freeze_temporal"}
+BUILT_WITH |= {"pyramid_channels", "lora_rank", "lora_targets", "max_size", "freeze_layers"}
 """Options of a checkpoint whose values are checked when it is opened."""
 MAX_RANK = 1024  # of new adapters that a checkpoint asks for
 THREADS = 4
@@ -407,11 +407,11 @@ def load_weights(
     held = held_parts(weights)
     adapters = (new_run or "unet" in held) and not any(LORA in name for name in weights)
 
-    frozen_temporal = bool(checkpoint.options.get("freeze_temporal"))
+    frozen_layers = checkpoint.options.get("freeze_layers", ())
 
     def optional(name: str) -> bool:
         if checkpoint.fine_tunes and held_parts([name]) == {"unet"}:  # it has the weights that it trained
-            return not is_trained(name, frozen_temporal)
+            return not is_trained(name, frozen_layers)
         return (dropped and name.startswith(CLASS_HEADS)) or (adapters and LORA in name)
 
     before = frozen_identity(model, sources, checkpoint.frozen, {"unet"}) if MODELS[checkpoint.model].fine_tuned else {}

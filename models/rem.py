@@ -7,7 +7,7 @@ It has no queries, scores or boxes: a sentence that names nothing has an empty m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -35,14 +35,18 @@ NO_DECAY = (".ln_", ".bn", ".bias", "norm")
 """Parts of the names of parameters without weight decay."""
 
 
-def is_trained(name: str, freeze_temporal: bool) -> bool:
-    """Whether a parameter of the UNet is trained: all but the embedding of the timestep, which is always 0.
+FREEZABLE = {"temporal": ("temp",), "coarsest": ("down_blocks.3", "mid_block", "up_blocks.0")}
+"""Option → parts of the names of the parameters of the UNet that it leaves frozen."""
+
+
+def is_trained(name: str, frozen: Collection[str] = ()) -> bool:
+    """Whether a parameter of the UNet is trained: never the embedding of the timestep, which is always 0.
 
     Args:
         name: of the parameter.
-        freeze_temporal: train no temporal layer, as in the stage on images.
+        frozen: groups of layers that are not trained, of ``FREEZABLE``.
     """
-    return "time_embedding" not in name and not (freeze_temporal and "temp" in name)
+    return not any(part in name for part in ("time_embedding", *(p for group in frozen for p in FREEZABLE[group])))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -75,7 +79,7 @@ class LatentEncoder(nn.Module):
         stack: the generator.
         noise: whether the latents get Gaussian noise at the level of timestep 0.
         trained: whether the UNet is trained; otherwise it is frozen, and adapters may be added.
-        freeze_temporal: train no temporal layer.
+        frozen: groups of layers of the UNet that are not trained, of ``FREEZABLE``.
         recompute: keep only the inputs of the layers of the UNet for the backward pass, and recompute the rest.
 
     Attributes:
@@ -92,13 +96,13 @@ class LatentEncoder(nn.Module):
         stack: WholeStack,
         noise: bool = True,
         trained: bool = True,
-        freeze_temporal: bool = False,
+        frozen: Collection[str] = (),
         recompute: bool = False,
     ) -> None:
         super().__init__()
         make_contiguous(stack.unet)
         self.unet: Frozen = (
-            FineTuned(stack.unet, lambda name: is_trained(name, freeze_temporal)) if trained else Frozen(stack.unet)
+            FineTuned(stack.unet, lambda name: is_trained(name, frozen)) if trained else Frozen(stack.unet)
         )
         self.vae = Frozen(stack.vae)
         self.text_encoder = Frozen(stack.text_encoder)

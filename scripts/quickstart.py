@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from util.config import MODELS
 from util.errors import CLOSED_PIPE_STATUS, Parser, UserError, run_cli
 from util.files import ROOT, sole_run, write_json
 
 TOY = ROOT / "toy"
-SCHEDULE = ("--lr", "4e-4", "--lr_schedule", "cosine")  # more than the configuration's: night is far from day
+RATES = {"vdit": "4e-4", "hcd": "1e-4", "rem": "1e-5"}  # higher ones lose more of what was known
 FULL = {"train_videos": 400, "valid_videos": 40, "steps": 200}
 SHORT = {"train_videos": 60, "valid_videos": 5, "steps": 20}
 
@@ -31,7 +32,7 @@ SHORT = {"train_videos": 60, "valid_videos": 5, "steps": 20}
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all steps and print the scores."""
     parser = Parser(description="Make toy data, adapt the bundled weights to night, resume, infer, score and draw.")
-    parser.add_argument("--model", choices=("vdit", "hcd"), default="vdit")
+    parser.add_argument("--model", choices=tuple(MODELS), default="vdit")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument(
         "--short", action="store_true", help="use a few videos and steps, to check that everything runs"
@@ -67,10 +68,11 @@ def quickstart(model: str, output: Path, train_videos: int, valid_videos: int, s
     run("Inference with the bundled checkpoint, at night", *at_night, *start, output / "night_before")
 
     checkpoint = output / "train" / "checkpoint.pth"
-    train = ("main.py", *options, night, "--output_dir", output / "train", *SCHEDULE)
-    begin = ("--pretrained_weights", bundled, "--keep_class_heads")
+    train = ("main.py", *options, night, "--output_dir", output / "train", "--lr", RATES[model])
+    begin = ("--pretrained_weights", bundled, *(("--keep_class_heads",) if MODELS[model].scored else ()))
     run("Training, first half", *train, *begin, "--max_steps", steps // 2)
-    run("Training, resumed from its checkpoint", *train, "--max_steps", steps, "--resume", checkpoint)
+    falling = ("--lr_schedule", "cosine", "--max_steps", steps)
+    run("Training, resumed from its checkpoint, with a falling rate", *train, *falling, "--resume", checkpoint)
 
     trained = ("--resume", checkpoint, "--output_dir")
     run("Inference after training, by day", *infer, *trained, output / "valid")

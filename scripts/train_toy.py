@@ -5,6 +5,7 @@ with a contrastive loss, the sentence encoder fills in masked words, and the UNe
 
 The model is then trained in phases, each from the weights of the one before: single frames, which are cheap, with
 sentences that a single frame answers; then clips, which show motion, with all sentences; then clips at half the rate.
+REM is trained on single frames only.
 """
 
 # ruff: noqa: E402
@@ -43,7 +44,6 @@ class Phase:
         kinds: of the sentences.
         rate: learning rate.
         warmup: steps of the warm-up.
-        options: further options of ``main.py``.
     """
 
     name: str
@@ -56,23 +56,19 @@ class Phase:
     kinds: tuple[str, ...]
     rate: float = 1e-3
     warmup: int = 100
-    options: tuple[str, ...] = ()
 
 
 STILL = tuple(kind for kind in KINDS if kind != "motion")
 FIRST = Phase("frames", "single frames", "data_frames", 1, 16, 0, "step", STILL)
 CLIPS = Phase("clips", "clips of three frames", "data_clips", 3, 8, 0, "cosine", KINDS)
 POLISH = replace(CLIPS, name="polish", title="clips at half the rate", rate=5e-4, warmup=50)
+STILLS = replace(FIRST, batch=8, steps=1400)
 PHASES = {
     "vdit": (replace(FIRST, steps=3200), replace(CLIPS, steps=1200), replace(POLISH, steps=700)),
     "hcd": (replace(FIRST, steps=1400), replace(CLIPS, steps=700), replace(POLISH, steps=400)),
-    "rem": (
-        replace(FIRST, steps=1400, rate=3e-4, options=("--freeze_temporal",)),
-        replace(CLIPS, steps=700, rate=3e-4),
-        replace(POLISH, steps=400, rate=1e-4),
-    ),
+    "rem": (STILLS, replace(STILLS, name="falling", steps=1200, schedule="cosine", warmup=50)),
 }
-"""HCD needs fewer steps, because its adapters change the frozen features. REM trains the whole UNet."""
+"""HCD needs fewer steps, because its adapters change the frozen features. REM would need more (docs/toy_lab.md)."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -203,7 +199,6 @@ def make_model(model: str, output: Path, work: Path, share: float) -> None:
             *("--num_frames", phase.frames, "--batch_size", phase.batch, "--max_steps", steps, "--save_every", 100),
             *("--lr", str(phase.rate), "--lr_processes", PROCESSES, "--lr_schedule", phase.schedule),
             *("--warmup_steps", phase.warmup),
-            *phase.options,
             *(("--resume", checkpoint) if checkpoint.is_file() else begin),
         )
         weights = checkpoint

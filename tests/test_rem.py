@@ -157,15 +157,18 @@ def test_groups_freezing_and_the_clamp(cfg: Config) -> None:
     names = {id(p): name for name, p in model.named_parameters()}
     assert (decayed["weight_decay"], free["weight_decay"]) == (1e-5, 0.0)
     assert all(".bias" in names[id(p)] or "norm" in names[id(p)] for p in free["params"])
-    images = {name for name, p in rem(replace(cfg, freeze_temporal=True)).named_parameters() if p.requires_grad}
+    images = {name for name, p in rem(replace(cfg, freeze_layers=("temporal",))).named_parameters() if p.requires_grad}
     clips = {name for name, p in model.named_parameters() if p.requires_grad}
     assert clips - images == {name for name in clips if "temp" in name} != set()
+    small = {name for name, p in rem(replace(cfg, freeze_layers=("coarsest",))).named_parameters() if p.requires_grad}
+    blocks = {".".join(name.removeprefix(UNET).split(".")[:2]) for name in clips - small}
+    assert {block for block in blocks if not block.startswith("mid_block")} == {"down_blocks.3", "up_blocks.0"}
     assert not any("time_embedding" in name or not name.startswith(UNET) for name in clips)
     step(cfg, model)
     assert max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None) <= 0.1 + 1e-6
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_rank": 4}, {"num_frames": 1, "freeze_temporal": True}])
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 4}, {"num_frames": 1, "freeze_layers": ("temporal",)}])
 def test_the_loss_falls(cfg: Config, options: dict[str, Any]) -> None:
     cfg = replace(cfg, lr=1e-3 if not options.get("lora_rank") else 1e-2, **options)
     losses = step(cfg, rem(cfg), 5)
@@ -193,14 +196,14 @@ def save(path: Path, model: nn.Module, cfg: Config, **state: Any) -> Path:
 
 
 def test_checkpoints_hold_what_differs_from_the_stack(cfg: Config, tmp_path: Path) -> None:
-    images = replace(cfg, num_frames=1, freeze_temporal=True)
+    images = replace(cfg, num_frames=1, freeze_layers=("temporal",))
     model = rem(images)
     identity = frozen_identity(model, frozen_sources(images))
     step(images, model)
     path = tmp_path / "checkpoint.pth"
     save_checkpoint(path, model, "rem", config_dict(images), identity)
     assert read_content(path)["weights"].keys() == {
-        f"{UNET}{name}" for name, _ in model.encoder.unet.module.named_parameters() if is_trained(name, True)
+        f"{UNET}{name}" for name, _ in model.encoder.unet.module.named_parameters() if is_trained(name, ["temporal"])
     }
     clips = rem(cfg)  # the next stage begins with it
     found, notes = load_weights(clips, open_checkpoint(str(path), "--resume"), frozen_sources(cfg), new_run=True)
@@ -362,7 +365,7 @@ def test_windows_blend_masks(cfg: Config) -> None:
         ({"noise": "predicted"}, "gaussian or none"),
         ({"eval_size": 360}, "square frames"),
         ({"train_scales": (64, 96)}, "square frames"),
-        ({"model": "vdit", "freeze_temporal": True}, "freeze_temporal has no effect with model vdit"),
+        ({"model": "vdit", "freeze_layers": ("temporal",)}, "freeze_layers has no effect with model vdit"),
     ],
 )
 def test_options_without_meaning_are_refused(cfg: Config, options: dict[str, Any], words: str) -> None:

@@ -583,7 +583,7 @@ def test_the_script_reports_them(tmp_path: Path, capsys: pytest.CaptureFixture) 
 # The weights of the project: they score, training from them holds the score, and the frozen stack matters
 
 
-MOST_MEGABYTES, MOST_OF_HCD = 12, 4
+MOST_MEGABYTES, MOST_OF_HCD, MOST_OF_REM = 12, 4, 6
 
 
 def _score(data: Path, stack: Path, checkpoint: Path, output: Path, *more: object) -> float:
@@ -613,11 +613,17 @@ def test_the_bundled_weights_are_small(root: Path) -> None:
     files = [path for path in (root / "toy" / "stack").rglob("*") if path.is_file()] + [root / "toy/vdit.safetensors"]
     assert sum(path.stat().st_size for path in files) <= MOST_MEGABYTES * 1e6
     assert (root / "toy/hcd.safetensors").stat().st_size <= MOST_OF_HCD * 1e6
+    assert (root / "toy/rem.safetensors").stat().st_size <= MOST_OF_REM * 1e6
 
 
 @pytest.mark.slow
 def test_hcd_is_as_good(root: Path, data: Path, bundled_score: float, tmp_path: Path) -> None:
     assert _score(data, root / "toy" / "stack", root / "toy" / "hcd.safetensors", tmp_path) >= bundled_score - 3
+
+
+@pytest.mark.slow
+def test_rem_segments(root: Path, data: Path, tmp_path: Path) -> None:
+    assert _score(data, root / "toy" / "stack", root / "toy" / "rem.safetensors", tmp_path) > 25
 
 
 @pytest.mark.slow

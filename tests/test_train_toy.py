@@ -41,10 +41,9 @@ def test_every_phase_of_rem_is_a_valid_command(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "stack").mkdir()
     train_toy.make_model("rem", tmp_path, tmp_path / "work", share=0.001)
     trainings = [words[words.index("main.py") + 1 :] for words in commands if "main.py" in words]
-    first, clips, polish = [load_config(words, "") for words in trainings]
-    assert (first.model, first.num_frames, first.freeze_temporal) == ("rem", 1, True)
-    assert [clips.freeze_temporal, polish.freeze_temporal] == [False, False]
-    assert clips.pretrained_weights == str(tmp_path / "work" / "rem" / "frames" / "checkpoint.pth")
+    first, falling = [load_config(words, "") for words in trainings]
+    assert (first.model, first.num_frames, first.freeze_layers) == ("rem", 1, ("temporal", "coarsest"))
+    assert falling.pretrained_weights == str(tmp_path / "work" / "rem" / "frames" / "checkpoint.pth")
 
 
 @pytest.fixture(autouse=True)

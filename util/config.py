@@ -160,7 +160,12 @@ class Config:
         "LoRA: layers that get an adapter in every spatial, temporal and cross attention of the UNet",
         choices=("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
     )
-    freeze_temporal: bool = _model(False, "rem: train no temporal layer of the UNet, as for images")
+    freeze_layers: tuple[str, ...] = _model(
+        (),
+        "rem: layers of the UNet that are not trained: temporal, as in the stage on images, or coarsest, those at its "
+        "lowest resolution",
+        choices=("temporal", "coarsest"),
+    )
     backbone: str = _model(
         "t2v",
         "source of the feature pyramid: the text-to-video stack, torchvision's Video Swin, or a timm model "
@@ -503,7 +508,7 @@ def _model_rules(config: Config) -> list[tuple[bool, str]]:
     """Rules about the model. As for the backbone, a setting without effect is refused."""
     model, default = config.model, {field.name: field.default for field in dataclasses.fields(config)}
     if not MODELS[model].fine_tuned:
-        return [(not config.freeze_temporal, f"freeze_temporal has no effect with model {model}; leave it out")]
+        return [(not config.freeze_layers, f"freeze_layers has no effect with model {model}; leave it out")]
     sides = {config.eval_size, *config.train_scales}
     return [
         *(
