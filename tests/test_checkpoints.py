@@ -865,7 +865,7 @@ def test_there_and_back_is_exact(
 
     convert(released, converted, "--stack", tiny_stack)
     told = capsys.readouterr().out
-    assert ("left out" in told) and ("with the unet" in told) == merged
+    assert ("not stored" in told) and ("with the unet" in told) == merged
     content = read_checkpoint(converted, name)
     assert content["frozen"].keys() == {"unet", "vae", "text_encoder", "image_encoder", "sentence_encoder"}
     assert any(key.startswith("encoder.unet.module.") for key in content["weights"]) == merged

@@ -557,7 +557,7 @@ MISTAKES = {
     "a flag of training": (["{tmp}/good.mp4", "a dog", "--epochs", "2"], "unknown flag --epochs"),
     "wrong time": (["{tmp}/good.mp4", "a dog", "--start", "soon"], "--start must be a time in seconds"),
     "late start": (["{tmp}/good.mp4", "a dog", "--start", "1:00"], "no frame from 60 s on; it lasts"),
-    "rate of nothing": (["{tmp}/good.mp4", "a dog", "--fps", "0.0004"], "--fps must be a number of at least 0.01"),
+    "rate of nothing": (["{tmp}/good.mp4", "a dog", "--fps", "0.0004"], "--fps must be a number from 0.01 to 1000"),
     "rate of a video": (["{tmp}/good.mp4", "a dog", "--fps", "10"], "good.mp4 has its own times; use --stride"),
     "stride": (["{tmp}/good.mp4", "a dog", "--stride", "0"], "--stride must be a whole number of at least 1"),
     "overlap": (["{tmp}/good.mp4", "a dog", "--window", "4", "--overlap", "4"], "--overlap must be"),

@@ -46,7 +46,7 @@ BAD_INPUT = {
     "output in a file": (["--output_dir", "{tmp}/half.pth/out"], "a part of its folder is a file"),
     "missing stack": (["--pretrained", "{tmp}/nowhere"], "nowhere"),
     "threshold": (["--threshold", "1.5"], "--threshold must be"),
-    "score threshold": (["--score_threshold", "-1"], "--score_threshold must be a number of at least 0"),
+    "score threshold": (["--score_threshold", "-1"], "--score_threshold must be a number from 0 to 1"),
     "flag": (["--tresh", "0.5"], "unknown flag --tresh"),
 }
 
