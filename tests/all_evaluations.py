@@ -144,7 +144,8 @@ def main() -> None:
     make_data(output / "data", plan)
     parts = ("--pretrained", args.pretrained)
     weights = ROOT / "toy" / f"{args.model}.safetensors"
-    begin: tuple[object, ...] = ("--pretrained_weights", weights, "--keep_class_heads") if weights.is_file() else ()
+    heads = ("--keep_class_heads",) if MODELS[args.model].scored else ()
+    begin: tuple[object, ...] = ("--pretrained_weights", weights, *heads)
     if args.pretrained != parser.get_default("pretrained"):
         parts, begin = (*parts, "--text_cache", str(output / "text")), ()
     for name in TRAININGS:
