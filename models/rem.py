@@ -155,9 +155,8 @@ class LatentEncoder(nn.Module):
         """The latents of the mask for B clips, counting copies, each with one sentence: ``[B, T, 4, h, h]``."""
         text = text_states(self.tokenizer, self.text_encoder, captions, self.pixel_mean.device)
         sample = pixels.latents.repeat(pixels.copies, 1, 1, 1, 1).transpose(1, 2)
-        step = torch.zeros(
-            (), dtype=torch.long, device=sample.device
-        )  # of a number, diffusers would make one by a copy
+        # Of a number, diffusers would make a tensor by a copy that the host waits for.
+        step = torch.zeros((), dtype=torch.long, device=sample.device)
         return widened(self.unet(sample, step, text, return_dict=False)[0]).transpose(1, 2)
 
 

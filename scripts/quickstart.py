@@ -133,7 +133,7 @@ def score(title: str, masks: Path, predicted: Path, sentences: Path) -> dict[str
 
 def show(output: Path, results: dict[str, Any]) -> None:
     """Print the scores and the names of the pictures."""
-    print(f"\nJ&F on the validation videos, {results['seconds']:.0f} s in all")
+    print(f"\nJ&F on the validation videos, {results['seconds']:.0f} s in total")
     print(f"{'by day':>31}{'at night':>10}")
     print(f"  bundled checkpoint        {results['start_jf']:5.1f}{results['adapted_before']:10.1f}")
     print(f"  after {results['steps']:3d} steps           {results['val_jf']:5.1f}{results['adapted_after']:10.1f}")

@@ -899,8 +899,9 @@ def read_excerpt(start: str, end: str, stride: float) -> Excerpt:
 
 def frame_label(name: str, result: DemoResult, number: int) -> str:
     """Return the label of a frame's picture, with the score of each sentence if the model predicts any."""
-    scores = () if result.scores is None else result.scores[number]
-    return " · score ".join(filter(None, (name, ", ".join(f"{score:.2f}" for score in scores))))
+    if result.scores is None:
+        return name
+    return f"{name} · score " + ", ".join(f"{score:.2f}" for score in result.scores[number])
 
 
 def open_upload(path: Path, options: PageOptions, excerpt: Excerpt = WHOLE) -> Media:

@@ -88,18 +88,12 @@ class Weights(NamedTuple):
 
     source: str
     licence: str
-    parts: tuple[str, ...]
-    """The repositories of the frozen parts."""
 
 
-WEIGHTS = {
-    "vdit": Weights(
-        "hf://buxiangzhiren/VD-IT",
-        "CC BY-NC 4.0, that of ModelScope's stack, which it holds",
-        ("ali-vilab/text-to-video-ms-1.7b", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "roberta-base"),
-    )
-}
+WEIGHTS = {"vdit": Weights("hf://buxiangzhiren/VD-IT", "CC BY-NC 4.0, that of ModelScope's stack, which it holds")}
 """Published weights by name; the first are used where no checkpoint is given."""
+MODELSCOPE, CLIP, ROBERTA = "ali-vilab/text-to-video-ms-1.7b", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "roberta-base"
+"""The repositories of the published frozen parts: text-to-video stack, image encoder, sentence encoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +108,18 @@ class Config:
     """
 
     model: str = _model("vdit", "which model to build", choices=tuple(MODELS))
-    pretrained: str = _model(
-        "ali-vilab/text-to-video-ms-1.7b", "frozen text-to-video stack: a local folder or a hub id", path=True
-    )
+    pretrained: str = _model(MODELSCOPE, "frozen text-to-video stack: a local folder or a hub id", path=True)
     image_encoder: str = _model(
         "",
-        "CLIP image encoder: a local folder or a hub id; empty is PRETRAINED/clip where that folder exists, else "
-        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        "CLIP image encoder: a local folder or a hub id; empty is PRETRAINED/clip where that folder exists, "
+        f"else {CLIP}",
         path=True,
         empty=True,
     )
     text_encoder: str = _model(
         "",
         "RoBERTa sentence encoder: a local folder or a hub id; empty is PRETRAINED/roberta where that folder exists, "
-        "else roberta-base",
+        f"else {ROBERTA}",
         path=True,
         empty=True,
     )

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from util.checkpoint import BESIDE
-from util.config import WEIGHTS
+from util.config import CLIP, MODELSCOPE, ROBERTA, WEIGHTS
 from util.distributed import print_notes
 from util.errors import UserError, first_line
 from util.options import check_name_lengths
@@ -36,10 +36,7 @@ SUFFIXES = ((".pth", ".safetensors"), (".pt", ".ckpt", ".pth.tar", ".bin"))
 """Suffixes of checkpoints. Files with one of the second group count where there is none of the first."""
 PREFERRED = ("ytvos", "youtube")
 """Parts of the names of files, the first of which is meant where published weights are several files."""
-SAME = (
-    ("ali-vilab/text-to-video-ms-1.7b", "damo-vilab/text-to-video-ms-1.7b"),
-    ("roberta-base", "FacebookAI/roberta-base"),
-)
+SAME = ((MODELSCOPE, "damo-vilab/text-to-video-ms-1.7b"), (ROBERTA, "FacebookAI/roberta-base"))
 """Names of the same repository."""
 UNREAD = '--exclude "*.fp16.*" --exclude "open_clip*"'
 """Files of the published repositories that are large and never read, for the command in a message."""
@@ -381,12 +378,11 @@ def _unreachable(source: str, flag: str) -> Unreachable:
     here = "" if source.startswith(HUB) else f"there is no folder {source} here, and on the hub: "
     name, _, file = source.removeprefix(HUB).partition("@")[0].partition("/")
     repo, _, file = file.partition("/")
-    published = next((weights for weights in WEIGHTS.values() if weights.source == source), None)
-    if published:
-        repositories = " ".join((f"{name}/{repo}", *published.parts))
+    if any(weights.source == source for weights in WEIGHTS.values()):
         way = (
-            f"`for repo in {repositories}; do hf download $repo --cache-dir weights {UNREAD}; done` elsewhere, copy "
-            "the folder weights here, and run `export HF_HUB_CACHE=weights` before this command"
+            f"`for repo in {name}/{repo} {MODELSCOPE} {CLIP} {ROBERTA}; do hf download $repo --cache-dir weights "
+            f"{UNREAD}; done` elsewhere, copy the folder weights here, and run `export HF_HUB_CACHE=weights` before "
+            "this command"
         )
     else:
         command = " ".join(filter(None, ("hf download", "/".join(filter(None, (name, repo))), file)))

@@ -15,6 +15,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from models.diffusion import encoder, stack, wan
+from util.config import MODELSCOPE
 from util.errors import UserError
 from util.files import ROOT, read_json
 from util.hub import open_repository
@@ -49,7 +50,7 @@ GENERATORS = (
         encoder.build_encoder,
         stack.FrozenStack,
         stack.empty_stack,
-        "ali-vilab/text-to-video-ms-1.7b",
+        MODELSCOPE,
         ROOT / "configs" / "full_size",
     ),
     Generator(

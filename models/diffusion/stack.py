@@ -25,14 +25,13 @@ from transformers import logging as transformers_logging
 
 from models.diffusion.unet import TapUNet3D
 from util.checkpoint import check_plain_pickle
+from util.config import CLIP, ROBERTA
 from util.errors import UserError, first_line
 from util.files import ROOT, read_json
 from util.hub import HUB, Repository, Unreachable, fetch, open_repository
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-DEFAULT_TEXT_ENCODER = "roberta-base"
 NO_CODE = {"trust_remote_code": False}
 """For every call of transformers: where it is left out, they ask on the terminal whether to run a repository's code."""
 PUBLISHED = {
@@ -275,8 +274,8 @@ def part_sources(pretrained: str, image_encoder: str = "", text_encoder: str = "
     Args:
         pretrained, image_encoder, text_encoder: as ``load_stack`` takes them; a hub id may begin with ``hf://``.
     """
-    image_encoder = image_encoder or _beside(pretrained, "clip", DEFAULT_IMAGE_ENCODER)
-    text_encoder = text_encoder or _beside(pretrained, "roberta", DEFAULT_TEXT_ENCODER)
+    image_encoder = image_encoder or _beside(pretrained, "clip", CLIP)
+    text_encoder = text_encoder or _beside(pretrained, "roberta", ROBERTA)
     stack, image, sentence = (source.removeprefix(HUB) for source in (pretrained, image_encoder, text_encoder))
     generator = dict.fromkeys(("unet", "transformer", "vae", "text_encoder"), stack)
     return {**generator, "image_encoder": image, "sentence_encoder": sentence}
