@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
+from isal import isal_zlib
 from PIL import Image
 
 from datasets.files import ANNOTATIONS, DATA_PAGE, and_more
@@ -49,13 +50,8 @@ _BROKEN_ZIP = (
     *(OSError, EOFError, RuntimeError, ValueError, LookupError),
 )  # what zipfile raises on damaged or hostile archives
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a fixed date makes the zip reproducible
+_PNG = b"\x89PNG\r\n\x1a\n"  # how a PNG file begins
 _BIT_DEPTH, _COLOUR_TYPE = 24, 25  # offsets in a PNG file
-# Pillow tries five filters for every row of a greyscale PNG: OpenCV with one is five to nine times as fast.
-_TWO_LEVELS = (
-    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
-    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
-)
-_SMOOTH = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB)
 
 
 # Mask files
@@ -75,17 +71,32 @@ def object_palette() -> list[int]:
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
     """Write a mask, bool ``[H, W]``, as an 8-bit greyscale PNG of 0 and 255; raises ``UserError`` if that fails."""
-    _write_grey(path, np.multiply(mask, 255, dtype=np.uint8), _TWO_LEVELS)
+    rows = np.zeros((mask.shape[0], 1 + mask.shape[1]), np.uint8)  # the first column names the filter of a row: none
+    np.multiply(mask, 255, out=rows[:, 1:], dtype=np.uint8)
+    _write_png(path, rows)
 
 
 def write_grey(path: Path, plane: np.ndarray) -> None:
     """Write uint8 ``[H, W]`` as an 8-bit greyscale PNG; raises ``UserError`` if that fails."""
-    _write_grey(path, plane, _SMOOTH)
+    rows = np.ones((plane.shape[0], 1 + plane.shape[1]), np.uint8)  # filter 1: differences to the left neighbour
+    rows[:, 1:] = np.diff(plane, axis=1, prepend=np.uint8(0))
+    _write_png(path, rows)
 
 
-def _write_grey(path: Path, plane: np.ndarray, parameters: Sequence[int]) -> None:
+def _write_png(path: Path, rows: np.ndarray) -> None:
+    """Write filtered rows, uint8 ``[H, 1 + W]``, as an 8-bit greyscale PNG.
+
+    Pillow and OpenCV compress with zlib, which takes four to seven times as long as ISA-L.
+    """
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", isal_zlib.crc32(kind + content))
+
+    height, width = rows.shape
+    header = struct.pack(">IIBBBBB", width - 1, height, 8, 0, 0, 0, 0)
+    data = isal_zlib.compress(rows, 1)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", plane, parameters)[1].tobytes())
+        temporary.write_bytes(_PNG + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
 
 
 def write_index_mask(path: Path, ids: np.ndarray, palette: list[int] | None = None) -> None:

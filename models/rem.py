@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.criterion import BatchTargets, Criterion
 from models.diffusion.conditioning import text_states
-from models.diffusion.encoder import VAE_FRAMES
+from models.diffusion.encoder import vae_parts
 from models.diffusion.stack import WholeStack
 from models.diffusion.unet import make_contiguous, recomputed
 from models.frozen import FineTuned, Frozen
@@ -135,7 +135,7 @@ class LatentEncoder(nn.Module):
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """The scaled latents ``[B, T, 4, h, h]`` of images ``[B, T, 3, S, S]``."""
-        parts = [widened(self.vae(part)) for part in images.flatten(0, 1).split(VAE_FRAMES)]
+        parts = [widened(self.vae(part)) for part in vae_parts(self.vae, images.flatten(0, 1))]
         return self.latent_scale * torch.cat(parts).unflatten(0, images.shape[:2])
 
     @torch.no_grad()
@@ -146,7 +146,7 @@ class LatentEncoder(nn.Module):
     @torch.no_grad()
     def decode_masks(self, latents: Tensor) -> Tensor:
         """Masks ``[B, T, S, S]`` from scaled latents: the mean of the three channels, about 1 on the object."""
-        parts = (latents.flatten(0, 1) / self.latent_scale).split(VAE_FRAMES)
+        parts = vae_parts(self.vae, latents.flatten(0, 1) / self.latent_scale, pixels=64)
         masks = torch.cat([widened(self.vae(part, decode=True)).mean(1) for part in parts])
         return masks.unflatten(0, latents.shape[:2])
 

@@ -275,7 +275,7 @@ def levers(device: Any, tiny: bool) -> dict[str, Any]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from models import prepare_inference
-    from models.diffusion.encoder import VideoEncoder
+    from models.diffusion import encoder
     from models.inference import InferenceOptions, sentence_outputs
     from models.ops.functional import BACKENDS
     from scripts.benchmark import random_model, wait
@@ -305,7 +305,7 @@ def levers(device: Any, tiny: bool) -> dict[str, Any]:
         "default": nullcontext(),
         **{f"operator {name}": patch.dict(os.environ, MSDA_BACKEND=name) for name in BACKENDS[device.type]},
         **{
-            f"VAE {count} frames": patch.object(VideoEncoder, "_frames_at_once", lambda *_, count=count: count)
+            f"VAE {count} frames": patch.object(encoder, "_frames_at_once", lambda *_, count=count: count)
             for count in (2, 12, 36)[: 1 if tiny else 3]
         },
         **{f"attention {kind.name}": sdpa_kernel(kind) for kind in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)},

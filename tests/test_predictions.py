@@ -225,6 +225,7 @@ def test_pixels_and_kind_of_every_written_png(tmp_path: Path, size: tuple[int, i
     for name, plane in expected.items():
         content = (tmp_path / f"{name}.png").read_bytes()
         assert tuple(content[24:26]) == (8, 3 if name == "ids" else 0), "bit depth and colour type"
+        Image.open(tmp_path / f"{name}.png").verify()  # the checksums
         with Image.open(tmp_path / f"{name}.png") as image:
             assert (np.asarray(image) == plane).all() and image.size == size[::-1]
 

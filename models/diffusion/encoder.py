@@ -25,11 +25,11 @@ from util.options import AUTO
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 VAE_FRAMES = 2
-"""Frames that the VAE encodes at once on the CPU: a map of its first block takes 118 MB each (360×640, float32)."""
+"""Frames that a VAE takes at once on the CPU: a map of its first block takes 118 MB each (360×640, float32)."""
 VAE_BYTES = 4 << 30
-"""Memory that the VAE may take on a GPU, where at least twice as much is free: 23 frames of 360×640 in bf16."""
+"""Memory that a VAE may take on a GPU, where at least twice as much is free: 23 frames of 360×640 in bf16."""
 VAE_MAPS = 3
-"""Maps of the size of its first block that the VAE holds at once, per frame."""
+"""Maps of the size of its first block that a VAE holds at once, per frame."""
 
 TAP_PAIRS = ((0, 5), (1, 4), (2, 3))
 """Pairs of taps of equal stride (8, 16, 32), concatenated as in the published models."""
@@ -56,6 +56,28 @@ class PixelFeatures:
     def repeat(self, count: int) -> PixelFeatures:
         """The same clips ``count`` times, one after the other, for as many sentences."""
         return replace(self, copies=self.copies * count)
+
+
+def vae_parts(vae: Frozen, images: Tensor, pixels: int = 1) -> tuple[Tensor, ...]:
+    """Split a batch ``[N, C, ...]`` into parts that a VAE encodes or decodes at once.
+
+    Args:
+        vae: the VAE.
+        images: pictures, or latents.
+        pixels: of a picture for each place of ``images``: 1 for pictures, 64 for latents.
+    """
+    at_once = _frames_at_once(vae, pixels * images[0, 0].numel(), images.device)
+    return images.chunk(-(-len(images) // at_once))
+
+
+def _frames_at_once(vae: Frozen, pixels: int, device: torch.device) -> int:
+    """Most pictures that a VAE takes at once: few kernels, but bounded memory."""
+    if device.type != "cuda":
+        return VAE_FRAMES
+    config: Any = vae.module.config
+    channels = config.get("base_dim") or config["block_out_channels"][0]  # of Wan's VAE, or of the others
+    frame = VAE_MAPS * channels * pixels * (vae.held or torch.float32).itemsize
+    return max(1, min(VAE_BYTES, free_memory(device) // 2) // frame)
 
 
 class VideoEncoder(PyramidEncoder):
@@ -92,7 +114,6 @@ class VideoEncoder(PyramidEncoder):
         self.use_text = text
         self.signal_rate = stack.signal_rate
         self.latent_scale = vae.config.scaling_factor
-        self.vae_channels = vae.config.block_out_channels[0]
 
         self.vae = Frozen(vae)
         self.unet = Frozen(unet)
@@ -129,7 +150,7 @@ class VideoEncoder(PyramidEncoder):
         with torch.no_grad():
             x01 = frames * self.pixel_std + self.pixel_mean
             batch = 2 * x01.flatten(0, 1) - 1
-            images = batch.chunk(-(-len(batch) // self._frames_at_once(batch)))
+            images = vae_parts(self.vae, batch)
             moments, vae_f4 = (self._own(torch.cat(parts)) for parts in zip(*map(self.vae, images), strict=True))
             mean, log_variance = widened(moments).chunk(2, dim=1)
             if self.posterior == "sample" or (self.posterior == "auto" and self.training):
@@ -145,13 +166,6 @@ class VideoEncoder(PyramidEncoder):
         if self.noise is not None:
             latents = self.signal_rate**0.5 * latents + (1 - self.signal_rate) ** 0.5 * self.noise(latents)
         return PixelFeatures(latents, self.stride4(x01, vae_f4), tokens)
-
-    def _frames_at_once(self, images: Tensor) -> int:
-        """Most images ``[N, 3, H, W]`` that the VAE encodes at once: few kernels, but bounded memory."""
-        if images.device.type != "cuda":
-            return VAE_FRAMES
-        frame = VAE_MAPS * self.vae_channels * images[0, 0].numel() * (self.vae.held or torch.float32).itemsize
-        return max(1, min(VAE_BYTES, free_memory(images.device) // 2) // frame)
 
     def encode_text(self, captions: list[str]) -> Tensor:
         """Token features of the text encoder of the diffusion model, ``[B, 77, D]``."""

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, RobertaModel, UMT5Config, UMT5EncoderModel
 
-from models.diffusion.encoder import VAE_FRAMES, TemporalStem
+from models.diffusion.encoder import TemporalStem, vae_parts
 from models.diffusion.stack import (
     NO_CODE,
     Source,
@@ -239,7 +239,7 @@ class WanEncoder(PyramidEncoder):
                 videos = torch.cat([videos, videos[:, :, -1:].expand(-1, -1, pad, -1, -1)], dim=2)
                 latents = torch.cat([self._own(self.vae(video)) for video in videos.split(1)])
             else:
-                images = videos.transpose(1, 2).flatten(0, 1)[:, :, None].split(VAE_FRAMES)
+                images = vae_parts(self.vae, videos.transpose(1, 2).flatten(0, 1)[:, :, None])
                 single = torch.cat([self._own(self.vae(part)) for part in images])[:, :, 0]
                 latents = single.unflatten(0, frames.shape[:2]).transpose(1, 2)
             mean, std = self.latent_mean[:, None], self.latent_std[:, None]
