@@ -125,6 +125,7 @@ def test_the_host_does_not_wait_for_the_gpu(cfg: Config, monkeypatch: pytest.Mon
                 )
         text = torch.empty(1, 77, encoder.unet.module.config.cross_attention_dim, device="cuda")
         monkeypatch.setattr("models.rem.text_states", lambda *of: text)
+        monkeypatch.setattr("models.diffusion.encoder.free_memory", lambda device: 1 << 30)
         with Watch():
             latents = encoder(encoder.encode_pixels(torch.empty(1, 2, 3, SIDE, SIDE, device="cuda")), ["a"])
             masks = encoder.decode_masks(latents)
