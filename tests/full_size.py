@@ -61,7 +61,7 @@ def main() -> None:
         STEPS[args.step[0]](args.folder, args.step[1])
         return
     if not (args.folder / "stack").is_dir():
-        make_parts(args.folder / "stack")
+        timed("make the frozen parts", *command("tests.full_size", args.folder, "--step", "parts", MODELS[0]))
     write_video(args.folder / "video.mp4", frames(args.frames))
     for model in args.model or MODELS:
         authors, converted = args.folder / f"{model}.pth", args.folder / f"{model}.safetensors"
@@ -81,7 +81,7 @@ def command(module: str, *arguments: object) -> list[str]:
 
 
 def timed(what: str, *line: str) -> None:
-    """Run a process, and print its seconds and the peak of its memory."""
+    """Run a process, and print its seconds and the peak of its memory, which begins at the peak of this process."""
     started = time.monotonic()
     process = subprocess.Popen(line)
     _, status, usage = os.wait4(process.pid, 0)
@@ -99,7 +99,7 @@ def frames(count: int) -> np.ndarray:
     return np.mean(layers, axis=0).astype(np.uint8)
 
 
-def make_parts(folder: Path) -> None:
+def make_parts(folder: Path, _: str) -> None:
     """Write the frozen parts with random weights in the layout of the hub."""
     classes = {
         "unet": UNet3DConditionModel,
@@ -108,7 +108,7 @@ def make_parts(folder: Path) -> None:
         "clip": CLIPVisionModelWithProjection,
         "roberta": RobertaModel,
     }
-    with atomic_folder(folder) as target:
+    with atomic_folder(folder / "stack") as target:
         shutil.copytree(FULL_SIZE, target, dirs_exist_ok=True)
         tiny = make_tiny_stack(target.with_name("tiny"))
         shutil.copytree(tiny / "tokenizer", target / "tokenizer")
@@ -181,7 +181,7 @@ def compare(folder: Path, name: str) -> None:
     )
 
 
-STEPS: dict[str, Callable[[Path, str], None]] = {"authors": write_authors, "compare": compare}
+STEPS: dict[str, Callable[[Path, str], None]] = {"parts": make_parts, "authors": write_authors, "compare": compare}
 
 
 if __name__ == "__main__":
