@@ -35,17 +35,18 @@ from models.checkpoints import frozen_parts, held_parts, load_weights, open_chec
 from models.diffusion import wan
 from models.diffusion.generators import find_generator
 from models.diffusion.stack import FrozenStack, load_stack, part_sources
-from scripts import convert_checkpoint, push_to_hub
+from scripts import convert_checkpoint, push_to_hub, web_demo
 from tests import hub_server
 from tests.commands import run_command
 from tests.hub_server import COMMIT, HubServer, checkpoint_path
-from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_model, write_authors
+from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_flags, tiny_model, write_authors
 from util import hub
 from util.checkpoint import read_content
 from util.config import WEIGHTS, Config
 from util.errors import UserError
 from util.files import file_sha256
 from util.hub import cached_revision
+from util.video import open_media
 
 
 @pytest.fixture
@@ -313,6 +314,7 @@ def test_revisions(cache: Path) -> None:
 
 
 T2V, CLIP, ROBERTA = "ali-vilab/text-to-video-ms-1.7b", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "roberta-base"
+WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
 @pytest.fixture
@@ -753,34 +755,61 @@ def test_without_any_argument(
 
 
 @pytest.fixture(scope="module")
-def published(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def published(root: Path, tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Toy-size folders of the repositories that the commands below name."""
     folder, stack = tmp_path_factory.mktemp("published"), root / "toy/stack"
     shutil.copytree(stack, folder / "t2v", ignore=shutil.ignore_patterns("clip", "roberta"))
-    for name in ("vdit", "rem", "mine"):
+    shutil.copytree(tiny_wan, folder / "wan", ignore=shutil.ignore_patterns("roberta"))
+    for name in ("vdit", "rem"):
         (folder / name).mkdir()
     flags = ("--to", "authors", "--pretrained", stack)
     done = run_command(convert_checkpoint.main, root / "toy/vdit.safetensors", folder / "vdit/vdit.pth", *flags)
     assert done.returncode == 0, done.stderr
     torch.save({"unet": load_file(stack / "unet/diffusion_pytorch_model.safetensors")}, folder / "rem/rem.pth")
-    shutil.copy(root / "toy/vdit.safetensors", folder / "mine/weights.safetensors")
-    frozen = {T2V: folder / "t2v", CLIP: stack / "clip", ROBERTA: stack / "roberta"}
+    words = (root / "toy/vdit.safetensors", "org/my-model", "--folder", folder / "mine")
+    done = run_command(push_to_hub.main, *words)
+    assert done.returncode == 0, done.stderr
+    frozen = {T2V: folder / "t2v", CLIP: stack / "clip", ROBERTA: stack / "roberta", WAN: folder / "wan"}
     trained = {"buxiangzhiren/VD-IT": "vdit", "anuragba/refereverything": "rem", "org/my-model": "mine"}
     return {**frozen, **{name: folder / inside for name, inside in trained.items()}}
 
 
 SMALL = ("--eval_size", "64", "--device", "cpu")
+TRAIN = ("--device", "cpu", "--max_steps", "1", "--batch_size", "1", "--num_frames", "1", "--sample_every", "0")
 HUB_COMMANDS: dict[str, tuple[str, ...]] = {
     'python demo.py video.mp4 "the dog"': (*SMALL, "--out", "./out"),
-    "python -m scripts.convert_checkpoint hf://buxiangzhiren/VD-IT vdit.safetensors": ("--stack", "toy/stack"),
-    "python -m scripts.convert_checkpoint hf://anuragba/refereverything rem.safetensors": ("--stack", "toy/stack"),
-    f"python -m scripts.convert_checkpoint vdit.safetensors vdit.pth --to authors --pretrained {T2V}": (),
+    'python demo.py video.mp4 "the dog" --resume CHECKPOINT --out out': SMALL,
+    "python -m scripts.web_demo --resume CHECKPOINT": (*SMALL, "--port", "0"),
     "python main.py --config configs/vdit_ytvos.yaml --resume hf://org/my-model --eval …": (
         *("--pretrained", T2V, "--ytvos_path", "data", "--output_dir", "./eval"),
         *SMALL,
     ),
+    "python inference_ytvos.py --config configs/vdit_ytvos.yaml --resume CHECKPOINT": (
+        *("--pretrained", T2V, "--ytvos_path", "data", "--output_dir", "./masks"),
+        *SMALL,
+    ),
+    "sh scripts/dist_train_ytvos_vdit.sh runs/vdit --resume auto": (
+        "--ytvos_path",
+        "data",
+        "--pretrained",
+        T2V,
+        *TRAIN,
+    ),
+    "python main.py --config configs/wan_ytvos.yaml --ytvos_path data/ref-youtube-vos --output_dir runs/wan": (
+        *("--train_scales", "64", "--crop_scales", "--max_size", "96", "--text_cache", "./text", "--num_workers", "0"),
+        *("--eval_size", "64", *TRAIN, *tiny_flags()),
+    ),
+    "python -m scripts.convert_checkpoint hf://buxiangzhiren/VD-IT vdit.safetensors": ("--stack", "toy/stack"),
+    "python -m scripts.convert_checkpoint hf://anuragba/refereverything rem.safetensors": ("--stack", "toy/stack"),
+    f"python -m scripts.convert_checkpoint vdit.safetensors vdit.pth --to authors --pretrained {T2V}": (),
 }
 """Commands of the pages that download weights, and the flags that make them toy-size."""
+PLACES = {
+    "configs/vdit_ytvos.yaml": "configs/vdit_toy.yaml",
+    "CHECKPOINT": "org/my-model",
+    **dict.fromkeys(("runs/vdit", "runs/wan", "out"), "./out"),
+}
+"""Words of the commands → what stands for them here; files and ``./…`` are in the test's folder."""
 
 
 @pytest.mark.slow
@@ -794,42 +823,65 @@ def test_commands_that_download(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each command of the pages: the connection breaks off for good, then online, then offline from the cache."""
+    """Each command of the pages without network and cache, as the connection breaks off, online, and from the cache."""
     pages = [root / "README.md", *(root / "docs").glob("*.md")]
     assert any(command in page.read_text() for page in pages), "no page has this command any more"
     for name, folder in published.items():
         server.add(name, folder, "mit")
     monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
-    _, *words = (*shlex.split(command.removesuffix(" …")), *HUB_COMMANDS[command])
-    script = words[1] if words[0] == "-m" else words[0].removesuffix(".py")
-    places = {"configs/vdit_ytvos.yaml": "configs/vdit_toy.yaml", "data": str(toy_data)}
+    program, *words = (*shlex.split(command.removesuffix(" …")), *HUB_COMMANDS[command])
+    if program == "sh":  # what scripts/launch.sh makes of it
+        words = ["main.py", "--config", "configs/vdit_ytvos.yaml", "--output_dir", *words[1:]]
+    script = words.pop(0).removesuffix(".py") if words[0] != "-m" else words[1]
+    words = words[2:] if words[0] == "-m" else words
+    main: Any = import_module(script).main
+    places = {**PLACES, **dict.fromkeys(("data", "data/ref-youtube-vos"), str(toy_data))}
 
-    def run(phase: str) -> tuple[CompletedProcess[str], dict[str, bytes]]:
+    def run(phase: str, offline: bool) -> tuple[CompletedProcess[str], set[Path]]:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
         folder = tmp_path / phase
         folder.mkdir()
         shutil.copy(root / "toy/vdit.safetensors", folder) if "authors" in words else None
         Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(folder / "video.mp4", "png")
+        monkeypatch.setattr(web_demo, "serve", lambda *given: _visit(folder, *given))
         before = set(folder.rglob("*"))
         local = [
-            str(folder / word) if re.fullmatch(r"(\./)?\w+(\.\w+)?", word) and "." in word else places.get(word, word)
-            for word in words[2 if words[0] == "-m" else 1 :]
+            str(folder / word) if re.fullmatch(r"(\./)?\w+(\.[a-z]\w*)?", word) and "." in word else word
+            for word in (places.get(word, word) for word in words)
         ]
-        done = run_command(import_module(script).main, *local)
-        made = [path for path in folder.rglob("*") if path.is_file() and path not in before]
-        return done, {str(path.relative_to(folder)): path.read_bytes() for path in made}
+        done = run_command(main, *local)
+        made = [path for path in folder.rglob("*.*") if path not in before and "tfevents" not in path.name]
+        return done, {path.relative_to(folder) for path in made if path.is_file()}
 
-    server.cuts = 1000
-    done, made = run("cut")
-    assert done.returncode == 2 and not made and not list((tmp_path / "hub").rglob("*.incomplete"))
-    error = done.stderr.splitlines()[-1]
-    assert re.fullmatch(r"error: the download of \S+ from \S+ broke off \(.+\); run the command again, .*", error)
-    server.cuts = 0
-    done, made = run("online")
+    def refused(phase: str, offline: bool, sentence: str) -> None:
+        done, made = run(phase, offline)
+        assert done.returncode == 2 and re.fullmatch(sentence, done.stderr.splitlines()[-1]), done.stderr
+        assert not {path.suffix for path in made} & {".safetensors", ".pth", ".png"}, list(made)
+        assert "Traceback" not in done.stderr and not list((tmp_path / "hub").rglob("*.incomplete"))
+
+    absent = r"error: .* not in the cache, and the hub cannot be reached; connect to the network once, or (run|give) .*"
+    broken = r"error: the download of \S+ from \S+ broke off \(.+\); run the command again, .*"
+    refused("without", True, absent)
+    server.broken = "/resolve/"  # in the first file
+    refused("cut", False, broken)
+    if "--stack" not in words:
+        server.broken = "model.safetensors"  # in the first weights of the frozen parts
+        refused("cut later", False, broken)
+    server.broken = ""
+    refused("half", True, absent)
+    done, made = run("online", False)
     assert done.returncode == 0 and "note: downloading" in done.stdout, done.stderr
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    done, again = run("offline")
+    done, again = run("offline", True)
     assert done.returncode == 0 and "note: downloading" not in done.stdout, done.stderr
-    assert made and again.keys() == made.keys()
+    assert made and again == made
+
+
+@contextlib.contextmanager
+def _visit(folder: Path, pretrained: Any, segment: Callable[..., Any], options: Any) -> Iterator[str]:
+    """In place of the page: one visitor, and Ctrl-C."""
+    segment(open_media(folder / "video.mp4"), ["the dog"], folder / "out")
+    raise SystemExit
+    yield ""
 
 
 @pytest.mark.slow

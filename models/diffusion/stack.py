@@ -58,10 +58,10 @@ TOKENIZER_FILES = frozenset(
 CONFIGS = frozenset({"config.json", "scheduler_config.json"})
 T2V_FOLDERS = ("scheduler", "unet", "vae", "text_encoder", "tokenizer")
 _WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|pytorch_model|model)(?P<shard>-\d+-of-\d+)?(?:\.(?P<variant>fp16|bf16))?"
-    r"\.(?P<kind>safetensors|bin)(?P<index>\.index\.json)?"
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>fp16|bf16))?(?:-\d+-of-\d+)?"
+    r"\.(?P<kind>safetensors|bin)(?:\.index(?:\.(?P<of>fp16|bf16))?\.json)?"
 )
-"""Names of files with the weights of a part."""
+"""Names of files with the weights of a part, whole or in several files with an index."""
 STRIDE4_BLOCK = 2  # the block of the VAE whose output is the stride-4 feature
 
 
@@ -186,7 +186,7 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     _quiet_loading()
     # Before the large parts, so that a mistake shows early.
     signal_rate = _signal_rate(t2v)
-    sentence_encoder, sentence_tokenizer = _sentence_encoder(sentences)
+    sentence_encoder, sentence_tokenizer = read_sentence_encoder(sentences)
     wide = {"dtype": torch.float32, **NO_CODE}
     return FrozenStack(
         signal_rate=signal_rate,
@@ -255,12 +255,12 @@ def load_sentence_encoder(pretrained: str, text_encoder: str = "") -> tuple[Robe
         UserError: it is missing, incomplete, of a different kind, or cannot be read.
     """
     name = part_sources(pretrained, "", text_encoder)["sentence_encoder"]
-    sources = find_sources((name, "--text_encoder", ("",)))
+    return read_sentence_encoder(*find_sources((name, "--text_encoder", ("",))))
+
+
+def read_sentence_encoder(source: Source) -> tuple[RobertaModel, Any]:
+    """``load_sentence_encoder`` from a source that has been found."""
     _quiet_loading()
-    return _sentence_encoder(*sources)
-
-
-def _sentence_encoder(source: Source) -> tuple[RobertaModel, Any]:
     options = {"add_pooling_layer": False, "dtype": torch.float32, **NO_CODE}
     encoder = load_network("sentence encoder", source, RobertaModel.from_pretrained, **options)
     tokenizer = load_part("sentence tokenizer", source, AutoTokenizer.from_pretrained, **NO_CODE)
@@ -442,7 +442,7 @@ def _weights_files(names: Collection[str]) -> tuple[list[str], dict[str, Any]]:
     forms: dict[tuple[str, bool], list[str]] = {}
     for name in names:
         if found := _WEIGHTS.fullmatch(name):
-            forms.setdefault((found["variant"] or "", found["kind"] == "bin"), []).append(name)
+            forms.setdefault((found["variant"] or found["of"] or "", found["kind"] == "bin"), []).append(name)
     if not forms:
         return [], {}
     variant, pickled = chosen = min(forms)
