@@ -34,7 +34,7 @@ class HubServer(ThreadingHTTPServer):
         commit: of every repository.
         requests: of files and listings, in order: method and path.
         cuts: number of downloads of large files that will break off in the middle.
-        broken: files whose path has this part break off always, small ones too; empty: none.
+        broken: transfers to and from paths with this part break off always, of small files too; empty: none.
         uploaded: repository/file → content that was pushed.
     """
 
@@ -100,6 +100,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Create a repository, or store a commit of files in it."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.requests.append(f"POST {self.path}")
+        if self.server.broken and self.server.broken in self.path:
+            self.close_connection = True
+            return
         reply: dict[str, Any] = {}
         if self.path == "/api/repos/create":
             about = json.loads(body)

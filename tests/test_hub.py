@@ -22,19 +22,23 @@ import httpx2
 import huggingface_hub
 import numpy as np
 import pytest
+import timm
 import torch
+from diffusers import WanTransformer3DModel
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import UMT5EncoderModel
 
 import demo
 from engine import build_mask_identity
 from models import checkpoints, frozen_sources, load_pretrained
 from models.authors import SIZES, authors_names, authors_weights
+from models.backbones import build_backbone
 from models.checkpoints import frozen_parts, held_parts, load_weights, open_checkpoint, part_hash, without_frozen
 from models.diffusion import wan
 from models.diffusion.generators import find_generator
-from models.diffusion.stack import FrozenStack, load_stack, part_sources
+from models.diffusion.stack import FrozenStack, load_stack, load_whole_stack, part_sources
 from scripts import convert_checkpoint, push_to_hub, web_demo
 from tests import hub_server
 from tests.commands import run_command
@@ -417,8 +421,9 @@ def test_only_files_that_are_read_are_downloaded(server: HubServer, parts: Path)
     assert not [request for request in server.requests if not request.startswith("GET /api/models/")]
 
 
+@pytest.mark.parametrize("load", [load_stack, load_whole_stack])
 def test_downloads_of_frozen_parts_show_their_progress(
-    server: HubServer, parts: Path, monkeypatch: pytest.MonkeyPatch
+    load: Callable[[str], Any], server: HubServer, parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other bars are silenced later."""
     huggingface_hub.utils.enable_progress_bars()
@@ -429,32 +434,101 @@ def test_downloads_of_frozen_parts_show_their_progress(
         return download(*args, **options)
 
     monkeypatch.setattr(hub, "hf_hub_download", watched)
-    load_stack(T2V)
-    assert len(silent) > 10 and not any(silent)
+    load(T2V)
+    assert len(silent) > 7 and not any(silent)
 
 
 def test_a_repository_says_which_generator_it_holds(
-    server: HubServer, tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HubServer,
+    tiny_wan: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its frozen parts are then loaded from the hub, and without it from the cache."""
-    server.add("org/wan", tiny_wan)
-    assert find_generator("hf://org/wan").name == find_generator("org/wan").name == "Wan 2.1"
-    assert server.downloaded() == ["org/wan/transformer/config.json"]
-    options = {"text_encoder": str(tiny_wan / "roberta"), "text_cache": str(tmp_path / "text")}
+    folder = tmp_path / "wan"
+    shutil.copytree(tiny_wan, folder)
+    for part, kind in (("transformer", WanTransformer3DModel), ("text_encoder", UMT5EncoderModel)):
+        (whole,) = (folder / part).glob("*.safetensors")
+        whole.rename(whole.with_suffix(".fp16.safetensors"))  # not read
+        kind.from_pretrained(tiny_wan / part).save_pretrained(folder / part, max_shard_size="130KB")  # as published
+    (folder / "roberta").rename(tmp_path / "roberta")
+    server.add(WAN, folder, "apache-2.0")
+    server.add(ROBERTA, tmp_path / "roberta", "mit")
+    assert find_generator(f"hf://{WAN}").name == find_generator(WAN).name == "Wan 2.1"
+    assert server.downloaded() == [f"{WAN}/transformer/config.json"]
+    monkeypatch.setattr(hub_server, "LARGE", 50_000)
     read: list[str] = []
     monkeypatch.setattr(wan, "file_sha256", lambda path: read.append(path.name) or file_sha256(path))
-    local, loaded = (wan.load_stack(name, **options) for name in (str(tiny_wan), "org/wan"))
+    local = wan.load_stack(str(folder), str(tmp_path / "roberta"), str(tmp_path / "text"))
+    capsys.readouterr()
+    loaded = wan.load_stack(WAN, "", str(tmp_path / "hub_text"))
     assert loaded.text_sha256 == local.text_sha256
-    assert read.count("model.safetensors") == 1, "the cache names large files by their hash"
+    shards = [name for name in read if name.startswith("model-")]
+    assert len(shards) == len({*shards}) > 1, "the cache names large files by their hash"
     pairs = zip(loaded.transformer.parameters(), local.transformer.parameters(), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
-    assert "org/wan/transformer/config.json" not in server.downloaded(), "it is in the cache"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        assert find_generator("org/wan").name == "Wan 2.1"
-        wan.load_stack("org/wan", **options)
+    files = server.downloaded()
+    parts = {file.removeprefix(f"{WAN}/").partition("/")[0] for file in files if file.startswith(WAN)}
+    assert parts == {"transformer", "vae", "text_encoder", "tokenizer"}
+    assert not [file for file in files if ".fp16." in file or file.endswith("transformer/config.json")]
+    sizes = [
+        sum((at / file.removeprefix(f"{name}/")).stat().st_size for file in files if file.startswith(name))
+        for name, at in ((WAN, folder), (ROBERTA, tmp_path / "roberta"))
+    ]
+    wanted = zip((WAN, ROBERTA), map(hub.shown_size, sizes), ("apache-2.0", "mit"), strict=True)
+    listed = ", ".join(f"{name} ({size}, licence: {licence})" for name, size, licence in wanted)
+    cache = huggingface_hub.constants.HF_HUB_CACHE
+    out, err = capsys.readouterr()
+    assert out == f"note: downloading {hub.shown_size(sum(sizes))} into {cache}, once: {listed}\n"
+    assert "Loading" not in err
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert find_generator(WAN).name == "Wan 2.1"
+    features = [
+        stack.text_cache(["the dog"], torch.device("cpu"))[0]
+        for stack in (local, wan.load_stack(WAN, "", str(tmp_path / "hub_text")))
+    ]
+    assert torch.equal(*features)
     assert server.downloaded() == []
-    assert find_generator("org/nothing").name == "ModelScope", "loading reports that there is no such repository"
+
+
+def test_published_weights_do_not_fit_another_generator(server: HubServer, tiny_wan: Path) -> None:
+    """Which is said before gigabytes of both are downloaded."""
+    server.add(WAN, tiny_wan)
+    for own in (WAN, str(tiny_wan)):
+        with pytest.raises(UserError, match=r"VD-IT was trained with ModelScope, and .* holds Wan 2\.1; leave"):
+            load_pretrained(pretrained=own)
+    assert server.downloaded() == [f"{WAN}/transformer/config.json"]
+    with pytest.raises(UserError, match="the hub has no repository org/nothing"):
+        find_generator("org/nothing")
+
+
+def test_half_precision_in_several_files(small_stack: Path, tmp_path: Path) -> None:
+    """As the libraries store large parts."""
+    for part in ("scheduler", "vae", "tokenizer"):
+        shutil.copytree(small_stack / part, tmp_path / part)
+    own = load_whole_stack(str(small_stack))
+    for part, size in (("unet", "1MB"), ("text_encoder", "50KB")):
+        getattr(own, part).half().save_pretrained(tmp_path / part, max_shard_size=size, variant="fp16")
+        assert len(list((tmp_path / part).glob("*fp16-*-of-*.safetensors"))) > 1
+    found = load_whole_stack(str(tmp_path))
+    for part in ("unet", "text_encoder"):
+        assert differences(getattr(found, part).state_dict(), getattr(own, part).float().state_dict()) == []
+
+
+def test_weights_of_a_backbone(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--backbone timm:NAME --backbone_weights DEFAULT``."""
+    network = timm.create_model("test_resnet")
+    (tmp_path / "timm").mkdir()
+    save_file(network.state_dict(), tmp_path / "timm/model.safetensors")
+    server.add(network.pretrained_cfg["hf_hub_id"], tmp_path / "timm")
+    monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
+    for offline, server.broken, fails in ((True, "", 1), (False, "/resolve/", 1), (False, "", 0), (True, "", 0)):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        said = r"^cannot download the weights of timm:\S+: .+; run the command again, .*"
+        with pytest.raises(UserError, match=said) if fails else contextlib.nullcontext():
+            found = build_backbone("timm:test_resnet", "DEFAULT")
+    assert torch.equal(found.network.conv1[0].weight, network.conv1[0].weight)
 
 
 @pytest.mark.parametrize("given", ["damo-vilab/text-to-video-ms-1.7b", "ali-vilab/text-to-video-ms-1.7b"])

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, DDIMScheduler, UNet3DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection, RobertaModel
@@ -165,8 +166,8 @@ def load_whole_stack(pretrained: str) -> WholeStack:
     Raises:
         UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
-    _quiet_loading()
     (t2v,) = find_sources((part_sources(pretrained)["unet"], "--pretrained", T2V_FOLDERS))
+    _quiet_loading()
     return WholeStack(signal_rate=_signal_rate(t2v), **_generator(t2v, UNet3DConditionModel, WholeVAE))
 
 
@@ -571,4 +572,5 @@ def _quiet_loading() -> None:
     """Silence progress bars (of later downloads too) and lists of weights that are left out; errors still show."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
