@@ -11,12 +11,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
+import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import httpx2
 import huggingface_hub
@@ -25,7 +28,8 @@ import pytest
 import timm
 import torch
 from diffusers import WanTransformer3DModel
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.cli import hf as hf_cli
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
@@ -39,11 +43,12 @@ from models.checkpoints import frozen_parts, held_parts, load_weights, open_chec
 from models.diffusion import wan
 from models.diffusion.generators import find_generator
 from models.diffusion.stack import FrozenStack, load_stack, load_whole_stack, part_sources
-from scripts import convert_checkpoint, push_to_hub, web_demo
+from scripts import check_data, convert_checkpoint, push_to_hub, web_demo
 from tests import hub_server
 from tests.commands import run_command
 from tests.hub_server import COMMIT, HubServer, checkpoint_path
 from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_flags, tiny_model, write_authors
+from tests.true_formats import write_toy_mevis
 from util import hub
 from util.checkpoint import read_content
 from util.config import WEIGHTS, Config
@@ -213,21 +218,6 @@ def test_a_download_that_is_cut_off_continues(server: HubServer, tmp_path: Path)
     assert checkpoint_path("hf://org/repo", "--resume").read_bytes() == content
     assert server.downloaded() == ["org/repo/model.pth", f"org/repo/model.pth from {10 * 2**20}"]
     assert not list((tmp_path / "hub").rglob("*.incomplete"))
-
-
-def test_a_hub_that_goes_away_in_the_middle(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    serve(server, tmp_path, "org/repo", model__pth=bytes(200_000))
-
-    def fail(*args: Any, **options: Any) -> None:
-        raise httpx2.ReadError("connection reset")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(hub, "hf_hub_download", fail)
-        with pytest.raises(
-            UserError, match=r"model\.pth from org/repo broke off \(connection reset\); run the command"
-        ):
-            checkpoint_path("hf://org/repo", "--resume")
-    assert checkpoint_path("hf://org/repo", "--resume").stat().st_size == 200_000
 
 
 def test_a_hub_that_names_paths_elsewhere(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -822,10 +812,6 @@ def test_without_any_argument(
     said, toy = segment("toy", "--resume", root / "toy/vdit.safetensors")
     assert toy == mask
     assert load_pretrained(device="cpu").checkpoint.name == "vdit_ytvos.safetensors"
-    shutil.rmtree(tmp_path / "assets")
-    done = run_command(demo.main, tmp_path / "picture.png", "the dog", "--out", tmp_path / "third")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "hf://buxiangzhiren/VD-IT is not in the cache" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -962,7 +948,10 @@ def _visit(folder: Path, pretrained: Any, segment: Callable[..., Any], options: 
 def test_the_commands_for_a_machine_without_a_network(
     server: HubServer, published: dict[str, Path], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the message and of docs/install.md are the same: fill a cache elsewhere, and use it."""
+    """Those of the message and of docs/install.md are the same: fill a cache elsewhere, and use it.
+
+    A connection that breaks off leaves nothing that is used, and the same commands then do the rest.
+    """
     for name, folder in published.items():
         server.add(name, folder)
     server.repositories[CLIP]["open_clip_model.safetensors"] = published[CLIP] / "config.json"
@@ -977,6 +966,11 @@ def test_the_commands_for_a_machine_without_a_network(
     assert done.returncode == 2 and said
     page = " ".join((root / "docs/install.md").read_text().split()).replace(" done HF_HUB", "; done HF_HUB")
     assert f"{said[1]} HF_HUB_CACHE={said[2]} " in page
+    relative = os.path.relpath(tmp_path / said[2], root)  # as the command of the message sets it
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", relative)
+    with cut_off(server, monkeypatch, "vdit.pth"):
+        hf("download", "buxiangzhiren/VD-IT", "--cache-dir", tmp_path / said[2])
+    assert run_command(demo.main, *words).stderr == done.stderr
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     places = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "PATH": path}
     fetched = subprocess.run(
@@ -985,11 +979,93 @@ def test_the_commands_for_a_machine_without_a_network(
     assert fetched.returncode == 0, fetched.stderr
     assert not list((tmp_path / said[2]).rglob("open_clip*")) and server.requests
     server.requests.clear()
-    relative = os.path.relpath(tmp_path / said[2], root)  # as the command of the message sets it
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", relative)
     done = run_command(demo.main, *words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/masks/1_the-dog/00000.png").is_file() and server.requests == []
+
+
+def hf(*words: object) -> None:
+    """The command ``hf``, in this process."""
+    with mock.patch.object(sys, "argv", ["hf", *map(str, words)]), pytest.raises(SystemExit) as end:
+        hf_cli.app(windows_expand_args=False)
+    assert not end.value.code
+
+
+@contextlib.contextmanager
+def cut_off(server: HubServer, monkeypatch: pytest.MonkeyPatch, part: str) -> Iterator[None]:
+    """Transfers of files with this part in their path break off, and the block fails of it."""
+    with monkeypatch.context() as patch, pytest.raises(httpx2.RemoteProtocolError):
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(time, "sleep", lambda seconds: None)  # between attempts
+        patch.setattr(server, "broken", part)
+        yield
+
+
+def test_frozen_parts_in_a_folder(
+    server: HubServer, parts: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``hf download REPO --local-dir FOLDER`` of docs/install.md, and FOLDER as ``--pretrained``."""
+    assert "`hf download REPO --local-dir FOLDER`" in (root / "docs/install.md").read_text()
+    words, folder = ("download", T2V, "--local-dir", tmp_path / "stack"), tmp_path / "stack"
+    with cut_off(server, monkeypatch, "unet/diffusion_pytorch_model"):
+        hf(*words)
+    with pytest.raises(UserError, match=r"the UNet in .* has no file of weights .*; give a complete local folder"):
+        load_whole_stack(str(folder))
+    hf(*words)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hf(*words)
+    server.requests.clear()
+    load_whole_stack(str(folder))
+    assert server.requests == []
+
+
+def test_a_dataset_of_the_hub(server: HubServer, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MeViS, by the commands of docs/training.md."""
+    made = write_toy_mevis(tmp_path / "made", num_train=1, num_valid_u=1, num_valid=1, frames=4, no_target=1)
+    for split in made.iterdir():
+        with tarfile.open(split / "JPEGImages.tar", "w") as archive:
+            archive.add(split / "JPEGImages", "JPEGImages")
+        shutil.rmtree(split / "JPEGImages")
+        (split / "meta_expressions.json").rename(split / "meta_expressions_v2.json")
+    server.add("datasets/FudanCVL/MeViSv2", made)
+    page = (root / "docs/training.md").read_text().replace("data/mevis", str(tmp_path / "mevis"))
+    download, unpack, check = (
+        shlex.split(next(line for line in page.splitlines() if line.startswith(words)), comments=True)
+        for words in ("hf download FudanCVL", "tar -xf", "python -m scripts.check_data mevis")
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(LocalEntryNotFoundError):
+        hf(*download[1:])
+    with cut_off(server, monkeypatch, "train/mask_dict.json"):
+        hf(*download[1:])
+    done = run_command(check_data.main, *check[3:], "--workers", 1)
+    assert done.returncode == 2 and "download or extract the files named above" in done.stdout
+    assert not (tmp_path / "mevis/train/mask_dict.json").exists()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    hf(*download[1:])
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hf(*download[1:])
+    for split in ("train", "valid_u", "valid"):
+        subprocess.run([word.replace("mevis/train", f"mevis/{split}") for word in unpack], check=True)
+    done = run_command(check_data.main, *check[3:], "--workers", 1)
+    assert done.returncode == 0 and "nothing is missing or broken" in done.stdout, done.stdout
+
+
+def test_a_file_by_curl(server: HubServer, published: dict[str, Path], root: Path, tmp_path: Path) -> None:
+    """The command of docs/checkpoints.md continues where the connection broke off."""
+    (command,) = re.findall(r"`(curl .*?)`", (root / "docs/checkpoints.md").read_text())
+    command = command.replace("https://huggingface.co/org/repo", f"{server.address}/org/my-model")
+    words = shlex.split(command.replace("FILE", "weights.safetensors"))
+    server.add("org/my-model", published["org/my-model"])
+    server.cuts = 1
+    assert subprocess.run(words, cwd=tmp_path, capture_output=True).returncode == 18
+    with pytest.raises(UserError, match=r"weights\.safetensors is not a readable checkpoint; it may be truncated"):
+        open_checkpoint(str(tmp_path / "weights.safetensors"), "--resume")
+    assert subprocess.run(words, cwd=tmp_path, capture_output=True).returncode == 0
+    assert server.downloaded()[-1].startswith("org/my-model/weights.safetensors from ")
+    assert file_sha256(tmp_path / words[-1].rpartition("/")[2]) == file_sha256(
+        published["org/my-model"] / "weights.safetensors"
+    )
 
 
 # -------- scripts.push_to_hub ---------------------------------------------------
@@ -1055,6 +1131,12 @@ def test_what_is_pushed_is_loaded(
 ) -> None:
     """Push over HTTP, then run the lines of docs/checkpoints.md online and offline."""
     monkeypatch.setenv("HF_TOKEN", "hf_token")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
+    server.broken = "/commit/"
+    done = run_command(push_to_hub.main, root / "toy/vdit.safetensors", "org/my-model")
+    assert done.returncode == 2 and not server.uploaded
+    assert re.fullmatch(r"error: the hub cannot be reached \(RemoteProtocolError\); .*", done.stderr.splitlines()[-1])
+    server.broken = ""
     done = run_command(push_to_hub.main, root / "toy/vdit.safetensors", "org/my-model")
     assert done.returncode == 0 and "https://huggingface.co/org/my-model" in done.stdout, done.stderr
     served = tmp_path / "served"
@@ -1067,12 +1149,16 @@ def test_what_is_pushed_is_loaded(
     Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(tmp_path / "video.mp4", "png")
     page = (root / "docs/checkpoints.md").read_text()
     lines = page[page.index("from models import load_pretrained") :].partition("```")[0]
-    for offline in (False, True):
+    absent = "org/my-model is not in the cache, .* `hf download org/my-model --local-dir my-model`"
+    for offline, server.broken, said in (
+        *((True, "", absent), (False, "/resolve/", "from org/my-model broke off"), (True, "", absent)),
+        *((False, "model.safetensors", f"from {T2V} broke off"), (False, "", ""), (True, "", "")),
+    ):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
         names: dict[str, Any] = {}
-        with contextlib.chdir(tmp_path):
+        with contextlib.chdir(tmp_path), pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
             exec(lines, names)
-        assert names["result"]["the dog"].masks.shape == (1, 64, 96)
+            assert names["result"]["the dog"].masks.shape == (1, 64, 96)
     done = run_command(push_to_hub.main, root / "toy/vdit.safetensors", "org/my-model")
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: the hub cannot be reached (")
 
