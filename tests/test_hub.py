@@ -944,6 +944,13 @@ def _visit(folder: Path, pretrained: Any, segment: Callable[..., Any], options: 
     yield ""
 
 
+def test_the_page_with_published_weights(cache: Path) -> None:
+    """It names their repository and the way to get it, as the demo does."""
+    done = run_command(web_demo.main, "--weights", "vdit", "--port", 0)
+    said = r"error: hf://buxiangzhiren/VD-IT is not in the cache, .* or run `for repo in .*"
+    assert done.returncode == 2 and re.fullmatch(said, done.stderr.strip())
+
+
 @pytest.mark.slow
 def test_the_commands_for_a_machine_without_a_network(
     server: HubServer, published: dict[str, Path], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -1051,21 +1058,21 @@ def test_a_dataset_of_the_hub(server: HubServer, root: Path, tmp_path: Path, mon
     assert done.returncode == 0 and "nothing is missing or broken" in done.stdout, done.stdout
 
 
-def test_a_file_by_curl(server: HubServer, published: dict[str, Path], root: Path, tmp_path: Path) -> None:
+def test_a_file_by_curl(server: HubServer, root: Path, tmp_path: Path) -> None:
     """The command of docs/checkpoints.md continues where the connection broke off."""
     (command,) = re.findall(r"`(curl .*?)`", (root / "docs/checkpoints.md").read_text())
     command = command.replace("https://huggingface.co/org/repo", f"{server.address}/org/my-model")
     words = shlex.split(command.replace("FILE", "weights.safetensors"))
-    server.add("org/my-model", published["org/my-model"])
+    (tmp_path / "served").mkdir()
+    own = Path(shutil.copy(root / "toy/vdit.safetensors", tmp_path / "served/weights.safetensors"))
+    server.add("org/my-model", own.parent)
     server.cuts = 1
     assert subprocess.run(words, cwd=tmp_path, capture_output=True).returncode == 18
     with pytest.raises(UserError, match=r"weights\.safetensors is not a readable checkpoint; it may be truncated"):
         open_checkpoint(str(tmp_path / "weights.safetensors"), "--resume")
     assert subprocess.run(words, cwd=tmp_path, capture_output=True).returncode == 0
     assert server.downloaded()[-1].startswith("org/my-model/weights.safetensors from ")
-    assert file_sha256(tmp_path / words[-1].rpartition("/")[2]) == file_sha256(
-        published["org/my-model"] / "weights.safetensors"
-    )
+    assert (tmp_path / "weights.safetensors").read_bytes() == own.read_bytes()
 
 
 # -------- scripts.push_to_hub ---------------------------------------------------
