@@ -22,6 +22,7 @@ from torch import Tensor
 
 from models import SegmentationModel
 from models.checkpoints import PATHS, open_checkpoint
+from models.diffusion.generators import GENERATORS, find_generator
 from models.diffusion.stack import stack_downloads
 from models.inference import WINDOW, InferenceOptions, VideoSegmenter, build_for_inference
 from util.config import WEIGHTS, Config
@@ -182,6 +183,13 @@ def load_pretrained(
 def open_pretrained(source: str, flag: str, options: dict[str, Any]) -> Pretrained:
     """``load_pretrained`` for a command, whose option ``flag`` named the checkpoint."""
     published = any(source == weights.source for weights in WEIGHTS.values())
+    own = options.get("pretrained")
+    # Before gigabytes are downloaded.
+    if published and own and (generator := find_generator(own)) is not GENERATORS[0]:
+        raise UserError(
+            f"{source} was trained with {GENERATORS[0].name}, and {own} holds {generator.name}; leave "
+            f"--pretrained out, or name a checkpoint that was trained with it with {flag}"
+        )
     frozen = [options.get(name) or getattr(Config, name) for name in ("pretrained", "image_encoder", "text_encoder")]
     others = partial(stack_downloads, *frozen) if published else tuple
     checkpoint = open_checkpoint(source, flag, others=others)

@@ -28,12 +28,13 @@ class HubServer(ThreadingHTTPServer):
     """The requests of the hub's API that listing, downloading and pushing need.
 
     Attributes:
-        repositories: name → file → its path on this machine.
+        repositories: name → file → its path on this machine; names of data sets begin with ``datasets/``.
         licences: name → licence.
         moved: former name → name.
         commit: of every repository.
         requests: of files and listings, in order: method and path.
         cuts: number of downloads of large files that will break off in the middle.
+        broken: transfers to and from paths with this part break off always, of small files too; empty: none.
         uploaded: repository/file → content that was pushed.
     """
 
@@ -47,6 +48,7 @@ class HubServer(ThreadingHTTPServer):
         self.commit = COMMIT
         self.requests: list[str] = []
         self.cuts = 0
+        self.broken = ""
         self.uploaded: dict[str, bytes] = {}
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -98,6 +100,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Create a repository, or store a commit of files in it."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.requests.append(f"POST {self.path}")
+        if self.server.broken and self.server.broken in self.path:
+            self.close_connection = True
+            return
         reply: dict[str, Any] = {}
         if self.path == "/api/repos/create":
             about = json.loads(body)
@@ -116,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(f"{self.command} {path}")
-        listing = re.fullmatch(r"/api/models/(.+)/(?:revision|tree)/([^/]+)", path)
+        listing = re.fullmatch(r"/api/(?:models/)?(.+)/(?:revision|tree)/([^/]+)", path)
         file = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path)
         found = listing or file
         if not found:
@@ -150,9 +155,10 @@ class _Handler(BaseHTTPRequestHandler):
         if begin:
             self.server.requests[-1] += f" from {begin}"
             headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-        cut = len(content) >= LARGE and self.server.cuts > 0
-        if cut:
+        cut = bool(self.server.broken) and self.server.broken in path
+        if len(content) >= LARGE and self.server.cuts > 0:
             self.server.cuts -= 1
+            cut = True
         self._send(content[begin:], headers, 206 if begin else 200, cut)
 
     def _send(self, content: bytes, headers: dict[str, str], status: int = 200, cut: bool = False) -> None:

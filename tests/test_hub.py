@@ -11,41 +11,51 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
+import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import httpx2
 import huggingface_hub
 import numpy as np
 import pytest
+import timm
 import torch
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from diffusers import WanTransformer3DModel
+from huggingface_hub.cli import hf as hf_cli
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import UMT5EncoderModel
 
 import demo
 from engine import build_mask_identity
 from models import checkpoints, frozen_sources, load_pretrained
 from models.authors import SIZES, authors_names, authors_weights
+from models.backbones import build_backbone
 from models.checkpoints import frozen_parts, held_parts, load_weights, open_checkpoint, part_hash, without_frozen
 from models.diffusion import wan
 from models.diffusion.generators import find_generator
-from models.diffusion.stack import FrozenStack, load_stack, part_sources
-from scripts import convert_checkpoint, push_to_hub
+from models.diffusion.stack import FrozenStack, load_stack, load_whole_stack, part_sources
+from scripts import check_data, convert_checkpoint, push_to_hub, web_demo
 from tests import hub_server
 from tests.commands import run_command
 from tests.hub_server import COMMIT, HubServer, checkpoint_path
-from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_model, write_authors
+from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_flags, tiny_model, write_authors
+from tests.true_formats import write_toy_mevis
 from util import hub
 from util.checkpoint import read_content
 from util.config import WEIGHTS, Config
 from util.errors import UserError
 from util.files import file_sha256
 from util.hub import cached_revision
+from util.video import open_media
 
 
 @pytest.fixture
@@ -210,21 +220,6 @@ def test_a_download_that_is_cut_off_continues(server: HubServer, tmp_path: Path)
     assert not list((tmp_path / "hub").rglob("*.incomplete"))
 
 
-def test_a_hub_that_goes_away_in_the_middle(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    serve(server, tmp_path, "org/repo", model__pth=bytes(200_000))
-
-    def fail(*args: Any, **options: Any) -> None:
-        raise httpx2.ReadError("connection reset")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(hub, "hf_hub_download", fail)
-        with pytest.raises(
-            UserError, match=r"model\.pth from org/repo broke off \(connection reset\); run the command"
-        ):
-            checkpoint_path("hf://org/repo", "--resume")
-    assert checkpoint_path("hf://org/repo", "--resume").stat().st_size == 200_000
-
-
 def test_a_hub_that_names_paths_elsewhere(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither files nor hashes of a listing lead out of the cache."""
     serve(server, tmp_path, "org/repo", model__pth=b"1")
@@ -313,6 +308,7 @@ def test_revisions(cache: Path) -> None:
 
 
 T2V, CLIP, ROBERTA = "ali-vilab/text-to-video-ms-1.7b", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "roberta-base"
+WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
 @pytest.fixture
@@ -415,8 +411,9 @@ def test_only_files_that_are_read_are_downloaded(server: HubServer, parts: Path)
     assert not [request for request in server.requests if not request.startswith("GET /api/models/")]
 
 
+@pytest.mark.parametrize("load", [load_stack, load_whole_stack])
 def test_downloads_of_frozen_parts_show_their_progress(
-    server: HubServer, parts: Path, monkeypatch: pytest.MonkeyPatch
+    load: Callable[[str], Any], server: HubServer, parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other bars are silenced later."""
     huggingface_hub.utils.enable_progress_bars()
@@ -427,32 +424,101 @@ def test_downloads_of_frozen_parts_show_their_progress(
         return download(*args, **options)
 
     monkeypatch.setattr(hub, "hf_hub_download", watched)
-    load_stack(T2V)
-    assert len(silent) > 10 and not any(silent)
+    load(T2V)
+    assert len(silent) > 7 and not any(silent)
 
 
 def test_a_repository_says_which_generator_it_holds(
-    server: HubServer, tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HubServer,
+    tiny_wan: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its frozen parts are then loaded from the hub, and without it from the cache."""
-    server.add("org/wan", tiny_wan)
-    assert find_generator("hf://org/wan").name == find_generator("org/wan").name == "Wan 2.1"
-    assert server.downloaded() == ["org/wan/transformer/config.json"]
-    options = {"text_encoder": str(tiny_wan / "roberta"), "text_cache": str(tmp_path / "text")}
+    folder = tmp_path / "wan"
+    shutil.copytree(tiny_wan, folder)
+    for part, kind in (("transformer", WanTransformer3DModel), ("text_encoder", UMT5EncoderModel)):
+        (whole,) = (folder / part).glob("*.safetensors")
+        whole.rename(whole.with_suffix(".fp16.safetensors"))  # not read
+        kind.from_pretrained(tiny_wan / part).save_pretrained(folder / part, max_shard_size="130KB")  # as published
+    (folder / "roberta").rename(tmp_path / "roberta")
+    server.add(WAN, folder, "apache-2.0")
+    server.add(ROBERTA, tmp_path / "roberta", "mit")
+    assert find_generator(f"hf://{WAN}").name == find_generator(WAN).name == "Wan 2.1"
+    assert server.downloaded() == [f"{WAN}/transformer/config.json"]
+    monkeypatch.setattr(hub_server, "LARGE", 50_000)
     read: list[str] = []
     monkeypatch.setattr(wan, "file_sha256", lambda path: read.append(path.name) or file_sha256(path))
-    local, loaded = (wan.load_stack(name, **options) for name in (str(tiny_wan), "org/wan"))
+    local = wan.load_stack(str(folder), str(tmp_path / "roberta"), str(tmp_path / "text"))
+    capsys.readouterr()
+    loaded = wan.load_stack(WAN, "", str(tmp_path / "hub_text"))
     assert loaded.text_sha256 == local.text_sha256
-    assert read.count("model.safetensors") == 1, "the cache names large files by their hash"
+    shards = [name for name in read if name.startswith("model-")]
+    assert len(shards) == len({*shards}) > 1, "the cache names large files by their hash"
     pairs = zip(loaded.transformer.parameters(), local.transformer.parameters(), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
-    assert "org/wan/transformer/config.json" not in server.downloaded(), "it is in the cache"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        assert find_generator("org/wan").name == "Wan 2.1"
-        wan.load_stack("org/wan", **options)
+    files = server.downloaded()
+    parts = {file.removeprefix(f"{WAN}/").partition("/")[0] for file in files if file.startswith(WAN)}
+    assert parts == {"transformer", "vae", "text_encoder", "tokenizer"}
+    assert not [file for file in files if ".fp16." in file or file.endswith("transformer/config.json")]
+    sizes = [
+        sum((at / file.removeprefix(f"{name}/")).stat().st_size for file in files if file.startswith(name))
+        for name, at in ((WAN, folder), (ROBERTA, tmp_path / "roberta"))
+    ]
+    wanted = zip((WAN, ROBERTA), map(hub.shown_size, sizes), ("apache-2.0", "mit"), strict=True)
+    listed = ", ".join(f"{name} ({size}, licence: {licence})" for name, size, licence in wanted)
+    cache = huggingface_hub.constants.HF_HUB_CACHE
+    out, err = capsys.readouterr()
+    assert out == f"note: downloading {hub.shown_size(sum(sizes))} into {cache}, once: {listed}\n"
+    assert "Loading" not in err
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert find_generator(WAN).name == "Wan 2.1"
+    features = [
+        stack.text_cache(["the dog"], torch.device("cpu"))[0]
+        for stack in (local, wan.load_stack(WAN, "", str(tmp_path / "hub_text")))
+    ]
+    assert torch.equal(*features)
     assert server.downloaded() == []
-    assert find_generator("org/nothing").name == "ModelScope", "loading reports that there is no such repository"
+
+
+def test_published_weights_do_not_fit_another_generator(server: HubServer, tiny_wan: Path) -> None:
+    """Which is said before gigabytes of both are downloaded."""
+    server.add(WAN, tiny_wan)
+    for own in (WAN, str(tiny_wan)):
+        with pytest.raises(UserError, match=r"VD-IT was trained with ModelScope, and .* holds Wan 2\.1; leave"):
+            load_pretrained(pretrained=own)
+    assert server.downloaded() == [f"{WAN}/transformer/config.json"]
+    with pytest.raises(UserError, match="the hub has no repository org/nothing"):
+        find_generator("org/nothing")
+
+
+def test_half_precision_in_several_files(small_stack: Path, tmp_path: Path) -> None:
+    """As the libraries store large parts."""
+    for part in ("scheduler", "vae", "tokenizer"):
+        shutil.copytree(small_stack / part, tmp_path / part)
+    own = load_whole_stack(str(small_stack))
+    for part, size in (("unet", "1MB"), ("text_encoder", "50KB")):
+        getattr(own, part).half().save_pretrained(tmp_path / part, max_shard_size=size, variant="fp16")
+        assert len(list((tmp_path / part).glob("*fp16-*-of-*.safetensors"))) > 1
+    found = load_whole_stack(str(tmp_path))
+    for part in ("unet", "text_encoder"):
+        assert differences(getattr(found, part).state_dict(), getattr(own, part).float().state_dict()) == []
+
+
+def test_weights_of_a_backbone(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--backbone timm:NAME --backbone_weights DEFAULT``."""
+    network = timm.create_model("test_resnet")
+    (tmp_path / "timm").mkdir()
+    save_file(network.state_dict(), tmp_path / "timm/model.safetensors")
+    server.add(network.pretrained_cfg["hf_hub_id"], tmp_path / "timm")
+    monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
+    for offline, server.broken, fails in ((True, "", 1), (False, "/resolve/", 1), (False, "", 0), (True, "", 0)):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        said = r"^cannot download the weights of timm:\S+: .+; run the command again, .*"
+        with pytest.raises(UserError, match=said) if fails else contextlib.nullcontext():
+            found = build_backbone("timm:test_resnet", "DEFAULT")
+    assert torch.equal(found.network.conv1[0].weight, network.conv1[0].weight)
 
 
 @pytest.mark.parametrize("given", ["damo-vilab/text-to-video-ms-1.7b", "ali-vilab/text-to-video-ms-1.7b"])
@@ -746,41 +812,64 @@ def test_without_any_argument(
     said, toy = segment("toy", "--resume", root / "toy/vdit.safetensors")
     assert toy == mask
     assert load_pretrained(device="cpu").checkpoint.name == "vdit_ytvos.safetensors"
-    shutil.rmtree(tmp_path / "assets")
-    done = run_command(demo.main, tmp_path / "picture.png", "the dog", "--out", tmp_path / "third")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "hf://buxiangzhiren/VD-IT is not in the cache" in done.stderr
 
 
 @pytest.fixture(scope="module")
-def published(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def published(root: Path, tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Toy-size folders of the repositories that the commands below name."""
     folder, stack = tmp_path_factory.mktemp("published"), root / "toy/stack"
     shutil.copytree(stack, folder / "t2v", ignore=shutil.ignore_patterns("clip", "roberta"))
-    for name in ("vdit", "rem", "mine"):
+    shutil.copytree(tiny_wan, folder / "wan", ignore=shutil.ignore_patterns("roberta"))
+    for name in ("vdit", "rem"):
         (folder / name).mkdir()
     flags = ("--to", "authors", "--pretrained", stack)
     done = run_command(convert_checkpoint.main, root / "toy/vdit.safetensors", folder / "vdit/vdit.pth", *flags)
     assert done.returncode == 0, done.stderr
     torch.save({"unet": load_file(stack / "unet/diffusion_pytorch_model.safetensors")}, folder / "rem/rem.pth")
-    shutil.copy(root / "toy/vdit.safetensors", folder / "mine/weights.safetensors")
-    frozen = {T2V: folder / "t2v", CLIP: stack / "clip", ROBERTA: stack / "roberta"}
+    words = (root / "toy/vdit.safetensors", "org/my-model", "--folder", folder / "mine")
+    done = run_command(push_to_hub.main, *words)
+    assert done.returncode == 0, done.stderr
+    frozen = {T2V: folder / "t2v", CLIP: stack / "clip", ROBERTA: stack / "roberta", WAN: folder / "wan"}
     trained = {"buxiangzhiren/VD-IT": "vdit", "anuragba/refereverything": "rem", "org/my-model": "mine"}
     return {**frozen, **{name: folder / inside for name, inside in trained.items()}}
 
 
 SMALL = ("--eval_size", "64", "--device", "cpu")
+TRAIN = ("--device", "cpu", "--max_steps", "1", "--batch_size", "1", "--num_frames", "1", "--sample_every", "0")
 HUB_COMMANDS: dict[str, tuple[str, ...]] = {
     'python demo.py video.mp4 "the dog"': (*SMALL, "--out", "./out"),
-    "python -m scripts.convert_checkpoint hf://buxiangzhiren/VD-IT vdit.safetensors": ("--stack", "toy/stack"),
-    "python -m scripts.convert_checkpoint hf://anuragba/refereverything rem.safetensors": ("--stack", "toy/stack"),
-    f"python -m scripts.convert_checkpoint vdit.safetensors vdit.pth --to authors --pretrained {T2V}": (),
+    'python demo.py video.mp4 "the dog" --resume CHECKPOINT --out out': SMALL,
+    "python -m scripts.web_demo --resume CHECKPOINT": (*SMALL, "--port", "0"),
     "python main.py --config configs/vdit_ytvos.yaml --resume hf://org/my-model --eval …": (
         *("--pretrained", T2V, "--ytvos_path", "data", "--output_dir", "./eval"),
         *SMALL,
     ),
+    "python inference_ytvos.py --config configs/vdit_ytvos.yaml --resume CHECKPOINT": (
+        *("--pretrained", T2V, "--ytvos_path", "data", "--output_dir", "./masks"),
+        *SMALL,
+    ),
+    "sh scripts/dist_train_ytvos_vdit.sh runs/vdit --resume auto": (
+        "--ytvos_path",
+        "data",
+        "--pretrained",
+        T2V,
+        *TRAIN,
+    ),
+    "python main.py --config configs/wan_ytvos.yaml --ytvos_path data/ref-youtube-vos --output_dir runs/wan": (
+        *("--train_scales", "64", "--crop_scales", "--max_size", "96", "--text_cache", "./text", "--num_workers", "0"),
+        *("--eval_size", "64", *TRAIN, *tiny_flags()),
+    ),
+    "python -m scripts.convert_checkpoint hf://buxiangzhiren/VD-IT vdit.safetensors": ("--stack", "toy/stack"),
+    "python -m scripts.convert_checkpoint hf://anuragba/refereverything rem.safetensors": ("--stack", "toy/stack"),
+    f"python -m scripts.convert_checkpoint vdit.safetensors vdit.pth --to authors --pretrained {T2V}": (),
 }
 """Commands of the pages that download weights, and the flags that make them toy-size."""
+PLACES = {
+    "configs/vdit_ytvos.yaml": "configs/vdit_toy.yaml",
+    "CHECKPOINT": "org/my-model",
+    **dict.fromkeys(("runs/vdit", "runs/wan", "out"), "./out"),
+}
+"""Words of the commands → what stands for them here; files and ``./…`` are in the test's folder."""
 
 
 @pytest.mark.slow
@@ -794,49 +883,82 @@ def test_commands_that_download(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each command of the pages: the connection breaks off for good, then online, then offline from the cache."""
+    """Each command of the pages without network and cache, as the connection breaks off, online, and from the cache."""
     pages = [root / "README.md", *(root / "docs").glob("*.md")]
     assert any(command in page.read_text() for page in pages), "no page has this command any more"
     for name, folder in published.items():
         server.add(name, folder, "mit")
     monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
-    _, *words = (*shlex.split(command.removesuffix(" …")), *HUB_COMMANDS[command])
-    script = words[1] if words[0] == "-m" else words[0].removesuffix(".py")
-    places = {"configs/vdit_ytvos.yaml": "configs/vdit_toy.yaml", "data": str(toy_data)}
+    program, *words = (*shlex.split(command.removesuffix(" …")), *HUB_COMMANDS[command])
+    if program == "sh":  # what scripts/launch.sh makes of it
+        words = ["main.py", "--config", "configs/vdit_ytvos.yaml", "--output_dir", *words[1:]]
+    script = words.pop(0).removesuffix(".py") if words[0] != "-m" else words[1]
+    words = words[2:] if words[0] == "-m" else words
+    main: Any = import_module(script).main
+    places = {**PLACES, **dict.fromkeys(("data", "data/ref-youtube-vos"), str(toy_data))}
 
-    def run(phase: str) -> tuple[CompletedProcess[str], dict[str, bytes]]:
+    def run(phase: str, offline: bool) -> tuple[CompletedProcess[str], set[Path]]:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
         folder = tmp_path / phase
         folder.mkdir()
         shutil.copy(root / "toy/vdit.safetensors", folder) if "authors" in words else None
         Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(folder / "video.mp4", "png")
+        monkeypatch.setattr(web_demo, "serve", lambda *given: _visit(folder, *given))
         before = set(folder.rglob("*"))
         local = [
-            str(folder / word) if re.fullmatch(r"(\./)?\w+(\.\w+)?", word) and "." in word else places.get(word, word)
-            for word in words[2 if words[0] == "-m" else 1 :]
+            str(folder / word) if re.fullmatch(r"(\./)?\w+(\.[a-z]\w*)?", word) and "." in word else word
+            for word in (places.get(word, word) for word in words)
         ]
-        done = run_command(import_module(script).main, *local)
-        made = [path for path in folder.rglob("*") if path.is_file() and path not in before]
-        return done, {str(path.relative_to(folder)): path.read_bytes() for path in made}
+        done = run_command(main, *local)
+        made = [path for path in folder.rglob("*.*") if path not in before and "tfevents" not in path.name]
+        return done, {path.relative_to(folder) for path in made if path.is_file()}
 
-    server.cuts = 1000
-    done, made = run("cut")
-    assert done.returncode == 2 and not made and not list((tmp_path / "hub").rglob("*.incomplete"))
-    error = done.stderr.splitlines()[-1]
-    assert re.fullmatch(r"error: the download of \S+ from \S+ broke off \(.+\); run the command again, .*", error)
-    server.cuts = 0
-    done, made = run("online")
+    def refused(phase: str, offline: bool, sentence: str) -> None:
+        done, made = run(phase, offline)
+        assert done.returncode == 2 and re.fullmatch(sentence, done.stderr.splitlines()[-1]), done.stderr
+        assert not {path.suffix for path in made} & {".safetensors", ".pth", ".png"}, list(made)
+        assert "Traceback" not in done.stderr and not list((tmp_path / "hub").rglob("*.incomplete"))
+
+    absent = r"error: .* not in the cache, and the hub cannot be reached; connect to the network once, or (run|give) .*"
+    broken = r"error: the download of \S+ from \S+ broke off \(.+\); run the command again, .*"
+    refused("without", True, absent)
+    server.broken = "/resolve/"  # in the first file
+    refused("cut", False, broken)
+    if "--stack" not in words:
+        server.broken = "model.safetensors"  # in the first weights of the frozen parts
+        refused("cut later", False, broken)
+    server.broken = ""
+    refused("half", True, absent)
+    done, made = run("online", False)
     assert done.returncode == 0 and "note: downloading" in done.stdout, done.stderr
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    done, again = run("offline")
+    done, again = run("offline", True)
     assert done.returncode == 0 and "note: downloading" not in done.stdout, done.stderr
-    assert made and again.keys() == made.keys()
+    assert made and again == made
+
+
+@contextlib.contextmanager
+def _visit(folder: Path, pretrained: Any, segment: Callable[..., Any], options: Any) -> Iterator[str]:
+    """In place of the page: one visitor, and Ctrl-C."""
+    segment(open_media(folder / "video.mp4"), ["the dog"], folder / "out")
+    raise SystemExit
+    yield ""
+
+
+def test_the_page_with_published_weights(cache: Path) -> None:
+    """It names their repository and the way to get it, as the demo does."""
+    done = run_command(web_demo.main, "--weights", "vdit", "--port", 0)
+    said = r"error: hf://buxiangzhiren/VD-IT is not in the cache, .* or run `for repo in .*"
+    assert done.returncode == 2 and re.fullmatch(said, done.stderr.strip())
 
 
 @pytest.mark.slow
 def test_the_commands_for_a_machine_without_a_network(
     server: HubServer, published: dict[str, Path], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the message and of docs/install.md are the same: fill a cache elsewhere, and use it."""
+    """Those of the message and of docs/install.md are the same: fill a cache elsewhere, and use it.
+
+    A connection that breaks off leaves nothing that is used, and the same commands then do the rest.
+    """
     for name, folder in published.items():
         server.add(name, folder)
     server.repositories[CLIP]["open_clip_model.safetensors"] = published[CLIP] / "config.json"
@@ -851,6 +973,11 @@ def test_the_commands_for_a_machine_without_a_network(
     assert done.returncode == 2 and said
     page = " ".join((root / "docs/install.md").read_text().split()).replace(" done HF_HUB", "; done HF_HUB")
     assert f"{said[1]} HF_HUB_CACHE={said[2]} " in page
+    relative = os.path.relpath(tmp_path / said[2], root)  # as the command of the message sets it
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", relative)
+    with cut_off(server, monkeypatch, "vdit.pth"):
+        hf("download", "buxiangzhiren/VD-IT", "--cache-dir", tmp_path / said[2])
+    assert run_command(demo.main, *words).stderr == done.stderr
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     places = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "PATH": path}
     fetched = subprocess.run(
@@ -859,11 +986,93 @@ def test_the_commands_for_a_machine_without_a_network(
     assert fetched.returncode == 0, fetched.stderr
     assert not list((tmp_path / said[2]).rglob("open_clip*")) and server.requests
     server.requests.clear()
-    relative = os.path.relpath(tmp_path / said[2], root)  # as the command of the message sets it
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", relative)
     done = run_command(demo.main, *words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/masks/1_the-dog/00000.png").is_file() and server.requests == []
+
+
+def hf(*words: object) -> None:
+    """The command ``hf``, in this process."""
+    with mock.patch.object(sys, "argv", ["hf", *map(str, words)]), pytest.raises(SystemExit) as end:
+        hf_cli.app(windows_expand_args=False)
+    assert not end.value.code
+
+
+@contextlib.contextmanager
+def cut_off(server: HubServer, monkeypatch: pytest.MonkeyPatch, part: str) -> Iterator[None]:
+    """Transfers of files with this part in their path break off, and the block fails of it."""
+    with monkeypatch.context() as patch, pytest.raises(httpx2.RemoteProtocolError):
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(time, "sleep", lambda seconds: None)  # between attempts
+        patch.setattr(server, "broken", part)
+        yield
+
+
+def test_frozen_parts_in_a_folder(
+    server: HubServer, parts: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``hf download REPO --local-dir FOLDER`` of docs/install.md, and FOLDER as ``--pretrained``."""
+    assert "`hf download REPO --local-dir FOLDER`" in (root / "docs/install.md").read_text()
+    words, folder = ("download", T2V, "--local-dir", tmp_path / "stack"), tmp_path / "stack"
+    with cut_off(server, monkeypatch, "unet/diffusion_pytorch_model"):
+        hf(*words)
+    with pytest.raises(UserError, match=r"the UNet in .* has no file of weights .*; give a complete local folder"):
+        load_whole_stack(str(folder))
+    hf(*words)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hf(*words)
+    server.requests.clear()
+    load_whole_stack(str(folder))
+    assert server.requests == []
+
+
+def test_a_dataset_of_the_hub(server: HubServer, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MeViS, by the commands of docs/training.md."""
+    made = write_toy_mevis(tmp_path / "made", num_train=1, num_valid_u=1, num_valid=1, frames=4, no_target=1)
+    for split in made.iterdir():
+        with tarfile.open(split / "JPEGImages.tar", "w") as archive:
+            archive.add(split / "JPEGImages", "JPEGImages")
+        shutil.rmtree(split / "JPEGImages")
+        (split / "meta_expressions.json").rename(split / "meta_expressions_v2.json")
+    server.add("datasets/FudanCVL/MeViSv2", made)
+    page = (root / "docs/training.md").read_text().replace("data/mevis", str(tmp_path / "mevis"))
+    download, unpack, check = (
+        shlex.split(next(line for line in page.splitlines() if line.startswith(words)), comments=True)
+        for words in ("hf download FudanCVL", "tar -xf", "python -m scripts.check_data mevis")
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(LocalEntryNotFoundError):
+        hf(*download[1:])
+    with cut_off(server, monkeypatch, "train/mask_dict.json"):
+        hf(*download[1:])
+    done = run_command(check_data.main, *check[3:], "--workers", 1)
+    assert done.returncode == 2 and "download or extract the files named above" in done.stdout
+    assert not (tmp_path / "mevis/train/mask_dict.json").exists()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    hf(*download[1:])
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hf(*download[1:])
+    for split in ("train", "valid_u", "valid"):
+        subprocess.run([word.replace("mevis/train", f"mevis/{split}") for word in unpack], check=True)
+    done = run_command(check_data.main, *check[3:], "--workers", 1)
+    assert done.returncode == 0 and "nothing is missing or broken" in done.stdout, done.stdout
+
+
+def test_a_file_by_curl(server: HubServer, root: Path, tmp_path: Path) -> None:
+    """The command of docs/checkpoints.md continues where the connection broke off."""
+    (command,) = re.findall(r"`(curl .*?)`", (root / "docs/checkpoints.md").read_text())
+    command = command.replace("https://huggingface.co/org/repo", f"{server.address}/org/my-model")
+    words = shlex.split(command.replace("FILE", "weights.safetensors"))
+    (tmp_path / "served").mkdir()
+    own = Path(shutil.copy(root / "toy/vdit.safetensors", tmp_path / "served/weights.safetensors"))
+    server.add("org/my-model", own.parent)
+    server.cuts = 1
+    assert subprocess.run(words, cwd=tmp_path, capture_output=True).returncode == 18
+    with pytest.raises(UserError, match=r"weights\.safetensors is not a readable checkpoint; it may be truncated"):
+        open_checkpoint(str(tmp_path / "weights.safetensors"), "--resume")
+    assert subprocess.run(words, cwd=tmp_path, capture_output=True).returncode == 0
+    assert server.downloaded()[-1].startswith("org/my-model/weights.safetensors from ")
+    assert (tmp_path / "weights.safetensors").read_bytes() == own.read_bytes()
 
 
 # -------- scripts.push_to_hub ---------------------------------------------------
@@ -929,6 +1138,12 @@ def test_what_is_pushed_is_loaded(
 ) -> None:
     """Push over HTTP, then run the lines of docs/checkpoints.md online and offline."""
     monkeypatch.setenv("HF_TOKEN", "hf_token")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
+    server.broken = "/commit/"
+    done = run_command(push_to_hub.main, root / "toy/vdit.safetensors", "org/my-model")
+    assert done.returncode == 2 and not server.uploaded
+    assert re.fullmatch(r"error: the hub cannot be reached \(RemoteProtocolError\); .*", done.stderr.splitlines()[-1])
+    server.broken = ""
     done = run_command(push_to_hub.main, root / "toy/vdit.safetensors", "org/my-model")
     assert done.returncode == 0 and "https://huggingface.co/org/my-model" in done.stdout, done.stderr
     served = tmp_path / "served"
@@ -941,12 +1156,16 @@ def test_what_is_pushed_is_loaded(
     Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(tmp_path / "video.mp4", "png")
     page = (root / "docs/checkpoints.md").read_text()
     lines = page[page.index("from models import load_pretrained") :].partition("```")[0]
-    for offline in (False, True):
+    absent = "org/my-model is not in the cache, .* `hf download org/my-model --local-dir my-model`"
+    for offline, server.broken, said in (
+        *((True, "", absent), (False, "/resolve/", "from org/my-model broke off"), (True, "", absent)),
+        *((False, "model.safetensors", f"from {T2V} broke off"), (False, "", ""), (True, "", "")),
+    ):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
         names: dict[str, Any] = {}
-        with contextlib.chdir(tmp_path):
+        with contextlib.chdir(tmp_path), pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
             exec(lines, names)
-        assert names["result"]["the dog"].masks.shape == (1, 64, 96)
+            assert names["result"]["the dog"].masks.shape == (1, 64, 96)
     done = run_command(push_to_hub.main, root / "toy/vdit.safetensors", "org/my-model")
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: the hub cannot be reached (")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -43,6 +44,10 @@ UNREAD = '--exclude "*.fp16.*" --exclude "open_clip*"'
 ASSETS = "t2v-rvos"  # folder of conversions in the library's cache for other programs
 SECONDS = 10  # timeout of the first request to the hub
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}  # errors of a disk, not of the network
+
+
+# Each attempt to continue a download that broke off is a warning, which needs no action; the last one is an error.
+logging.getLogger("huggingface_hub.file_download").setLevel(logging.ERROR)
 
 
 class Unreachable(UserError):
@@ -81,6 +86,17 @@ class Repository:
     def lacks(self, file: str) -> bool:
         """Whether a file must be downloaded."""
         return not ((self.folder / file).is_file() or (_cache(self.name) / "blobs" / self.keys[file]).is_file())
+
+    def download(self, file: str) -> Path:
+        """Download a file, unless the cache has it, without a note.
+
+        Raises:
+            UserError: the hub cannot be reached, or the file cannot be written.
+        """
+        if not (self.folder / file).is_file():
+            with _explained(self.source, self.name, file, self.flag):
+                hf_hub_download(self.name, file, revision=self.revision)
+        return self.folder / file
 
 
 Wanted = Sequence[tuple[Repository, Sequence[str]]]
@@ -209,9 +225,7 @@ def fetch(wanted: Wanted) -> list[Path]:
         print_notes([f"downloading {shown_size(total)} into {cache}, once: {', '.join(parts)}"])
     for repository, files in wanted:
         for file in files:
-            if not (repository.folder / file).is_file():
-                with _explained(repository.source, repository.name, file, repository.flag):
-                    hf_hub_download(repository.name, file, revision=repository.revision)
+            repository.download(file)
     return [repository.folder for repository, _ in wanted]
 
 
@@ -385,7 +399,9 @@ def _unreachable(source: str, flag: str) -> Unreachable:
             "this command"
         )
     else:
-        command = " ".join(filter(None, ("hf download", "/".join(filter(None, (name, repo))), file)))
+        whole = "/".join(filter(None, (name, repo)))
+        unread = UNREAD if whole in {*_names(MODELSCOPE), CLIP, *_names(ROBERTA)} else ""
+        command = " ".join(filter(None, ("hf download", whole, file, unread)))
         way = f"`{command} --local-dir {repo or name}` elsewhere, copy that folder, and give its path with {flag}"
     return Unreachable(
         f"{here}{source} is not in the cache, and the hub cannot be reached; connect to the network once, or run {way}"

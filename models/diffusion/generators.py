@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
-
 from models.diffusion import encoder, stack, wan
 from util.config import MODELSCOPE
 from util.errors import UserError
@@ -75,7 +72,7 @@ def find_generator(pretrained: str) -> Generator:
         pretrained: as the option of that name.
 
     Raises:
-        UserError: it holds a generator that is not supported.
+        UserError: it holds a generator that is not supported, or there is no folder or repository of that name.
     """
     found = _classes(pretrained)
     for folder, class_name in found.items():
@@ -96,18 +93,13 @@ def generator_of(parts: Any) -> Generator:
 
 def _classes(name: str) -> dict[str, str]:
     """Subfolder → class of the denoising networks in a local folder or a repository of the hub."""
-    folders = sorted({row.folder for row in GENERATORS})
+    files = {folder: f"{folder}/config.json" for folder in sorted({row.folder for row in GENERATORS})}
     if Path(name).is_dir():
-        classes = {folder: _read(Path(name) / folder / "config.json").get("_class_name") for folder in folders}
+        paths = {folder: Path(name) / file for folder, file in files.items()}
     else:
-        classes = {}
-        with suppress(UserError, HfHubHTTPError, OSError):  # loading reports what is wrong
-            repository = open_repository(name, "--pretrained")
-            for folder in folders:
-                file = f"{folder}/config.json"
-                if file in repository.keys and not (repository.folder / file).is_file():
-                    hf_hub_download(repository.name, file, revision=repository.revision)
-                classes[folder] = _read(repository.folder / file).get("_class_name")
+        repository = open_repository(name, "--pretrained")
+        paths = {folder: repository.download(file) for folder, file in files.items() if file in repository.keys}
+    classes = {folder: _read(path).get("_class_name") for folder, path in paths.items()}
     return {folder: value for folder, value in classes.items() if isinstance(value, str)}
 
 

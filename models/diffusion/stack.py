@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, DDIMScheduler, UNet3DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection, RobertaModel
@@ -58,10 +59,10 @@ TOKENIZER_FILES = frozenset(
 CONFIGS = frozenset({"config.json", "scheduler_config.json"})
 T2V_FOLDERS = ("scheduler", "unet", "vae", "text_encoder", "tokenizer")
 _WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|pytorch_model|model)(?P<shard>-\d+-of-\d+)?(?:\.(?P<variant>fp16|bf16))?"
-    r"\.(?P<kind>safetensors|bin)(?P<index>\.index\.json)?"
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>fp16|bf16))?(?:-\d+-of-\d+)?"
+    r"\.(?P<kind>safetensors|bin)(?:\.index(?:\.(?P<of>fp16|bf16))?\.json)?"
 )
-"""Names of files with the weights of a part."""
+"""Names of files with the weights of a part, whole or in several files with an index."""
 STRIDE4_BLOCK = 2  # the block of the VAE whose output is the stride-4 feature
 
 
@@ -165,8 +166,8 @@ def load_whole_stack(pretrained: str) -> WholeStack:
     Raises:
         UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
-    _quiet_loading()
     (t2v,) = find_sources((part_sources(pretrained)["unet"], "--pretrained", T2V_FOLDERS))
+    _quiet_loading()
     return WholeStack(signal_rate=_signal_rate(t2v), **_generator(t2v, UNet3DConditionModel, WholeVAE))
 
 
@@ -186,7 +187,7 @@ def load_stack(pretrained: str, image_encoder: str = "", text_encoder: str = "")
     _quiet_loading()
     # Before the large parts, so that a mistake shows early.
     signal_rate = _signal_rate(t2v)
-    sentence_encoder, sentence_tokenizer = _sentence_encoder(sentences)
+    sentence_encoder, sentence_tokenizer = read_sentence_encoder(sentences)
     wide = {"dtype": torch.float32, **NO_CODE}
     return FrozenStack(
         signal_rate=signal_rate,
@@ -255,12 +256,12 @@ def load_sentence_encoder(pretrained: str, text_encoder: str = "") -> tuple[Robe
         UserError: it is missing, incomplete, of a different kind, or cannot be read.
     """
     name = part_sources(pretrained, "", text_encoder)["sentence_encoder"]
-    sources = find_sources((name, "--text_encoder", ("",)))
+    return read_sentence_encoder(*find_sources((name, "--text_encoder", ("",))))
+
+
+def read_sentence_encoder(source: Source) -> tuple[RobertaModel, Any]:
+    """``load_sentence_encoder`` from a source that has been found."""
     _quiet_loading()
-    return _sentence_encoder(*sources)
-
-
-def _sentence_encoder(source: Source) -> tuple[RobertaModel, Any]:
     options = {"add_pooling_layer": False, "dtype": torch.float32, **NO_CODE}
     encoder = load_network("sentence encoder", source, RobertaModel.from_pretrained, **options)
     tokenizer = load_part("sentence tokenizer", source, AutoTokenizer.from_pretrained, **NO_CODE)
@@ -442,7 +443,7 @@ def _weights_files(names: Collection[str]) -> tuple[list[str], dict[str, Any]]:
     forms: dict[tuple[str, bool], list[str]] = {}
     for name in names:
         if found := _WEIGHTS.fullmatch(name):
-            forms.setdefault((found["variant"] or "", found["kind"] == "bin"), []).append(name)
+            forms.setdefault((found["variant"] or found["of"] or "", found["kind"] == "bin"), []).append(name)
     if not forms:
         return [], {}
     variant, pickled = chosen = min(forms)
@@ -571,4 +572,5 @@ def _quiet_loading() -> None:
     """Silence progress bars (of later downloads too) and lists of weights that are left out; errors still show."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
     logging.getLogger("diffusers").setLevel(logging.ERROR)

@@ -28,9 +28,9 @@ from models.diffusion.stack import (
     find_sources,
     load_network,
     load_part,
-    load_sentence_encoder,
     part_sources,
     read_names,
+    read_sentence_encoder,
 )
 from models.diffusion.text_cache import Encode, TextCache
 from models.diffusion.unet import recomputed
@@ -336,10 +336,12 @@ def load_stack(pretrained: str, text_encoder: str = "", text_cache: str = "") ->
     Raises:
         UserError: a part is missing, incomplete, of a different kind, or cannot be read.
     """
-    name = part_sources(pretrained, "", text_encoder)["transformer"]
-    (source,) = find_sources((name, "--pretrained", FOLDERS))
+    names = part_sources(pretrained, "", text_encoder)
+    source, sentences = find_sources(
+        (names["transformer"], "--pretrained", FOLDERS), (names["sentence_encoder"], "--text_encoder", ("",))
+    )
     # Before the large parts, so that a mistake shows early.
-    sentence_encoder, sentence_tokenizer = load_sentence_encoder(pretrained, text_encoder)
+    sentence_encoder, sentence_tokenizer = read_sentence_encoder(sentences)
     tokenizer = load_part("tokenizer", source, AutoTokenizer.from_pretrained, subfolder="tokenizer", **NO_CODE)
     config = load_part("UMT5 configuration", source, AutoConfig.from_pretrained, subfolder="text_encoder", **NO_CODE)
     check_tokenizer(tokenizer, config, f"{source.name}/tokenizer", source.flag)
