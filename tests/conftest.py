@@ -78,6 +78,16 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def one_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one video of four frames to segment, for tests that do not compare masks; only to be read."""
+    from datasets.toy import make_toy
+
+    root = tmp_path_factory.mktemp("data") / "one_video"
+    make_toy(root, num_train=4, num_valid=1, num_test=0, frames=4, seed=7)
+    return root
+
+
+@pytest.fixture(scope="session")
 def tiny_config(root: Path, small_stack: Path) -> list[str]:
     """Flags that build a tiny VD-IT."""
     return ["--config", str(root / "configs" / "vdit_toy.yaml"), "--pretrained", str(small_stack), "--device", "cpu"]

@@ -42,7 +42,7 @@ TOY = (
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_row_trains_and_infers(
-    file: Path, small_stack: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, small_stack: Path, one_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = (
         "--pretrained",
@@ -52,7 +52,7 @@ def test_every_row_trains_and_infers(
         "--text_encoder",
         small_stack / "roberta",
     )
-    options = [str(word) for word in ("--config", file, *stack, "--ytvos_path", toy_data, *TOY)]
+    options = [str(word) for word in ("--config", file, *stack, "--ytvos_path", one_video, *TOY)]
     run, valid = tmp_path / "run", tmp_path / "valid"
     monkeypatch.setattr(sys, "argv", ["main.py", *options, "--output_dir", str(run), "--max_steps", STEPS])
     main.main()
