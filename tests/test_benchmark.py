@@ -57,8 +57,8 @@ def small_plan(words: list[str]) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def plan(tiny_stack: Path) -> Plan:
-    return small_plan(small_flags(tiny_stack, "--train-size", 64, 96, "--train-frames", 2))
+def plan(small_stack: Path) -> Plan:
+    return small_plan(small_flags(small_stack, "--train-size", 64, 96, "--train-frames", 2))
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +147,8 @@ def test_compiled_parts_never_run_under_the_operation_counter(
     assert len(modes) >= 4 and set(modes) == {None}  # UNet and VAE, to warm up and timed
 
 
-def test_a_model_without_image_tokens_is_measured(tiny_stack: Path) -> None:
-    run = measure("fast", *small_plan(small_flags(tiny_stack, "--no-baseline", "--no-image_tokens")), "fp32")
+def test_a_model_without_image_tokens_is_measured(small_stack: Path) -> None:
+    run = measure("fast", *small_plan(small_flags(small_stack, "--no-baseline", "--no-image_tokens")), "fp32")
     assert set(run["stages"]) == STAGES - {"image tokens", "fusion"}
 
 
@@ -204,7 +204,7 @@ def test_reading_and_writing_alone() -> None:
     )
 
 
-def test_mistakes(tiny_stack: Path, tmp_path: Path) -> None:
+def test_mistakes(small_stack: Path, tmp_path: Path) -> None:
     for words, message in (
         (["--frames", "1"], "--frames must be at least 2, not 1"),
         (["--sentences", "0"], "--sentences must be at least 1"),
