@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"layers_per_block": 1, "vae_layers_per_block": 1, "encoder_layers": 1}
+"""Sizes of ``small_stack``."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -55,8 +57,7 @@ def small_stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with half the layers, for tests that train and infer; only to be read."""
     from models.diffusion.tiny import make_tiny_stack
 
-    sizes = {"layers_per_block": 1, "vae_layers_per_block": 1, "encoder_layers": 1}
-    return make_tiny_stack(tmp_path_factory.mktemp("pretrained") / "small_stack", **sizes)
+    return make_tiny_stack(tmp_path_factory.mktemp("pretrained") / "small_stack", **SMALL)
 
 
 @pytest.fixture(scope="session")

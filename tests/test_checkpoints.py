@@ -44,6 +44,7 @@ from models.pretrained import Pretrained
 from scripts import convert_checkpoint
 from scripts.count_parameters import FULL_SIZE, empty_model
 from tests.commands import read_checkpoint, run_command
+from tests.conftest import SMALL
 from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_model, write_authors
 from util import device
 from util.checkpoint import read_content, save_weights
@@ -1005,7 +1006,7 @@ def test_another_stack_is_refused_on_the_way_to_the_authors(
 ) -> None:
     from models.diffusion.tiny import make_tiny_stack
 
-    other = make_tiny_stack(tmp_path / "other", seed=1)
+    other = make_tiny_stack(tmp_path / "other", seed=1, **SMALL)
     with pytest.raises(UserError, match="trained with a different UNet"):
         convert(run[2], tmp_path / "a.pth", "--to", "authors", "--pretrained", other)
     assert not (tmp_path / "a.pth").exists()
