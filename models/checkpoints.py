@@ -556,7 +556,7 @@ def part_hash(weights: Mapping[str, Tensor]) -> str:
 
     with ThreadPoolExecutor(THREADS) as threads:  # hashing releases the interpreter lock
         whole = hashlib.sha256(b"".join(threads.map(digest, sorted(weights)))).hexdigest()
-    forget_mapped_files()
+    forget_mapped_files(sum(value.nbytes for value in weights.values()))
     return whole
 
 

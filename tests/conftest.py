@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"layers_per_block": 1, "vae_layers_per_block": 1, "encoder_layers": 1}
+"""Sizes of ``small_stack``."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -55,8 +57,7 @@ def small_stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with half the layers, for tests that train and infer; only to be read."""
     from models.diffusion.tiny import make_tiny_stack
 
-    sizes = {"layers_per_block": 1, "vae_layers_per_block": 1, "encoder_layers": 1}
-    return make_tiny_stack(tmp_path_factory.mktemp("pretrained") / "small_stack", **sizes)
+    return make_tiny_stack(tmp_path_factory.mktemp("pretrained") / "small_stack", **SMALL)
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +75,16 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("data") / "toy"
     make_toy(root, num_train=4, num_valid=2, num_test=1, frames=5, seed=7)
+    return root
+
+
+@pytest.fixture(scope="session")
+def one_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one video of four frames to segment, for tests that do not compare masks; only to be read."""
+    from datasets.toy import make_toy
+
+    root = tmp_path_factory.mktemp("data") / "one_video"
+    make_toy(root, num_train=4, num_valid=1, num_test=0, frames=4, seed=7)
     return root
 
 

@@ -42,7 +42,7 @@ TOY = (
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_row_trains_and_infers(
-    file: Path, small_stack: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, small_stack: Path, one_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = (
         "--pretrained",
@@ -52,7 +52,7 @@ def test_every_row_trains_and_infers(
         "--text_encoder",
         small_stack / "roberta",
     )
-    options = [str(word) for word in ("--config", file, *stack, "--ytvos_path", toy_data, *TOY)]
+    options = [str(word) for word in ("--config", file, *stack, "--ytvos_path", one_video, *TOY)]
     run, valid = tmp_path / "run", tmp_path / "valid"
     monkeypatch.setattr(sys, "argv", ["main.py", *options, "--output_dir", str(run), "--max_steps", STEPS])
     main.main()
@@ -108,24 +108,24 @@ def _encoder(stack: Path, **options: object) -> VideoEncoder:
     return encoder
 
 
-def test_auto_is_each_models_own(tiny_stack: Path) -> None:
-    vdit, hcd = (_encoder(tiny_stack, model=model) for model in ("vdit", "hcd"))
+def test_auto_is_each_models_own(small_stack: Path) -> None:
+    vdit, hcd = (_encoder(small_stack, model=model) for model in ("vdit", "hcd"))
     assert isinstance(vdit.noise, PredictedNoise) and isinstance(vdit.stride4, VAETap) and not has_lora(vdit)
     assert hcd.noise is None and isinstance(hcd.stride4, TemporalStem) and has_lora(hcd)
 
 
-def test_each_option_changes_its_part(tiny_stack: Path) -> None:
-    one = _encoder(tiny_stack, noise="gaussian", stride4="stem", lora_rank=4, image_tokens=False)
+def test_each_option_changes_its_part(small_stack: Path) -> None:
+    one = _encoder(small_stack, noise="gaussian", stride4="stem", lora_rank=4, image_tokens=False)
     assert isinstance(one.noise, GaussianNoise) and isinstance(one.stride4, TemporalStem)
     assert has_lora(one) and one.image_encoder is None
-    other = _encoder(tiny_stack, model="hcd", noise="predicted", stride4="vae", lora_rank=0)
+    other = _encoder(small_stack, model="hcd", noise="predicted", stride4="vae", lora_rank=0)
     assert isinstance(other.noise, PredictedNoise) and isinstance(other.stride4, VAETap) and not has_lora(other)
-    swin = build_model(model_config(tiny_stack, backbone="swin3d_t"))
+    swin = build_model(model_config(small_stack, backbone="swin3d_t"))
     assert isinstance(swin.encoder, BackboneEncoder)
 
 
-def test_without_text_the_unet_is_given_the_empty_sentence(tiny_stack: Path) -> None:
-    with_text, without = (_encoder(tiny_stack, unet_text=text).eval() for text in (True, False))
+def test_without_text_the_unet_is_given_the_empty_sentence(small_stack: Path) -> None:
+    with_text, without = (_encoder(small_stack, unet_text=text).eval() for text in (True, False))
     empty = with_text.encode_text(["", ""])
     assert torch.equal(without.encode_text(["a cat", "the red ball"]), empty)
     assert not torch.allclose(with_text.encode_text(["a cat", "the red ball"]), empty)

@@ -32,8 +32,8 @@ def _batch(first: int, last: int) -> Any:
     )
 
 
-def test_two_batches_are_one_of_twice_the_size(tiny_stack: Path) -> None:
-    cfg = model_config(tiny_stack, posterior="mode")
+def test_two_batches_are_one_of_twice_the_size(small_stack: Path) -> None:
+    cfg = model_config(small_stack, posterior="mode")
     results = []
     for batches in ([_batch(0, 2)], [_batch(0, 1), _batch(1, 2)]):
         torch.manual_seed(0)
@@ -50,9 +50,9 @@ def test_two_batches_are_one_of_twice_the_size(tiny_stack: Path) -> None:
         torch.testing.assert_close(found[name], value, rtol=0, atol=close, msg=name)
 
 
-def test_halves_normalised_by_themselves_would_be_seen(tiny_stack: Path) -> None:
+def test_halves_normalised_by_themselves_would_be_seen(small_stack: Path) -> None:
     """Three valid frames: 2 and 1. A mean of two means is not the mean."""
-    cfg = model_config(tiny_stack, posterior="mode")
+    cfg = model_config(small_stack, posterior="mode")
     torch.manual_seed(0)
     model, criterion = build_model(cfg).train(), build_criterion(cfg)
     targets = [criterion.prepare(_batch(i, i + 1).targets, (64, 96)) for i in range(CLIPS)]

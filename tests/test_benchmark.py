@@ -57,8 +57,8 @@ def small_plan(words: list[str]) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def plan(tiny_stack: Path) -> Plan:
-    return small_plan(small_flags(tiny_stack, "--train-size", 64, 96, "--train-frames", 2))
+def plan(small_stack: Path) -> Plan:
+    return small_plan(small_flags(small_stack, "--train-size", 64, 96, "--train-frames", 2))
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +147,8 @@ def test_compiled_parts_never_run_under_the_operation_counter(
     assert len(modes) >= 4 and set(modes) == {None}  # UNet and VAE, to warm up and timed
 
 
-def test_a_model_without_image_tokens_is_measured(tiny_stack: Path) -> None:
-    run = measure("fast", *small_plan(small_flags(tiny_stack, "--no-baseline", "--no-image_tokens")), "fp32")
+def test_a_model_without_image_tokens_is_measured(small_stack: Path) -> None:
+    run = measure("fast", *small_plan(small_flags(small_stack, "--no-baseline", "--no-image_tokens")), "fp32")
     assert set(run["stages"]) == STAGES - {"image tokens", "fusion"}
 
 
@@ -177,10 +177,12 @@ def test_meter() -> None:
 
 
 @pytest.mark.slow
-def test_as_a_user_types_it(tiny_stack: Path, tmp_path: Path) -> None:
+def test_as_a_user_types_it(small_stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In threads: a test of ``scripts.gpu_check`` measures in processes."""
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     file = tmp_path / "speed.json"
     run = run_command(
-        main, *small_flags(tiny_stack, "--dtype", "fp32", "--training", "--train-size", 64, 96, "--json", file)
+        main, *small_flags(small_stack, "--dtype", "fp32", "--training", "--train-size", 64, 96, "--json", file)
     )
     assert run.returncode == 0, run.stderr
     result = json.loads(file.read_text())
@@ -202,7 +204,7 @@ def test_reading_and_writing_alone() -> None:
     )
 
 
-def test_mistakes(tiny_stack: Path, tmp_path: Path) -> None:
+def test_mistakes(small_stack: Path, tmp_path: Path) -> None:
     for words, message in (
         (["--frames", "1"], "--frames must be at least 2, not 1"),
         (["--sentences", "0"], "--sentences must be at least 1"),

@@ -44,6 +44,7 @@ from models.pretrained import Pretrained
 from scripts import convert_checkpoint
 from scripts.count_parameters import FULL_SIZE, empty_model
 from tests.commands import read_checkpoint, run_command
+from tests.conftest import SMALL
 from tests.tiny_models import change_unet, differences, restore, tiny_config, tiny_model, write_authors
 from util import device
 from util.checkpoint import read_content, save_weights
@@ -127,8 +128,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture(scope="module")
-def cfg(tiny_stack: Path) -> Config:
-    return tiny_config(tiny_stack)
+def cfg(small_stack: Path) -> Config:
+    return tiny_config(small_stack)
 
 
 @pytest.fixture(scope="module")
@@ -242,10 +243,12 @@ def test_only_what_can_be_read_again_is_forgotten(
     system = SimpleNamespace(madvise=lambda start, size, advice: advised.append(size.value))
     monkeypatch.setattr(device, "Path", lambda name: maps)
     monkeypatch.setattr(device.ctypes, "CDLL", lambda name: system)
-    device.forget_mapped_files()
+    device.forget_mapped_files(1 << 20)  # too few to look for them
+    assert advised == []
+    device.forget_mapped_files(1 << 28)
     assert advised == ([1 << 28] if forgotten else [])
     maps.unlink()
-    device.forget_mapped_files()
+    device.forget_mapped_files(1 << 28)
 
 
 def test_segmenting_hashes_only_what_the_checkpoint_names(
@@ -327,17 +330,17 @@ def test_class_heads_are_new_by_rule(
     assert differences(trained_state(target), trained_state(original)) == []
 
 
-def test_new_adapters_on_weights_without(files: dict[str, Path], tiny_stack: Path) -> None:
-    cfg = tiny_config(tiny_stack, lora_rank=2)
+def test_new_adapters_on_weights_without(files: dict[str, Path], small_stack: Path) -> None:
+    cfg = tiny_config(small_stack, lora_rank=2)
     model = tiny_model(cfg, seed=2)
     load_into(model, files["pth"], cfg, new_run=True)
     with pytest.raises(UserError, match=r"lacks .*\.lora_"):
         load_into(model, files["pth"], cfg)
 
 
-def test_other_sizes_are_named(files: dict[str, Path], tiny_stack: Path, target: Segmenter) -> None:
+def test_other_sizes_are_named(files: dict[str, Path], small_stack: Path, target: Segmenter) -> None:
     with pytest.raises(UserError, match="was made with nheads 4, but this configuration has 2"):
-        load_into(target, files["pth"], tiny_config(tiny_stack, nheads=2))
+        load_into(target, files["pth"], tiny_config(small_stack, nheads=2))
 
 
 @pytest.mark.parametrize(
@@ -350,14 +353,14 @@ def test_other_sizes_are_named(files: dict[str, Path], tiny_stack: Path, target:
     ],
 )
 def test_another_function_is_named(
-    files: dict[str, Path], tiny_stack: Path, target: Segmenter, option: str, value: Any, said: str
+    files: dict[str, Path], small_stack: Path, target: Segmenter, option: str, value: Any, said: str
 ) -> None:
     with pytest.raises(UserError, match=f"was made with {said}"):
-        load_into(target, files["pth"], tiny_config(tiny_stack, **{option: value}))
+        load_into(target, files["pth"], tiny_config(small_stack, **{option: value}))
 
 
-def test_noise_options_without_weights_are_distinguished(tiny_stack: Path, tmp_path: Path) -> None:
-    gaussian, none = (tiny_config(tiny_stack, noise=noise) for noise in ("gaussian", "none"))
+def test_noise_options_without_weights_are_distinguished(small_stack: Path, tmp_path: Path) -> None:
+    gaussian, none = (tiny_config(small_stack, noise=noise) for noise in ("gaussian", "none"))
     model = tiny_model(gaussian, seed=1)
     save_checkpoint(
         tmp_path / "c.pth",
@@ -372,8 +375,8 @@ def test_noise_options_without_weights_are_distinguished(tiny_stack: Path, tmp_p
     assert len(notes) == 1 and "new class heads" in notes[0], "a new run may use a different function"
 
 
-def test_a_different_rank_is_named_and_auto_means_16(tiny_stack: Path, tmp_path: Path) -> None:
-    auto, same, other = (tiny_config(tiny_stack, model="hcd", lora_rank=rank) for rank in ("auto", 16, 8))
+def test_a_different_rank_is_named_and_auto_means_16(small_stack: Path, tmp_path: Path) -> None:
+    auto, same, other = (tiny_config(small_stack, model="hcd", lora_rank=rank) for rank in ("auto", 16, 8))
     model = tiny_model(auto, seed=1)
     save_checkpoint(
         tmp_path / "c.pth", model, "hcd", config_dict(auto), frozen=frozen_identity(model, frozen_sources(auto))
@@ -521,8 +524,8 @@ def test_weights_alone_are_not_resumed(train: Callable, files: dict[str, Path], 
 
 
 @pytest.fixture(scope="module")
-def hcd_cfg(tiny_stack: Path) -> Config:
-    return tiny_config(tiny_stack, model="hcd", lora_rank=2)
+def hcd_cfg(small_stack: Path) -> Config:
+    return tiny_config(small_stack, model="hcd", lora_rank=2)
 
 
 @pytest.fixture(scope="module")
@@ -650,9 +653,9 @@ MODELS = ("vdit", "hcd")
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def released(request: pytest.FixtureRequest, tiny_stack: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def released(request: pytest.FixtureRequest, small_stack: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """A model with a modified UNet, and its checkpoint in the authors' layout."""
-    cfg = tiny_config(tiny_stack, model=request.param)
+    cfg = tiny_config(small_stack, model=request.param)
     model = tiny_model(cfg, seed=1)
     change_unet(model)
     path = tmp_path_factory.mktemp("authors") / f"{cfg.model}.pth"
@@ -695,8 +698,8 @@ def test_it_is_mapped_and_not_read(released: dict) -> None:
     assert checkpoint.weights
 
 
-def test_adapters_may_be_new_on_a_merged_unet(tiny_stack: Path, tmp_path: Path) -> None:
-    cfg = tiny_config(tiny_stack, model="hcd", lora_rank=4)
+def test_adapters_may_be_new_on_a_merged_unet(small_stack: Path, tmp_path: Path) -> None:
+    cfg = tiny_config(small_stack, model="hcd", lora_rank=4)
     source = tiny_model(cfg, seed=1)
     write_authors(tmp_path / "hcd.pth", source, cfg)
     torch.manual_seed(5)
@@ -750,9 +753,9 @@ RELEASED_DAMAGE = {
 
 
 @pytest.fixture(scope="module")
-def vdit(tiny_stack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Segmenter, Config, Path]:
+def vdit(small_stack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Segmenter, Config, Path]:
     """A model, which must not be modified, and its checkpoint."""
-    cfg = tiny_config(tiny_stack)
+    cfg = tiny_config(small_stack)
     model, path = tiny_model(cfg, seed=1), tmp_path_factory.mktemp("authors") / "vdit.pth"
     write_authors(path, model, cfg)
     return model, cfg, path
@@ -794,8 +797,8 @@ def test_a_checkpoint_of_the_other_model_is_recognised_by_its_keys(released: dic
         open_checkpoint(str(released["path"]), "--resume", other)
 
 
-def test_other_sizes_of_a_released_checkpoint_are_named(released: dict, tiny_stack: Path) -> None:
-    cfg = tiny_config(tiny_stack, model=released["cfg"].model, nheads=2)
+def test_other_sizes_of_a_released_checkpoint_are_named(released: dict, small_stack: Path) -> None:
+    cfg = tiny_config(small_stack, model=released["cfg"].model, nheads=2)
     with pytest.raises(UserError, match="nheads 4, but this configuration has 2"):
         load(released["path"], cfg)
 
@@ -853,9 +856,9 @@ def convert(*arguments: str | Path) -> None:
 
 @pytest.mark.parametrize("name", ["vdit", "hcd"])
 def test_there_and_back_is_exact(
-    tiny_stack: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    small_stack: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cfg = tiny_config(tiny_stack, model=name)
+    cfg = tiny_config(small_stack, model=name)
     model = tiny_model(cfg, seed=1)
     merged = name == "hcd"
     if merged:
@@ -863,7 +866,7 @@ def test_there_and_back_is_exact(
     released, converted, exported = (tmp_path / file for file in ("a.pth", "b.safetensors", "c.pth"))
     state = write_authors(released, model, cfg)
 
-    convert(released, converted, "--stack", tiny_stack)
+    convert(released, converted, "--stack", small_stack)
     told = capsys.readouterr().out
     assert ("not stored" in told) and ("with the unet" in told) == merged
     content = read_checkpoint(converted, name)
@@ -873,7 +876,7 @@ def test_there_and_back_is_exact(
     loaded, notes = load(converted, cfg)
     assert notes == [] and differences(loaded.state_dict(), model.state_dict()) == []
 
-    convert(converted, exported, "--to", "authors", "--pretrained", tiny_stack)
+    convert(converted, exported, "--to", "authors", "--pretrained", small_stack)
     back = read_content(exported)
     assert differences(back["model"], state) == []
     first = read_content(released)
@@ -892,9 +895,9 @@ def test_the_released_layout_survives(shared: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tiny_stack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Segmenter, Config, Path]:
+def run(small_stack: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Segmenter, Config, Path]:
     """An HCD with adapters as training leaves it, and its checkpoint; only to be read."""
-    cfg = tiny_config(tiny_stack, model="hcd", lora_rank=4)
+    cfg = tiny_config(small_stack, model="hcd", lora_rank=4)
     model = tiny_model(cfg, seed=1)
     path = tmp_path_factory.mktemp("run") / "checkpoint.pth"
     frozen = frozen_identity(model, frozen_sources(cfg))
@@ -930,12 +933,12 @@ def test_half_precision(run: tuple[Segmenter, Config, Path], tmp_path: Path) -> 
     assert differences(own, expected) == []
 
 
-def test_half_precision_of_loaded_parts(tiny_stack: Path, tmp_path: Path) -> None:
-    cfg = tiny_config(tiny_stack, model="hcd")
+def test_half_precision_of_loaded_parts(small_stack: Path, tmp_path: Path) -> None:
+    cfg = tiny_config(small_stack, model="hcd")
     model = tiny_model(cfg, seed=1)
     change_unet(model)
     write_authors(tmp_path / "a.pth", model, cfg)
-    options = ("--stack", tiny_stack, "--dtype", "bfloat16", "--carry", "vae")
+    options = ("--stack", small_stack, "--dtype", "bfloat16", "--carry", "vae")
     convert(tmp_path / "a.pth", tmp_path / "h.safetensors", *options)
     loaded, notes = load(tmp_path / "h.safetensors", cfg)
     assert notes == []
@@ -970,7 +973,7 @@ def test_adapters_are_merged_for_the_authors(run: tuple[Segmenter, Config, Path]
 )
 def test_mistakes_are_one_sentence(
     run: tuple[Segmenter, Config, Path],
-    tiny_stack: Path,
+    small_stack: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -990,8 +993,8 @@ def test_mistakes_are_one_sentence(
 
 
 @pytest.mark.parametrize("option", [{"noise": "gaussian"}, {"unet_text": False}])
-def test_options_unknown_to_the_authors_are_not_exported(tiny_stack: Path, tmp_path: Path, option: dict) -> None:
-    cfg = tiny_config(tiny_stack, model="hcd", **option)
+def test_options_unknown_to_the_authors_are_not_exported(small_stack: Path, tmp_path: Path, option: dict) -> None:
+    cfg = tiny_config(small_stack, model="hcd", **option)
     save_checkpoint(tmp_path / "c.pth", tiny_model(cfg, seed=1), "hcd", config_dict(cfg))
     ((name, value),) = option.items()
     with pytest.raises(UserError, match=f"was made with {name} {value}, which the authors' layout cannot store"):
@@ -1003,7 +1006,7 @@ def test_another_stack_is_refused_on_the_way_to_the_authors(
 ) -> None:
     from models.diffusion.tiny import make_tiny_stack
 
-    other = make_tiny_stack(tmp_path / "other", seed=1)
+    other = make_tiny_stack(tmp_path / "other", seed=1, **SMALL)
     with pytest.raises(UserError, match="trained with a different UNet"):
         convert(run[2], tmp_path / "a.pth", "--to", "authors", "--pretrained", other)
     assert not (tmp_path / "a.pth").exists()

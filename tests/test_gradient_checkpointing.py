@@ -38,9 +38,9 @@ def _gradients(stack: Path, frames: int, **options: object) -> tuple[dict[str, T
 
 
 @pytest.mark.parametrize(("model", "frames"), [("vdit", 2), ("hcd", 2), ("hcd", 1)])
-def test_gradients_are_the_same_and_less_is_kept(tiny_stack: Path, model: str, frames: int) -> None:
-    plain, much = _gradients(tiny_stack, frames, model=model)
-    again, little = _gradients(tiny_stack, frames, model=model, gradient_checkpointing=True)
+def test_gradients_are_the_same_and_less_is_kept(small_stack: Path, model: str, frames: int) -> None:
+    plain, much = _gradients(small_stack, frames, model=model)
+    again, little = _gradients(small_stack, frames, model=model, gradient_checkpointing=True)
     assert plain.keys() == again.keys()
     assert [name for name in plain if not torch.equal(plain[name], again[name])] == []
     assert any("encoder.fusion" in name and gradient.any() for name, gradient in again.items())
@@ -48,9 +48,9 @@ def test_gradients_are_the_same_and_less_is_kept(tiny_stack: Path, model: str, f
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_unet_with_nothing_trained_before_it_has_no_graph(tiny_stack: Path, recompute: bool) -> None:
+def test_a_unet_with_nothing_trained_before_it_has_no_graph(small_stack: Path, recompute: bool) -> None:
     options = {"noise": "none", "image_tokens": False, "gradient_checkpointing": recompute}
-    model = build_model(model_config(tiny_stack, **options)).train()
+    model = build_model(model_config(small_stack, **options)).train()
     taps: list[Tensor] = []
     model.encoder.unet.register_forward_hook(lambda module, args, output: taps.extend(output))
     frames, padding, captions = random_clips(1, 2)
@@ -58,8 +58,8 @@ def test_a_unet_with_nothing_trained_before_it_has_no_graph(tiny_stack: Path, re
     assert len(taps) == 6 and not any(tap.requires_grad for tap in taps)
 
 
-def test_evaluation_computes_once(tiny_stack: Path) -> None:
-    model: Segmenter = build_model(model_config(tiny_stack, gradient_checkpointing=True)).eval()
+def test_evaluation_computes_once(small_stack: Path) -> None:
+    model: Segmenter = build_model(model_config(small_stack, gradient_checkpointing=True)).eval()
     calls: list[int] = []
     model.encoder.unet.module.down_blocks[0].resnets[0].register_forward_hook(lambda *args: calls.append(1))
     with torch.inference_mode():

@@ -69,12 +69,12 @@ def test_a_full_size_step_stays_within_its_budget(
 
 @pytest.mark.slow
 def test_with_little_memory_the_vae_encodes_fewer_frames_at_once(
-    tiny_stack: Path, monkeypatch: pytest.MonkeyPatch
+    small_stack: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = model_config(tiny_stack, num_frames=2, precision="bf16")
-    together = estimate_inference(cfg, (64, 96), folder=tiny_stack).kernels
+    cfg = model_config(small_stack, num_frames=2, precision="bf16")
+    together = estimate_inference(cfg, (64, 96), folder=small_stack).kernels
     monkeypatch.setattr(memory_estimate, "FREE", 0)
-    one_by_one = estimate_inference(cfg, (64, 96), folder=tiny_stack).kernels
+    one_by_one = estimate_inference(cfg, (64, 96), folder=small_stack).kernels
     assert together is not None and one_by_one is not None and together < one_by_one
 
 
@@ -82,12 +82,18 @@ def _sum(found: Estimate, word: str) -> int:
     return sum(count for name, count in found.parts.items() if word in name)
 
 
-@pytest.mark.slow
-def test_each_measure_takes_what_it_should(tiny_stack: Path) -> None:
-    def of(**options: object) -> Estimate:
-        return estimate(model_config(tiny_stack, **options), (64, 96), folder=tiny_stack)
+@pytest.fixture(scope="module")
+def training(small_stack: Path) -> Estimate:
+    """Training in half precision."""
+    return estimate(model_config(small_stack, precision="bf16"), (64, 96), folder=small_stack)
 
-    wide, half, again = of(precision="fp32"), of(precision="bf16"), of(precision="bf16", gradient_checkpointing=True)
+
+@pytest.mark.slow
+def test_each_measure_takes_what_it_should(small_stack: Path, training: Estimate) -> None:
+    def of(**options: object) -> Estimate:
+        return estimate(model_config(small_stack, **options), (64, 96), folder=small_stack)
+
+    wide, half, again = of(precision="fp32"), training, of(precision="bf16", gradient_checkpointing=True)
     assert _sum(wide, "unet, float32") == 2 * _sum(half, "unet, bfloat16") > 0
     assert _sum(wide, "trained") == _sum(half, "trained") == _sum(half, "AdamW") / 2
     assert _sum(wide, "by the UNet") > 1.7 * _sum(half, "by the UNet")
@@ -97,15 +103,14 @@ def test_each_measure_takes_what_it_should(tiny_stack: Path) -> None:
 
 
 @pytest.mark.slow
-def test_inference_takes_less_than_training(tiny_stack: Path) -> None:
+def test_inference_takes_less_than_training(small_stack: Path, training: Estimate) -> None:
     def of(size: tuple[int, int] = (64, 96), **options: Any) -> Estimate:
-        return estimate_inference(model_config(tiny_stack, **options), size, folder=tiny_stack)
+        return estimate_inference(model_config(small_stack, **options), size, folder=small_stack)
 
     wide, half = of(precision="fp32"), of(precision="bf16")
     assert _sum(wide, "unet, float32") == 2 * _sum(half, "unet, bfloat16") > 0
     assert _sum(wide, "trained") == _sum(half, "trained") > 0
-    trained = estimate(model_config(tiny_stack, precision="bf16"), (64, 96), folder=tiny_stack)
-    assert trained.peak > half.peak > sum(half.parts.values())
+    assert training.peak > half.peak > sum(half.parts.values())
     assert of((128, 96), precision="bf16").peak > half.peak
     assert of(precision="bf16", expressions_per_batch=32).peak > half.peak  # a few take less than the VAE
     assert of(model="hcd").parts.keys() == half.parts.keys(), "adapters are merged"
@@ -146,15 +151,15 @@ def test_bad_arguments_are_one_sentence(arguments: tuple[str, ...], named: str) 
 
 
 @pytest.mark.slow
-def test_a_fine_tuned_unet_is_counted_as_trained(tiny_stack: Path) -> None:
+def test_a_fine_tuned_unet_is_counted_as_trained(small_stack: Path) -> None:
     sizes: dict[str, Any] = {"eval_size": 64, "train_scales": (64,), "num_frames": 2, "precision": "bf16"}
 
     def of(**options: Any) -> Estimate:
-        return estimate(Config(model="rem", **{**sizes, **options}), (64, 64), folder=tiny_stack)
+        return estimate(Config(model="rem", **{**sizes, **options}), (64, 64), folder=small_stack)
 
     whole, again, lora = of(), of(gradient_checkpointing=True), of(lora_rank=4)
     assert _sum(whole, "trained") > 100 * _sum(whole, "unet, float32") and _sum(lora, "unet, bfloat16") > 0
     assert _sum(whole, "by the UNet") > 1.5 * _sum(again, "by the UNet") > 0
     assert whole.peak > again.peak > lora.peak
-    inference = estimate_inference(Config(model="rem", **sizes), (64, 64), folder=tiny_stack)
+    inference = estimate_inference(Config(model="rem", **sizes), (64, 64), folder=small_stack)
     assert _sum(inference, "bfloat16") > 0 and _sum(inference, "float32") == _sum(inference, "trained") == 0

@@ -61,24 +61,24 @@ def test_auto_is_what_the_hardware_computes_in(instruction: str | None, monkeypa
         assert resolve_precision(name, CUDA) == resolve_precision(name, CPU, training=False) == name
 
 
-def test_a_gpu_without_bf16_trains_and_segments_in_float16(tiny_stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_bf16_trains_and_segments_in_float16(small_stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
-    model = _model(tiny_stack)
+    model = _model(small_stack)
     monkeypatch.setattr(model, "to", lambda device: model)
     scaler = prepare_training(model, "auto", CUDA)
     assert scaler is not None and scaler.is_enabled() and model.precision == torch.float16
-    model = _model(tiny_stack)
+    model = _model(small_stack)
     monkeypatch.setattr(model, "to", lambda device: model)
     assert prepare_inference(model, "auto", CUDA).encoder.unet.held == torch.float16
 
 
 @pytest.mark.parametrize("precision", ["bf16", "tf32", "fp32"])
-def test_only_tf32_rounds_to_tf32(tiny_stack: Path, precision: str) -> None:
+def test_only_tf32_rounds_to_tf32(small_stack: Path, precision: str) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "tf32"
-    prepare_training(_model(tiny_stack), precision, CPU)
+    prepare_training(_model(small_stack), precision, CPU)
     assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == (precision == "tf32")
-    prepare_inference(_model(tiny_stack), "fp32", CPU)
+    prepare_inference(_model(small_stack), "fp32", CPU)
     assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
 
 
@@ -144,11 +144,11 @@ def test_frozen_parts_take_the_faster_attention_and_give_memory_back(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vdit", "hcd"])
-def test_steps_in_bf16_follow_those_in_float32(tiny_stack: Path, name: str) -> None:
+def test_steps_in_bf16_follow_those_in_float32(small_stack: Path, name: str) -> None:
     losses: dict[torch.dtype, list[float]] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        model = _model(tiny_stack, name, dtype).train()
-        criterion = build_criterion(model_config(tiny_stack))
+        model = _model(small_stack, name, dtype).train()
+        criterion = build_criterion(model_config(small_stack))
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         terms = [training_step(model, criterion, [_batch()], optimizer, 0.1) for _ in range(2)]
         assert all(value.isfinite() for step in terms for value in step.values())
@@ -158,9 +158,9 @@ def test_steps_in_bf16_follow_those_in_float32(tiny_stack: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["vdit", "hcd"])
-def test_what_is_frozen_is_held_in_half_and_what_is_trained_is_not(tiny_stack: Path, name: str) -> None:
-    model = _model(tiny_stack, name, torch.bfloat16)
-    output, terms = backward(model, model_config(tiny_stack), 1, 2)
+def test_what_is_frozen_is_held_in_half_and_what_is_trained_is_not(small_stack: Path, name: str) -> None:
+    model = _model(small_stack, name, torch.bfloat16)
+    output, terms = backward(model, model_config(small_stack), 1, 2)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
@@ -173,12 +173,12 @@ def test_what_is_frozen_is_held_in_half_and_what_is_trained_is_not(tiny_stack: P
 
 
 @pytest.mark.parametrize("name", ["vdit", "hcd"])
-def test_masks_in_bf16_follow_those_in_float32(tiny_stack: Path, name: str) -> None:
+def test_masks_in_bf16_follow_those_in_float32(small_stack: Path, name: str) -> None:
     """In the mean within 2 % of their range, at the same query. Single pixels of random weights may be further off."""
     frames, padding, captions = random_clips(1, 2, *SIZE)
     masks = []
     for precision in ("fp32", "bf16"):
-        model = prepare_inference(_model(tiny_stack, name), precision, CPU)
+        model = prepare_inference(_model(small_stack, name), precision, CPU)
         with torch.inference_mode():
             output = model(frames, padding, captions, select=lambda prediction: torch.zeros(1, dtype=torch.long))
         masks.append(output.masks)
@@ -223,22 +223,22 @@ def test_trained_masks_in_bf16_follow_those_in_float32(name: str, tmp_path: Path
     assert len(shares) > 8 and sum(shares) / len(shares) < 0.002 and max(shares) < 0.02, shares
 
 
-def test_float32_is_as_it_was(tiny_stack: Path) -> None:
-    model = _model(tiny_stack)
+def test_float32_is_as_it_was(small_stack: Path) -> None:
+    model = _model(small_stack)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     set_precision(model, torch.float32)
     assert all(part.held is None for part in model.modules() if hasattr(part, "held"))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_places_and_masks_are_computed_in_float32(tiny_stack: Path) -> None:
+def test_places_and_masks_are_computed_in_float32(small_stack: Path) -> None:
     """Where a query looks, in pixels, and differences of pixels: eight binary digits would be whole pixels off."""
-    model = _model(tiny_stack, dtype=torch.bfloat16)
+    model = _model(small_stack, dtype=torch.bfloat16)
     seen: list[Tensor] = []
     attention = model.transformer.encoder[0].attention
     samples = attention._samples
     attention._samples = lambda *args: seen.extend(samples(*args)) or tuple(seen[-2:])
-    backward(model, model_config(tiny_stack), 1, 2)
+    backward(model, model_config(small_stack), 1, 2)
     assert len(seen) == 2 and {value.dtype for value in seen} == {torch.float32}
 
     torch.manual_seed(0)
@@ -262,12 +262,12 @@ def test_an_island_widens_its_arguments_wherever_they_are() -> None:
     assert total([x.double()], 2).dtype == torch.float64
 
 
-def test_a_step_that_overflows_is_left_out_and_the_scale_halved(tiny_stack: Path) -> None:
-    cfg = model_config(tiny_stack, precision="fp16", posterior="mode")
+def test_a_step_that_overflows_is_left_out_and_the_scale_halved(small_stack: Path) -> None:
+    cfg = model_config(small_stack, precision="fp16", posterior="mode")
     torch.manual_seed(0)
     model = build_model(cfg)
     scaler = prepare_training(model, cfg.precision, CPU)
-    assert scaler is not None and prepare_training(_model(tiny_stack), "auto", CPU) is None
+    assert scaler is not None and prepare_training(_model(small_stack), "auto", CPU) is None
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     batch = _batch()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -285,8 +285,8 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_halved(tiny_stack: Path
     assert not training_step(model, criterion, [batch], optimizer, 0.1, scaler)["grad_norm"].isfinite()
 
 
-def test_frozen_weights_of_a_checkpoint_are_stored_with_all_digits(tiny_stack: Path, tmp_path: Path) -> None:
-    model = _model(tiny_stack)
+def test_frozen_weights_of_a_checkpoint_are_stored_with_all_digits(small_stack: Path, tmp_path: Path) -> None:
+    model = _model(small_stack)
     model.encoder.vae.from_checkpoint = True
     identity = {"vae": {"sha256": "0" * 64}}
     name = save_loaded_parts(tmp_path, model, "vdit", identity)

@@ -236,7 +236,8 @@ def checks(clone: Clone) -> Clone:
 
 
 HALVES = ["-m not slow -k matcher", "-m slow -k matcher"]
-PYTEST = [f"pytest --numprocesses auto --maxprocesses 4 --dist loadfile {words}" for words in HALVES]
+SPREAD = "--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
+PYTEST = [f"pytest {SPREAD} {words}" for words in HALVES]
 
 
 @pytest.mark.parametrize(

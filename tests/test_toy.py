@@ -599,7 +599,7 @@ def _score(data: Path, stack: Path, checkpoint: Path, output: Path, *more: objec
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small toy set of the benchmark's own size of frames."""
     root = tmp_path_factory.mktemp("benchmark") / "toy"
-    make_toy(root, num_train=60, num_valid=12, num_test=0, negatives=1)
+    make_toy(root, num_train=30, num_valid=8, num_test=0, negatives=1)
     return root
 
 
@@ -627,10 +627,10 @@ def test_rem_segments(root: Path, data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sixty_steps_hold_the_score(root: Path, data: Path, bundled_score: float, tmp_path: Path) -> None:
+def test_thirty_steps_hold_the_score(root: Path, data: Path, bundled_score: float, tmp_path: Path) -> None:
     stack, bundled = root / "toy" / "stack", root / "toy" / "vdit.safetensors"
     options = ("--config", "configs/vdit_toy.yaml", "--pretrained", stack, "--ytvos_path", data)
-    begin = ("--pretrained_weights", bundled, "--keep_class_heads", "--max_steps", "60")
+    begin = ("--pretrained_weights", bundled, "--keep_class_heads", "--max_steps", "30")
     trained = run_command(main.main, *options, *begin, "--output_dir", tmp_path / "train")
     assert trained.returncode == 0, trained.stderr[-2000:]
     checkpoint = (tmp_path / "train" / "checkpoint.pth").rename(tmp_path / "train" / "vdit.pth")

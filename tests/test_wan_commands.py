@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from models.diffusion import wan
 from models.diffusion.tiny_wan import make_tiny_wan
 from scripts import convert_checkpoint, push_to_hub
 from tests.commands import read_checkpoint, run_command
+from tests.forks import Forks
 from tests.tiny_models import differences, tiny_flags
 
 pytestmark = pytest.mark.slow
@@ -69,13 +67,10 @@ def test_a_resumed_run_gives_the_same_weights(run: Path, flags: list[object], tm
     assert differences(one, two) == []
 
 
-def test_two_processes_follow_the_curve_of_one(run: Path, flags: list[object], root: Path, tmp_path: Path) -> None:
+def test_two_processes_follow_the_curve_of_one(run: Path, flags: list[object], forks: Forks, tmp_path: Path) -> None:
     words = [*flags, "--max_steps", 4, "--batch_size", 1, "--lr_processes", 2, "--output_dir", tmp_path / "two"]
     words += ["--text_cache", tmp_path / "text"]  # both processes find it empty, and one of them fills it
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "main.py"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *map(str, words)], cwd=root, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    forks.run(tmp_path / "said", 2, "run_main", *words)
     assert losses(tmp_path / "two") == pytest.approx(losses(run), rel=2e-3)
 
 

@@ -133,18 +133,21 @@ def passing(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         yield tensor
         read += tensor.nbytes
         if read > _READ_AT_ONCE:
-            forget_mapped_files()
+            forget_mapped_files(read)
             read = 0
-    forget_mapped_files()
+    forget_mapped_files(read)
 
 
-def forget_mapped_files() -> None:
+def forget_mapped_files(read: int) -> None:
     """Let go of the pages of large files that are mapped and were not changed; they are read again when needed.
 
     Other threads may read the files meanwhile, but not begin to change their copy of one (``MAP_PRIVATE``).
+
+    Args:
+        read: bytes that were read; few are not worth the search, which takes 0.1 s.
     """
     maps = Path("/proc/self/smaps")  # of Linux; kernels may leave it out
-    if not maps.is_file():
+    if read < _LARGE_FILE or not maps.is_file():
         return
     advise = ctypes.CDLL(None).madvise
     with maps.open(encoding="utf-8", errors="replace") as file:

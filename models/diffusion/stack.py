@@ -478,16 +478,23 @@ def _check_sizes(part: str, folder: Path, load: Callable[..., Any], **options: A
     published = json.loads((ROOT / "configs" / part / name).read_text())
     file = folder / name
     largest = max(value for _, value in _numbers(published))
-    for key, value in _numbers(json.loads(file.read_text())):
+    text = file.read_text()
+    for key, value in _numbers(json.loads(text)):
         limit = max(HARMLESS, LARGER * max((n for other, n in _numbers(published) if other == key), default=largest))
         if not value <= limit:
             raise ValueError(f"its {name} says {key} {value:.4g}, which is above {limit:.4g}")
     if cls is DDIMScheduler:
         return
-    empty = empty_part(cls, folder, **{key: value for key, value in options.items() if key == "add_pooling_layer"})
-    described, held = sum(weight.numel() for weight in empty.parameters()), _held_numbers(folder)
+    pooling = {key: value for key, value in options.items() if key == "add_pooling_layer"}
+    described, held = _described_numbers(cls, folder, text, **pooling), _held_numbers(folder)
     if held and described > 2 * held:
         raise ValueError(f"its {name} describes {described:.4g} numbers, and its weights' files hold {held:.4g}")
+
+
+@functools.cache
+def _described_numbers(cls: Any, folder: Path, text: str, **options: Any) -> int:
+    """How many numbers a part has with the configuration ``text`` of a folder."""
+    return sum(weight.numel() for weight in empty_part(cls, folder, **options).parameters())
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
