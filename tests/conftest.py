@@ -63,7 +63,7 @@ def small_stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Wan 2.1; only to be read."""
-    from models.diffusion.tiny_wan import make_tiny_wan
+    from tests.tiny_wan import make_tiny_wan
 
     return make_tiny_wan(tmp_path_factory.mktemp("pretrained") / "tiny_wan")
 

@@ -19,12 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import build_model, prepare_inference, prepare_sentences
 from models.diffusion import wan
 from models.diffusion.generators import GENERATORS, find_generator
-from models.diffusion.tiny_wan import make_tiny_wan
 from models.diffusion.wan import TEXT_TOKENS, WanEncoder, cleaned, load_stack, tap_blocks
 from models.inference import InferenceOptions, VideoSegmenter, sentence_outputs
 from models.lora import LoraLayer, merge_lora
 from models.segmenter import Segmenter
 from tests.tiny_models import backward, model_config, random_clips
+from tests.tiny_wan import make_tiny_wan
 from util.errors import UserError
 from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 

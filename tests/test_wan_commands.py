@@ -16,11 +16,11 @@ import main
 from models import load_pretrained
 from models.checkpoints import open_checkpoint
 from models.diffusion import wan
-from models.diffusion.tiny_wan import make_tiny_wan
 from scripts import convert_checkpoint, push_to_hub
 from tests.commands import read_checkpoint, run_command
 from tests.forks import Forks
 from tests.tiny_models import differences, tiny_flags
+from tests.tiny_wan import make_tiny_wan
 
 pytestmark = pytest.mark.slow
 
