@@ -63,10 +63,16 @@ FIRST = Phase("frames", "single frames", "data_frames", 1, 16, 0, "step", STILL)
 CLIPS = Phase("clips", "clips of three frames", "data_clips", 3, 8, 0, "cosine", KINDS)
 POLISH = replace(CLIPS, name="polish", title="clips at half the rate", rate=5e-4, warmup=50)
 STILLS = replace(FIRST, batch=8, steps=1400)
+FALLING = replace(STILLS, name="falling", title="single frames, with a falling rate", schedule="cosine", steps=2800)
 PHASES = {
     "vdit": (replace(FIRST, steps=3200), replace(CLIPS, steps=1200), replace(POLISH, steps=700)),
     "hcd": (replace(FIRST, steps=1400), replace(CLIPS, steps=700), replace(POLISH, steps=400)),
-    "rem": (STILLS, replace(STILLS, name="falling", steps=1200, schedule="cosine", warmup=50)),
+    "rem": (
+        STILLS,
+        replace(FALLING, steps=1200, warmup=50),
+        replace(FALLING, name="again"),
+        replace(FALLING, name="last"),
+    ),
 }
 """HCD needs fewer steps, because its adapters change the frozen features. REM would need more (docs/toy_lab.md)."""
 

@@ -41,9 +41,10 @@ def test_every_phase_of_rem_is_a_valid_command(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "stack").mkdir()
     train_toy.make_model("rem", tmp_path, tmp_path / "work", share=0.001)
     trainings = [words[words.index("main.py") + 1 :] for words in commands if "main.py" in words]
-    first, falling = [load_config(words, "") for words in trainings]
+    first, *others = [load_config(words, "") for words in trainings]
     assert (first.model, first.num_frames, first.freeze_layers) == ("rem", 1, ("temporal", "coarsest"))
-    assert falling.pretrained_weights == str(tmp_path / "work" / "rem" / "frames" / "checkpoint.pth")
+    before = [tmp_path / "work" / "rem" / name / "checkpoint.pth" for name in ("frames", "falling", "again")]
+    assert [cfg.pretrained_weights for cfg in others] == [str(path) for path in before]
 
 
 @pytest.fixture(autouse=True)
