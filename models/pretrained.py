@@ -29,6 +29,7 @@ from util.config import WEIGHTS, Config
 from util.device import resolve_device
 from util.errors import UserError
 from util.files import BROKEN_IMAGE
+from util.hub import main_name
 from util.text import normalise_sentence
 
 Frames = str | Path | Image.Image | np.ndarray | Tensor | Iterable[Any]
@@ -182,13 +183,13 @@ def load_pretrained(
 
 def open_pretrained(source: str, flag: str, options: dict[str, Any]) -> Pretrained:
     """``load_pretrained`` for a command, whose option ``flag`` named the checkpoint."""
-    published = any(source == weights.source for weights in WEIGHTS.values())
-    own = options.get("pretrained")
+    published = any(main_name(source) == main_name(weights.source) for weights in WEIGHTS.values())
+    given = options.get("pretrained")
     # Before gigabytes are downloaded.
-    if published and own and (generator := find_generator(own)) is not GENERATORS[0]:
+    if published and given and (found := find_generator(given)) is not GENERATORS[0]:
         raise UserError(
-            f"{source} was trained with {GENERATORS[0].name}, and {own} holds {generator.name}; leave "
-            f"--pretrained out, or name a checkpoint that was trained with it with {flag}"
+            f"{source} was trained with {GENERATORS[0].name}, and {given} holds {found.name}; leave --pretrained out, "
+            f"or name a checkpoint of {found.name} with {flag}"
         )
     frozen = [options.get(name) or getattr(Config, name) for name in ("pretrained", "image_encoder", "text_encoder")]
     others = partial(stack_downloads, *frozen) if published else tuple

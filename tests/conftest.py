@@ -80,7 +80,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def one_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with one video of four frames to segment, for tests that do not compare masks; only to be read."""
+    """A toy set with one validation video of four frames, for tests that look at no scores; only to be read."""
     from datasets.toy import make_toy
 
     root = tmp_path_factory.mktemp("data") / "one_video"

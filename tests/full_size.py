@@ -81,7 +81,7 @@ def command(module: str, *arguments: object) -> list[str]:
 
 
 def timed(what: str, *line: str) -> None:
-    """Run a process, and print its seconds and the peak of its memory, which begins at the peak of this process."""
+    """Run a process, and print its seconds and the peak of its memory, which is at least that of this process."""
     started = time.monotonic()
     process = subprocess.Popen(line)
     _, status, usage = os.wait4(process.pid, 0)
@@ -99,8 +99,8 @@ def frames(count: int) -> np.ndarray:
     return np.mean(layers, axis=0).astype(np.uint8)
 
 
-def make_parts(folder: Path, _: str) -> None:
-    """Write the frozen parts with random weights in the layout of the hub."""
+def make_parts(folder: Path, model: str) -> None:
+    """Write the frozen parts, which are those of every model, with random weights in the layout of the hub."""
     classes = {
         "unet": UNet3DConditionModel,
         "vae": AutoencoderKL,

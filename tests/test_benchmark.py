@@ -177,9 +177,7 @@ def test_meter() -> None:
 
 
 @pytest.mark.slow
-def test_as_a_user_types_it(small_stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In threads: a test of ``scripts.gpu_check`` measures in processes."""
-    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+def test_as_a_user_types_it(small_stack: Path, tmp_path: Path) -> None:
     file = tmp_path / "speed.json"
     run = run_command(
         main, *small_flags(small_stack, "--dtype", "fp32", "--training", "--train-size", 64, 96, "--json", file)

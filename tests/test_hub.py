@@ -485,9 +485,9 @@ def test_a_repository_says_which_generator_it_holds(
 def test_published_weights_do_not_fit_another_generator(server: HubServer, tiny_wan: Path) -> None:
     """Which is said before gigabytes of both are downloaded."""
     server.add(WAN, tiny_wan)
-    for own in (WAN, str(tiny_wan)):
+    for source, own in ((WEIGHTS["vdit"].source, WAN), ("buxiangzhiren/VD-IT", str(tiny_wan))):
         with pytest.raises(UserError, match=r"VD-IT was trained with ModelScope, and .* holds Wan 2\.1; leave"):
-            load_pretrained(pretrained=own)
+            load_pretrained(source, pretrained=own)
     assert server.downloaded() == [f"{WAN}/transformer/config.json"]
     with pytest.raises(UserError, match="the hub has no repository org/nothing"):
         find_generator("org/nothing")

@@ -144,7 +144,7 @@ def forget_mapped_files(read: int) -> None:
     Other threads may read the files meanwhile, but not begin to change their copy of one (``MAP_PRIVATE``).
 
     Args:
-        read: bytes that were read; few are not worth the search, which takes 0.1 s.
+        read: bytes that were read since the last call; below ``_LARGE_FILE`` there is no search, which takes 0.1 s.
     """
     maps = Path("/proc/self/smaps")  # of Linux; kernels may leave it out
     if read < _LARGE_FILE or not maps.is_file():
