@@ -263,8 +263,8 @@ def _weights_of(name: str, weights: str) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if weights == DOWNLOAD:
             raise UserError(
-                f"cannot download the weights of {name}: {lines[0].rstrip('.: ')}; run the command again, give a "
-                "local file with --backbone_weights, or leave it empty for random weights"
+                f"cannot download the weights of {name}: {lines[0].rstrip('.: ')}; connect to the network and run "
+                "the command again, give a local file with --backbone_weights, or leave it empty for random weights"
             ) from error
         reason = lines[1] if len(lines) > 1 and lines[0].startswith("Error") else lines[0]  # by load_state_dict
         raise UserError(

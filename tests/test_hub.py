@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -56,6 +57,9 @@ from util.errors import UserError
 from util.files import file_sha256
 from util.hub import cached_revision
 from util.video import open_media
+
+T2V, CLIP, ROBERTA = "ali-vilab/text-to-video-ms-1.7b", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "roberta-base"
+WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
 @pytest.fixture
@@ -144,6 +148,23 @@ def test_a_cached_repository_without_that_file(cache: Path) -> None:
         checkpoint_path("hf://org/repo/other.pth", "--resume")
 
 
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        (T2V, f'hf download {T2V} --exclude "*.fp16.*" --local-dir text-to-video-ms-1.7b'),
+        (f"hf://{CLIP}", f'hf download {CLIP} --exclude "open_clip*" --local-dir CLIP-ViT-H-14-laion2B-s32B-b79K'),
+        (ROBERTA, "hf download roberta-base --local-dir roberta-base"),
+    ],
+)
+def test_the_command_for_frozen_parts_leaves_out_files_that_are_never_read(
+    cache: Path, source: str, command: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(f"`{command}`")):
+        hub.open_repository(source, "--pretrained")
+    with pytest.raises(UserError, match=r"`hf download laion/\S+ a\.pth --local-dir"):
+        checkpoint_path(f"hf://{CLIP}/a.pth", "--resume")
+
+
 @pytest.mark.parametrize("source", ["hf://", "hf://org", "hf://org/", "hf:///repo"])
 def test_incomplete_addresses(source: str) -> None:
     with pytest.raises(UserError, match="does not name a repository"):
@@ -211,13 +232,18 @@ def test_a_download_is_announced_once(
     assert checkpoint_path(f"hf://org/repo@{COMMIT}", "--resume") == path
 
 
-def test_a_download_that_is_cut_off_continues(server: HubServer, tmp_path: Path) -> None:
+def test_a_download_that_is_cut_off_continues(
+    server: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library's warning of it is not shown; others are."""
     content = bytes(range(256)) * 90_000  # the library resumes at multiples of 10 MiB
     serve(server, tmp_path, "org/repo", model__pth=content)
     server.cuts = 1
     assert checkpoint_path("hf://org/repo", "--resume").read_bytes() == content
     assert server.downloaded() == ["org/repo/model.pth", f"org/repo/model.pth from {10 * 2**20}"]
     assert not list((tmp_path / "hub").rglob("*.incomplete"))
+    logging.getLogger("huggingface_hub.file_download").warning("of another program")
+    assert caplog.messages == ["of another program"]
 
 
 def test_a_hub_that_names_paths_elsewhere(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,10 +333,6 @@ def test_revisions(cache: Path) -> None:
 # -------- Frozen parts ----------------------------------------------------------
 
 
-T2V, CLIP, ROBERTA = "ali-vilab/text-to-video-ms-1.7b", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "roberta-base"
-WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-
-
 @pytest.fixture
 def parts(server: HubServer, small_stack: Path, tmp_path: Path) -> Path:
     """A copy of a tiny stack, and the hub that serves it as the published repositories."""
@@ -391,9 +413,12 @@ def test_every_form_of_the_hubs_weights(
 
 
 def test_only_files_that_are_read_are_downloaded(server: HubServer, parts: Path) -> None:
-    """Full precision where there is a choice, and one format."""
+    """Full precision where there is a choice, and one format, whole."""
     for path in list(parts.rglob("*.safetensors")):
-        for name in (f"{path.stem}.fp16.safetensors", f"{path.stem}.bin", "open_clip_pytorch_model.bin", "tf_model.h5"):
+        for name in (
+            *(f"{path.stem}.fp16.safetensors", f"{path.stem}.bin", "open_clip_pytorch_model.bin", "tf_model.h5"),
+            *(f"{path.stem}-00001-of-00001.safetensors", f"{path.name}.index.json"),
+        ):
             path.with_name(name).write_bytes(b"not read")
     (parts / "t2v/unet/unused.json").write_text("{}")
     serve_parts(server, parts)
@@ -406,14 +431,14 @@ def test_only_files_that_are_read_are_downloaded(server: HubServer, parts: Path)
             *(f"{T2V}/text_encoder/model.safetensors", f"{CLIP}/model.safetensors", f"{ROBERTA}/model.safetensors"),
         ]
     )
-    assert f"{T2V}/unet/unused.json" not in names
+    assert f"{T2V}/unet/unused.json" not in names and not [name for name in names if "index" in name]
     load_stack(T2V)
     assert not [request for request in server.requests if not request.startswith("GET /api/models/")]
 
 
-@pytest.mark.parametrize("load", [load_stack, load_whole_stack])
+@pytest.mark.parametrize(("load", "files"), [(load_stack, 10), (load_whole_stack, 7)])
 def test_downloads_of_frozen_parts_show_their_progress(
-    load: Callable[[str], Any], server: HubServer, parts: Path, monkeypatch: pytest.MonkeyPatch
+    load: Callable[[str], Any], files: int, server: HubServer, parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other bars are silenced later."""
     huggingface_hub.utils.enable_progress_bars()
@@ -425,7 +450,17 @@ def test_downloads_of_frozen_parts_show_their_progress(
 
     monkeypatch.setattr(hub, "hf_hub_download", watched)
     load(T2V)
-    assert len(silent) > 7 and not any(silent)
+    assert len(silent) > files and not any(silent)
+
+
+def split_weights(folder: Path) -> None:
+    """Store the large parts of a tiny Wan in several files, as published, and its whole files as half precision."""
+    for part, kind in (("transformer", WanTransformer3DModel), ("text_encoder", UMT5EncoderModel)):
+        network = kind.from_pretrained(folder / part)
+        (whole,) = (folder / part).glob("*.safetensors")
+        whole.rename(whole.with_suffix(".fp16.safetensors"))
+        network.save_pretrained(folder / part, max_shard_size="130KB")
+        assert len(list((folder / part).glob("*-of-*"))) > 1
 
 
 def test_a_repository_says_which_generator_it_holds(
@@ -438,10 +473,7 @@ def test_a_repository_says_which_generator_it_holds(
     """Its frozen parts are then loaded from the hub, and without it from the cache."""
     folder = tmp_path / "wan"
     shutil.copytree(tiny_wan, folder)
-    for part, kind in (("transformer", WanTransformer3DModel), ("text_encoder", UMT5EncoderModel)):
-        (whole,) = (folder / part).glob("*.safetensors")
-        whole.rename(whole.with_suffix(".fp16.safetensors"))  # not read
-        kind.from_pretrained(tiny_wan / part).save_pretrained(folder / part, max_shard_size="130KB")  # as published
+    split_weights(folder)
     (folder / "roberta").rename(tmp_path / "roberta")
     server.add(WAN, folder, "apache-2.0")
     server.add(ROBERTA, tmp_path / "roberta", "mit")
@@ -493,17 +525,28 @@ def test_published_weights_do_not_fit_another_generator(server: HubServer, tiny_
         find_generator("org/nothing")
 
 
-def test_half_precision_in_several_files(small_stack: Path, tmp_path: Path) -> None:
-    """As the libraries store large parts."""
+@pytest.mark.parametrize("legacy", [False, True])
+def test_half_precision_in_several_files(legacy: bool, server: HubServer, small_stack: Path, tmp_path: Path) -> None:
+    """As the libraries store large parts, and as diffusers did."""
+    folder = tmp_path / "stack"
     for part in ("scheduler", "vae", "tokenizer"):
-        shutil.copytree(small_stack / part, tmp_path / part)
+        shutil.copytree(small_stack / part, folder / part)
     own = load_whole_stack(str(small_stack))
     for part, size in (("unet", "1MB"), ("text_encoder", "50KB")):
-        getattr(own, part).half().save_pretrained(tmp_path / part, max_shard_size=size, variant="fp16")
-        assert len(list((tmp_path / part).glob("*fp16-*-of-*.safetensors"))) > 1
-    found = load_whole_stack(str(tmp_path))
-    for part in ("unet", "text_encoder"):
-        assert differences(getattr(found, part).state_dict(), getattr(own, part).float().state_dict()) == []
+        getattr(own, part).half().save_pretrained(folder / part, max_shard_size=size, variant="fp16")
+        (index,) = (folder / part).glob("*.safetensors.index.fp16.json")
+        files = list((folder / part).glob("*.fp16-*-of-*.safetensors"))
+        assert len(files) > 1
+        for path in files if legacy else ():
+            _, number = path.stem.split(".fp16")
+            older = path.name.replace(f".fp16{number}", f"{number}.fp16")
+            index.write_text(index.read_text().replace(path.name, older))
+            path.rename(path.with_name(older))
+    server.add(T2V, folder)
+    for source in (str(folder), T2V):
+        found = load_whole_stack(source)
+        for part in ("unet", "text_encoder"):
+            assert differences(getattr(found, part).state_dict(), getattr(own, part).float().state_dict()) == []
 
 
 def test_weights_of_a_backbone(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,7 +558,7 @@ def test_weights_of_a_backbone(server: HubServer, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
     for offline, server.broken, fails in ((True, "", 1), (False, "/resolve/", 1), (False, "", 0), (True, "", 0)):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
-        said = r"^cannot download the weights of timm:\S+: .+; run the command again, .*"
+        said = r"^cannot download the weights of timm:\S+: .+; connect to the network and run the command again, .*"
         with pytest.raises(UserError, match=said) if fails else contextlib.nullcontext():
             found = build_backbone("timm:test_resnet", "DEFAULT")
     assert torch.equal(found.network.conv1[0].weight, network.conv1[0].weight)
@@ -558,7 +601,7 @@ def test_a_nested_configuration_of_clip(server: HubServer, parts: Path, small_st
     [
         (
             lambda parts: (parts / "clip/model.safetensors").rename(parts / "clip/open_clip_model.safetensors"),
-            "no file of weights",
+            "does not hold all weights",
         ),
         (
             lambda parts: widen(parts / "clip/model.safetensors"),
@@ -597,6 +640,31 @@ def test_parts_of_which_the_cache_holds_some(server: HubServer, parts: Path, mon
         UserError, match=r"weights of ali-vilab.*, folder unet, are not in the cache.*with --pretrained"
     ):
         load_stack(T2V)
+
+
+@pytest.mark.parametrize("lost", ["-00002-of-", ".safetensors.index.json"])
+def test_several_files_of_which_the_cache_lacks_one(
+    lost: str, server: HubServer, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then it lacks the part."""
+    unet = load_whole_stack(str(parts / "t2v")).unet
+    (parts / "t2v/unet/diffusion_pytorch_model.safetensors").unlink()
+    unet.save_pretrained(parts / "t2v/unet", max_shard_size="1MB")
+    serve_parts(server, parts)
+    monkeypatch.setattr(huggingface_hub.file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
+    absent = r"weights of ali-vilab.*, folder unet, are not in the cache.*with --pretrained"
+    for offline, server.broken, said in (
+        *((False, lost, rf"download of unet/\S+{lost}\S* from {T2V} broke off"), (True, "", absent)),
+        *((False, "", ""), (True, "", "")),
+    ):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+            found = load_whole_stack(T2V)
+    assert differences(found.unet.state_dict(), unet.state_dict()) == []
+    (file,) = (path for path in (parts / "t2v/unet").iterdir() if lost in path.name)
+    file.unlink()
+    with pytest.raises(UserError, match=r"the UNet in .* does not hold all weights"):
+        load_whole_stack(str(parts / "t2v"))
 
 
 def test_frozen_parts_may_be_named_like_checkpoints() -> None:
@@ -820,6 +888,7 @@ def published(root: Path, tiny_wan: Path, tmp_path_factory: pytest.TempPathFacto
     folder, stack = tmp_path_factory.mktemp("published"), root / "toy/stack"
     shutil.copytree(stack, folder / "t2v", ignore=shutil.ignore_patterns("clip", "roberta"))
     shutil.copytree(tiny_wan, folder / "wan", ignore=shutil.ignore_patterns("roberta"))
+    split_weights(folder / "wan")
     for name in ("vdit", "rem"):
         (folder / name).mkdir()
     flags = ("--to", "authors", "--pretrained", stack)
@@ -897,7 +966,7 @@ def test_commands_that_download(
     main: Any = import_module(script).main
     places = {**PLACES, **dict.fromkeys(("data", "data/ref-youtube-vos"), str(toy_data))}
 
-    def run(phase: str, offline: bool) -> tuple[CompletedProcess[str], set[Path]]:
+    def run(phase: str, offline: bool) -> tuple[CompletedProcess[str], dict[str, bytes]]:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
         folder = tmp_path / phase
         folder.mkdir()
@@ -910,13 +979,17 @@ def test_commands_that_download(
             for word in (places.get(word, word) for word in words)
         ]
         done = run_command(main, *local)
-        made = [path for path in folder.rglob("*.*") if path not in before and "tfevents" not in path.name]
-        return done, {path.relative_to(folder) for path in made if path.is_file()}
+        made = [path for path in folder.rglob("*") if path.is_file() and path not in before]
+        return done, {
+            path.relative_to(folder).as_posix(): path.read_bytes() if path.suffix == ".png" else b""
+            for path in made
+            if "tfevents" not in path.name
+        }
 
     def refused(phase: str, offline: bool, sentence: str) -> None:
         done, made = run(phase, offline)
         assert done.returncode == 2 and re.fullmatch(sentence, done.stderr.splitlines()[-1]), done.stderr
-        assert not {path.suffix for path in made} & {".safetensors", ".pth", ".png"}, list(made)
+        assert {Path(file).name for file in made} <= {"config.json", "run.json", "inference.json"}, list(made)
         assert "Traceback" not in done.stderr and not list((tmp_path / "hub").rglob("*.incomplete"))
 
     absent = r"error: .* not in the cache, and the hub cannot be reached; connect to the network once, or (run|give) .*"
@@ -1016,7 +1089,7 @@ def test_frozen_parts_in_a_folder(
     words, folder = ("download", T2V, "--local-dir", tmp_path / "stack"), tmp_path / "stack"
     with cut_off(server, monkeypatch, "unet/diffusion_pytorch_model"):
         hf(*words)
-    with pytest.raises(UserError, match=r"the UNet in .* has no file of weights .*; give a complete local folder"):
+    with pytest.raises(UserError, match=r"the UNet in .* does not hold all weights .*; give a complete local folder"):
         load_whole_stack(str(folder))
     hf(*words)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

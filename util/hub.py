@@ -39,15 +39,11 @@ PREFERRED = ("ytvos", "youtube")
 """Parts of the names of files, the first of which is meant where published weights are several files."""
 SAME = ((MODELSCOPE, "damo-vilab/text-to-video-ms-1.7b"), (ROBERTA, "FacebookAI/roberta-base"))
 """Names of the same repository."""
-UNREAD = '--exclude "*.fp16.*" --exclude "open_clip*"'
-"""Files of the published repositories that are large and never read, for the command in a message."""
+UNREAD = {MODELSCOPE: '--exclude "*.fp16.*"', CLIP: '--exclude "open_clip*"'}
+"""Repository → its large files that are never read, for the command in a message."""
 ASSETS = "t2v-rvos"  # folder of conversions in the library's cache for other programs
 SECONDS = 10  # timeout of the first request to the hub
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}  # errors of a disk, not of the network
-
-
-# Each attempt to continue a download that broke off is a warning, which needs no action; the last one is an error.
-logging.getLogger("huggingface_hub.file_download").setLevel(logging.ERROR)
 
 
 class Unreachable(UserError):
@@ -94,7 +90,7 @@ class Repository:
             UserError: the hub cannot be reached, or the file cannot be written.
         """
         if not (self.folder / file).is_file():
-            with _explained(self.source, self.name, file, self.flag):
+            with _explained(self.source, self.name, file, self.flag), _quiet_attempts():
                 hf_hub_download(self.name, file, revision=self.revision)
         return self.folder / file
 
@@ -357,6 +353,22 @@ def _choose(names: Iterable[str], where: str, flag: str, preferred: Sequence[str
 
 
 @contextmanager
+def _quiet_attempts() -> Iterator[None]:
+    """Silence the warnings of the library in the block.
+
+    It warns at each attempt to continue a download; nothing needs to be done. If the last attempt fails, ``_explained``
+    reports it.
+    """
+    log = logging.getLogger("huggingface_hub.file_download")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
 def _explained(source: str, repo: str, file: str, flag: str) -> Iterator[None]:
     """Report any failure of the hub in the block in one sentence."""
     try:
@@ -395,12 +407,12 @@ def _unreachable(source: str, flag: str) -> Unreachable:
     if any(weights.source == source for weights in WEIGHTS.values()):
         way = (
             f"`for repo in {name}/{repo} {MODELSCOPE} {CLIP} {ROBERTA}; do hf download $repo --cache-dir weights "
-            f"{UNREAD}; done` elsewhere, copy the folder weights here, and run `export HF_HUB_CACHE=weights` before "
-            "this command"
+            f"{' '.join(UNREAD.values())}; done` elsewhere, copy the folder weights here, and run `export "
+            "HF_HUB_CACHE=weights` before this command"
         )
     else:
         whole = "/".join(filter(None, (name, repo)))
-        unread = UNREAD if whole in {*_names(MODELSCOPE), CLIP, *_names(ROBERTA)} else ""
+        unread = "" if file else UNREAD.get(main_name(whole), "")
         command = " ".join(filter(None, ("hf download", whole, file, unread)))
         way = f"`{command} --local-dir {repo or name}` elsewhere, copy that folder, and give its path with {flag}"
     return Unreachable(

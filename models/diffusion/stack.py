@@ -59,10 +59,12 @@ TOKENIZER_FILES = frozenset(
 CONFIGS = frozenset({"config.json", "scheduler_config.json"})
 T2V_FOLDERS = ("scheduler", "unet", "vae", "text_encoder", "tokenizer")
 _WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>fp16|bf16))?(?:-\d+-of-\d+)?"
-    r"\.(?P<kind>safetensors|bin)(?:\.index(?:\.(?P<of>fp16|bf16))?\.json)?"
+    r"(?:diffusion_pytorch_model|pytorch_model|model)"
+    r"(?:-\d+-of-\d+)?(?:\.(?P<variant>fp16|bf16))?(?:-\d+-of-\d+)?"
+    r"\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<index_variant>fp16|bf16))?\.json)?"
 )
 """Names of files with the weights of a part, whole or in several files with an index."""
+_TOTAL = re.compile(r"-of-(\d+)")
 STRIDE4_BLOCK = 2  # the block of the VAE whose output is the stride-4 feature
 
 
@@ -435,19 +437,27 @@ def read_names(names: Collection[str]) -> list[str]:
 
 
 def _weights_files(names: Collection[str]) -> tuple[list[str], dict[str, Any]]:
-    """Choose one of the forms in which a folder holds weights: full precision first, then safetensors.
+    """Choose one of the forms in which a folder holds all weights: full precision first, then safetensors, then whole.
 
     Returns:
         the names of its files, and the options that make the libraries read them.
     """
-    forms: dict[tuple[str, bool], list[str]] = {}
+    forms: dict[tuple[str, bool, bool], list[str]] = {}
     for name in names:
         if found := _WEIGHTS.fullmatch(name):
-            forms.setdefault((found["variant"] or found["of"] or "", found["kind"] == "bin"), []).append(name)
-    if not forms:
+            several = bool(found["index"] or _TOTAL.search(name))
+            form = found["variant"] or found["index_variant"] or "", found["kind"] == "bin", several
+            forms.setdefault(form, []).append(name)
+    complete = [form for form, files in forms.items() if not form[-1] or _are_all(files)]
+    if not complete:
         return [], {}
-    variant, pickled = chosen = min(forms)
+    variant, pickled, _ = chosen = min(complete)
     return sorted(forms[chosen]), {"variant": variant or None, "use_safetensors": not pickled}
+
+
+def _are_all(files: Collection[str]) -> bool:
+    """Whether these are an index and as many files of weights as their names state."""
+    return {int(total) for name in files for total in _TOTAL.findall(name)} == {len(files) - 1}
 
 
 def load_part(what: str, source: Source, load: Callable[..., Any], **options: Any) -> Any:
@@ -534,8 +544,9 @@ def load_network(what: str, source: Source, load: Callable[..., Any], **options:
     files, form = _weights_files(names)
     if names and not files:
         raise UserError(
-            f"the {what} in {where} has no file of weights (model.safetensors, diffusion_pytorch_model.safetensors, "
-            f"the same as .bin or .fp16); give a complete local folder or hub id with {source.flag}"
+            f"the {what} in {where} does not hold all weights (model.safetensors, diffusion_pytorch_model.safetensors, "
+            f"the same as .bin or .fp16, or several files and their index); give a complete local "
+            f"folder or hub id with {source.flag}"
         )
     if form.get("variant"):
         _log.warning(
