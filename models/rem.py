@@ -146,7 +146,7 @@ class LatentEncoder(nn.Module):
     @torch.no_grad()
     def decode_masks(self, latents: Tensor) -> Tensor:
         """Masks ``[B, T, S, S]`` from scaled latents: the mean of the three channels, about 1 on the object."""
-        parts = vae_parts(self.vae, latents.flatten(0, 1) / self.latent_scale, pixels=64)
+        parts = vae_parts(self.vae, latents.flatten(0, 1) / self.latent_scale, decode=True)
         masks = torch.cat([widened(self.vae(part, decode=True)).mean(1) for part in parts])
         return masks.unflatten(0, latents.shape[:2])
 

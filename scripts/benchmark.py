@@ -485,6 +485,7 @@ def _with_weights(cfg: Config, frozen: FrozenStack, device: torch.device, dtype:
 class StockVAE(AutoencoderKL):
     """The VAE of diffusers with its decoder, called like ``VAEEncoder``."""
 
+    maps = 4  # in float32, with float16 autocast
     stride4_channels = VAEEncoder.stride4_channels
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]

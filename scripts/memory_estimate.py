@@ -178,7 +178,7 @@ def empty_parts(folder: Path, model: str) -> Any:
     if hasattr(stack, "tokenizer"):
         stack.tokenizer = ByteTokenizer(stack.text_encoder.config.max_position_embeddings)
     else:  # its text encoder is not in memory
-        stack.text = BlankTexts(stack.transformer.config.text_dim)
+        stack.text_cache = BlankTexts(stack.transformer.config.text_dim)
     stack.sentence_tokenizer = ByteTokenizer(SENTENCE_TOKENS)
     return stack
 

@@ -9,12 +9,25 @@ from typing import Any
 import pytest
 import torch
 
+from models.diffusion.encoder import VAE_BYTES
 from scripts import memory_estimate
-from scripts.memory_estimate import GIB, Estimate, LiveMemory, estimate, estimate_inference, inference_size, without_gpu
+from scripts.count_parameters import empty_model, stack_of
+from scripts.memory_estimate import (
+    GIB,
+    Estimate,
+    LiveMemory,
+    allocate,
+    estimate,
+    estimate_inference,
+    inference_size,
+    without_gpu,
+)
 from tests.commands import run_command
 from tests.tiny_models import model_config
-from util.config import Config
+from util.config import Config, load_config
 from util.device import upload
+
+REM: dict[str, Any] = {"model": "rem", "eval_size": 512, "train_scales": (512,)}
 
 
 def test_bytes_that_are_alive_and_the_most_there_were() -> None:
@@ -54,6 +67,14 @@ def test_full_size_inference_stays_within_its_budget() -> None:
 
 
 @pytest.mark.slow
+def test_full_size_inference_with_wan_stays_within_its_budget(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """36 frames of 360×640 with 4 sentences, as in docs/generators.md."""
+    monkeypatch.chdir(root)
+    cfg = load_config(["--config", "configs/wan_ytvos.yaml", "--num_frames", "36"], "")
+    assert estimate_inference(cfg, (368, 640), folder=stack_of(cfg)).peak <= 10.1 * GIB
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "kernels", "peak"),
     [("vdit", {}, 8985, 15.5), ("hcd", {"batch_size": 2, "gradient_checkpointing": True}, 14481, 14.6)],
@@ -76,6 +97,42 @@ def test_with_little_memory_the_vae_encodes_fewer_frames_at_once(
     monkeypatch.setattr(memory_estimate, "FREE", 0)
     one_by_one = estimate_inference(cfg, (64, 96), folder=small_stack).kernels
     assert together is not None and one_by_one is not None and together < one_by_one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("folder", "options", "call", "shape"),
+    [
+        ("full_size", {"image_tokens": False}, "encode_pixels", (3, 368, 640)),
+        ("full_size_wan", {"time_mode": "frame"}, "encode_pixels", (3, 368, 640)),
+        ("full_size", REM, "encode_pixels", (3, 512, 512)),
+        ("full_size", REM, "decode_masks", (4, 64, 64)),
+    ],
+    ids=["vdit", "wan", "rem", "rem-decode"],
+)
+@torch.no_grad()
+def test_a_full_size_vae_fills_the_memory_that_it_may_take(
+    root: Path, folder: str, options: dict[str, Any], call: str, shape: tuple[int, ...]
+) -> None:
+    encoder: Any = empty_model(Config(**options), root / "configs" / folder).encoder
+    encoder.vae.hold(torch.bfloat16)
+    taken = []
+
+    def start(*_: Any) -> None:
+        memory.peak = memory.now
+        taken.append(-memory.now)
+
+    def end(*_: Any) -> None:
+        taken[-1] += memory.peak
+
+    with without_gpu():
+        allocate(encoder, torch.device("cuda"))
+        clip = torch.empty(1, 200, *shape, device="cuda")
+        encoder.vae.register_forward_pre_hook(start)
+        encoder.vae.register_forward_hook(end)
+        with LiveMemory(list(encoder.parameters()), "cuda") as memory:
+            getattr(encoder, call)(clip)
+    assert 0.8 * VAE_BYTES < max(taken) <= VAE_BYTES
 
 
 def _sum(found: Estimate, word: str) -> int:

@@ -27,9 +27,7 @@ from util.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 VAE_FRAMES = 2
 """Frames that a VAE takes at once on the CPU: a map of its first block takes 118 MB each (360×640, float32)."""
 VAE_BYTES = 4 << 30
-"""Memory that a VAE may take on a GPU, where at least twice as much is free: 23 frames of 360×640 in bf16."""
-VAE_MAPS = 3
-"""Maps of the size of its first block that a VAE holds at once, per frame."""
+"""Memory that a VAE may take on a GPU, where at least twice as much is free: 23 frames of 368×640 in bf16 for VD-IT."""
 
 TAP_PAIRS = ((0, 5), (1, 4), (2, 3))
 """Pairs of taps of equal stride (8, 16, 32), concatenated as in the published models."""
@@ -58,25 +56,26 @@ class PixelFeatures:
         return replace(self, copies=self.copies * count)
 
 
-def vae_parts(vae: Frozen, images: Tensor, pixels: int = 1) -> tuple[Tensor, ...]:
+def vae_parts(vae: Frozen, frames: Tensor, decode: bool = False) -> tuple[Tensor, ...]:
     """Split a batch ``[N, C, ...]`` into parts that a VAE encodes or decodes at once.
 
     Args:
-        vae: the VAE.
-        images: pictures, or latents.
-        pixels: of a picture for each place of ``images``: 1 for pictures, 64 for latents.
+        vae: the VAE, whose ``maps`` (``decode_maps`` for decoding) tell its memory.
+        frames: the frames, or their latents.
+        decode: whether the VAE decodes: ``frames`` are latents, each position of 64 pixels.
     """
-    at_once = _frames_at_once(vae, pixels * images[0, 0].numel(), images.device)
-    return images.chunk(-(-len(images) // at_once))
+    at_once = _frames_at_once(vae, frames[0, 0].numel() * (64 if decode else 1), decode, frames.device)
+    return frames.chunk(-(-len(frames) // at_once))
 
 
-def _frames_at_once(vae: Frozen, pixels: int, device: torch.device) -> int:
-    """Most pictures that a VAE takes at once: few kernels, but bounded memory."""
+def _frames_at_once(vae: Frozen, pixels: int, decode: bool, device: torch.device) -> int:
+    """Most frames that a VAE takes at once: few kernels, but bounded memory."""
     if device.type != "cuda":
         return VAE_FRAMES
-    config: Any = vae.module.config
-    channels = config.get("base_dim") or config["block_out_channels"][0]  # of Wan's VAE, or of the others
-    frame = VAE_MAPS * channels * pixels * (vae.held or torch.float32).itemsize
+    module: Any = vae.module
+    channels = module.config.get("base_dim") or module.config["block_out_channels"][0]  # of Wan's VAE, or the others
+    maps = module.decode_maps if decode else module.maps
+    frame = maps * channels * pixels * (vae.held or torch.float32).itemsize
     return max(1, min(VAE_BYTES, free_memory(device) // 2) // frame)
 
 
@@ -150,8 +149,8 @@ class VideoEncoder(PyramidEncoder):
         with torch.no_grad():
             x01 = frames * self.pixel_std + self.pixel_mean
             batch = 2 * x01.flatten(0, 1) - 1
-            images = vae_parts(self.vae, batch)
-            moments, vae_f4 = (self._own(torch.cat(parts)) for parts in zip(*map(self.vae, images), strict=True))
+            parts = vae_parts(self.vae, batch)
+            moments, vae_f4 = (self._own(torch.cat(found)) for found in zip(*map(self.vae, parts), strict=True))
             mean, log_variance = widened(moments).chunk(2, dim=1)
             if self.posterior == "sample" or (self.posterior == "auto" and self.training):
                 std = torch.exp(0.5 * log_variance.clamp(-30, 20))
@@ -159,7 +158,7 @@ class VideoEncoder(PyramidEncoder):
             latents = (self.latent_scale * mean).unflatten(0, frames.shape[:2])
             tokens = None
             if self.image_encoder is not None:
-                pixels = torch.cat([self.clip_pixels(part) for part in images])
+                pixels = torch.cat([self.clip_pixels(part) for part in parts])
                 tokens = self._own(self.image_encoder(pixels).last_hidden_state)
         if tokens is not None:
             tokens = self.image_projection(tokens)

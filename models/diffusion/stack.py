@@ -69,8 +69,13 @@ STRIDE4_BLOCK = 2  # the block of the VAE whose output is the stride-4 feature
 
 
 class VAEEncoder(AutoencoderKL):
-    """``AutoencoderKL`` of diffusers without its decoder, and with its stride-4 feature (VD-IT section 3.3)."""
+    """``AutoencoderKL`` of diffusers without its decoder, and with its stride-4 feature (VD-IT section 3.3).
 
+    Attributes:
+        maps: the most memory that it takes per frame, besides the frame, in maps of its first block.
+    """
+
+    maps = 3
     _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^post_quant_conv\.")
 
     @functools.wraps(AutoencoderKL.__init__)  # type: ignore[misc]
@@ -120,7 +125,13 @@ def _add_residual(resnet: Any, x: Tensor) -> Tensor:
 
 
 class WholeVAE(AutoencoderKL):
-    """``AutoencoderKL`` of diffusers, which encodes and decodes the masks of REM."""
+    """``AutoencoderKL`` of diffusers, which encodes and decodes the masks of REM.
+
+    Attributes:
+        maps, decode_maps: as in ``VAEEncoder``, to encode and to decode.
+    """
+
+    maps, decode_maps = 5, 6
 
     def forward(self, x: Tensor, decode: bool = False) -> Tensor:  # type: ignore[override]
         """Encode images or decode latents.

@@ -114,8 +114,13 @@ def tap_blocks(blocks: int) -> tuple[int, ...]:
 
 
 class WanVAEEncoder(AutoencoderKLWan):
-    """``AutoencoderKLWan`` of diffusers without its decoder."""
+    """``AutoencoderKLWan`` of diffusers without its decoder.
 
+    Attributes:
+        maps: as in ``VAEEncoder``, for single frames.
+    """
+
+    maps = 11
     _keys_to_ignore_on_load_unexpected = (r"^decoder\.", r"^post_quant_conv\.")
 
     @wraps(AutoencoderKLWan.__init__)  # type: ignore[misc]
@@ -239,8 +244,8 @@ class WanEncoder(PyramidEncoder):
                 videos = torch.cat([videos, videos[:, :, -1:].expand(-1, -1, pad, -1, -1)], dim=2)
                 latents = torch.cat([self._own(self.vae(video)) for video in videos.split(1)])
             else:
-                images = vae_parts(self.vae, videos.transpose(1, 2).flatten(0, 1)[:, :, None])
-                single = torch.cat([self._own(self.vae(part)) for part in images])[:, :, 0]
+                parts = vae_parts(self.vae, videos.transpose(1, 2).flatten(0, 1)[:, :, None])
+                single = torch.cat([self._own(self.vae(part)) for part in parts])[:, :, 0]
                 latents = single.unflatten(0, frames.shape[:2]).transpose(1, 2)
             mean, std = self.latent_mean[:, None], self.latent_std[:, None]
             latents = (widened(latents) - mean) / std
