@@ -261,7 +261,7 @@ class LatentCriterion:
     def count(targets: Sequence[BatchTargets]) -> Tensor:
         """The divisor of the loss: the clips of all batches of a step, averaged over processes."""
         clips = sum(len(target.masks) for target in targets)
-        return average_over_processes(targets[0].masks.new_tensor(float(clips)))
+        return average_over_processes(targets[0].masks.new_full((), float(clips)))
 
     def __call__(
         self, output: RemOutput, target: BatchTargets, count: Tensor | None = None

@@ -220,3 +220,4 @@ def test_a_fine_tuned_unet_is_counted_as_trained(small_stack: Path) -> None:
     assert whole.peak > again.peak > lora.peak
     inference = estimate_inference(Config(model="rem", **sizes), (64, 64), folder=small_stack)
     assert _sum(inference, "bfloat16") > 0 and _sum(inference, "float32") == _sum(inference, "trained") == 0
+    assert not any(found.waits for found in (whole, again, lora, inference))
