@@ -62,6 +62,7 @@ def segment_split(cfg: Config, device: torch.device) -> None:
     """
     # Masks of two machines whose "auto" differs must never mix.
     cfg = replace(cfg, precision=resolve_precision(cfg.precision, device, training=False))
+    checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)
     videos = [video for video in list_videos(cfg) if video.expressions]
     if not videos:
         raise UserError(
@@ -71,7 +72,6 @@ def segment_split(cfg: Config, device: torch.device) -> None:
     require_frames(videos)
     options = InferenceOptions.from_config(cfg)
     print_large_videos(videos, options)
-    checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)  # perhaps a download, so after the data
     record = build_record(cfg, checkpoint.path, device)
     model, notes = build_for_inference(cfg, checkpoint, device)
     print_notes(notes)
