@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,11 +25,11 @@ from models.checkpoints import PATHS, open_checkpoint
 from models.diffusion.generators import GENERATORS, find_generator
 from models.diffusion.stack import stack_downloads
 from models.inference import WINDOW, InferenceOptions, VideoSegmenter, build_for_inference
-from util.config import WEIGHTS, Config
+from util.config import MODELSCOPE, WEIGHTS, Config
 from util.device import resolve_device
 from util.errors import UserError
 from util.files import BROKEN_IMAGE
-from util.hub import main_name
+from util.hub import Wanted, published_weights
 from util.text import normalise_sentence
 
 Frames = str | Path | Image.Image | np.ndarray | Tensor | Iterable[Any]
@@ -183,7 +183,7 @@ def load_pretrained(
 
 def open_pretrained(source: str, flag: str, options: dict[str, Any]) -> Pretrained:
     """``load_pretrained`` for a command, whose option ``flag`` named the checkpoint."""
-    published = any(main_name(source) == main_name(weights.source) for weights in WEIGHTS.values())
+    published = published_weights(source)
     given = options.get("pretrained")
     # Before gigabytes are downloaded.
     if published and given and (found := find_generator(given)) is not GENERATORS[0]:
@@ -191,8 +191,14 @@ def open_pretrained(source: str, flag: str, options: dict[str, Any]) -> Pretrain
             f"{source} was trained with {GENERATORS[0].name}, and {given} holds {found.name}; leave --pretrained out, "
             f"or name a checkpoint of {found.name} with {flag}"
         )
-    frozen = [options.get(name) or getattr(Config, name) for name in ("pretrained", "image_encoder", "text_encoder")]
-    others = partial(stack_downloads, *frozen) if published else tuple
+
+    def others() -> Wanted:
+        if published is None:
+            return ()
+        names = ("pretrained", "image_encoder", "text_encoder")
+        t2v, image, sentence = (options.get(name) or getattr(Config, name) for name in names)
+        return stack_downloads(t2v, image, sentence, alone=published.frozen == (MODELSCOPE,))
+
     checkpoint = open_checkpoint(source, flag, others=others)
     beside = {
         name: str(checkpoint.path.parent / value)

@@ -230,6 +230,7 @@ def convert(source: Path, out: Path) -> None:
     state = {"a": torch.arange(8000.0)}
     stubs = {
         **{"build_model": lambda cfg: None, "load_weights": lambda *of, **options: ({}, [])},
+        "find_generator": lambda name: convert_checkpoint.GENERATORS[0],
         **{"load_stock_parts": lambda *of: {}, "merged_state": lambda model: {}, "authors_state": lambda *of: state},
     }
     with patch.multiple(convert_checkpoint, **stubs):

@@ -177,7 +177,9 @@ def test_meter() -> None:
 
 
 @pytest.mark.slow
-def test_as_a_user_types_it(small_stack: Path, tmp_path: Path) -> None:
+def test_the_whole_command(small_stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In threads, so memory is not measured: a test of ``scripts.gpu_check`` measures in processes."""
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     file = tmp_path / "speed.json"
     run = run_command(
         main, *small_flags(small_stack, "--dtype", "fp32", "--training", "--train-size", 64, 96, "--json", file)
@@ -185,7 +187,7 @@ def test_as_a_user_types_it(small_stack: Path, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     result = json.loads(file.read_text())
     (fast,) = result["fast"]
-    assert fast["speedup"] > 0 and fast["peak_memory_ratio"] > 0 and set(fast["stages"]) == STAGES
+    assert fast["speedup"] > 0 and set(fast["stages"]) == STAGES
     assert result["command"].startswith("python -m scripts.benchmark --frames 2")
     assert fast["greatest_difference"] < 1e-3
     assert result["training"]["fast"]["speedup"] > 0

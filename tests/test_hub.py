@@ -840,8 +840,23 @@ def test_a_conversion_knows_only_revisions_that_agree(
 
 
 @pytest.mark.slow
-def test_without_any_argument(
-    server: HubServer, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("model", "repository", "file", "other", "parts"),
+    [
+        ("vdit", "buxiangzhiren/VD-IT", "vdit_ytvos", "vdit_refcoco", ("licence: CC BY-NC 4.0", CLIP, ROBERTA, "mit")),
+        ("rem", "anuragba/refereverything", "rem_modelscope", "rem_14B_wan", ("licence: CC BY 4.0",)),
+    ],
+)
+def test_without_a_checkpoint(
+    server: HubServer,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    repository: str,
+    file: str,
+    other: str,
+    parts: tuple[str, ...],
 ) -> None:
     """Published weights at toy size: the first run downloads and converts, the second needs neither file nor hub."""
     published = tmp_path / "published"
@@ -850,14 +865,15 @@ def test_without_any_argument(
         shutil.copytree(root / "toy/stack" / name, published / name)
     serve_parts(server, published)
     flags = ("--to", "authors", "--pretrained", root / "toy/stack")
-    made = run_command(convert_checkpoint.main, root / "toy/vdit.safetensors", tmp_path / "vd/vdit_ytvos.pth", *flags)
+    bundled = root / f"toy/{model}.safetensors"
+    made = run_command(convert_checkpoint.main, bundled, tmp_path / f"authors/{file}.pth", *flags)
     assert made.returncode == 0, made.stderr
-    (tmp_path / "vd/vdit_refcoco.pth").write_bytes(b"another")
-    server.add("buxiangzhiren/VD-IT", tmp_path / "vd")
+    (tmp_path / f"authors/{other}.pth").write_bytes(b"another")
+    server.add(repository, tmp_path / "authors")
     Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(tmp_path / "picture.png")
 
     def segment(name: str, *words: object) -> tuple[str, bytes]:
-        words = (tmp_path / "picture.png", "the dog", "--eval_size", 64, "--device", "cpu", *words)
+        words = (tmp_path / "picture.png", "the dog", "--eval_size", 64, "--device", "cpu", "--weights", model, *words)
         done = run_command(demo.main, *words, "--out", tmp_path / name)
         assert done.returncode == 0, done.stderr
         return done.stdout, (tmp_path / name / "masks/1_the-dog/00000.png").read_bytes()
@@ -866,20 +882,20 @@ def test_without_any_argument(
     monkeypatch.setattr(checkpoints, "part_hash", lambda weights: hashed.append(len(weights)) or part_hash(weights))
     server.cuts = 2
     said, mask = segment("first")
-    assert "using vdit_ytvos.pth" in said
+    assert f"using {file}.pth" in said
     downloading = re.findall(r"^note: downloading .*$", said, re.MULTILINE)
     assert len(downloading) == 1, "one note states everything, before it starts"
-    for part in ("buxiangzhiren/VD-IT (", "licence: CC BY-NC 4.0", f"{T2V} (", f"{CLIP} (", f"{ROBERTA} (", "mit"):
-        assert part in downloading[0]
-    shutil.rmtree(tmp_path / "hub/models--buxiangzhiren--VD-IT")
+    assert all(part in downloading[0] for part in (f"{repository} (", f"{T2V} (", *parts))
+    assert (CLIP in downloading[0]) == (CLIP in parts), "only what the model reads"
+    shutil.rmtree(tmp_path / f"hub/models--{repository.replace('/', '--')}")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     hashed.clear()
     said, again = segment("second")
     assert again == mask and "downloading" not in said
-    assert not hashed, "the conversion knows the revisions of the frozen parts"
-    said, toy = segment("toy", "--resume", root / "toy/vdit.safetensors")
+    assert model == "rem" or not hashed, "the conversion knows the revisions of the frozen parts; REM's UNet is trained"
+    said, toy = segment("toy", "--resume", bundled)
     assert toy == mask
-    assert load_pretrained(device="cpu").checkpoint.name == "vdit_ytvos.safetensors"
+    assert load_pretrained(f"hf://{repository}", device="cpu").checkpoint.name == f"{file}.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -83,17 +83,31 @@ MODELS = {
 }
 
 
+MODELSCOPE, CLIP, ROBERTA = "ali-vilab/text-to-video-ms-1.7b", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "roberta-base"
+"""The repositories of the published frozen parts: text-to-video stack, image encoder, sentence encoder."""
+
+
 class Weights(NamedTuple):
     """Published weights."""
 
     source: str
     licence: str
+    preferred: tuple[str, ...]
+    """Parts of the names of files, one of which is meant where the source has several files."""
+    frozen: tuple[str, ...]
+    """The repositories of the frozen parts."""
 
 
-WEIGHTS = {"vdit": Weights("hf://buxiangzhiren/VD-IT", "CC BY-NC 4.0, that of ModelScope's stack, which it holds")}
-"""Published weights by name; the first are used where no checkpoint is given."""
-MODELSCOPE, CLIP, ROBERTA = "ali-vilab/text-to-video-ms-1.7b", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "roberta-base"
-"""The repositories of the published frozen parts: text-to-video stack, image encoder, sentence encoder."""
+WEIGHTS = {
+    "vdit": Weights(
+        "hf://buxiangzhiren/VD-IT",
+        "CC BY-NC 4.0, that of ModelScope's stack, which it holds",
+        ("ytvos", "youtube"),
+        (MODELSCOPE, CLIP, ROBERTA),
+    ),
+    "rem": Weights("hf://anuragba/refereverything", "CC BY 4.0", ("modelscope", "ms"), (MODELSCOPE,)),
+}
+"""Published weights by the name of their model; the first are used where no checkpoint is given."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 
 from util.checkpoint import BESIDE
-from util.config import CLIP, MODELSCOPE, ROBERTA, WEIGHTS
+from util.config import CLIP, MODELSCOPE, ROBERTA, WEIGHTS, Weights
 from util.distributed import print_notes
 from util.errors import UserError, first_line
 from util.options import check_name_lengths
@@ -35,11 +35,13 @@ HUB = "hf://"
 USUAL_NAMES = ("checkpoint.pth", "weights.safetensors")
 SUFFIXES = ((".pth", ".safetensors"), (".pt", ".ckpt", ".pth.tar", ".bin"))
 """Suffixes of checkpoints. Files with one of the second group count where there is none of the first."""
-PREFERRED = ("ytvos", "youtube")
-"""Parts of the names of files, the first of which is meant where published weights are several files."""
 SAME = ((MODELSCOPE, "damo-vilab/text-to-video-ms-1.7b"), (ROBERTA, "FacebookAI/roberta-base"))
 """Names of the same repository."""
-UNREAD = {MODELSCOPE: '--exclude "*.fp16.*"', CLIP: '--exclude "open_clip*"'}
+UNREAD = {
+    MODELSCOPE: '--exclude "*.fp16.*"',
+    CLIP: '--exclude "open_clip*"',
+    "anuragba/refereverything": '--exclude "*[Ww]an*"',  # REM on Wan 2.1 14B
+}
 """Repository → its large files that are never read, for the command in a message."""
 ASSETS = "t2v-rvos"  # folder of conversions in the library's cache for other programs
 SECONDS = 10  # timeout of the first request to the hub
@@ -232,6 +234,11 @@ def main_name(source: str) -> str:
     return names[0] + at + revision
 
 
+def published_weights(source: str) -> Weights | None:
+    """The published weights that a source names, or None."""
+    return next((found for found in WEIGHTS.values() if found.source == HUB + source.removeprefix(HUB)), None)
+
+
 def hub_id(path: Path) -> str:
     """The name of the repository whose cache a path leads into; empty for other paths."""
     found = next((part for part in path.parts if part.startswith("models--")), "")
@@ -293,8 +300,8 @@ def _on_hub(source: str, flag: str, converted: bool) -> Path | HubFile:
     name, _, file = rest.strip("/").partition("/")
     if not org or not name.partition("@")[0]:
         raise UserError(f"{source} does not name a repository; write hf://org/repo or hf://org/repo/file with {flag}")
-    published = next((weights for weights in WEIGHTS.values() if weights.source == source), None)
-    preferred = PREFERRED if published else ()
+    published = published_weights(source)
+    preferred = published.preferred if published else ()
     repository, unreachable = None, _unreachable(source, flag)
     with suppress(Unreachable):
         repository = open_repository(f"{HUB}{org}/{name}", flag)
@@ -404,11 +411,12 @@ def _unreachable(source: str, flag: str) -> Unreachable:
     here = "" if source.startswith(HUB) else f"there is no folder {source} here, and on the hub: "
     name, _, file = source.removeprefix(HUB).partition("@")[0].partition("/")
     repo, _, file = file.partition("/")
-    if any(weights.source == source for weights in WEIGHTS.values()):
+    if (weights := published_weights(source)) and not file:
+        repositories = (f"{name}/{repo}", *weights.frozen)
+        unread = " ".join(UNREAD[repository] for repository in repositories if repository in UNREAD)
         way = (
-            f"`for repo in {name}/{repo} {MODELSCOPE} {CLIP} {ROBERTA}; do hf download $repo --cache-dir weights "
-            f"{' '.join(UNREAD.values())}; done` elsewhere, copy the folder weights here, and run `export "
-            "HF_HUB_CACHE=weights` before this command"
+            f"`for repo in {' '.join(repositories)}; do hf download $repo --cache-dir weights {unread}; done` "
+            "elsewhere, copy the folder weights here, and run `export HF_HUB_CACHE=weights` before this command"
         )
     else:
         whole = "/".join(filter(None, (name, repo)))

@@ -241,13 +241,19 @@ def _generator(t2v: Source, unet: Any, vae: Any) -> dict[str, Any]:
 
 
 def stack_downloads(
-    pretrained: str, image_encoder: str = "", text_encoder: str = ""
+    pretrained: str, image_encoder: str = "", text_encoder: str = "", alone: bool = False
 ) -> list[tuple[Repository, list[str]]]:
     """The repositories and files that ``load_stack`` reads from the hub, for ``util.hub.fetch``.
 
-    Args and errors: as for ``load_stack``.
+    Args:
+        pretrained, image_encoder, text_encoder: as for ``load_stack``.
+        alone: without image and sentence encoder, as ``load_whole_stack`` reads.
+
+    Raises:
+        UserError: as for ``load_stack``.
     """
-    return list(_downloads(_wanted(pretrained, image_encoder, text_encoder)).values())
+    wanted = _wanted(pretrained, image_encoder, text_encoder)
+    return list(_downloads(wanted[:1] if alone else wanted).values())
 
 
 def _wanted(pretrained: str, image_encoder: str, text_encoder: str) -> list[_Wanted]:
