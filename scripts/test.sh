@@ -10,7 +10,7 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh --dev --web
 python=.venv/bin/python
-tests=(pytest --maxprocesses 4 --dist loadfile --no-loadscope-reorder) # else slow files, of few tests, come last
+tests=(pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder) # else slow files, of few tests, come last
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # on tensors this small, threads cost more than they gain
 unset PYTHONDONTWRITEBYTECODE                  # each process would compile all tests again
 if [[ "${1:-}" == --coverage ]]; then # lines run by processes that tests start are not counted
@@ -37,9 +37,8 @@ fi
 readonly NO_TESTS=5 # exit status of pytest when its arguments select no test
 found=0
 for marker in "not slow" "slow"; do
-    status=0 workers=auto
-    [[ "$marker" != slow ]] || workers=$(($(nproc) + 1)) # they also wait, for processes and time limits
-    "$python" -m "${tests[@]}" --numprocesses "$workers" -m "$marker" "$@" || status=$?
+    status=0
+    "$python" -m "${tests[@]}" -m "$marker" "$@" || status=$?
     if ((status == 0)); then
         found=1
     elif ((status != NO_TESTS)); then

@@ -21,6 +21,11 @@ SMALL = {"layers_per_block": 1, "vae_layers_per_block": 1, "encoder_layers": 1}
 """Sizes of ``small_stack``."""
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Slow tests also wait, for processes and time limits: one worker more than there are cores."""
+    return len(os.sched_getaffinity(0)) + (config.option.markexpr == "slow")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print one line per reason for which tests were skipped."""
     skipped = (report.longrepr for report in terminalreporter.stats.get("skipped", []))
