@@ -23,7 +23,9 @@ SMALL = {"layers_per_block": 1, "vae_layers_per_block": 1, "encoder_layers": 1}
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Slow tests also wait, for processes and time limits: one worker more than there are cores."""
-    return len(os.sched_getaffinity(0)) + (config.option.markexpr == "slow")
+    from util.parallel import available_cores
+
+    return available_cores() + (config.option.markexpr == "slow")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
