@@ -10,7 +10,8 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh --dev --web
 python=.venv/bin/python
-tests=(pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder) # else slow files, of few tests, come last
+# Files run in their order: pytest-xdist would begin with those of many tests, and end with the slow ones, of few.
+tests=(pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # on tensors this small, threads cost more than they gain
 unset PYTHONDONTWRITEBYTECODE                  # each process would compile all tests again
 if [[ "${1:-}" == --coverage ]]; then # lines run by processes that tests start are not counted
