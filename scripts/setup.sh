@@ -87,7 +87,7 @@ install() {
     rm -rf .venv/tmp
     mkdir .venv/tmp # downloads stay on this disk: /tmp is often small
     constraints >.venv/tmp/constraints.txt
-    TMPDIR="$PWD/.venv/tmp" .venv/bin/python -m pip install --disable-pip-version-check \
+    TMPDIR="$PWD/.venv/tmp" .venv/bin/python -m pip install --disable-pip-version-check --no-compile \
         --requirement "$list" --constraint .venv/tmp/constraints.txt ${index[@]+"${index[@]}"} || status=$?
     rm -rf .venv/tmp
     if ((status != 0)); then
@@ -138,6 +138,8 @@ main() {
     [[ -d .venv ]] || make_venv
     [[ -z "$TORCH" ]] || printf '%s\n' "$TORCH" >.venv/.torch
     for list in "${LISTS[@]}"; do is_installed "$list" || install "$list"; done
+    say "compiling the packages" # on all cores; pip uses one
+    .venv/bin/python -m compileall -qq -j 0 .venv/lib || true # some packages contain files that cannot be compiled
     say "done: installed ${LISTS[*]}"
 }
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev, variance
@@ -35,10 +36,11 @@ PROBE_VIDEOS = 300
 
 @dataclass(frozen=True)
 class Variant:
-    """VD-IT with one change, given as options of ``main.py`` and ``inference_ytvos.py``."""
+    """A model, given by a file of ``configs/`` and options of ``main.py`` and ``inference_ytvos.py``."""
 
     name: str
     title: str
+    config: str = "vdit_toy.yaml"
     flags: tuple[str, ...] = ()
     random_stack: bool = False
     """Whether UNet, VAE and their text encoder have random weights, different ones for every seed."""
@@ -46,34 +48,40 @@ class Variant:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of a paper: one variant scores higher than another."""
+    """A claim of a paper: one score, given by a variant and the score's name in ``SCORES``, is higher than another."""
 
     text: str
     paper: str
-    better: str
-    worse: str
+    better: tuple[str, str]
+    worse: tuple[str, str]
 
 
 VARIANTS = (
-    Variant("base", "VD-IT: pre-trained features, predicted noise, image tokens, sentence in the UNet"),
-    Variant("random_stack", "random text-to-video features", random_stack=True),
-    Variant("gaussian_noise", "Gaussian noise", ("--noise", "gaussian")),
-    Variant("no_noise", "no noise", ("--noise", "none")),
-    Variant("no_image_tokens", "no image tokens", ("--no-image_tokens",)),
-    Variant("empty_sentence", "the empty sentence in the UNet", ("--no-unet_text",)),
+    Variant("vdit", "VD-IT: pre-trained features, sentence in the UNet"),
+    Variant("random_stack", "VD-IT with random text-to-video features", random_stack=True),
+    Variant("empty_sentence", "VD-IT with the empty sentence in the UNet", flags=("--no-unet_text",)),
+    Variant("hcd", "HCD", "hcd_toy.yaml"),
+    Variant("rem", "REM", "rem_toy.yaml"),
 )
-# VD-IT is arXiv 2403.12042, HCD arXiv 2508.13584.
+SCORES = {
+    "jf": "J&F",
+    "swapped_jf": "J&F, swapped sentences",
+    "shuffled_jf": "J&F, shuffled frames",
+    "tc": "TC",
+    "idsw": "IDSW",
+}
+"""What a run is scored by, 0–100, and the titles of the columns."""
+# VD-IT is arXiv 2403.12042, HCD arXiv 2508.13584, REM arXiv 2410.23287.
 CLAIMS = (
-    Claim("Pre-trained text-to-video features beat random ones", "VD-IT, abstract", "base", "random_stack"),
-    Claim("Predicted noise beats Gaussian noise", "VD-IT, abstract and section 3.3", "base", "gaussian_noise"),
-    Claim("Predicted noise beats none", "VD-IT, section 3.3", "base", "no_noise"),
-    Claim("No noise beats predicted noise (the opposite)", "HCD, title and abstract", "no_noise", "base"),
-    Claim("No noise beats Gaussian noise", "HCD, title and abstract", "no_noise", "gaussian_noise"),
-    Claim("Image tokens beside the text help", "VD-IT, abstract and section 3.2", "base", "no_image_tokens"),
-    Claim("The sentence in the UNet helps", "VD-IT, abstract", "base", "empty_sentence"),
+    Claim("Pre-trained features beat random ones", "VD-IT, abstract", ("vdit", "jf"), ("random_stack", "jf")),
+    Claim("Their masks are more consistent in time", "VD-IT, abstract", ("vdit", "tc"), ("random_stack", "tc")),
+    Claim("The sentence in the UNet helps", "VD-IT, abstract", ("vdit", "jf"), ("empty_sentence", "jf")),
+    Claim("Frames in order beat shuffled ones", "VD-IT, abstract", ("vdit", "jf"), ("vdit", "shuffled_jf")),
+    Claim("HCD beats VD-IT", "HCD, abstract", ("hcd", "jf"), ("vdit", "jf")),
+    Claim("REM beats VD-IT", "REM, abstract", ("rem", "jf"), ("vdit", "jf")),
 )
 CERTAIN = 2.0  # standard errors: the least difference that decides a claim
-HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "undecided"
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -95,7 +103,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     names = [variant.name for variant in VARIANTS]
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME", help="variants to run")
     parser.add_argument("--train_videos", type=int, default=1500)
-    parser.add_argument("--valid_videos", type=int, default=100)
+    parser.add_argument("--valid_videos", type=int, default=40)
     parser.add_argument("--probes", type=int, nargs="?", const=PROBE_VIDEOS, metavar="VIDEOS",
                         help="instead, train probes of the stack's features on this number of videos")  # fmt: skip
     args = parser.parse_args(argv)
@@ -116,7 +124,6 @@ if __name__ == "__main__" and help_asked():  # before the imports below, which t
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -128,12 +135,12 @@ from models.diffusion.tiny import make_tiny_stack
 from scripts.quickstart import near
 from scripts.train_toy import SIZES
 from util.config import config_dict, load_config
-from util.files import ROOT, atomic_path, read_json, sole_run, write_json
+from util.files import ROOT, atomic_folder, atomic_path, read_json, sole_run, write_json
 
-FRAMES = 1  # per clip, in training and validation: a single frame bypasses the UNet's temporal layers
-STILL_KINDS = tuple(kind for kind in KINDS if kind != "motion")  # of sentences that a single frame answers
-BATCH, RATE, WARMUP, SAVE_EVERY = 32, 1e-3, 100, 100
+FRAMES, BATCH = 2, 16  # of the training: frames per clip, clips per step
+RATE, WARMUP, SAVE_EVERY = 1e-3, 100, 100
 POLL_SECONDS = 0.2
+EXPRESSIONS = "meta_expressions/{}/meta_expressions.json"  # of a split
 Scores = Mapping[str, Sequence[Mapping[str, Any]]]
 """Variant → what ``run_variant`` returns, for every seed."""
 
@@ -169,7 +176,7 @@ class Lab:
     output: Path
     steps: int = 400
     train_videos: int = 1500
-    valid_videos: int = 100
+    valid_videos: int = 40
 
     @cached_property
     def stack_hash(self) -> str:
@@ -178,6 +185,11 @@ class Lab:
         hashes = [(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
         lines = [f"{path.relative_to(self.stack).as_posix()} {digest}" for path, digest in hashes]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @property
+    def expressions(self) -> Path:
+        """The sentences of the validation."""
+        return self.output / "data" / EXPRESSIONS.format("valid")
 
     def folder(self, variant: Variant, seed: int) -> Path:
         """The folder of a run."""
@@ -189,17 +201,17 @@ class Lab:
 
     def options(self, variant: Variant, seed: int) -> list[str]:
         """Flags of training and inference. Image and sentence encoder are pre-trained in every variant."""
+        encoders = ("--image_encoder", self.stack / "clip", "--text_encoder", self.stack / "roberta")
         words = (
-            *("--config", ROOT / "configs" / "vdit_toy.yaml", "--pretrained", self.pretrained(variant, seed)),
-            *("--ytvos_path", self.output / "data", "--image_encoder", self.stack / "clip", "--seed", seed),
-            *("--text_encoder", self.stack / "roberta", *variant.flags),
+            *("--config", ROOT / "configs" / variant.config, "--pretrained", self.pretrained(variant, seed)),
+            *("--seed", seed, *variant.flags, *(encoders if variant.random_stack else ())),
         )
         return [str(word) for word in words]
 
     def training(self, variant: Variant, seed: int) -> list[str]:
         """All flags of a training."""
         words = (
-            *self.options(variant, seed),
+            *(*self.options(variant, seed), "--ytvos_path", self.output / "data"),
             *("--num_frames", FRAMES, "--batch_size", BATCH, "--epochs", self.steps, "--max_steps", self.steps),
             *("--lr", RATE, "--lr_schedule", "cosine", "--warmup_steps", WARMUP, "--save_every", SAVE_EVERY),
         )
@@ -209,7 +221,7 @@ class Lab:
         """The settings in ``lab.json``."""
         return {
             **{"steps": self.steps, "frames": FRAMES, "batch_size": BATCH, "lr": RATE, "warmup_steps": WARMUP},
-            **{"train_videos": self.train_videos, "valid_videos": self.valid_videos, "kinds": list(STILL_KINDS)},
+            **{"train_videos": self.train_videos, "valid_videos": self.valid_videos},
             "stack": self.stack_hash,
         }
 
@@ -277,31 +289,29 @@ def find_score(lab: Lab, variant: Variant, seed: int) -> dict[str, Any] | None:
 
 
 def prepare(lab: Lab, jobs: Sequence[tuple[Variant, int]]) -> None:
-    """Write the data, the sentences of the validation, and the random stacks of these runs."""
-    data = lab.output / "data"
-    make_toy(data, num_train=lab.train_videos, num_valid=lab.valid_videos, num_test=0, kinds=STILL_KINDS)
-    expressions = data / "meta_expressions"
-    write_clips(expressions / "valid" / "meta_expressions.json", data / "valid" / "Annotations", lab.output)
-    swap = ("-m", "scripts.baselines", "swap", "--expressions", lab.output / "valid.json")
+    """Write the data, the swapped sentences, the shuffled frames, and the random stacks of these runs."""
+    make_toy(lab.output / "data", num_train=lab.train_videos, num_valid=lab.valid_videos, num_test=0)
+    swap = ("-m", "scripts.baselines", "swap", "--expressions", lab.expressions)
     call([*swap, "--output", lab.output / "swapped.json"], lab.output / "log.txt", threading.Event())
-    videos = read_json(expressions / "train" / "meta_expressions.json", "the expressions")["videos"].values()
+    with atomic_folder(lab.output / "shuffled") as folder:
+        shuffle_frames(lab.output / "data" / "valid", folder / "valid")
+    videos = read_json(lab.output / "data" / EXPRESSIONS.format("train"), "the expressions")["videos"].values()
     known = [entry["exp"] for video in videos for entry in video["expressions"].values()]
     for variant, seed in jobs:
         if variant.random_stack:
             make_tiny_stack(lab.pretrained(variant, seed), known, seed, **SIZES)
 
 
-def write_clips(expressions: Path, masks: Path, output: Path) -> None:
-    """Write ``valid.json``: expressions of the middle frame of every video, without objects that it does not show."""
-    content = read_json(expressions, "the validation's expressions")
-    videos = {}
-    for name, video in content["videos"].items():
-        frame = video["frames"][(len(video["frames"]) - 1) // 2]
-        seen = np.unique(np.asarray(Image.open(masks / name / f"{frame}.png"))).tolist()
-        kept = {key: entry for key, entry in video["expressions"].items() if int(entry["obj_id"]) in seen}
-        if kept:
-            videos[name] = {**video, "frames": [frame], "expressions": kept}
-    write_json(output / "valid.json", {**content, "videos": videos})
+def shuffle_frames(source: Path, target: Path) -> None:
+    """Copy the frames and masks of a split; those of a video exchange their names in one random order."""
+    order = random.Random(0)
+    for images in sorted((source / "JPEGImages").iterdir()):
+        names = sorted(path.stem for path in images.iterdir())
+        for name, other in zip(names, order.sample(names, len(names)), strict=True):
+            for kind, ending in (("JPEGImages", "jpg"), ("Annotations", "png")):
+                copy = target / kind / images.name / f"{other}.{ending}"
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / kind / images.name / f"{name}.{ending}", copy)
 
 
 def run_variant(lab: Lab, variant: Variant, seed: int, stop: threading.Event) -> dict[str, Any]:
@@ -314,8 +324,8 @@ def run_variant(lab: Lab, variant: Variant, seed: int, stop: threading.Event) ->
         stop: ends the run when it is set.
 
     Returns:
-        the content of ``score.json``: ``jf`` and ``swapped_jf`` (0–100), ``kinds`` (``jf`` by kind of sentence) and
-        ``seconds`` since this start.
+        the content of ``score.json``: those of ``SCORES``, ``kinds`` (``jf`` by kind of sentence) and ``seconds``
+        since this start.
 
     Raises:
         RunError: a command failed.
@@ -328,17 +338,26 @@ def run_variant(lab: Lab, variant: Variant, seed: int, stop: threading.Event) ->
     begin = resume if checkpoint.is_file() else []
     call(["main.py", *lab.training(variant, seed), "--output_dir", folder / "train", *begin], log, stop)
     scores = {}
-    for name in ("valid", "swapped"):
-        sentences, output = lab.output / f"{name}.json", folder / name
-        infer = ["inference_ytvos.py", *options, *resume, "--expressions_file", sentences, "--output_dir", output]
-        call(infer, log, stop)
-        gt = lab.output / "data" / "valid" / "Annotations"
-        score = ["-m", "scripts.eval_jf", "--task", "expressions", "--gt", gt, "--pred", output / "Annotations"]
-        call([*score, "--expressions", sentences, "--json", output / "scores.json"], log, stop)
-        scores[name] = json.loads((output / "scores.json").read_text(encoding="utf-8"))
+    data, shuffled, swapped = lab.output / "data", lab.output / "shuffled", lab.output / "swapped.json"
+    for name, root, file in (
+        ("valid", data, lab.expressions),
+        ("swapped", data, swapped),
+        ("shuffled", shuffled, lab.expressions),
+    ):
+        output, sentences = folder / name, ("--expressions_file", file)
+        infer = ["inference_ytvos.py", *options, *resume, "--ytvos_path", root, *sentences]
+        call([*infer, "--output_dir", output], log, stop)
+        gt = ("--task", "expressions", "--gt", root / "valid" / "Annotations")
+        score = ["-m", "scripts.eval_jf", *gt, "--pred", output / "Annotations", *sentences]
+        call([*score, "--json", output / "scores.json"], log, stop)
+        scores[name] = read_json(output / "scores.json", "the scores")
+    means = scores["valid"]["global"]
     result = {
-        "jf": 100 * scores["valid"]["global"]["JF"],
+        "jf": 100 * means["JF"],
         "swapped_jf": 100 * scores["swapped"]["global"]["JF"],
+        "shuffled_jf": 100 * scores["shuffled"]["global"]["JF"],
+        "tc": 100 * means["TC"],
+        "idsw": 100 * means["IDSW"],
         "kinds": {kind: 100 * row["JF"] for kind, row in scores["valid"]["per_kind"].items()},
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -388,64 +407,61 @@ def pooled_deviation(groups: Sequence[Sequence[float]]) -> tuple[float | None, i
 def verdict(difference: float, error: float | None) -> str:
     """Whether a claim holds, given its difference and the standard error of the difference."""
     if error is None or difference == 0 or abs(difference) < CERTAIN * error:
-        return UNKNOWN
+        return UNDECIDED
     return HOLDS if difference > 0 else FAILS
 
 
+def compare(scores: Scores, claim: Claim) -> tuple[float, float | None]:
+    """The difference of a claim's two means, and its standard error (None if every variant has one seed).
+
+    Two scores of one variant are compared seed by seed, and those of two variants as independent samples.
+    """
+    (better, high), (worse, low) = claim.better, claim.worse
+    difference = fmean(run[high] for run in scores[better]) - fmean(run[low] for run in scores[worse])
+    if better == worse:
+        deviation, _ = pooled_deviation([[run[high] - run[low] for run in runs] for runs in scores.values()])
+        shares = 1 / len(scores[better])
+    else:
+        deviation, _ = pooled_deviation([[run[high] for run in runs] for runs in scores.values()])
+        shares = 1 / len(scores[better]) + 1 / len(scores[worse])
+    return difference, None if deviation is None else deviation * math.sqrt(shares)
+
+
 def report(scores: Scores, claims: Sequence[Claim] = CLAIMS) -> dict[str, Any]:
-    """All numbers, and the answer to every claim whose two variants were run, as plain values."""
-    variants: dict[str, dict[str, Any]] = {}
-    for name, runs in scores.items():
-        jf, swapped, seconds = ([run[key] for run in runs] for key in ("jf", "swapped_jf", "seconds"))
-        first = {"jf": jf, "jf_mean": fmean(jf), "jf_deviation": stdev(jf) if len(jf) > 1 else None}
-        variants[name] = {**first, "swapped_jf": swapped, "swapped_jf_mean": fmean(swapped), "seconds": seconds}
-    deviation, freedom = pooled_deviation([own["jf"] for own in variants.values()])
+    """All numbers, and the answer to every claim whose variants were run, as plain values."""
+    variants = {
+        name: {key: [run[key] for run in runs] for key in (*SCORES, "seconds")} for name, runs in scores.items()
+    }
     answers = []
     for claim in claims:
-        if claim.better in variants and claim.worse in variants:
-            better, worse = variants[claim.better], variants[claim.worse]
-            difference = better["jf_mean"] - worse["jf_mean"]
-            shares = 1 / len(better["jf"]) + 1 / len(worse["jf"])
-            error = None if deviation is None else deviation * math.sqrt(shares)
-            names = {"claim": claim.text, "paper": claim.paper, "better": claim.better, "worse": claim.worse}
+        if claim.better[0] in scores and claim.worse[0] in scores:
+            difference, error = compare(scores, claim)
             answer = {"difference": difference, "standard_error": error, "verdict": verdict(difference, error)}
-            answers.append({**names, **answer})
-    return {"variants": variants, "pooled_deviation": deviation, "degrees_of_freedom": freedom, "claims": answers}
+            answers.append({**asdict(claim), **answer})
+    return {"variants": variants, "claims": answers}
 
 
 def render(numbers: Mapping[str, Any]) -> str:
-    """The numbers of ``report`` as Markdown: variants, claims, and which claims hold."""
+    """The numbers of ``report`` as Markdown: the variants, and the claims that are decided."""
 
-    def spread(mean: float, values: Sequence[float]) -> str:
-        return f"{mean:.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    def spread(values: Sequence[float]) -> str:
+        return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
     titles = {variant.name: variant.title for variant in VARIANTS}
-    lines = ["| variant | what it is | J&F | J&F, swapped sentences | seeds | seconds per run |"]
-    lines.append("|---|---|---:|---:|---:|---:|")
+    lines = [f"| variant | {' | '.join(SCORES.values())} | seeds | seconds per run |"]
+    lines.append("|---|" + "---:|" * (len(SCORES) + 2))
     for name, own in numbers["variants"].items():
-        jf, swapped = spread(own["jf_mean"], own["jf"]), spread(own["swapped_jf_mean"], own["swapped_jf"])
-        seconds = fmean(own["seconds"])
-        lines.append(f"| {name} | {titles[name]} | {jf} | {swapped} | {len(own['jf'])} | {seconds:.0f} |")
-    deviation = numbers["pooled_deviation"]
-    lines += [
-        "",
-        "Mean J&F. One seed has no spread, so no claim can be decided."
-        if deviation is None
-        else "Mean J&F ± sample standard deviation over seeds. The deviation pooled over all variants is "
-        f"{deviation:.2f} ({numbers['degrees_of_freedom']} degrees of freedom); the standard errors below are computed "
-        "from it.",
-        "",
-        "| claim | paper | compared | difference | standard error | here |",
-        "|---|---|---|---:|---:|---:|",
-    ]
-    for own in numbers["claims"]:
-        error = "–" if own["standard_error"] is None else f"{own['standard_error']:.2f}"
-        compared = f"{own['better']} − {own['worse']} | {own['difference']:+.2f} | {error}"
-        lines.append(f"| {own['claim']} | {own['paper']} | {compared} | **{own['verdict']}** |")
-    lines.append("")
-    for kind, title in ((HOLDS, "Holds here"), (FAILS, "Does not hold here"), (UNKNOWN, "Undecided here")):
-        found = [own["claim"] for own in numbers["claims"] if own["verdict"] == kind]
-        lines.append(f"- **{title}:** {'; '.join(found) or 'none'}.")
+        cells = [titles[name], *(spread(own[key]) for key in SCORES)]
+        lines.append(f"| {' | '.join(cells)} | {len(own['jf'])} | {fmean(own['seconds']):.0f} |")
+    lines += ["", "Mean ± sample standard deviation over seeds.", ""]
+    decided = [own for own in numbers["claims"] if own["verdict"] != UNDECIDED]
+    if not decided:
+        return "\n".join([*lines, "These runs decide no claim."]) + "\n"
+    lines += ["| claim | paper | compared | difference | standard error | here |", "|---|---|---|---:|---:|---:|"]
+    for own in decided:
+        compared = " − ".join(f"{SCORES[score]} of {name}" for name, score in (own["better"], own["worse"]))
+        numbers_of = f"{own['difference']:+.1f} | {own['standard_error']:.1f}"
+        lines.append(f"| {own['text']} | {own['paper']} | {compared} | {numbers_of} | **{own['verdict']}** |")
     return "\n".join(lines) + "\n"
 
 

@@ -310,7 +310,7 @@ def toy_lab(source: Path, out: Path) -> None:
             alone = ("--workers", "1") if words[1] == "scripts.eval_jf" else ()
             importlib.import_module(words[1]).main([*words[2:], *alone])
 
-    words = ("--seeds", 0, "--only", "base", "--train_videos", 1, "--valid_videos", 2, "--processes", 1)
+    words = ("--seeds", 0, "--only", "vdit", "--train_videos", 1, "--valid_videos", 2, "--processes", 1)
     folders = ("--stack", source / "pretrained" / "stack", "--output_dir", out / "lab")
     with patch.multiple(lab_script, call=command, time=CLOCK):
         lab_script.main([str(word) for word in (*words, *folders)])

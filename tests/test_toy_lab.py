@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import inference_ytvos
 import main
@@ -23,32 +21,38 @@ from scripts.toy_lab import (
     CLAIMS,
     FAILS,
     HOLDS,
-    UNKNOWN,
+    SCORES,
+    UNDECIDED,
     VARIANTS,
     Claim,
     Lab,
     Results,
     Variant,
     call,
+    compare,
     find_score,
     parse_args,
     pooled_deviation,
     render,
     report,
     run_all,
+    shuffle_frames,
     verdict,
-    write_clips,
 )
 from tests.commands import run_command
 from util.errors import RunError, UserError
 from util.files import write_json
 
-BASE, RANDOM, GAUSSIAN = VARIANTS[:3]
+VDIT, RANDOM = VARIANTS[:2]
 SIZES = {"channels": (32, 32, 32, 32), "layers_per_block": 1, "image_size": 32, "image_patch": 16, "max_tokens": 400}
 
 
 def scores(*jf: float) -> list[dict[str, float]]:
-    return [{"jf": value, "swapped_jf": value / 2, "seconds": 10.0} for value in jf]
+    """One run per J&F; frames in another order cost 1, 2, … J&F, and TC is the same in all runs."""
+    return [
+        {**dict.fromkeys(SCORES, 50.0), "jf": value, "shuffled_jf": value - i, "seconds": 10.0}
+        for i, value in enumerate(jf, 1)
+    ]
 
 
 # ---------------------------------------------------------------- statistics
@@ -66,62 +70,52 @@ def test_the_deviation_is_pooled_over_groups() -> None:
     ("difference", "error", "expected"),
     [
         (2.0, 1.0, HOLDS),
-        (1.99, 1.0, UNKNOWN),
-        (-1.99, 1.0, UNKNOWN),
+        (1.99, 1.0, UNDECIDED),
+        (-1.99, 1.0, UNDECIDED),
         (-2.0, 1.0, FAILS),
-        (0.0, 0.0, UNKNOWN),
+        (0.0, 0.0, UNDECIDED),
         (0.1, 0.0, HOLDS),
-        (50.0, None, UNKNOWN),
+        (50.0, None, UNDECIDED),
     ],
 )
 def test_verdicts(difference: float, error: float | None, expected: str) -> None:
     assert verdict(difference, error) == expected
 
 
-def test_answers_and_their_report() -> None:
-    own = {"base": scores(40, 42, 44), "random_stack": scores(30, 32, 34), "no_noise": scores(41, 42, 43)}
-    numbers = json.loads(json.dumps(report(own)))
-    answers = numbers["claims"]
-    assert [(given["better"], given["worse"]) for given in answers] == [
-        ("base", "random_stack"),
-        ("base", "no_noise"),
-        ("no_noise", "base"),
-    ]
+def test_a_claim_about_two_variants_and_one_about_two_scores() -> None:
+    own = {"vdit": scores(40, 42, 44), "random_stack": scores(30, 32, 34), "hcd": scores(41, 42, 43)}
+    better = ("vdit", "jf")
     # pooled: √((2·4 + 2·4 + 2·1) / 6) = √3, and its error for two means of three is √3 · √(2/3) = √2
-    assert [given["standard_error"] for given in answers] == [pytest.approx(math.sqrt(2))] * 3
-    assert [given["difference"] for given in answers] == [pytest.approx(10), pytest.approx(0), pytest.approx(0)]
-    assert [given["verdict"] for given in answers] == [HOLDS, UNKNOWN, UNKNOWN]
-    assert numbers["variants"]["base"] == {
-        **{"jf": [40, 42, 44], "jf_mean": 42, "jf_deviation": 2},
-        **{"swapped_jf": [20, 21, 22], "swapped_jf_mean": 21, "seconds": [10, 10, 10]},
-    }
-    assert numbers["pooled_deviation"] == pytest.approx(math.sqrt(3)) and numbers["degrees_of_freedom"] == 6
-
-    text = render(numbers)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert [rows[2][0], *rows[2][2:]] == ["base", "42.0 ± 2.0", "21.0 ± 1.0", "3", "10"]
-    assert rows[7][2:] == ["base − random_stack", "+10.00", "1.41", "**holds**"]
-    assert f"- **Holds here:** {CLAIMS[0].text}." in text
-    assert "- **Does not hold here:** none." in text
-    assert f"- **Undecided here:** {CLAIMS[2].text}; {CLAIMS[3].text}." in text
+    difference = compare(own, Claim("", "", better, ("random_stack", "jf")))
+    assert difference == (pytest.approx(10), pytest.approx(math.sqrt(2)))
+    # seed by seed: 1, 2, 3 in every variant, so the deviation is 1 and the error of a mean of three √(1/3)
+    difference = compare(own, Claim("", "", better, ("vdit", "shuffled_jf")))
+    assert difference == (pytest.approx(2), pytest.approx(math.sqrt(1 / 3)))
 
 
-def test_the_opposite_of_a_claim() -> None:
-    claim = Claim("Gaussian noise helps", "nobody", "gaussian_noise", "base")
-    own = {"base": scores(40, 42, 44), "gaussian_noise": scores(20, 22, 24)}
-    numbers = report(own, [claim])
-    assert [given["verdict"] for given in numbers["claims"]] == [FAILS]
-    assert "- **Does not hold here:** Gaussian noise helps." in render(numbers)
+def test_the_report_lists_decided_claims_only() -> None:
+    own = {"vdit": scores(40, 42, 44), "random_stack": scores(30, 32, 34), "hcd": scores(31, 32, 33)}
+    numbers = json.loads(json.dumps(report(own)))
+    found = {claim["text"]: claim["verdict"] for claim in numbers["claims"]}
+    decided = {CLAIMS[0].text: HOLDS, "Frames in order beat shuffled ones": HOLDS, "HCD beats VD-IT": FAILS}
+    assert found == {**decided, "Their masks are more consistent in time": UNDECIDED}
+    assert numbers["variants"]["vdit"]["jf"] == [40, 42, 44] and numbers["variants"]["vdit"]["seconds"] == [10, 10, 10]
+
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in render(numbers).splitlines() if line[:1] == "|"
+    ]
+    columns = dict(zip(rows[0], rows[2], strict=True))
+    assert columns["variant"] == VDIT.title and columns["J&F"] == "42.0 ± 2.0" and columns["seeds"] == "3"
+    assert columns["J&F, shuffled frames"] == "40.0 ± 1.0" and columns["seconds per run"] == "10"
+    assert {row[0]: row[5] for row in rows[7:]} == {text: f"**{verdict}**" for text, verdict in decided.items()}
+    assert rows[7][2:5] == ["J&F of vdit − J&F of random_stack", "+10.0", "1.4"]
 
 
 def test_one_seed_has_no_spread() -> None:
-    own = {"base": scores(40), "random_stack": scores(10)}
-    numbers = report(own)
-    (given,) = numbers["claims"]
-    assert (given["standard_error"], given["verdict"]) == (None, UNKNOWN)
+    numbers = report({"vdit": scores(40), "random_stack": scores(10)})
+    assert {(given["standard_error"], given["verdict"]) for given in numbers["claims"]} == {(None, UNDECIDED)}
     text = render(numbers)
-    assert "One seed has no spread" in text and "±" not in text
-    assert numbers["variants"]["base"]["jf_deviation"] is None
+    assert "± " not in text.replace("Mean ± ", "") and "These runs decide no claim." in text
 
 
 # ------------------------------------------------------------- command line
@@ -129,21 +123,16 @@ def test_one_seed_has_no_spread() -> None:
 
 def test_claims_are_about_variants_and_variants_are_options(tmp_path: Path) -> None:
     names = {variant.name for variant in VARIANTS}
-    assert {name for claim in CLAIMS for name in (claim.better, claim.worse)} == names
+    named = [name for claim in CLAIMS for name in (claim.better, claim.worse)]
+    assert {name for name, _ in named} == names and {score for _, score in named} <= set(SCORES)
     lab = Lab(tmp_path / "stack", tmp_path / "out")
     parameters = {variant.name: lab.parameters(variant, 0) for variant in VARIANTS}
     changed = {
-        name: {key: value for key, value in own.items() if value != parameters["base"][key]}
+        name: {key: value for key, value in own.items() if value != parameters["vdit"][key]}
         for name, own in parameters.items()
     }
-    assert changed == {
-        "base": {},
-        "random_stack": {"random_stack": True},
-        "gaussian_noise": {"noise": "gaussian"},
-        "no_noise": {"noise": "none"},
-        "no_image_tokens": {"image_tokens": False},
-        "empty_sentence": {"unet_text": False},
-    }
+    assert changed["random_stack"] == {"random_stack": True} and changed["empty_sentence"] == {"unet_text": False}
+    assert [changed[name]["model"] for name in ("hcd", "rem")] == ["hcd", "rem"]
     options = lab.options(RANDOM, 3)
     assert options[options.index("--pretrained") + 1] == str(lab.output / "random_stacks" / "seed_3")
     assert options[options.index("--text_encoder") + 1] == str(lab.stack / "roberta")
@@ -152,7 +141,7 @@ def test_claims_are_about_variants_and_variants_are_options(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--only base gausian_noise", "--only: invalid choice: 'gausian_noise'.*gaussian_noise"),
+        ("--only vdit empty_sentnce", "--only: invalid choice: 'empty_sentnce'.*empty_sentence"),
         ("--steps 0", "--steps must be at least 1, not 0"),
         ("--seeds 1 1", r"--seeds must be different whole numbers of at least 0, not \[1, 1\]"),
         ("--stack absent", "absent is missing; bash scripts/train_toy.sh --stack-only makes"),
@@ -176,18 +165,18 @@ def test_a_finished_run_is_kept_unless_its_parameters_differ(tmp_path: Path) -> 
     (tmp_path / "stack").mkdir()
     (tmp_path / "stack" / "weights").write_text("a")
     lab = Lab(tmp_path / "stack", tmp_path / "out", steps=10)
-    assert find_score(lab, BASE, 0) is None
-    finish(lab, BASE, 0, 50.0)
-    assert find_score(lab, BASE, 0) == {"jf": 50.0, "swapped_jf": 1.0, "seconds": 2.0}
-    (lab.folder(BASE, 0) / "score.json").unlink()
-    assert find_score(lab, BASE, 0) is None, "a run that was stopped"
-    with pytest.raises(UserError, match=r"base/seed_0 holds a run with steps 10, and this one has 11; remove"):
-        find_score(Lab(lab.stack, lab.output, steps=11), BASE, 0)
-    with pytest.raises(UserError, match="valid_videos 100, and this one has 7"):
-        find_score(Lab(lab.stack, lab.output, steps=10, valid_videos=7), BASE, 0)
+    assert find_score(lab, VDIT, 0) is None
+    finish(lab, VDIT, 0, 50.0)
+    assert find_score(lab, VDIT, 0) == {"jf": 50.0, "swapped_jf": 1.0, "seconds": 2.0}
+    (lab.folder(VDIT, 0) / "score.json").unlink()
+    assert find_score(lab, VDIT, 0) is None, "a run that was stopped"
+    with pytest.raises(UserError, match=r"vdit/seed_0 holds a run with steps 10, and this one has 11; remove"):
+        find_score(Lab(lab.stack, lab.output, steps=11), VDIT, 0)
+    with pytest.raises(UserError, match="valid_videos 40, and this one has 7"):
+        find_score(Lab(lab.stack, lab.output, steps=10, valid_videos=7), VDIT, 0)
     (tmp_path / "stack" / "weights").write_text("b")
     with pytest.raises(UserError, match="holds a run with stack '"):
-        find_score(Lab(lab.stack, lab.output, steps=10), BASE, 0)
+        find_score(Lab(lab.stack, lab.output, steps=10), VDIT, 0)
 
 
 def test_only_unfinished_runs_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,11 +191,11 @@ def test_only_unfinished_runs_are_done(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         toy_lab, "prepare", lambda lab, jobs: prepared.append([(variant.name, seed) for variant, seed in jobs])
     )
-    finish(lab, BASE, 1, 77.0)
-    results: Results = run_all(lab, [BASE, RANDOM], [0, 1], processes=1)
-    assert done == [("base", 0), ("random_stack", 0), ("random_stack", 1)] and prepared == [done]
+    finish(lab, VDIT, 1, 77.0)
+    results: Results = run_all(lab, [VDIT, RANDOM], [0, 1], processes=1)
+    assert done == [("vdit", 0), ("random_stack", 0), ("random_stack", 1)] and prepared == [done]
     found = {key: score["jf"] for key, score in results.items()}
-    assert found == {("base", 0): 10, ("base", 1): 77, ("random_stack", 0): 10, ("random_stack", 1): 11}
+    assert found == {("vdit", 0): 10, ("vdit", 1): 77, ("random_stack", 0): 10, ("random_stack", 1): 11}
 
 
 def test_a_failed_run_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +203,7 @@ def test_a_failed_run_stops_the_others(tmp_path: Path, monkeypatch: pytest.Monke
 
     def run(lab: Lab, variant: Variant, seed: int, stop: threading.Event) -> dict[str, float]:
         ran.append(variant.name)
-        if variant is BASE:
+        if variant is VDIT:
             raise RunError("main.py failed: diverged")
         call(["-c", "import time; time.sleep(600)"], tmp_path / "log.txt", stop)
         raise AssertionError("it was not stopped")
@@ -222,7 +211,7 @@ def test_a_failed_run_stops_the_others(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(toy_lab, "run_variant", run)
     monkeypatch.setattr(toy_lab, "prepare", lambda lab, jobs: None)
     with pytest.raises(RunError, match="diverged"):
-        run_all(Lab(tmp_path / "stack", tmp_path / "out"), [BASE, RANDOM], [0, 1, 2], processes=2)
+        run_all(Lab(tmp_path / "stack", tmp_path / "out"), [VDIT, RANDOM], [0, 1, 2], processes=2)
 
 
 def test_a_command_that_fails(tmp_path: Path) -> None:
@@ -235,16 +224,18 @@ def test_a_command_that_fails(tmp_path: Path) -> None:
     assert log.read_text().split()[-1] == "1" and log.read_text().startswith("x")
 
 
-def test_validation_clips_are_middle_frames_with_what_they_show(tmp_path: Path) -> None:
-    frames = ["00000", "00005", "00010"]
-    for frame, ids in zip(frames, ([1, 2], [0, 2], [1, 2]), strict=True):
-        (tmp_path / "v").mkdir(exist_ok=True)
-        Image.fromarray(np.array([ids], dtype=np.uint8)).save(tmp_path / "v" / f"{frame}.png")
-    expressions = {"0": {"exp": "a", "obj_id": "1"}, "1": {"exp": "b", "obj_id": "2"}}
-    write_json(tmp_path / "all.json", {"videos": {"v": {"frames": frames, "expressions": expressions}}})
-    write_clips(tmp_path / "all.json", tmp_path, tmp_path)
-    written = json.loads((tmp_path / "valid.json").read_text())
-    assert written == {"videos": {"v": {"frames": ["00005"], "expressions": {"1": expressions["1"]}}}}
+def test_shuffled_frames_keep_their_masks(toy_data: Path, tmp_path: Path) -> None:
+    source, target = toy_data / "valid", tmp_path / "valid"
+    shuffle_frames(source, target)
+    for images in (source / "JPEGImages").iterdir():
+        if not (source / "Annotations" / images.name).is_dir():
+            continue
+        pairs = []
+        for folder in (source, target):
+            frames = sorted((folder / "JPEGImages" / images.name).iterdir())
+            masks = [folder / "Annotations" / images.name / f"{frame.stem}.png" for frame in frames]
+            pairs.append([(frame.read_bytes(), mask.read_bytes()) for frame, mask in zip(frames, masks, strict=True)])
+        assert pairs[0] != pairs[1] and sorted(pairs[0]) == sorted(pairs[1])
 
 
 @pytest.mark.slow
@@ -267,23 +258,24 @@ def test_the_lab_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toy_lab, "call", in_process)
     monkeypatch.setattr(toy_lab, "SIZES", SIZES)
     monkeypatch.setattr(toy_lab.signal, "signal", lambda *arguments: None)  # Ctrl-C is pytest's
-    output, more = tmp_path / "lab", ("--only", "base", "random_stack", "--train_videos", 4, "--valid_videos", 2)
+    output, more = tmp_path / "lab", ("--only", "vdit", "random_stack", "--train_videos", 4, "--valid_videos", 2)
     options = ("--stack", stack, "--output_dir", output, "--seeds", 0, "--processes", 1, *more)
     result = run_command(toy_lab.main, *options, "--steps", 2)
     assert result.returncode == 0, result.stdout[-1500:] + result.stderr[-1500:]
-    assert calls == ["scripts.baselines", *["main.py", *["inference_ytvos.py", "scripts.eval_jf"] * 2] * 2]
-    assert "trained parameters" in (output / "base" / "seed_0" / "log.txt").read_text()
+    assert calls == ["scripts.baselines", *["main.py", *["inference_ytvos.py", "scripts.eval_jf"] * 3] * 2]
+    assert "trained parameters" in (output / "vdit" / "seed_0" / "log.txt").read_text()
     numbers = json.loads((output / "lab.json").read_text())
-    assert numbers["variants"].keys() == {"base", "random_stack"} and numbers["settings"]["steps"] == 2
-    assert [claim["verdict"] for claim in numbers["claims"]] == [UNKNOWN]
+    assert numbers["variants"].keys() == {"vdit", "random_stack"} and numbers["settings"]["steps"] == 2
+    assert {claim["verdict"] for claim in numbers["claims"]} == {UNDECIDED}
+    assert all(0 <= numbers["variants"]["vdit"][score][0] <= 100 for score in SCORES)
     assert (output / "lab.md").read_text() in result.stdout
-    steps = [json.loads(line)["step"] for line in (output / "base/seed_0/train/log.jsonl").read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in (output / "vdit/seed_0/train/log.jsonl").read_text().splitlines()]
     assert steps == [2]
     assert re.search(r"\[2/2\] .*J&F \d+\.\d", result.stdout)
 
     monkeypatch.setattr(toy_lab, "call", lambda *arguments: pytest.fail("everything is done already"))
     lab = Lab(stack, output, steps=2, train_videos=4, valid_videos=2)
-    assert run_all(lab, [BASE, RANDOM], [0], 1).keys() == {("base", 0), ("random_stack", 0)}
+    assert run_all(lab, [VDIT, RANDOM], [0], 1).keys() == {("vdit", 0), ("random_stack", 0)}
     other = run_command(toy_lab.main, *options, "--steps", 3)
     assert other.returncode == 2 and "holds a run with steps 2, and this one has 3" in other.stderr
     assert other.stderr.count("\n") == 1
