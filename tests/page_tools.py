@@ -10,6 +10,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -27,7 +28,9 @@ from scripts import web_demo
 from scripts.web_demo import PageOptions
 from tests.test_demo import SENTENCES, segment
 
-WARNINGS = [
+PAGE = [  # marks of all tests of the page
+    # importing Gradio takes seconds, so it is not done here
+    pytest.mark.skipif(find_spec("gradio") is None, reason="the page needs Gradio: bash scripts/setup.sh --web"),
     pytest.mark.filterwarnings("ignore:.*future.no_silent_downcasting"),  # Gradio's use of pandas
     pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
 ]

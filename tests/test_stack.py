@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from models.diffusion import tiny
 from models.diffusion.stack import load_stack
 from models.diffusion.tiny import STAMP, WORDS, make_tiny_stack
 from models.text_encoder import SentenceEncoder
-from tests.conftest import ROOT
 from util.errors import UserError
 
 
@@ -453,36 +453,23 @@ def test_small_numbers_are_no_sizes(own_stack: Path) -> None:
     assert load_stack(str(own_stack)).unet
 
 
-LOAD = """
-import sys
-from models.diffusion.stack import load_stack
-from util.errors import UserError
-for folder in sys.argv[1:]:
-    try:
-        load_stack(folder)
-        print("loaded")
-    except UserError as error:
-        print(error)
-"""
-
-
-def test_code_in_a_folder_is_never_run(quick_stack: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["roberta", "clip", "text_encoder"])
+def test_code_in_a_folder_is_never_run(
+    own_stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], part: str
+) -> None:
     """Left to themselves, the libraries ask on the terminal, and run it on "y"."""
     code = {"AutoConfig": "evil.C", "AutoModel": "evil.M", "AutoTokenizer": ["evil.T", "evil.T"]}
     marker = tmp_path / "ran"
-    stacks = [Path(shutil.copytree(quick_stack, tmp_path / name)) for name in ("roberta", "clip", "text_encoder")]
-    for stack in stacks:
-        for file in (*(stack / stack.name).glob("*config.json"), *stack.glob("tokenizer/*config.json")):
-            content = json.loads(file.read_text())
-            kind = {"model_type": "evil"} if file.name == "config.json" else {"tokenizer_class": "T"}
-            file.write_text(json.dumps({**content, **kind, "auto_map": code}))
-            (file.parent / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass C: pass\nM = T = C\n")
-    arguments = [sys.executable, "-c", LOAD, *map(str, stacks)]
-    result = subprocess.run(arguments, cwd=ROOT, input="y\n" * 50, text=True, capture_output=True, check=True)
-    assert not marker.exists() and "[y/N]" not in result.stdout + result.stderr
-    messages = result.stdout.splitlines()
-    assert len(messages) == len(stacks)
-    assert "/roberta: its configuration asks for code of its own (auto_map), which is never run" in messages[0]
+    for file in (*(own_stack / part).glob("*config.json"), *own_stack.glob("tokenizer/*config.json")):
+        content = json.loads(file.read_text())
+        kind = {"model_type": "evil"} if file.name == "config.json" else {"tokenizer_class": "T"}
+        file.write_text(json.dumps({**content, **kind, "auto_map": code}))
+        (file.parent / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass C: pass\nM = T = C\n")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 50))
+    refused = pytest.raises(UserError, match=r"roberta: its configuration asks for code of its own .auto_map., which")
+    with refused if part == "roberta" else nullcontext():  # the other two are loaded by their known classes
+        load_stack(str(own_stack))
+    assert not marker.exists() and "[y/N]" not in "".join(capfd.readouterr())
 
 
 def test_empty_folder_is_used_and_a_file_is_not(tmp_path: Path) -> None:

@@ -17,11 +17,10 @@ from scripts import web_demo
 from scripts.web_demo import PageOptions, Refused, RequestFilter, check_header, read_excerpt
 from tests.attacks import ATTACKS, MARKUP, SECRET, check, contents, partial_upload
 from tests.media_tools import write_film
-from tests.page_tools import WARNINGS, Visitor, serve, until
+from tests.page_tools import PAGE, Visitor, serve, until
 from util.errors import UserError
 
-pytest.importorskip("gradio", reason="the page needs Gradio: bash scripts/setup.sh --web")
-pytestmark = WARNINGS
+pytestmark = PAGE
 
 
 @pytest.fixture

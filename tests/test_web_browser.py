@@ -19,15 +19,14 @@ from PIL import Image
 from datasets.export import FORMATS
 from scripts import web_demo
 from tests.media_tools import write_film
-from tests.page_tools import WARNINGS, temporary_folder
+from tests.page_tools import PAGE, temporary_folder
 from util.video import create_video, open_media
 
-pytest.importorskip("gradio", reason="the page needs Gradio: bash scripts/setup.sh --web")
 webdriver = pytest.importorskip("selenium.webdriver", reason="the test drives the browser by selenium")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
-    *WARNINGS,
+    *PAGE,
     pytest.mark.skipif(not (BROWSER and DRIVER), reason="Chromium or its driver is absent (chromium, chromium-driver)"),
 ]
 FLAGS = (

@@ -29,14 +29,13 @@ from scripts import web_demo
 from scripts.web_demo import PageOptions, check_length, open_upload, read_sentences
 from tests.commands import run_command
 from tests.media_tools import colour_number, write_film
-from tests.page_tools import WARNINGS, Visitor, find_values, serve, stub, until
+from tests.page_tools import PAGE, Visitor, find_values, serve, stub, until
 from tests.test_demo import FOLDERS, SENTENCES
 from util.drawing import SHADE
 from util.errors import UserError
 from util.video import Excerpt, open_media
 
-pytest.importorskip("gradio", reason="the page needs Gradio: bash scripts/setup.sh --web")
-pytestmark = WARNINGS
+pytestmark = PAGE
 
 
 @pytest.fixture
