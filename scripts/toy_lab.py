@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import math
 import os
 import random
@@ -36,11 +37,11 @@ PROBE_VIDEOS = 300
 
 @dataclass(frozen=True)
 class Variant:
-    """A model, given by a file of ``configs/`` and options of ``main.py`` and ``inference_ytvos.py``."""
+    """A model at toy size with options of ``main.py`` and ``inference_ytvos.py``."""
 
     name: str
     title: str
-    config: str = "vdit_toy.yaml"
+    model: str = "vdit"
     flags: tuple[str, ...] = ()
     random_stack: bool = False
     """Whether UNet, VAE and their text encoder have random weights, different ones for every seed."""
@@ -60,8 +61,8 @@ VARIANTS = (
     Variant("vdit", "VD-IT: pre-trained features, sentence in the UNet"),
     Variant("random_stack", "VD-IT with random text-to-video features", random_stack=True),
     Variant("empty_sentence", "VD-IT with the empty sentence in the UNet", flags=("--no-unet_text",)),
-    Variant("hcd", "HCD", "hcd_toy.yaml"),
-    Variant("rem", "REM", "rem_toy.yaml"),
+    Variant("hcd", "HCD", "hcd"),
+    Variant("rem", "REM", "rem"),
 )
 SCORES = {
     "jf": "J&F",
@@ -98,7 +99,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stack", type=Path, default=Path("toy/stack"), help="the pre-trained toy stack")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/toy_lab"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400, help="steps of every training")
+    parser.add_argument("--steps", type=int, default=400, help="steps on single frames; a fifth as many on clips")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, each with one thread")
     names = [variant.name for variant in VARIANTS]
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME", help="variants to run")
@@ -106,7 +107,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--valid_videos", type=int, default=40)
     parser.add_argument("--probes", type=int, nargs="?", const=PROBE_VIDEOS, metavar="VIDEOS",
                         help="instead, train probes of the stack's features on this number of videos")  # fmt: skip
+    parser.add_argument("--probe_size", type=int, nargs=2, default=[64, 96], metavar=("HEIGHT", "WIDTH"),
+                        help="of the probes' frames; shapes grow with them")  # fmt: skip
     args = parser.parse_args(argv)
+    if any(side < 64 or side % 32 for side in args.probe_size):
+        raise UserError(f"--probe_size must be multiples of 32 of at least 64, not {args.probe_size}")
     for name, least in {"steps": 1, "processes": 1, "train_videos": 1, "valid_videos": 1, "probes": 5}.items():
         value = getattr(args, name)
         if value is not None and value < least:
@@ -133,12 +138,11 @@ from datasets.toy.sentences import Facts
 from models.diffusion.stack import FrozenStack, load_stack
 from models.diffusion.tiny import make_tiny_stack
 from scripts.quickstart import near
-from scripts.train_toy import SIZES
-from util.config import config_dict, load_config
+from scripts.train_toy import SIZES, STILL, Phase
+from util.config import MODELS, config_dict, load_config
 from util.files import ROOT, atomic_folder, atomic_path, read_json, sole_run, write_json
 
-FRAMES, BATCH = 2, 16  # of the training: frames per clip, clips per step
-RATE, WARMUP, SAVE_EVERY = 1e-3, 100, 100
+SAVE_EVERY = 100
 POLL_SECONDS = 0.2
 EXPRESSIONS = "meta_expressions/{}/meta_expressions.json"  # of a split
 Scores = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -149,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the lab or the probes, and print the results."""
     args = parse_args(argv)
     if args.probes:
-        run_probes(args.stack, args.probes)
+        run_probes(args.stack, args.probes, args.probe_size)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, which also ends the child processes
     variants = [variant for variant in VARIANTS if variant.name in args.only]
@@ -203,31 +207,42 @@ class Lab:
         """Flags of training and inference. Image and sentence encoder are pre-trained in every variant."""
         encoders = ("--image_encoder", self.stack / "clip", "--text_encoder", self.stack / "roberta")
         words = (
-            *("--config", ROOT / "configs" / variant.config, "--pretrained", self.pretrained(variant, seed)),
+            *(
+                "--config",
+                ROOT / "configs" / f"{variant.model}_toy.yaml",
+                "--pretrained",
+                self.pretrained(variant, seed),
+            ),
             *("--seed", seed, *variant.flags, *(encoders if variant.random_stack else ())),
         )
         return [str(word) for word in words]
 
-    def training(self, variant: Variant, seed: int) -> list[str]:
-        """All flags of a training."""
+    @cached_property
+    def phases(self) -> tuple[Phase, Phase]:
+        """Of every training: single frames, which are cheap, and then clips."""
+        frames = Phase("frames", "single frames", "data_frames", 1, 32, self.steps, "cosine", STILL)
+        clips = Phase("clips", "clips of two frames", "data", 2, 16, max(1, self.steps // 5), "cosine", KINDS, 5e-4, 20)
+        return frames, clips
+
+    def training(self, variant: Variant, seed: int, phase: Phase) -> list[str]:
+        """All flags of a phase of a training but those of its start."""
         words = (
-            *(*self.options(variant, seed), "--ytvos_path", self.output / "data"),
-            *("--num_frames", FRAMES, "--batch_size", BATCH, "--epochs", self.steps, "--max_steps", self.steps),
-            *("--lr", RATE, "--lr_schedule", "cosine", "--warmup_steps", WARMUP, "--save_every", SAVE_EVERY),
+            *(*self.options(variant, seed), "--ytvos_path", self.output / phase.data),
+            *("--num_frames", phase.frames, "--batch_size", phase.batch, "--max_steps", phase.steps),
+            *("--epochs", phase.steps, "--lr", phase.rate, "--lr_schedule", phase.schedule),
+            *("--warmup_steps", phase.warmup, "--save_every", SAVE_EVERY),
         )
         return [str(word) for word in words]
 
     def settings(self) -> dict[str, Any]:
         """The settings in ``lab.json``."""
-        return {
-            **{"steps": self.steps, "frames": FRAMES, "batch_size": BATCH, "lr": RATE, "warmup_steps": WARMUP},
-            **{"train_videos": self.train_videos, "valid_videos": self.valid_videos},
-            "stack": self.stack_hash,
-        }
+        phases = [json.loads(json.dumps(asdict(phase))) for phase in self.phases]  # as read from a file
+        counts = {"train_videos": self.train_videos, "valid_videos": self.valid_videos}
+        return {"steps": self.steps, **counts, "stack": self.stack_hash, "phases": phases}
 
     def parameters(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Everything that determines the result of a run: options except paths, the stack, the data."""
-        cfg = load_config(self.training(variant, seed), "")
+        cfg = load_config(self.training(variant, seed, self.phases[0]), "")
         paths = {field.name for field in fields(cfg) if field.metadata["rule"].path}
         options = {name: value for name, value in config_dict(cfg).items() if name not in paths}
         return {**self.settings(), "random_stack": variant.random_stack, **options}
@@ -290,7 +305,9 @@ def find_score(lab: Lab, variant: Variant, seed: int) -> dict[str, Any] | None:
 
 def prepare(lab: Lab, jobs: Sequence[tuple[Variant, int]]) -> None:
     """Write the data, the swapped sentences, the shuffled frames, and the random stacks of these runs."""
-    make_toy(lab.output / "data", num_train=lab.train_videos, num_valid=lab.valid_videos, num_test=0)
+    for phase, valid in zip(lab.phases, (1, lab.valid_videos), strict=True):
+        folder = lab.output / phase.data
+        make_toy(folder, num_train=lab.train_videos, num_valid=valid, num_test=0, kinds=phase.kinds)
     swap = ("-m", "scripts.baselines", "swap", "--expressions", lab.expressions)
     call([*swap, "--output", lab.output / "swapped.json"], lab.output / "log.txt", threading.Event())
     with atomic_folder(lab.output / "shuffled") as folder:
@@ -333,10 +350,14 @@ def run_variant(lab: Lab, variant: Variant, seed: int, stop: threading.Event) ->
     started = time.monotonic()
     folder, options = lab.folder(variant, seed), lab.options(variant, seed)
     write_json(folder / "run.json", lab.parameters(variant, seed))
-    checkpoint, log = folder / "train" / "checkpoint.pth", folder / "log.txt"
-    resume = ["--resume", checkpoint]
-    begin = resume if checkpoint.is_file() else []
-    call(["main.py", *lab.training(variant, seed), "--output_dir", folder / "train", *begin], log, stop)
+    log = folder / "log.txt"
+    begin: tuple[str | Path, ...] = ()
+    for phase in lab.phases:
+        checkpoint = folder / phase.name / "checkpoint.pth"
+        resume = ("--resume", checkpoint)
+        train = ["main.py", *lab.training(variant, seed, phase), "--output_dir", checkpoint.parent]
+        call([*train, *(resume if checkpoint.is_file() else begin)], log, stop)
+        begin = ("--pretrained_weights", checkpoint, *(("--keep_class_heads",) if MODELS[variant.model].scored else ()))
     scores = {}
     data, shuffled, swapped = lab.output / "data", lab.output / "shuffled", lab.output / "swapped.json"
     for name, root, file in (
@@ -468,11 +489,11 @@ def render(numbers: Mapping[str, Any]) -> str:
 # Probes.
 
 PROBED: dict[str, Sequence[str]] = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS}
-PROBE_FRAMES, PROBE_SIZE, PROBE_SEED, PROBE_STEPS, PROBE_BATCH = 8, (64, 96), 11, 800, 24
+PROBE_FRAMES, PROBE_SEED, PROBE_STEPS, PROBE_BATCH = 8, 11, 800, 24
 NOTHING = -1
 
 
-def run_probes(stack_folder: Path, videos: int) -> None:
+def run_probes(stack_folder: Path, videos: int, size: Sequence[int]) -> None:
     """Train a probe on each kind of features and print the share of objects that it names correctly.
 
     A probe is a network of three convolutions that names the object of every pixel; its answer for an object is the
@@ -480,7 +501,7 @@ def run_probes(stack_folder: Path, videos: int) -> None:
     """
     stack = load_stack(str(stack_folder), "", "")
     stack.unet.eval()
-    made = [probe_video(i) for i in tqdm(range(videos + videos // 5), desc="videos", unit="video")]
+    made = [probe_video(i, size) for i in tqdm(range(videos + videos // 5), desc="videos", unit="video")]
     pixels, names = (torch.stack(part) for part in zip(*made, strict=True))
     print(f"{'read from':<34}" + "".join(f"{kind:>9}" for kind in PROBED))
     for title, features in probed_features(stack, pixels).items():
@@ -489,13 +510,13 @@ def run_probes(stack_folder: Path, videos: int) -> None:
     print(f"{'chance':<34}" + "".join(f"{1 / len(words):>8.0%} " for words in PROBED.values()))
 
 
-def probe_video(index: int) -> tuple[Tensor, Tensor]:
+def probe_video(index: int, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Frames ``[T, 3, H, W]`` in −1…1; object ids and the numbers of their names ``[T, 1 + kinds, H, W]``."""
-    parameters = ToyParameters(index + 1, 0, 0, PROBE_FRAMES, *PROBE_SIZE, PROBE_SEED, KINDS)
+    parameters = ToyParameters(index + 1, 0, 0, PROBE_FRAMES, size[0], size[1], PROBE_SEED, KINDS)
     video = make_video(parameters, "train", index)
     frames = torch.from_numpy(render_frames(video.scene)).permute(0, 3, 1, 2).float() / 127.5 - 1
     ids = torch.from_numpy(video.masks.astype(np.int64))
-    names = torch.full((PROBE_FRAMES, 1 + len(PROBED), *PROBE_SIZE), NOTHING)
+    names = torch.full((PROBE_FRAMES, 1 + len(PROBED), *size), NOTHING)
     names[:, 0] = ids
     for thing, motion in zip(video.scene.objects, Facts(video.scene).motions, strict=True):
         for i, (name, words) in enumerate(zip((thing.colour, thing.shape, motion), PROBED.values(), strict=True), 1):

@@ -27,6 +27,7 @@ from typing import Any
 from datasets.toy.scene import KINDS
 from util.errors import Parser, RunError, UserError, help_asked, run_cli
 
+SIZE, SIDE_MULTIPLE = (64, 96), 32  # of the frames; shapes grow with them
 PROCESSES = 2  # fixed, because the result depends on it
 
 
@@ -96,7 +97,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--share", type=float, default=1.0, help="fraction of the steps to run (default: 1; less gives worse weights)"
     )
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=SIZE, metavar=("HEIGHT", "WIDTH"), help="of the frames (default: 64 96)"
+    )
     args = parser.parse_args(argv)
+    if min(args.size) < SIZE[0] or any(side % SIDE_MULTIPLE for side in args.size):
+        raise UserError(f"--size must be multiples of {SIDE_MULTIPLE} of at least {SIZE[0]}, not {args.size}")
     if args.share <= 0:
         raise UserError(f"--share must be above 0, not {args.share:g}")
     return args
@@ -156,16 +162,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     output, work = args.output_dir.absolute(), args.work_dir.absolute()
     if args.stack_only and "LOCAL_RANK" in os.environ:  # one of the processes that are started below
-        pretrain(output / "stack", work / "stack", STACK_VIDEOS, args.share)
+        pretrain(output / "stack", work / "stack", STACK_VIDEOS, args.share, args.size)
         return
     if not args.model_only:
         run(
             "The frozen stack: VAE, text and image encoder, sentence encoder, UNet",
             *launched("-m", "scripts.train_toy", "--stack-only"),
-            *("--output_dir", output, "--work_dir", work, "--share", str(args.share)),
+            *("--output_dir", output, "--work_dir", work, "--share", str(args.share), "--size", *args.size),
         )
     if not args.stack_only:
-        make_model(args.model, output, work, args.share)
+        make_model(args.model, output, work, args.share, args.size)
 
 
 def launched(*command: str) -> tuple[str, ...]:
@@ -176,7 +182,7 @@ def launched(*command: str) -> tuple[str, ...]:
 # The model.
 
 
-def make_model(model: str, output: Path, work: Path, share: float) -> None:
+def make_model(model: str, output: Path, work: Path, share: float, size: Sequence[int] = SIZE) -> None:
     """Train a model in its phases and write its weights in half precision.
 
     Raises:
@@ -186,13 +192,15 @@ def make_model(model: str, output: Path, work: Path, share: float) -> None:
     if not stack.is_dir():
         raise UserError(f"{stack} is missing; make it with --stack-only first")
     weights: Path | None = None
+    side = size[1] if MODELS[model].fine_tuned else size[0]  # REM sees square frames
+    longest = () if MODELS[model].fine_tuned else ("--max_size", max(size))
     for phase in PHASES[model]:
         folder, data = work / model / phase.name, work / phase.data
         run(
             f"Toy data: {', '.join(phase.kinds)}",
             *("-m", "scripts.make_toy_data", "--output_dir", data, "--negatives", 1, "--kinds"),
             *phase.kinds,
-            *("--train_videos", VIDEOS, "--valid_videos", VALID_VIDEOS),
+            *("--train_videos", VIDEOS, "--valid_videos", VALID_VIDEOS, "--height", size[0], "--width", size[1]),
         )
         checkpoint = folder / "checkpoint.pth"
         heads: tuple[str, ...] = ("--keep_class_heads",) if MODELS[model].scored else ()
@@ -202,6 +210,7 @@ def make_model(model: str, output: Path, work: Path, share: float) -> None:
             f"Training on {phase.title}",
             *launched("main.py", "--config", f"configs/{model}_toy.yaml"),
             *("--pretrained", stack, "--ytvos_path", data, "--output_dir", folder),
+            *("--train_scales", side, "--eval_size", side, *longest),
             *("--num_frames", phase.frames, "--batch_size", phase.batch, "--max_steps", steps, "--save_every", 100),
             *("--lr", str(phase.rate), "--lr_processes", PROCESSES, "--lr_schedule", phase.schedule),
             *("--warmup_steps", phase.warmup),
@@ -218,7 +227,7 @@ def make_model(model: str, output: Path, work: Path, share: float) -> None:
 # The stack.
 
 
-def pretrain(output: Path, work: Path, videos: int, share: float) -> None:
+def pretrain(output: Path, work: Path, videos: int, share: float, size: Sequence[int] = SIZE) -> None:
     """Pre-train all parts of the stack in ``work`` and copy the finished stack to ``output``.
 
     Args:
@@ -226,6 +235,7 @@ def pretrain(output: Path, work: Path, videos: int, share: float) -> None:
         work: keeps the parts; those of an earlier run that are finished are not trained again.
         videos: number of toy videos.
         share: of the steps of every part.
+        size: height and width of the frames.
 
     Raises:
         UserError: ``output`` holds something else than a toy stack.
@@ -236,7 +246,7 @@ def pretrain(output: Path, work: Path, videos: int, share: float) -> None:
     transformers_logging.disable_progress_bar()
     with process_group(torch.device("cpu")), sole_run(work, is_main()):
         torch.manual_seed(SEED)
-        corpus = make_corpus(videos, frames=8, height=64, width=96)
+        corpus = make_corpus(videos, 8, *size)
         stack, record = work / "stack", work / "done.json"
         done: list[str] = read_json(record, "the finished parts") if record.is_file() else []
         if not done and is_main():

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Make the toy weights in toy/ from scratch: the frozen stack, then the model. A stopped run resumes.
 #
-#   bash scripts/train_toy.sh [--stack-only | --model-only] [--model vdit|hcd] [--output_dir toy] [--work_dir runs/toy]
+#   bash scripts/train_toy.sh [--stack-only | --model-only] [--model vdit|hcd|rem] [--size 64 96]
+#       [--output_dir toy] [--work_dir runs/toy]
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 

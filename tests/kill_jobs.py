@@ -251,7 +251,7 @@ def pretraining(source: Path, out: Path) -> None:
     """The toy stack, with one training step of one part. A VAE stands for the UNet, which takes longer."""
     with (
         patch.object(tiny, "UNet3DConditionModel", lambda **options: AutoencoderKL()),
-        patch.object(train_toy, "make_corpus", lambda *of, **sizes: train_toy.Corpus(torch.zeros(0), [["a red disc"]])),
+        patch.object(train_toy, "make_corpus", lambda *of: train_toy.Corpus(torch.zeros(0), [["a red disc"]])),
         patch.object(train_toy, "PARTS", {TRAINED: train_toy.PARTS[TRAINED]}),
         patch.object(train_toy, "SIZES", {**train_toy.SIZES, **TINY}),
     ):
@@ -261,7 +261,7 @@ def pretraining(source: Path, out: Path) -> None:
 def pretrained_stack(source: Path, out: Path) -> None:
     """The copy of a finished toy stack, beside what a killed process with the same id left."""
     (out / f".stack.{os.getpid()}").mkdir(parents=True, exist_ok=True)
-    with patch.object(train_toy, "make_corpus", lambda *of, **sizes: train_toy.Corpus(torch.zeros(0), [])):
+    with patch.object(train_toy, "make_corpus", lambda *of: train_toy.Corpus(torch.zeros(0), [])):
         train_toy.pretrain(out / "stack", source / "pretrained", videos=1, share=1)
 
 

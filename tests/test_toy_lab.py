@@ -146,6 +146,7 @@ def test_claims_are_about_variants_and_variants_are_options(tmp_path: Path) -> N
         ("--seeds 1 1", r"--seeds must be different whole numbers of at least 0, not \[1, 1\]"),
         ("--stack absent", "absent is missing; bash scripts/train_toy.sh --stack-only makes"),
         ("--probes 1", "--probes must be at least 5, not 1"),
+        ("--probe_size 64 90", r"--probe_size must be multiples of 32 of at least 64, not \[64, 90\]"),
     ],
 )
 def test_mistakes_on_the_command_line(words: str, message: str) -> None:
@@ -262,14 +263,14 @@ def test_the_lab_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--stack", stack, "--output_dir", output, "--seeds", 0, "--processes", 1, *more)
     result = run_command(toy_lab.main, *options, "--steps", 2)
     assert result.returncode == 0, result.stdout[-1500:] + result.stderr[-1500:]
-    assert calls == ["scripts.baselines", *["main.py", *["inference_ytvos.py", "scripts.eval_jf"] * 3] * 2]
+    assert calls == ["scripts.baselines", *["main.py", "main.py", *["inference_ytvos.py", "scripts.eval_jf"] * 3] * 2]
     assert "trained parameters" in (output / "vdit" / "seed_0" / "log.txt").read_text()
     numbers = json.loads((output / "lab.json").read_text())
     assert numbers["variants"].keys() == {"vdit", "random_stack"} and numbers["settings"]["steps"] == 2
     assert {claim["verdict"] for claim in numbers["claims"]} == {UNDECIDED}
     assert all(0 <= numbers["variants"]["vdit"][score][0] <= 100 for score in SCORES)
     assert (output / "lab.md").read_text() in result.stdout
-    steps = [json.loads(line)["step"] for line in (output / "vdit/seed_0/train/log.jsonl").read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in (output / "vdit/seed_0/frames/log.jsonl").read_text().splitlines()]
     assert steps == [2]
     assert re.search(r"\[2/2\] .*J&F \d+\.\d", result.stdout)
 
@@ -287,7 +288,7 @@ def test_the_lab_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_probe_reads_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Features that show the colour of each pixel's object, and nothing else."""
     monkeypatch.setattr(toy_lab, "PROBE_STEPS", 40)
-    names = torch.stack([toy_lab.probe_video(index)[1] for index in range(12)])[:, :2]
+    names = torch.stack([toy_lab.probe_video(index, (64, 96))[1] for index in range(12)])[:, :2]
     colours = torch.nn.functional.one_hot(names[:, :, 1] + 1).movedim(-1, 2).float()
     shares = toy_lab.probe(colours[..., ::4, ::4], names, trained=10)
     assert shares["colour"] > 0.9

@@ -47,6 +47,20 @@ def test_every_phase_of_rem_is_a_valid_command(tmp_path: Path, monkeypatch: pyte
     assert [cfg.pretrained_weights for cfg in others] == [str(path) for path in before]
 
 
+@pytest.mark.parametrize(("model", "scale"), [("vdit", 128), ("rem", 192)])  # REM sees squares
+def test_models_see_frames_as_large_as_those_that_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, scale: int
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(train_toy, "run", lambda title, *words: commands.append([str(word) for word in words]))
+    (tmp_path / "stack").mkdir()
+    train_toy.make_model(model, tmp_path, tmp_path / "work", 1, (128, 192))
+    data, training = (next(words for words in commands if name in words) for name in ("--height", "main.py"))
+    assert data[-4:] == ["--height", "128", "--width", "192"]
+    cfg = load_config(training[training.index("main.py") + 1 :], "")
+    assert (cfg.train_scales, cfg.eval_size) == ((scale,), scale) and cfg.max_size in ("auto", 192)
+
+
 @pytest.fixture(autouse=True)
 def _rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(train_toy.RATES, "line", 0.05)
@@ -104,6 +118,8 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "letters" / "a.txt").read_text() == "keep me"
     with pytest.raises(UserError, match="--share must be above 0"):
         train_toy.main(["--share", "0"])
+    with pytest.raises(UserError, match=r"--size must be multiples of 32 of at least 64, not \[96, 100\]"):
+        train_toy.main(["--size", "96", "100"])
 
 
 @pytest.mark.slow
