@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import os
 import random
@@ -205,15 +204,11 @@ class Lab:
 
     def options(self, variant: Variant, seed: int) -> list[str]:
         """Flags of training and inference. Image and sentence encoder are pre-trained in every variant."""
+        config, stack = ROOT / "configs" / f"{variant.model}_toy.yaml", self.pretrained(variant, seed)
         encoders = ("--image_encoder", self.stack / "clip", "--text_encoder", self.stack / "roberta")
         words = (
-            *(
-                "--config",
-                ROOT / "configs" / f"{variant.model}_toy.yaml",
-                "--pretrained",
-                self.pretrained(variant, seed),
-            ),
-            *("--seed", seed, *variant.flags, *(encoders if variant.random_stack else ())),
+            *("--config", config, "--pretrained", stack, "--seed", seed),
+            *(*variant.flags, *(encoders if variant.random_stack else ())),
         )
         return [str(word) for word in words]
 
@@ -236,7 +231,7 @@ class Lab:
 
     def settings(self) -> dict[str, Any]:
         """The settings in ``lab.json``."""
-        phases = [json.loads(json.dumps(asdict(phase))) for phase in self.phases]  # as read from a file
+        phases = [{**asdict(phase), "kinds": list(phase.kinds)} for phase in self.phases]
         counts = {"train_videos": self.train_videos, "valid_videos": self.valid_videos}
         return {"steps": self.steps, **counts, "stack": self.stack_hash, "phases": phases}
 
