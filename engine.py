@@ -90,7 +90,7 @@ class Run:
     """Everything that a training run consists of."""
 
     model: nn.Module
-    """The segmenter."""
+    """The model that is trained."""
     network: nn.Module
     """The same, wrapped where several processes exchange gradients."""
     criterion: Criterion | LatentCriterion
@@ -419,8 +419,8 @@ class ItemScoring:
         prepare_sentences(model, self.captions())
         for batch in tqdm(self.loader, unit="item", desc="evaluate", disable=not is_main(), **bar_style()):
             torch.manual_seed(self.seed)  # noise, where the model draws any, depends on no other item
-            batch = batch.to(self.device, non_blocking=True)
-            output = model(batch.frames, batch.padding, batch.captions, all_queries, batch.annotated)
+            moved = batch.to(self.device, non_blocking=True)
+            output = model(moved.frames, moved.padding, moved.captions, all_queries, moved.annotated)
             evaluator.update(query_predictions(output, batch.targets, self.threshold))
             self.on_clip()
         evaluator.merge(gather_objects(evaluator.state()))

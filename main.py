@@ -76,12 +76,12 @@ def train_from_config(cfg: Config, device: torch.device) -> None:
     output = Path(cfg.output_dir)
     summary = RunSummary(output, active=is_main())
     with summary, Guard(output, 60 * cfg.patience_minutes, seed=cfg.seed) as guard, memory_advice(TRAINING):
-        parts = build_run(cfg, device, guard, summary)
-        if parts is None:
+        run = build_run(cfg, device, guard, summary)
+        if run is None:
             return
-        with parts.log:
-            guard.start(parts.first_step)
-            train(parts)
+        with run.log:
+            guard.start(run.first_step)
+            train(run)
         if is_main():
             print(f"wrote {output / NEWEST}")
 
@@ -243,10 +243,10 @@ def evaluate(cfg: Config, device: torch.device) -> None:
     cfg = replace(cfg, precision=resolve_precision(cfg.precision, device, training=False))
     output, names = Path(cfg.output_dir), scored_parts(cfg.dataset_file)
     folders = {name: output / name if len(names) > 1 else output for name in names}
-    parts = {name: resolve(replace(cfg, dataset_file=name, output_dir=str(folders[name]))) for name in names}
+    cfgs = {name: resolve(replace(cfg, dataset_file=name, output_dir=str(folders[name]))) for name in names}
     checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)
     about = {"checkpoint": str(checkpoint.path.resolve()), "checkpoint_sha256": file_sha256(checkpoint.path)}
-    scorings = {name: build_scoring(part, device, checkpoint.path) for name, part in parts.items()}
+    scorings = {name: build_scoring(own, device, checkpoint.path) for name, own in cfgs.items()}
     with memory_advice(INFERENCE):
         model, notes = build_for_inference(cfg, checkpoint, device)
         del checkpoint  # releases the memory map of its file
@@ -261,7 +261,7 @@ def evaluate(cfg: Config, device: torch.device) -> None:
     machine = {"device": device_name(device), "processes": world_size()}
     write_results(output / "results.json", metrics, counts, config_dict(cfg), {**about, **machine})
     for name, (values, _) in scores.items():
-        print(f"{name}, {parts[name].split} split: " + ", ".join(f"{key} {value:.2f}" for key, value in values.items()))
+        print(f"{name}, {cfgs[name].split} split: " + ", ".join(f"{key} {value:.2f}" for key, value in values.items()))
     print(f"wrote {output / 'results.json'}")
 
 

@@ -85,7 +85,7 @@ class EncoderLayer(nn.Module):
     def forward(
         self, x: Tensor, position: Tensor, references: Tensor, shapes: Sequence[tuple[int, int]], padding: Tensor
     ) -> Tensor:
-        """``[N, S, C]`` → ``[N, S, C]``."""
+        """``x`` and ``position [N, S, C]``, ``references [N, S, L, 2]``, ``padding [N, S]`` → ``[N, S, C]``."""
         attended = self.attention(x + position, references, x, shapes, padding)
         return self.feed_forward(self.norm(x + self.dropout(attended)))
 
@@ -110,7 +110,7 @@ class DecoderLayer(nn.Module):
         shapes: Sequence[tuple[int, int]],
         padding: Tensor,
     ) -> Tensor:
-        """``[N, Q, C]`` → ``[N, Q, C]``."""
+        """``x`` and ``position [N, Q, C]``, ``references [N, Q, L, 2 or 4]``, ``memory [N, S, C]`` → ``[N, Q, C]``."""
         q = k = x + position
         x = self.norm1(x + self.dropout1(self.self_attention(q, k, x, need_weights=False)[0]))
         attended = self.cross_attention(x + position, references, memory, shapes, padding)
