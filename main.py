@@ -139,7 +139,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     seen = (text for caption in loader.dataset.captions() for text in (caption, swap_sides(caption)))
     prepare_sentences(model, chain(seen, *(scoring.captions() for scoring in scorings.values())))
     fused = device.type == "cuda" or None  # the fused optimiser needs no synchronisation for a scaled gradient
-    optimizer = torch.optim.AdamW(build_parameter_groups(cfg, model), lr=cfg.lr, fused=fused)
+    optimizer = torch.optim.AdamW(build_parameter_groups(cfg, model), lr=schedule.rate, fused=fused)
     if resumed:
         resumed.load_optimizer(optimizer)
         if scaler and "scaler" in resumed.training:

@@ -60,7 +60,11 @@ def test_speed_waiting_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
         "waiting": 0,
         "eta_seconds": pytest.approx(87 * 10 / 3, rel=1e-3),
     }
+    clock.now += 100  # a validation
     assert speed.flush() == {}
+    clock.now += 2
+    speed.add(2, 10)
+    assert speed.flush()["clips_per_second"] == 4
 
 
 def test_a_log_line_has_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -333,6 +333,7 @@ class Throughput:
         self._clear()
 
     def _clear(self) -> None:
+        self.since = time.monotonic()
         self.clips = self.frames = 0
         self.waited = 0.0
 
@@ -356,16 +357,18 @@ class Throughput:
         self.frames += frames
 
     def flush(self) -> dict[str, float]:
-        """The speed of the steps since the last flush; empty where there was none.
+        """The speed of the steps since the last flush; empty where there was none, as after a validation.
 
         Returns:
             ``clips_per_second`` and ``frames_per_second`` of all processes, ``waiting`` (0…1: the share of the time
             spent waiting for a batch) and ``eta_seconds``.
         """
         now = time.monotonic()
-        last_time, last_step = self.marks[-1]
-        seconds = now - last_time
-        if self.step == last_step or seconds <= 0:
+        seconds = now - self.since
+        steps = self.step - self.marks[-1][1]
+        if not steps:
+            self._clear()  # the time of a validation is not that of steps
+        if not steps or seconds <= 0:
             return {}
         first_time, first_step = self.marks[0]
         pace = (now - first_time) / (self.step - first_step)
