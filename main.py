@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +261,9 @@ def evaluate(cfg: Config, device: torch.device) -> None:
     machine = {"device": device_name(device), "processes": world_size()}
     write_results(output / "results.json", metrics, counts, config_dict(cfg), {**about, **machine})
     for name, (values, _) in scores.items():
-        print(f"{name}, {cfgs[name].split} split: " + ", ".join(f"{key} {value:.2f}" for key, value in values.items()))
+        for group, keys in groupby(values, lambda key: "" if "@" in key else key.rpartition(".")[0]):
+            shown = ", ".join(f"{key.removeprefix(f'{group}.')} {values[key]:.2f}" for key in keys)
+            print(f"{name}, {cfgs[name].split} split{group and ', '}{group}: {shown}")
     print(f"wrote {output / 'results.json'}")
 
 
