@@ -29,6 +29,7 @@ from datasets.clip import denormalise
 from datasets.transforms import swap_sides
 from engine import VALIDATION_FOLDER, Run, Scoring, Validation, build_schedule, build_scoring, parameter_lines, train
 from models import (
+    SegmentationModel,
     build_criterion,
     build_model,
     build_parameter_groups,
@@ -39,6 +40,8 @@ from models import (
     trained_parameters,
 )
 from models.checkpoints import (
+    Checkpoint,
+    Identity,
     frozen_identity,
     load_weights,
     open_checkpoint,
@@ -97,13 +100,8 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     """
     output = Path(cfg.output_dir)
     torch.manual_seed(cfg.seed)
-    resumed = checkpoint = open_resumed(cfg.resume, output, cfg.model)
-    if checkpoint is None and cfg.pretrained_weights:
-        checkpoint = open_checkpoint(cfg.pretrained_weights, "--pretrained_weights", cfg.model)
+    resumed, checkpoint = open_start(cfg)
     first_step = resumed.step if resumed else 0
-    if checkpoint:
-        print_notes(checkpoint.notes)
-        checkpoint.require_options(config_dict(cfg), new_run=resumed is None)
     loader = build_loader(cfg, pin_memory=device.type == "cuda")
     schedule = build_schedule(cfg, loader.batches.steps_per_epoch)
     if resumed:
@@ -122,17 +120,7 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     writers = [Wandb(output, summary.run_id, config_dict(cfg))] if cfg.wandb and is_main() else []
 
     model = build_model(cfg)
-    if checkpoint:
-        frozen, notes = load_weights(
-            model,
-            checkpoint,
-            frozen_sources(cfg),
-            new_run=resumed is None,
-            keep_class_heads=cfg.keep_class_heads,
-            ignore_identity=cfg.ignore_frozen_identity,
-        )
-    else:
-        frozen, notes = frozen_identity(model, frozen_sources(cfg)), []
+    frozen, notes = load_start(cfg, model, checkpoint, new_run=resumed is None)
     if is_main():
         save_loaded_parts(output, model, cfg.model, frozen)  # before conversion to half precision
     scaler = prepare_training(model, cfg.precision, device, cfg.compile)
@@ -178,19 +166,9 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
         validation = Validation(
             output, scorings, metrics, config_dict(cfg), keeper.keep_best, validate_every, first_step
         )
-    network: nn.Module = model
-    if world_size() > 1:
-        network = DistributedDataParallel(
-            model,
-            device_ids=[device] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,  # no second copy of the gradients
-            broadcast_buffers=False,  # all of them are constant
-            # single frames bypass the temporal attentions, and with them their adapters
-            find_unused_parameters=cfg.num_frames == 1 and has_lora(model),
-        )
     return Run(
         model=model,
-        network=network,
+        network=distributed(cfg, model, device),
         criterion=build_criterion(cfg),
         loader=loader,
         optimizer=optimizer,
@@ -209,6 +187,51 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
         log_every=cfg.log_every,
         save_every=cfg.save_every,
         broken_clips=lambda: loader.dataset.broken,
+    )
+
+
+def open_start(cfg: Config) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """Open the checkpoint from which a run resumes, and the one whose weights it begins with: the same, if it resumes.
+
+    Raises:
+        UserError: a checkpoint cannot be used, or has other options.
+    """
+    resumed = checkpoint = open_resumed(cfg.resume, Path(cfg.output_dir), cfg.model)
+    if checkpoint is None and cfg.pretrained_weights:
+        checkpoint = open_checkpoint(cfg.pretrained_weights, "--pretrained_weights", cfg.model)
+    if checkpoint:
+        print_notes(checkpoint.notes)
+        checkpoint.require_options(config_dict(cfg), new_run=resumed is None)
+    return resumed, checkpoint
+
+
+def load_start(
+    cfg: Config, model: SegmentationModel, checkpoint: Checkpoint | None, new_run: bool
+) -> tuple[Identity, list[str]]:
+    """Load the weights with which a run begins, if any; as ``load_weights``, return frozen parts and notes."""
+    if checkpoint is None:
+        return frozen_identity(model, frozen_sources(cfg)), []
+    return load_weights(
+        model,
+        checkpoint,
+        frozen_sources(cfg),
+        new_run=new_run,
+        keep_class_heads=cfg.keep_class_heads,
+        ignore_identity=cfg.ignore_frozen_identity,
+    )
+
+
+def distributed(cfg: Config, model: SegmentationModel, device: torch.device) -> nn.Module:
+    """The model, wrapped where several processes exchange gradients."""
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,  # no second copy of the gradients
+        broadcast_buffers=False,  # all of them are constant
+        # single frames bypass the temporal attentions, and with them their adapters
+        find_unused_parameters=cfg.num_frames == 1 and has_lora(model),
     )
 
 
