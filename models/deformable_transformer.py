@@ -28,8 +28,6 @@ class DecoderOutput:
 
     states: list[Tensor]
     """K × ``[N, Q, C]``: the queries after each layer."""
-    initial_reference: Tensor
-    """``[N, Q, 2]``: the reference points of the first layer, 0…1."""
     boxes: list[Tensor]
     """K × ``[N, Q, 4]``: the refined box of each layer, (cx, cy, w, h) in 0…1 of the unpadded frame, with gradient."""
     memory: list[Tensor]
@@ -219,7 +217,7 @@ class DeformableTransformer(nn.Module):
 
         x = queries
         query_position = self.query_position.expand(x.shape[0], -1, -1)
-        reference = initial = call_in_float32(self.reference_point, query_position).sigmoid()
+        reference = call_in_float32(self.reference_point, query_position).sigmoid()
         states, boxes = [], []
         for layer, box_head in zip(self.decoder, self.box_heads, strict=True):
             scale = ratios if reference.shape[-1] == 2 else torch.cat([ratios, ratios], dim=-1)
@@ -234,7 +232,7 @@ class DeformableTransformer(nn.Module):
 
         parts = memory.split([h * w for h, w in shapes], dim=1)
         memories = [part.transpose(1, 2).unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
-        return DecoderOutput(states, initial, boxes, memories[:-1])
+        return DecoderOutput(states, boxes, memories[:-1])
 
 
 def resize_padding(padding: Tensor, shape: tuple[int, int]) -> Tensor:
