@@ -90,7 +90,7 @@ class Run:
     """Everything that a training run consists of."""
 
     model: nn.Module
-    """The segmenter."""
+    """The model that is trained."""
     network: nn.Module
     """The same, wrapped where several processes exchange gradients."""
     criterion: Criterion | LatentCriterion
@@ -419,8 +419,8 @@ class ItemScoring:
         prepare_sentences(model, self.captions())
         for batch in tqdm(self.loader, unit="item", desc="evaluate", disable=not is_main(), **bar_style()):
             torch.manual_seed(self.seed)  # noise, where the model draws any, depends on no other item
-            batch = batch.to(self.device, non_blocking=True)
-            output = model(batch.frames, batch.padding, batch.captions, all_queries, batch.annotated)
+            moved = batch.to(self.device, non_blocking=True)
+            output = model(moved.frames, moved.padding, moved.captions, all_queries, moved.annotated)
             evaluator.update(query_predictions(output, batch.targets, self.threshold))
             self.on_clip()
         evaluator.merge(gather_objects(evaluator.state()))
@@ -443,7 +443,7 @@ class Validation:
 
     Args:
         output: the folder of the run.
-        parts: dataset → its scoring; below ``output / "validation" / dataset`` it may write masks.
+        scorings: dataset → its scoring; below ``output / "validation" / dataset`` it may write masks.
         metrics: dataset → the metric that chooses the best checkpoint; for several datasets it is averaged.
         options: all options as plain values, for the record.
         keep_best: called with a step whose checkpoint is the best so far.
@@ -457,15 +457,15 @@ class Validation:
     def __init__(
         self,
         output: Path,
-        parts: Mapping[str, Scoring],
+        scorings: Mapping[str, Scoring],
         metrics: Mapping[str, str],
         options: Mapping[str, Any],
         keep_best: Callable[[int], None] = lambda step: None,
         every: int = 0,
         first_step: int = 0,
     ) -> None:
-        self.output, self.parts, self.options, self.keep_best, self.every = output, parts, options, keep_best, every
-        self.metrics = metrics
+        self.output, self.scorings, self.metrics, self.options = output, scorings, metrics, options
+        self.keep_best, self.every = keep_best, every
         if is_main() and (output / VALIDATION_RECORD).is_file():
             self._forget(first_step)
 
@@ -490,7 +490,7 @@ class Validation:
         model.eval()
         self._clear()
         wait_for_all()
-        found = {name: part.score(model) for name, part in self.parts.items()}
+        found = {name: scoring.score(model) for name, scoring in self.scorings.items()}
         if not is_main():
             return {}
         self._clear()
@@ -504,14 +504,14 @@ class Validation:
             self.options,
             {"step": step, "processes": world_size()},
         )
-        self._record(step, sum(metrics[part][key] for part, key in self.metrics.items()) / len(found))
-        flat = {f"{part}.{key}": value for part, values in metrics.items() for key, value in values.items()}
+        self._record(step, sum(metrics[name][key] for name, key in self.metrics.items()) / len(found))
+        flat = {f"{name}.{key}": value for name, values in metrics.items() for key, value in values.items()}
         return flat if several else metrics[first]
 
     def _clear(self) -> None:
         """Remove masks, so that those of another step are never taken for this one's."""
         if is_main():
-            for name in self.parts:
+            for name in self.scorings:
                 shutil.rmtree(self.output / VALIDATION_FOLDER / name, ignore_errors=True)
 
     def _record(self, step: int, value: float) -> None:

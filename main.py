@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from datasets.clip import denormalise
 from datasets.transforms import swap_sides
 from engine import VALIDATION_FOLDER, Run, Scoring, Validation, build_schedule, build_scoring, parameter_lines, train
 from models import (
+    SegmentationModel,
     build_criterion,
     build_model,
     build_parameter_groups,
@@ -39,6 +40,8 @@ from models import (
     trained_parameters,
 )
 from models.checkpoints import (
+    Checkpoint,
+    Identity,
     frozen_identity,
     load_weights,
     open_checkpoint,
@@ -76,12 +79,12 @@ def train_from_config(cfg: Config, device: torch.device) -> None:
     output = Path(cfg.output_dir)
     summary = RunSummary(output, active=is_main())
     with summary, Guard(output, 60 * cfg.patience_minutes, seed=cfg.seed) as guard, memory_advice(TRAINING):
-        parts = build_run(cfg, device, guard, summary)
-        if parts is None:
+        run = build_run(cfg, device, guard, summary)
+        if run is None:
             return
-        with parts.log:
-            guard.start(parts.first_step)
-            train(parts)
+        with run.log:
+            guard.start(run.first_step)
+            train(run)
         if is_main():
             print(f"wrote {output / NEWEST}")
 
@@ -97,13 +100,8 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     """
     output = Path(cfg.output_dir)
     torch.manual_seed(cfg.seed)
-    resumed = checkpoint = open_resumed(cfg.resume, output, cfg.model)
-    if checkpoint is None and cfg.pretrained_weights:
-        checkpoint = open_checkpoint(cfg.pretrained_weights, "--pretrained_weights", cfg.model)
+    resumed, checkpoint = open_start(cfg)
     first_step = resumed.step if resumed else 0
-    if checkpoint:
-        print_notes(checkpoint.notes)
-        checkpoint.require_options(config_dict(cfg), new_run=resumed is None)
     loader = build_loader(cfg, pin_memory=device.type == "cuda")
     schedule = build_schedule(cfg, loader.batches.steps_per_epoch)
     if resumed:
@@ -122,24 +120,14 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
     writers = [Wandb(output, summary.run_id, config_dict(cfg))] if cfg.wandb and is_main() else []
 
     model = build_model(cfg)
-    if checkpoint:
-        frozen, notes = load_weights(
-            model,
-            checkpoint,
-            frozen_sources(cfg),
-            new_run=resumed is None,
-            keep_class_heads=cfg.keep_class_heads,
-            ignore_identity=cfg.ignore_frozen_identity,
-        )
-    else:
-        frozen, notes = frozen_identity(model, frozen_sources(cfg)), []
+    frozen, notes = load_start(cfg, model, checkpoint, new_run=resumed is None)
     if is_main():
         save_loaded_parts(output, model, cfg.model, frozen)  # before conversion to half precision
     scaler = prepare_training(model, cfg.precision, device, cfg.compile)
     seen = (text for caption in loader.dataset.captions() for text in (caption, swap_sides(caption)))
     prepare_sentences(model, chain(seen, *(scoring.captions() for scoring in scorings.values())))
     fused = device.type == "cuda" or None  # the fused optimiser needs no synchronisation for a scaled gradient
-    optimizer = torch.optim.AdamW(build_parameter_groups(cfg, model), lr=cfg.lr, fused=fused)
+    optimizer = torch.optim.AdamW(build_parameter_groups(cfg, model), lr=schedule.rate, fused=fused)
     if resumed:
         resumed.load_optimizer(optimizer)
         if scaler and "scaler" in resumed.training:
@@ -178,19 +166,9 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
         validation = Validation(
             output, scorings, metrics, config_dict(cfg), keeper.keep_best, validate_every, first_step
         )
-    network: nn.Module = model
-    if world_size() > 1:
-        network = DistributedDataParallel(
-            model,
-            device_ids=[device] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,  # no second copy of the gradients
-            broadcast_buffers=False,  # all of them are constant
-            # single frames bypass the temporal attentions, and with them their adapters
-            find_unused_parameters=cfg.num_frames == 1 and has_lora(model),
-        )
     return Run(
         model=model,
-        network=network,
+        network=distributed(cfg, model, device),
         criterion=build_criterion(cfg),
         loader=loader,
         optimizer=optimizer,
@@ -209,6 +187,51 @@ def build_run(cfg: Config, device: torch.device, guard: Guard, summary: RunSumma
         log_every=cfg.log_every,
         save_every=cfg.save_every,
         broken_clips=lambda: loader.dataset.broken,
+    )
+
+
+def open_start(cfg: Config) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """Open the checkpoint from which a run resumes, and the one whose weights it begins with: the same, if it resumes.
+
+    Raises:
+        UserError: a checkpoint cannot be used, or has other options.
+    """
+    resumed = checkpoint = open_resumed(cfg.resume, Path(cfg.output_dir), cfg.model)
+    if checkpoint is None and cfg.pretrained_weights:
+        checkpoint = open_checkpoint(cfg.pretrained_weights, "--pretrained_weights", cfg.model)
+    if checkpoint:
+        print_notes(checkpoint.notes)
+        checkpoint.require_options(config_dict(cfg), new_run=resumed is None)
+    return resumed, checkpoint
+
+
+def load_start(
+    cfg: Config, model: SegmentationModel, checkpoint: Checkpoint | None, new_run: bool
+) -> tuple[Identity, list[str]]:
+    """Load the weights with which a run begins, if any; as ``load_weights``, return frozen parts and notes."""
+    if checkpoint is None:
+        return frozen_identity(model, frozen_sources(cfg)), []
+    return load_weights(
+        model,
+        checkpoint,
+        frozen_sources(cfg),
+        new_run=new_run,
+        keep_class_heads=cfg.keep_class_heads,
+        ignore_identity=cfg.ignore_frozen_identity,
+    )
+
+
+def distributed(cfg: Config, model: SegmentationModel, device: torch.device) -> nn.Module:
+    """The model, wrapped where several processes exchange gradients."""
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,  # no second copy of the gradients
+        broadcast_buffers=False,  # all of them are constant
+        # single frames bypass the temporal attentions, and with them their adapters
+        find_unused_parameters=cfg.num_frames == 1 and has_lora(model),
     )
 
 
@@ -243,10 +266,10 @@ def evaluate(cfg: Config, device: torch.device) -> None:
     cfg = replace(cfg, precision=resolve_precision(cfg.precision, device, training=False))
     output, names = Path(cfg.output_dir), scored_parts(cfg.dataset_file)
     folders = {name: output / name if len(names) > 1 else output for name in names}
-    parts = {name: resolve(replace(cfg, dataset_file=name, output_dir=str(folders[name]))) for name in names}
+    cfgs = {name: resolve(replace(cfg, dataset_file=name, output_dir=str(folders[name]))) for name in names}
     checkpoint = open_checkpoint(cfg.resume, "--resume", cfg.model)
     about = {"checkpoint": str(checkpoint.path.resolve()), "checkpoint_sha256": file_sha256(checkpoint.path)}
-    scorings = {name: build_scoring(part, device, checkpoint.path) for name, part in parts.items()}
+    scorings = {name: build_scoring(own, device, checkpoint.path) for name, own in cfgs.items()}
     with memory_advice(INFERENCE):
         model, notes = build_for_inference(cfg, checkpoint, device)
         del checkpoint  # releases the memory map of its file
@@ -261,7 +284,9 @@ def evaluate(cfg: Config, device: torch.device) -> None:
     machine = {"device": device_name(device), "processes": world_size()}
     write_results(output / "results.json", metrics, counts, config_dict(cfg), {**about, **machine})
     for name, (values, _) in scores.items():
-        print(f"{name}, {parts[name].split} split: " + ", ".join(f"{key} {value:.2f}" for key, value in values.items()))
+        for group, keys in groupby(values, lambda key: "" if "@" in key else key.rpartition(".")[0]):
+            shown = ", ".join(f"{key.removeprefix(f'{group}.')} {values[key]:.2f}" for key in keys)
+            print(f"{name}, {cfgs[name].split} split{group and ', '}{group}: {shown}")
     print(f"wrote {output / 'results.json'}")
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from datasets.files import Video
     from util.config import Config
 
+READ_EXPRESSIONS_FILE = ("ytvos", "davis")
+"""The modules of this package that read the option ``expressions_file``."""
+
 __all__ = ["build_dataset", "build_evaluator", "build_loader", "build_scorer", "list_videos"]
 
 
@@ -102,4 +105,6 @@ def _build(name: str, cfg: Config, what: str, *args: str) -> Any:
         if split == "train":
             raise UserError(f"{row.name} has no 'train' split: it only evaluates weights trained on another dataset")
         raise UserError(f"unknown split {split!r}; {row.name} has {', '.join(row.splits)}")
+    if cfg.expressions_file and split == cfg.split and row.module not in READ_EXPRESSIONS_FILE:
+        raise UserError(f"expressions_file has no effect with dataset_file {row.name}; leave it out")
     return build(cfg, *args)

@@ -24,6 +24,7 @@ from torchvision.ops import box_convert, masks_to_boxes
 from datasets.expressions import Entry
 from datasets.files import read_frames
 from datasets.transforms import ClipTransform
+from util.device import upload
 from util.distributed import rank, world_size
 from util.errors import UserError, printable
 from util.guard import WorkerSignals
@@ -66,7 +67,7 @@ class ClipBatch:
     def annotated(self) -> Tensor | None:
         """Index of each clip's only annotated frame ``[B]``, on the frames' device; None if all are annotated."""
         indices = [target.get("annotated") for target in self.targets]
-        return None if None in indices else torch.tensor(indices, device=self.frames.device)
+        return None if None in indices else upload(torch.tensor(indices), self.frames.device)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ClipBatch:
         """Return the batch with every tensor on ``device``."""

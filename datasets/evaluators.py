@@ -208,7 +208,7 @@ def _annotation(image: int, mask: Rle) -> dict[str, Any]:
     return {"image_id": image, "category_id": 1, "segmentation": mask, "area": int(coco_mask.area(mask)), "iscrowd": 0}
 
 
-class GroundTruth(NamedTuple):
+class ReferredObject(NamedTuple):
     """The referred object of an image expression, at the image's original size."""
 
     mask: NDArray[np.bool_]  # [H, W]
@@ -238,7 +238,7 @@ class RefcocoEvaluator(Evaluator[Overlap]):
         UserError: there is no item.
     """
 
-    def __init__(self, items: Sequence[str], ground_truth: Callable[[str], GroundTruth]) -> None:
+    def __init__(self, items: Sequence[str], ground_truth: Callable[[str], ReferredObject]) -> None:
         super().__init__(items)
         self.ground_truth = ground_truth
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from datasets.checks import SAMPLE_IMAGES, Findings, Remark, faults_of
 from datasets.clip import ClipDataset, Sample, make_target
-from datasets.evaluators import GroundTruth, RefcocoEvaluator
+from datasets.evaluators import RefcocoEvaluator, ReferredObject
 from datasets.files import (
     DATA_PAGE,
     Conversion,
@@ -258,10 +258,10 @@ def build_evaluator(cfg: Config) -> RefcocoEvaluator:
     items = PackedItems(read_items(root_of(cfg), name, split))
     positions = {item_id(item, name, split): position for position, item in enumerate(items)}
 
-    def ground_truth(wanted: str) -> GroundTruth:
+    def ground_truth(wanted: str) -> ReferredObject:
         item: Item = items[positions[wanted]]
         x, y, width, height = item["bbox"]
-        return GroundTruth(draw_mask(item, name, split), np.array([x, y, x + width, y + height]))
+        return ReferredObject(draw_mask(item, name, split), np.array([x, y, x + width, y + height]))
 
     return RefcocoEvaluator(list(positions), ground_truth)
 

@@ -118,7 +118,7 @@ def resize(frames: Tensor, masks: Tensor, short_side: int, long_side: int | None
 
 
 def flip(frames: Tensor, masks: Tensor, caption: str) -> tuple[Tensor, Tensor, str]:
-    """Mirror a clip, and the sides that its sentence names."""
+    """Mirror frames ``[T, 3, H, W]`` and masks ``[T, H, W]``, and the sides that a sentence names."""
     return F.horizontal_flip(frames), F.horizontal_flip(masks), swap_sides(caption)
 
 

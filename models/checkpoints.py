@@ -398,8 +398,7 @@ def load_weights(
             raise UserError(f"{path} was trained on features of a {words} ({source}); name that generator with {flag}")
     dropped = new_run and not keep_class_heads
     if dropped:
-        heads = {name for name in trained_state(model) if name.startswith(CLASS_HEADS)}
-        weights = {name: value for name, value in weights.items() if name not in heads}
+        weights = {name: value for name, value in weights.items() if not name.startswith(CLASS_HEADS)}
         notes.append(f"starting from {path} with new class heads (--keep_class_heads keeps those of the checkpoint)")
     elif new_run:
         notes.append(f"starting from {path} with its class heads")

@@ -28,8 +28,6 @@ class DecoderOutput:
 
     states: list[Tensor]
     """K × ``[N, Q, C]``: the queries after each layer."""
-    initial_reference: Tensor
-    """``[N, Q, 2]``: the reference points of the first layer, 0…1."""
     boxes: list[Tensor]
     """K × ``[N, Q, 4]``: the refined box of each layer, (cx, cy, w, h) in 0…1 of the unpadded frame, with gradient."""
     memory: list[Tensor]
@@ -85,7 +83,7 @@ class EncoderLayer(nn.Module):
     def forward(
         self, x: Tensor, position: Tensor, references: Tensor, shapes: Sequence[tuple[int, int]], padding: Tensor
     ) -> Tensor:
-        """``[N, S, C]`` → ``[N, S, C]``."""
+        """``x`` and ``position [N, S, C]``, ``references [N, S, L, 2]``, ``padding [N, S]`` → ``[N, S, C]``."""
         attended = self.attention(x + position, references, x, shapes, padding)
         return self.feed_forward(self.norm(x + self.dropout(attended)))
 
@@ -110,7 +108,7 @@ class DecoderLayer(nn.Module):
         shapes: Sequence[tuple[int, int]],
         padding: Tensor,
     ) -> Tensor:
-        """``[N, Q, C]`` → ``[N, Q, C]``."""
+        """``x`` and ``position [N, Q, C]``, ``references [N, Q, L, 2 or 4]``, ``memory [N, S, C]`` → ``[N, Q, C]``."""
         q = k = x + position
         x = self.norm1(x + self.dropout1(self.self_attention(q, k, x, need_weights=False)[0]))
         attended = self.cross_attention(x + position, references, memory, shapes, padding)
@@ -219,7 +217,7 @@ class DeformableTransformer(nn.Module):
 
         x = queries
         query_position = self.query_position.expand(x.shape[0], -1, -1)
-        reference = initial = call_in_float32(self.reference_point, query_position).sigmoid()
+        reference = call_in_float32(self.reference_point, query_position).sigmoid()
         states, boxes = [], []
         for layer, box_head in zip(self.decoder, self.box_heads, strict=True):
             scale = ratios if reference.shape[-1] == 2 else torch.cat([ratios, ratios], dim=-1)
@@ -234,7 +232,7 @@ class DeformableTransformer(nn.Module):
 
         parts = memory.split([h * w for h, w in shapes], dim=1)
         memories = [part.transpose(1, 2).unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
-        return DecoderOutput(states, initial, boxes, memories[:-1])
+        return DecoderOutput(states, boxes, memories[:-1])
 
 
 def resize_padding(padding: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -211,7 +211,7 @@ def _predict(
         masks &= bool(scores.mean() >= options.score_threshold)  # else the sentence names nothing in the clip
     return Prediction(
         masks=masks.numpy(),
-        boxes=None if best.boxes is None else pixel_boxes(best.boxes[index], orig_size).cpu().numpy(),
+        boxes=None if best.boxes is None else pixel_boxes(best.boxes[index], orig_size),
         scores=scores,
         query=None if best.queries is None else int(best.queries[index]),
         finite=finite,
@@ -398,7 +398,7 @@ class VideoSegmenter:
         probabilities = mask_probabilities(raw.masks, (size[0], size[1]), orig_size, self._activation)
         return FrameResult(
             probabilities.cpu().numpy(),
-            None if raw.boxes is None else pixel_boxes(raw.boxes, orig_size).cpu().numpy(),
+            None if raw.boxes is None else pixel_boxes(raw.boxes, orig_size),
             None if raw.scores is None else raw.scores.cpu().numpy(),
         )
 
@@ -492,14 +492,14 @@ def query_predictions(
             assert masks.ndim == 4, "all queries"
             masks = masks[0]
             scores = output.logits[i, 0, :, 0].float().sigmoid().cpu().numpy()
-            boxes = pixel_boxes(output.boxes[i, 0], orig_size).cpu().numpy()
+            boxes = pixel_boxes(output.boxes[i, 0], orig_size)
         binary = binary_masks(masks, size, orig_size, threshold, output.probabilities).numpy()
         predictions.append(QueryPredictions(target["exp_id"], scores, binary, boxes, bool(masks.isfinite().all())))
     return predictions
 
 
-def pixel_boxes(boxes: Tensor, orig_size: tuple[int, int]) -> Tensor:
-    """Boxes (cx, cy, w, h) in 0…1, ``[..., 4]`` → corners (x0, y0, x1, y1) in pixels, within the image."""
+def pixel_boxes(boxes: Tensor, orig_size: tuple[int, int]) -> np.ndarray:
+    """Boxes (cx, cy, w, h) in 0…1, ``[..., 4]`` → float32 corners (x0, y0, x1, y1) in pixels, in the image."""
     height, width = orig_size
-    corners = box_convert(boxes.float(), "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
-    return clip_boxes_to_image(corners, orig_size)
+    corners = box_convert(boxes.float().cpu(), "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
+    return clip_boxes_to_image(corners, orig_size).numpy()

@@ -44,8 +44,8 @@ def add_lora(
     inject_adapter_in_model(config, denoiser.module, ADAPTER)
     for _, layer in _adapted_layers(denoiser):
         layer.cast_input_dtype_enabled = False
-        for half in (layer.lora_A, layer.lora_B):
-            half[ADAPTER] = AdapterLinear(half[ADAPTER].weight)
+        for matrix in (layer.lora_A, layer.lora_B):
+            matrix[ADAPTER] = AdapterLinear(matrix[ADAPTER].weight)
     denoiser.adapter_dropouts = tuple(layer.lora_dropout for _, layer in _adapted_layers(denoiser))
 
 

@@ -34,9 +34,12 @@ def sum_memories(memory: Sequence[Tensor]) -> Tensor:
 
 
 class MaskHead(nn.Module):
-    """Predicts the low masks: ``forward(features [N, C, h, w], states [N, Q, C], centres [N, Q, 2])``.
+    """Predicts the low masks of all queries, ``[N, Q, 16, h, w]``, by ``forward(features, states, centres)``.
 
-    ``centres`` are the reference points of the queries, (x, y) in pixels; the result is ``[N, Q, 16, h, w]``.
+    Args of ``forward``:
+        features: mask features ``[N, C, h, w]`` at stride 8.
+        states: decoder queries ``[N, Q, C]``.
+        centres: each query's reference (x, y) in pixels of the frame ``[N, Q, 2]``.
     """
 
 
@@ -63,16 +66,7 @@ class DynamicMaskHead(MaskHead):
 
     @in_float32  # positions in pixels and their differences need the range
     def forward(self, features: Tensor, states: Tensor, centres: Tensor) -> Tensor:
-        """Masks of all queries.
-
-        Args:
-            features: mask features ``[N, C, h, w]`` at stride 8.
-            states: decoder queries ``[N, Q, C]``.
-            centres: each query's reference (x, y) in pixels of the frame ``[N, Q, 2]``.
-
-        Returns:
-            ``[N, Q, 16, h, w]``.
-        """
+        """Masks of all queries; see ``MaskHead``."""
         batch, channels, h, w = features.shape
         queries = states.shape[1]
         weight1, weight2, bias1, bias2 = self.controller(states).split(self.sizes, dim=-1)

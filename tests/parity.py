@@ -260,7 +260,6 @@ class Recorder:
 
         def decoder(module: nn.Module, args: tuple, output: Any) -> None:
             self.found["hs"] = torch.stack(output.states)
-            self.found["init_ref"] = output.initial_reference
             self.found["inter_refs"] = torch.stack(output.boxes)
             self.found.update({f"memory.{i}": memory for i, memory in enumerate(output.memory)})
 
@@ -270,6 +269,9 @@ class Recorder:
                 lambda m, a, out: self.found.update(image_tokens=out.last_hidden_state)
             ),
             encoder.fusion.register_forward_hook(lambda m, a, out: self.found.update(cond=out)),
+            model.transformer.reference_point.register_forward_hook(
+                lambda m, a, out: self.found.update(init_ref=out.sigmoid())
+            ),
             encoder.unet.register_forward_hook(unet),
             encoder.register_forward_hook(pyramid),
             model.language_queries.register_forward_hook(

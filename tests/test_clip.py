@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from datasets.clip import ClipDataset, ClipLoader, Sample, collate, denormalise, make_target, sample_frames
+from scripts.memory_estimate import LiveMemory, without_gpu
 from util.errors import UserError
 from util.preprocessing import normalise
 from util.text import normalise_sentence
@@ -179,6 +180,16 @@ def test_annotated_is_known_only_where_every_clip_has_one_annotated_frame() -> N
         target["annotated"] = index
     annotated = collate(samples, 8).annotated
     assert annotated is not None and annotated.tolist() == [0, 1]
+
+
+def test_the_host_does_not_wait_for_annotated() -> None:
+    with without_gpu():
+        sample = make_sample(8, 8)
+        sample[1]["annotated"] = 0
+        batch = collate([sample], 8).to("cuda")
+        with LiveMemory((), "cuda") as memory:
+            annotated = batch.annotated
+        assert annotated is not None and annotated.device.type == "cuda" and not memory.waits
 
 
 # --- randomness and replacement

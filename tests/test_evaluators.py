@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datasets.evaluators import A2dEvaluator, Evaluator, GroundTruth, RefcocoEvaluator, encode_masks
+from datasets.evaluators import A2dEvaluator, Evaluator, RefcocoEvaluator, ReferredObject, encode_masks
 from util.errors import RunError, UserError
 from util.metrics import QueryPredictions
 
@@ -239,10 +239,10 @@ def refcoco_queries(item: str, *queries: tuple[float, np.ndarray, list[float]]) 
 # IoU of masks and boxes: a 9/10 and 1, b 1/2 and 1/2, c 0 and 0 (an empty mask), d 60/100 and 81/119. The second query
 # scores best in a, the first of two equal ones in d.
 GROUND_TRUTH = {
-    "a": GroundTruth(flat_mask(10), np.array([0, 0, 10, 10.0])),
-    "b": GroundTruth(flat_mask(20), np.array([0, 0, 10, 10.0])),
-    "c": GroundTruth(flat_mask(30), np.array([2, 2, 8, 8.0])),
-    "d": GroundTruth(flat_mask(80), np.array([0, 0, 10, 10.0])),
+    "a": ReferredObject(flat_mask(10), np.array([0, 0, 10, 10.0])),
+    "b": ReferredObject(flat_mask(20), np.array([0, 0, 10, 10.0])),
+    "c": ReferredObject(flat_mask(30), np.array([2, 2, 8, 8.0])),
+    "d": ReferredObject(flat_mask(80), np.array([0, 0, 10, 10.0])),
 }
 PREDICTIONS = {
     "a": refcoco_queries("a", (0.2, flat_mask(10), FAR), (0.9, flat_mask(9), [0, 0, 10, 10]), (0.3, flat_mask(0), FAR)),
@@ -307,7 +307,7 @@ def test_equal_sentences_are_two_items() -> None:
 
 
 def test_two_empty_masks_agree() -> None:
-    found = RefcocoEvaluator(["e"], lambda item: GroundTruth(flat_mask(0), np.zeros(4)))
+    found = RefcocoEvaluator(["e"], lambda item: ReferredObject(flat_mask(0), np.zeros(4)))
     found.update([refcoco_queries("e", (0.5, flat_mask(0), FAR))])
     assert {found.results()[name] for name in ("oIoU", "mIoU", "P@0.9")} == {100.0}
 

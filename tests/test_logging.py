@@ -60,7 +60,11 @@ def test_speed_waiting_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
         "waiting": 0,
         "eta_seconds": pytest.approx(87 * 10 / 3, rel=1e-3),
     }
+    clock.now += 100  # a validation
     assert speed.flush() == {}
+    clock.now += 2
+    speed.add(2, 10)
+    assert speed.flush()["clips_per_second"] == 4
 
 
 def test_a_log_line_has_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,14 +73,19 @@ def test_a_log_line_has_everything(tmp_path: Path, capsys: pytest.CaptureFixture
             log.advance(clips=1, frames=5)
         log.write(2, dict(TERMS), epoch=0)
         assert log.speed.step == 2
-        log.write(2, {"valid.J&F": 61.25})
+        log.write(2, {"valid.J&F": 61.25, "valid.kind.colour.J&F": 50.0})
     first, second = lines_of(tmp_path)
     assert first | TERMS == first and first["step"] == 2 and first["epoch"] == 0
     speed = {"clips_per_second", "frames_per_second", "waiting", "eta_seconds", "memory_gib", "seconds"}
     assert speed <= first.keys()
     assert first["frames_per_second"] == pytest.approx(5 * first["clips_per_second"], rel=2e-3)
     assert 0 < first["memory_gib"] < 1000
-    assert second.keys() == {"step", "valid.J&F", "seconds"}  # no step was done between the two
+    assert second.keys() == {
+        "step",
+        "valid.J&F",
+        "valid.kind.colour.J&F",
+        "seconds",
+    }  # no step was done between the two
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("step 2/4 · epoch 0 · loss 3.5 (ce 0.5, dice_low 0.25) · gradient 2 · lr 0.0001 · ")
     assert "clips/s" in told[0] and "waiting" in told[0] and " GiB · " in told[0] and told[0].endswith(" left")

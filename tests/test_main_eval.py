@@ -84,6 +84,7 @@ def test_masks_that_are_there_are_not_made_again(
     assert call(flags) == 0
     told = capsys.readouterr().out
     assert "expressions, which are written already" in told and "ytvos, valid split: J&F" in told
+    assert "ytvos, valid split, kind.colour: J&F" in told
     assert read(tmp_path / "eval" / "results.json") == results
     assert call([*flags, "--threshold", "0.4"]) == 2
     assert "made with threshold 0.5, and this run has 0.4" in capsys.readouterr().err

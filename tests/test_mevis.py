@@ -221,6 +221,12 @@ def test_missing_files(mevis: Path) -> None:
     (mevis / "train" / "meta_expressions.json").unlink()
     assert "train/meta_expressions.json is missing" in error_of(lambda: build_dataset(config(mevis), "train"))
     assert "nowhere is missing" in error_of(lambda: list_videos(config(mevis / "nowhere")))
+
+
+def test_an_expressions_file_that_would_not_be_read(mevis: Path) -> None:
+    cfg = config(mevis, expressions_file="other.json")
+    assert "expressions_file has no effect with dataset_file mevis" in error_of(lambda: list_videos(cfg))
+    assert len(build_dataset(cfg, "train")), "it is about the split that is segmented and scored"
     frame = mevis / "valid_u" / "JPEGImages" / "bird" / "00003.jpg"
     frame.unlink()
     assert f"frame {frame} is missing" in error_of(lambda: whole_videos(mevis)[0])

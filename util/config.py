@@ -249,7 +249,7 @@ class Config:
     )
     expressions_file: str = _data(
         "",
-        "expressions file to use instead of the split's own; for ytvos also the authors' "
+        "expressions file of ytvos, davis or long_rvos to use instead of the split's own; for ytvos also the authors' "
         "meta_expressions_valid.json, which only adds object ids",
         path=True,
         empty=True,

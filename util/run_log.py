@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -34,6 +35,8 @@ from util.files import ROOT, atomic_path, library_versions, project_version, wri
 Item = TypeVar("Item")
 
 GRADIENT = "grad_norm"
+PART_OF_SET = re.compile(r"\.(kind|anno_\d)\.")
+"""Found in the names of validation metrics of a kind of sentences, or of an annotation, which the files alone have."""
 RUN_FILE = "run.json"
 GIT_SECONDS = 20  # git may be slow on a network disk; a run does not wait for it
 MOST_FILES = 100  # changed files that run.json lists
@@ -179,7 +182,11 @@ def progress_line(step: int, total_steps: int, values: Mapping[str, float], labe
         last = ", ".join(f"{name} {value:.3g}" for name, value in terms.items() if not name[-1].isdigit())
         parts.append(f"loss {values['loss']:.4g}" + (f" ({last})" if last else ""))
     known = {"loss", "lr", "grad_norm", "clips_per_second", "frames_per_second", "waiting", "eta_seconds", "memory_gib"}
-    parts += [f"{name} {value:.4g}" for name, value in values.items() if name not in known and name[:5] != "loss_"]
+    parts += [
+        f"{name} {value:.4g}"
+        for name, value in values.items()
+        if name not in known and name[:5] != "loss_" and not PART_OF_SET.search(name)
+    ]
     parts += [f"{word} {values[key]:.3g}" for key, word in (("grad_norm", "gradient"), ("lr", "lr")) if key in values]
     if "clips_per_second" in values:
         parts.append(f"{values['clips_per_second']:.3g} clips/s, {values['frames_per_second']:.3g} frames/s")
@@ -333,6 +340,7 @@ class Throughput:
         self._clear()
 
     def _clear(self) -> None:
+        self.since = time.monotonic()
         self.clips = self.frames = 0
         self.waited = 0.0
 
@@ -356,16 +364,18 @@ class Throughput:
         self.frames += frames
 
     def flush(self) -> dict[str, float]:
-        """The speed of the steps since the last flush; empty where there was none.
+        """The speed of the steps since the last flush; empty where there was none, as after a validation.
 
         Returns:
             ``clips_per_second`` and ``frames_per_second`` of all processes, ``waiting`` (0…1: the share of the time
             spent waiting for a batch) and ``eta_seconds``.
         """
         now = time.monotonic()
-        last_time, last_step = self.marks[-1]
-        seconds = now - last_time
-        if self.step == last_step or seconds <= 0:
+        seconds = now - self.since
+        steps = self.step - self.marks[-1][1]
+        if not steps:
+            self._clear()  # the time of a validation is not that of steps
+        if not steps or seconds <= 0:
             return {}
         first_time, first_step = self.marks[0]
         pace = (now - first_time) / (self.step - first_step)
