@@ -643,7 +643,11 @@ def build_page(
             name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in zip(names, result.run.colours, strict=True)
         }
         below = "" if values is None else f" below the threshold of {score_threshold:g}, so"
-        lost = f"not found:{below} all its masks are empty"
+        empty = "all its masks are empty"
+        verdicts = [
+            f"not found:{below} {empty}" if not s.found else "found" if s.number in result.run.shown else empty
+            for s in result.sentences
+        ]
         zip_masks(result.folder)
         return {
             shown: result,
@@ -656,8 +660,8 @@ def build_page(
             picture: look(number, result),
             sheet: str(result.folder / SHEET),
             scores: [
-                [s.number, s.text, "–" if s.score is None else f"{s.score:.2f}", "found" if s.found else lost]
-                for s in result.sentences
+                [s.number, s.text, "–" if s.score is None else f"{s.score:.2f}", verdict]
+                for s, verdict in zip(result.sentences, verdicts, strict=True)
             ],
             plot: gr.LinePlot(pd.DataFrame(rows, columns=["frame", "sentence", "score"]), color_map=colours),
             downloads: files_of(result),

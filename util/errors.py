@@ -138,10 +138,10 @@ def help_asked() -> bool:
 def run_cli(main: Callable[[], Any]) -> NoReturn:
     """Run a script's ``main`` and exit with the status that it returns, or 0.
 
-    ``UserError`` (status 2) and ``RunError`` (status 1) are printed as one line on stderr, without a traceback. Ctrl-C
-    ends with status 130. Characters that the terminal's encoding lacks are escaped, as are control characters on
-    stdout: names in files may hold commands for the terminal. Output that cannot be written does not end the work, but
-    the status is then 141 if its reader has gone (``| head``), and 1 on a full disk.
+    ``UserError`` (status 2), a path without permission (2) and ``RunError`` (1) are printed as one line on stderr,
+    without a traceback. Ctrl-C ends with status 130. Characters that the terminal's encoding lacks are escaped, as are
+    control characters on stdout: names in files may hold commands for the terminal. Output that cannot be written does
+    not end the work, but the status is then 141 if its reader has gone (``| head``), and 1 on a full disk.
     """
     with _lasting_stream("stdout") as output, _lasting_stream("stderr"):
         try:
@@ -150,6 +150,11 @@ def run_cli(main: Callable[[], Any]) -> NoReturn:
         except (UserError, RunError) as error:
             print(f"error: {printable(error)}", file=sys.stderr)
             status = USER_ERROR_STATUS if isinstance(error, UserError) else 1
+        except PermissionError as error:
+            if error.filename is None:
+                raise
+            print(f"error: no permission to use {printable(error.filename)}; give another path", file=sys.stderr)
+            status = USER_ERROR_STATUS
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             status = SIGNAL_STATUS + signal.SIGINT
