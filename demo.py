@@ -756,7 +756,7 @@ def require_free(path: Path, force: bool) -> None:
     require_outside_dataset(path, "--out")
     place = next(folder for folder in path.resolve().parents if folder.exists())
     if not os.access(place, os.W_OK):
-        raise UserError(f"cannot write {path}: there is no permission to write in {place}; choose another --out")
+        raise UserError(f"cannot write {path}: permission denied in {place}; choose another --out")
     if not path.exists() or not any(path.iterdir()):
         return
     try:

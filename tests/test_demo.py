@@ -305,7 +305,7 @@ def test_earlier_results_and_other_folders(tmp_path: Path):
 def test_an_output_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Tests may run as root, who may do everything."""
     monkeypatch.setattr(demo.os, "access", lambda *_: False)
-    with pytest.raises(UserError, match=f"a/b: there is no permission to write in {tmp_path}; choose another --out"):
+    with pytest.raises(UserError, match=f"a/b: permission denied in {tmp_path}; choose another --out"):
         require_free(tmp_path / "a" / "b", force=False)
     assert not list(tmp_path.iterdir())
 
