@@ -708,7 +708,7 @@ def open_container(path: Path) -> InputContainer:
         reason = (
             "permission denied"
             if isinstance(error, PermissionError)
-            else reason_of(path, "it is not a video, or it is damaged or cut off")
+            else reason_of(path, "it is not a video, or it is damaged or cut off; copy it again")
         )
         raise UserError(f"cannot read {path} as a video: {reason}") from error
     if NOT_VIDEO & set(container.format.name.split(",")):
