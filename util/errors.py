@@ -95,12 +95,17 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(unknown_flag(flag, sorted(name.lstrip("-") for name in known)))
 
 
+_OTHER_NAMES = {"checkpoint": "resume", "ckpt": "resume", "gpu": "device", "cpu": "device"}
+"""What other programs call some options."""
+
+
 def unknown_flag(flag: str, names: Sequence[str]) -> str:
     """The message for a flag that is none of ``names`` (without dashes)."""
     plain = flag.lstrip("-")
     name = plain.replace("-", "_")
     begins = next((known for known in names if name.startswith(known)), None)  # as ``output_dir`` begins with ``out``
-    near = nearest(name, names) or begins or nearest(plain, names)
+    other = _OTHER_NAMES.get(name)
+    near = other if other in names else nearest(name, names) or begins or nearest(plain, names)
     return f"unknown flag {flag}" + (f"; did you mean --{near}?" if near else "; see --help")
 
 
