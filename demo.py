@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import time
@@ -183,6 +184,7 @@ def read_command(argv: Sequence[str] | None = None) -> tuple[Path, list[str], De
         UserError: a flag is unknown (the message names the nearest known one) or wrong, or a sentence is empty.
     """
     description = "Segment the objects that sentences name in a video, a GIF, a folder of images or an image."
+    description += ' Example: python demo.py video.mp4 "the dog chasing the ball" "the ball"'
     arguments = {"VIDEO": None, "SENTENCE": "+"}
     options, given, (video, sentences) = read_options(DemoOptions, argv, description, arguments)
     video = Path(home_expanded(text_of(video, "the video's name")))
@@ -190,6 +192,10 @@ def read_command(argv: Sequence[str] | None = None) -> tuple[Path, list[str], De
         text_of(sentence, f"sentence {number}")
         if not normalise_sentence(sentence):
             raise UserError(f"sentence {number} is empty; describe the object to segment")
+        if normalise_sentence(sentence).strip("“”„«»'") in ("a", "an", "the"):
+            raise UserError(f'sentence {number} is only {sentence}; put each sentence in straight quotes: "the dog"')
+        if sentence.startswith(("–", "—")):
+            raise UserError(f"sentence {number} is {sentence}; begin flags with two hyphens, and sentences with a word")
     object_colours(len(sentences), options.colors)
     check_formats(options.export, len(sentences))
     return video, [" ".join(sentence.split()) for sentence in sentences], options, given
@@ -216,6 +222,7 @@ def read_options(
     for field in dataclasses.fields(Config):
         if field.name in BUT_WITH or (field.metadata["rule"].group not in WITHOUT_GROUPS and field.name not in WITHOUT):
             fields.append(field)
+    fields.sort(key=lambda field: field.metadata["rule"].group in ("windows", "model"))  # in the help, these come last
     every = dataclasses.make_dataclass(
         "EveryOption",
         [(f.name, f.type, dataclasses.field(default=f.default, metadata=f.metadata)) for f in fields],
@@ -297,15 +304,15 @@ class DemoResult:
         lines = []
         for sentence in self.sentences:
             line = f"{sentence.number} “{sentence.text}”: {sentence.verdict}"
-            if sentence.score is None and not sentence.found:
+            if sentence.score is not None and not sentence.found:
+                line += f", below the score threshold of {score_threshold:g}: not found"
+            if not sentence.found or sentence.number not in self.run.shown:
                 line += ", its masks are empty"
-            elif not sentence.found:
-                line += f", below the score threshold of {score_threshold:g}: not found, its masks are empty"
             lines.append(line)
-        rate = len(self.times) / self.seconds
+        frames, sentences = len(self.times), len(self.sentences)
         lines.append(
-            f"wrote {len(self.times)} frames with {len(self.sentences)} sentence{'s'[: len(self.sentences) > 1]} "
-            f"({rate:.2f} frames/s segmented): {self.folder}"
+            f"wrote {frames} frame{'s'[: frames > 1]} with {sentences} sentence{'s'[: sentences > 1]} "
+            f"({frames / self.seconds:.2f} frames/s segmented): {self.folder}"
         )
         return lines
 
@@ -747,6 +754,9 @@ def require_free(path: Path, force: bool) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"cannot write {path}: it is a file; choose another --out")
     require_outside_dataset(path, "--out")
+    place = next(folder for folder in path.resolve().parents if folder.exists())
+    if not os.access(place, os.W_OK):
+        raise UserError(f"cannot write {path}: permission denied in {place}; choose another --out")
     if not path.exists() or not any(path.iterdir()):
         return
     try:

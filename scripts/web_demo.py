@@ -88,6 +88,8 @@ MAX_MESSAGE = 2**20  # bytes of a request that is not an upload
 PATIENCE = 30.0  # seconds that a request may take, and that a connection may be idle
 SLOWEST = 100_000  # bytes per second of an upload that takes longer
 FIRST_FRAME = "First frame"
+PORTRAIT = "#overlay video, #picture img, #preview img {max-height: 70vh}"
+CLOSE_ERRORS = "() => document.querySelectorAll('.toast-close').forEach(button => button.click())"
 STAGES = {
     "check": "Checking",
     "segment": "Segmenting",
@@ -400,7 +402,7 @@ def serve(pretrained: Any, segment: Callable[..., DemoResult], options: PageOpti
                 run_history=False,
                 footer_links=[],
                 # Gradio's own message about a failed upload vanishes after ten seconds; this mark stays.
-                css=f"#upload .error {{font-weight: normal}} #upload .error::after {{content: '{failed}'}}",
+                css=f"#upload .error {{font-weight: normal}} #upload .error::after {{content: '{failed}'}}{PORTRAIT}",
             )
         except OSError as error:  # taken since it was checked
             raise UserError(f"port {options.port} is in use; choose another --port") from error
@@ -643,7 +645,11 @@ def build_page(
             name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in zip(names, result.run.colours, strict=True)
         }
         below = "" if values is None else f" below the threshold of {score_threshold:g}, so"
-        lost = f"not found:{below} all its masks are empty"
+        empty = "all its masks are empty"
+        verdicts = [
+            f"not found:{below} {empty}" if not s.found else "found" if s.number in result.run.shown else empty
+            for s in result.sentences
+        ]
         zip_masks(result.folder)
         return {
             shown: result,
@@ -656,8 +662,8 @@ def build_page(
             picture: look(number, result),
             sheet: str(result.folder / SHEET),
             scores: [
-                [s.number, s.text, "–" if s.score is None else f"{s.score:.2f}", "found" if s.found else lost]
-                for s in result.sentences
+                [s.number, s.text, "–" if s.score is None else f"{s.score:.2f}", verdict]
+                for s, verdict in zip(result.sentences, verdicts, strict=True)
             ],
             plot: gr.LinePlot(pd.DataFrame(rows, columns=["frame", "sentence", "score"]), color_map=colours),
             downloads: files_of(result),
@@ -788,6 +794,9 @@ def build_page(
                     )
                     export_button = gr.Button("Make these downloads", elem_id="export")
                     downloads = gr.File(label="Downloads", interactive=False, elem_id="downloads")
+        buttons = (try_out, find, apply_button, export_button)
+        # Before the events below, or it would close their errors as well.
+        gr.on([upload.change, *(button.click for button in buttons)], js=CLOSE_ERRORS)
         upload.change(inspect, upload, [preview, tabs], concurrency_limit=2, **beside)
         asked = [upload, text, start, end, stride, level, least, colours, shown]
         found = [shown, status, results, looks, apply_button, overlay, frame, picture, sheet, scores, plot, downloads]

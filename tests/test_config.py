@@ -152,6 +152,7 @@ FLAG_MISTAKES = {
     "--ytvos-path=x": "unknown flag --ytvos-path; did you mean --ytvos_path?",
     "--qqq": "unknown flag --qqq; see --help",
     "train": "unexpected argument 'train'; every option is given as --name value",
+    "--ckpt x": "unknown flag --ckpt; did you mean --resume?",
     "--num_q 5": "unknown flag --num_q; did you mean --num_queries?",
     "--lr": "--lr: expected one argument; see --help",
     "--lr fast": "--lr must be a number above 0, not 'fast'",

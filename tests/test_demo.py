@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 
 import demo
 from datasets.predictions import read_binary_mask
-from demo import DemoOptions, DemoResult, Progress, new_folder, read_command, rethreshold, run_demo, slug
+from demo import DemoOptions, DemoResult, Progress, new_folder, read_command, require_free, rethreshold, run_demo, slug
 from models import inference as windows
 from models import pretrained
 from models.inference import FrameResult, InferenceOptions
@@ -132,6 +132,14 @@ def test_a_sentence_below_the_score_threshold_names_nothing(tmp_path: Path):
     assert {entry["area"] for entry in content["annotations"] if entry["category_id"] == 2} == {0}
     (line,) = [line for line in result.lines(0.5) if "its masks are empty" in line]
     assert line.startswith("2 “La señora") and "score 0.20, below the score threshold of 0.5" in line
+
+
+def test_a_sentence_that_is_found_without_a_pixel(tmp_path: Path):
+    result = run(write_film(tmp_path / "a.mp4", frames=1), tmp_path / "out", threshold=0.9)
+    first, second, last = result.lines(0.5)
+    assert first == "1 “the left half”: score 0.90, its masks are empty"
+    assert second.endswith("score 0.20, its masks are empty")
+    assert last.startswith("wrote 1 frame with 2 sentences (")
 
 
 def test_masks_are_complete_before_anything_is_drawn(tmp_path: Path):
@@ -292,6 +300,14 @@ def test_earlier_results_and_other_folders(tmp_path: Path):
     with pytest.raises(UserError, match="a part of its folder is a file"):
         run(video, video / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "out", "photos"]
+
+
+def test_an_output_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Tests may run as root, who may do everything."""
+    monkeypatch.setattr(demo.os, "access", lambda *_: False)
+    with pytest.raises(UserError, match=f"a/b: permission denied in {tmp_path}; choose another --out"):
+        require_free(tmp_path / "a" / "b", force=False)
+    assert not list(tmp_path.iterdir())
 
 
 def stop_at(stage: str, error: BaseException) -> Callable[[Progress], None]:
@@ -550,6 +566,9 @@ MISTAKES = {
     "cut off": (["{tmp}/cut.mp4", "a dog"], "cut.mp4 has no images: it has only sound, is damaged or cut off"),
     "no such file": (["{tmp}/none.mp4", "a dog"], "none.mp4 does not exist"),
     "no sentence": (["{tmp}/good.mp4"], "SENTENCE"),
+    "no quotes": (["{tmp}/good.mp4", "The", "dog"], "sentence 1 is only The; put each sentence in straight quotes"),
+    "curly quotes": (["{tmp}/good.mp4", "“the", "dog”"], "sentence 1 is only “the; put"),
+    "a dash for two hyphens": (["{tmp}/good.mp4", "a dog", "—resume", "x.pth"], "sentence 2 is —resume; begin flags"),
     "empty sentence": (["{tmp}/good.mp4", "a dog", "  "], "sentence 2 is empty"),
     "missing checkpoint": (["{tmp}/good.mp4", "a dog", "--resume", "{tmp}/no.pth"], "no.pth does not exist"),
     "mistyped flag": (["{tmp}/good.mp4", "a dog", "--treshold", "0.5"], "unknown flag --treshold; did you mean --thre"),
@@ -625,7 +644,7 @@ SENTENCES_WITH_HYPHENS = [
     (["a.mp4", "-the dog", "--the cat"], ["-the dog", "--the cat"]),
     (["a.mp4", "-house on a hill"], ["-house on a hill"]),  # not -h with a value
     (["a.mp4", "-5", "-2 dogs", "-", "-1.5e"], ["-5", "-2 dogs", "-", "-1.5e"]),
-    (["a.mp4", "a", "--out", "x", "--", "-dog", "--out"], ["a", "-dog", "--out"]),
+    (["a.mp4", "b", "--out", "x", "--", "-dog", "--out"], ["b", "-dog", "--out"]),
     (["--out", "x", "--", "a.mp4", "-dog", "--", "b"], ["-dog", "--", "b"]),
 ]
 

@@ -780,6 +780,16 @@ def test_letters_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> Non
     assert rb"\u7ea2" in out and rb"\U0001f697" in out and rb"\udcff" in err
 
 
+def test_a_path_without_permission(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    with pytest.raises(SystemExit) as end:
+        run_cli(command)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: no permission to use {tmp_path}; give another path\n"
+
+
 def test_progress_bars_stay_on_their_lines(tmp_path: Path) -> None:
     """A bar inside another one, as of a validation during training."""
 

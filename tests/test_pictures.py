@@ -360,7 +360,8 @@ def test_files_of_a_folder_are_compared_before_anything_but_the_first_is_decoded
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: (loaded.append(image.filename), load(image))[1])
     assert open_media(tmp_path).count == 6
     assert {Path(name).name for name in loaded} == {"0.png"}
-    size = "is 48×64 and the frames before it 64×48; all frames of a video must have one size"
+    size = "is 48×64 and the frames before it 64×48; all frames of a video must have one size, so scale it, or move it"
+    size += " to another folder"
     Image.fromarray(picture(0)).save(tmp_path / "6.jpg", exif=exif)
     refused(tmp_path, f"{tmp_path / '6.jpg'} {size}")
     Image.fromarray(picture(0, 64, 48)).save(tmp_path / "4.png")
@@ -380,6 +381,11 @@ def test_an_address_is_downloaded_first(given: str):
         with pytest.raises(UserError) as told:
             open_media(path)
         assert str(told.value) == f"{given} is a web address; download the video first and give the file"
+
+
+def test_a_file_in_the_form_of_an_address():
+    with pytest.raises(UserError, match=r"^file:/home/a\.mp4 does not exist"):
+        open_media("file:///home/a.mp4")
 
 
 def test_a_file_whose_name_looks_like_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

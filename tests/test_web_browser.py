@@ -223,6 +223,7 @@ def test_mistakes_are_shown_on_the_page(visit: Visit, tmp_path: Path):
     (tmp_path / "notes.mp4").write_text("hello world\n" * 200)
     visit.upload(tmp_path / "notes.mp4")
     visit.until("body", "cannot read notes.mp4 as a video")
+    visit.until_script("return !document.body.innerText.includes('there is no video')")
     visit.browser.refresh()
     (tmp_path / "large.mp4").write_bytes(bytes(2_000_000))
     visit.upload(tmp_path / "large.mp4")

@@ -133,6 +133,7 @@ def test_thresholds_are_changed_without_segmenting_again(temporary: Path, tmp_pa
         lost = visitor.apply(0.5, 0.5)
         assert [row[3][:9] for row in lost["scores"]["data"]] == ["found", "not found"]
         assert not visitor.masks(lost)[other].any() and visitor.masks(lost)[half].any()
+        assert {row[3] for row in visitor.apply(0.9)["scores"]["data"]} == {"all its masks are empty"}
         again = visitor.masks(visitor.apply(0.5))
         assert all(np.array_equal(again[name], before[name]) for name in before)
         assert len(runs) == 1 and "there is no result" in Visitor(address).apply(0.5)["error"]

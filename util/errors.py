@@ -95,12 +95,17 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(unknown_flag(flag, sorted(name.lstrip("-") for name in known)))
 
 
+_OTHER_NAMES = {"checkpoint": "resume", "ckpt": "resume", "gpu": "device", "cpu": "device"}
+"""What other programs call some options."""
+
+
 def unknown_flag(flag: str, names: Sequence[str]) -> str:
     """The message for a flag that is none of ``names`` (without dashes)."""
     plain = flag.lstrip("-")
     name = plain.replace("-", "_")
     begins = next((known for known in names if name.startswith(known)), None)  # as ``output_dir`` begins with ``out``
-    near = nearest(name, names) or begins or nearest(plain, names)
+    other = _OTHER_NAMES.get(name)
+    near = other if other in names else nearest(name, names) or begins or nearest(plain, names)
     return f"unknown flag {flag}" + (f"; did you mean --{near}?" if near else "; see --help")
 
 
@@ -138,10 +143,10 @@ def help_asked() -> bool:
 def run_cli(main: Callable[[], Any]) -> NoReturn:
     """Run a script's ``main`` and exit with the status that it returns, or 0.
 
-    ``UserError`` (status 2) and ``RunError`` (status 1) are printed as one line on stderr, without a traceback. Ctrl-C
-    ends with status 130. Characters that the terminal's encoding lacks are escaped, as are control characters on
-    stdout: names in files may hold commands for the terminal. Output that cannot be written does not end the work, but
-    the status is then 141 if its reader has gone (``| head``), and 1 on a full disk.
+    ``UserError`` (status 2), a path without permission (2) and ``RunError`` (1) are printed as one line on stderr,
+    without a traceback. Ctrl-C ends with status 130. Characters that the terminal's encoding lacks are escaped, as are
+    control characters on stdout: names in files may hold commands for the terminal. Output that cannot be written does
+    not end the work, but the status is then 141 if its reader has gone (``| head``), and 1 on a full disk.
     """
     with _lasting_stream("stdout") as output, _lasting_stream("stderr"):
         try:
@@ -150,6 +155,11 @@ def run_cli(main: Callable[[], Any]) -> NoReturn:
         except (UserError, RunError) as error:
             print(f"error: {printable(error)}", file=sys.stderr)
             status = USER_ERROR_STATUS if isinstance(error, UserError) else 1
+        except PermissionError as error:
+            if error.filename is None:
+                raise
+            print(f"error: no permission to use {printable(error.filename)}; give another path", file=sys.stderr)
+            status = USER_ERROR_STATUS
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             status = SIGNAL_STATUS + signal.SIGINT

@@ -79,7 +79,7 @@ _INSTANT, _USUAL = Fraction(1, 100), Fraction(1, 10)  # browsers show an animate
 _PHOTO_STARTS = (b"II*\0", b"MM\0*")  # of TIFF and of most raw photos, of which FFmpeg shows a preview
 _HEIF_STARTS = (b"ftypheic", b"ftypheix", b"ftypmif1")  # at byte 4; FFmpeg shows one tile of it
 
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|www\.", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+:/|www\.", re.IGNORECASE)
 _SUFFIX_OF_STEM = re.compile(r"(?<=[0-9])[^a-z0-9]*(?=[a-z])", re.IGNORECASE)  # where "00000_mask" divides
 _CLOCK = re.compile(r"(?:(?:(\d{1,5}):)?(\d{1,7}):)?(\d{1,9}(?:\.\d{0,99})?|\.\d{1,99})")  # seeks have 64 bits
 
@@ -314,6 +314,7 @@ class ImageFolder(Media):
             (h, w), (height, width) = size, self.size
             raise UserError(
                 f"{file} is {w}×{h} and the frames before it {width}×{height}; all frames of a video must have one size"
+                ", so scale it, or move it to another folder"
             )
 
     def _load(self, file: Path) -> np.ndarray:
@@ -707,7 +708,7 @@ def open_container(path: Path) -> InputContainer:
         reason = (
             "permission denied"
             if isinstance(error, PermissionError)
-            else reason_of(path, "it is not a video, or it is damaged or cut off")
+            else reason_of(path, "it is not a video, or it is damaged or cut off; copy it again")
         )
         raise UserError(f"cannot read {path} as a video: {reason}") from error
     if NOT_VIDEO & set(container.format.name.split(",")):
