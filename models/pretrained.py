@@ -130,7 +130,8 @@ class Pretrained:
             One result per sentence, in the given order.
 
         Raises:
-            UserError: the video cannot be read or has no frame, a sentence is empty, or ``overlap`` does not fit.
+            UserError: the video cannot be read or has no frame, a sentence is empty, a threshold is not within 0…1, or
+                ``overlap`` does not fit.
             RunError: the predictions are not finite.
         """
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
@@ -139,6 +140,9 @@ class Pretrained:
             raise UserError("a sentence is empty; name what to segment")
         mask_threshold = self.options.threshold if threshold is None else threshold
         score_minimum = self.options.score_threshold if score_threshold is None else score_threshold
+        for name, value in (("threshold", mask_threshold), ("score_threshold", score_minimum)):
+            if not 0 <= value <= 1:
+                raise UserError(f"{name} must be a number from 0 to 1, not {value:g}")
         runs: list[list[dict[str, Any]]] = [[] for _ in named]
         boxes: list[Any] = []
         scores: list[Any] = []

@@ -1128,6 +1128,12 @@ def test_bad_frames_and_sentences(pretrained: Pretrained, video: Any, sentences:
         pretrained.segment(video, sentences)
 
 
+@pytest.mark.parametrize("name", ["threshold", "score_threshold"])
+def test_thresholds_are_shares(pretrained: Pretrained, name: str):
+    with pytest.raises(UserError, match=f"^{name} must be a number from 0 to 1, not 50$"):
+        pretrained.segment(np.zeros((1, 60, 90, 3), np.uint8), "a", **{name: 50})
+
+
 def test_pictures_of_pillow_that_cannot_be_read(pretrained: Pretrained, tmp_path: Path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
