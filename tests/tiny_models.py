@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import Segmenter, build_criterion, build_model, frozen_sources
+from main import load_start
+from models import Segmenter, build_criterion, build_model
 from models.authors import SIZES, authors_state
-from models.checkpoints import Identity, load_weights, open_checkpoint
+from models.checkpoints import Identity, open_checkpoint
 from models.diffusion.stack import load_stock_parts
 from models.lora import merged_state
 from util.config import Config, config_dict
@@ -121,11 +122,4 @@ def restore(model: Segmenter, path: Path, cfg: Config, new_run: bool = False) ->
     """Load a checkpoint into a model as a run does; the identity of its frozen parts, and notes."""
     checkpoint = open_checkpoint(str(path), "--resume", cfg.model)
     checkpoint.require_options(config_dict(cfg), new_run)
-    return load_weights(
-        model,
-        checkpoint,
-        frozen_sources(cfg),
-        new_run=new_run,
-        keep_class_heads=cfg.keep_class_heads,
-        ignore_identity=cfg.ignore_frozen_identity,
-    )
+    return load_start(cfg, model, checkpoint, new_run)
