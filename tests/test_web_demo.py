@@ -94,7 +94,7 @@ def test_one_frame_is_previewed(temporary: Path, tmp_path: Path):
             assert picture["label"] == f"Frame at {number / 10:.2f} s · score 0.90, 0.20"
             assert tabs["selected"] == "preview"
             lost = "below the score threshold of 0.5: not found, its masks are empty"
-            assert status == f"1 “a”: score 0.90\n2 “b”: score 0.20, {lost}"
+            assert status == f"1 “a”: score 0.90, its masks are empty\n2 “b”: score 0.20, {lost}"  # the threshold is 1
             with av.open(address + picture["value"]["url"].removeprefix(address)) as shown:
                 image = next(shown.decode(video=0)).to_ndarray(format="rgb24")
             assert colour_number(image / SHADE) == number
