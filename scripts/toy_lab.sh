@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test the papers' claims at toy size, and print the scores over seeds and which claims hold (docs/toy_lab.md).
+# Compare models and their parts at toy size, and print the scores over seeds and the claims that they decide (docs/toy_lab.md).
 #
 #   bash scripts/toy_lab.sh [--seeds 0 1 2] [--steps N] [--only NAME …] [--processes 2] [--output_dir runs/toy_lab]
 #   bash scripts/toy_lab.sh --probes

@@ -24,10 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets.toy.scene import KINDS
+from datasets.toy.scene import FRAME_SIZE, KINDS, frame_side
 from util.errors import Parser, RunError, UserError, help_asked, run_cli
 
-SIZE, SIDE_MULTIPLE = (64, 96), 32  # of the frames; shapes grow with them
 PROCESSES = 2  # fixed, because the result depends on it
 
 
@@ -63,13 +62,13 @@ STILL = tuple(kind for kind in KINDS if kind != "motion")
 FIRST = Phase("frames", "single frames", "data_frames", 1, 16, 0, "step", STILL)
 CLIPS = Phase("clips", "clips of three frames", "data_clips", 3, 8, 0, "cosine", KINDS)
 POLISH = replace(CLIPS, name="polish", title="clips at half the rate", rate=5e-4, warmup=50)
-STILLS = replace(FIRST, batch=8, steps=1400)
-FALLING = replace(STILLS, name="falling", title="single frames, with a falling rate", schedule="cosine", steps=2800)
+SINGLES = replace(FIRST, batch=8, steps=1400)
+FALLING = replace(SINGLES, name="falling", title="single frames, with a falling rate", schedule="cosine", steps=2800)
 PHASES = {
     "vdit": (replace(FIRST, steps=3200), replace(CLIPS, steps=1200), replace(POLISH, steps=700)),
     "hcd": (replace(FIRST, steps=1400), replace(CLIPS, steps=700), replace(POLISH, steps=400)),
     "rem": (
-        STILLS,
+        SINGLES,
         replace(FALLING, steps=1200, warmup=50),
         replace(FALLING, name="again"),
         replace(FALLING, name="last"),
@@ -98,11 +97,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--share", type=float, default=1.0, help="fraction of the steps to run (default: 1; less gives worse weights)"
     )
     parser.add_argument(
-        "--size", type=int, nargs=2, default=SIZE, metavar=("HEIGHT", "WIDTH"), help="of the frames (default: 64 96)"
+        "--size",
+        type=frame_side,
+        nargs=2,
+        default=FRAME_SIZE,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the frames, in pixels; shapes grow with them (default: 64 96)",
     )
     args = parser.parse_args(argv)
-    if min(args.size) < SIZE[0] or any(side % SIDE_MULTIPLE for side in args.size):
-        raise UserError(f"--size must be multiples of {SIDE_MULTIPLE} of at least {SIZE[0]}, not {args.size}")
     if args.share <= 0:
         raise UserError(f"--share must be above 0, not {args.share:g}")
     return args
@@ -160,7 +162,7 @@ SAVE_SECONDS = 60
 def main(argv: Sequence[str] | None = None) -> None:
     """Make what the command line asks for."""
     args = parse_args(argv)
-    output, work = args.output_dir.absolute(), args.work_dir.absolute()
+    output, work = args.output_dir.absolute(), args.work_dir.absolute() / "{}x{}".format(*args.size)
     if args.stack_only and "LOCAL_RANK" in os.environ:  # one of the processes that are started below
         pretrain(output / "stack", work / "stack", STACK_VIDEOS, args.share, args.size)
         return
@@ -168,7 +170,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         run(
             "The frozen stack: VAE, text and image encoder, sentence encoder, UNet",
             *launched("-m", "scripts.train_toy", "--stack-only"),
-            *("--output_dir", output, "--work_dir", work, "--share", str(args.share), "--size", *args.size),
+            *(
+                "--output_dir",
+                output,
+                "--work_dir",
+                args.work_dir.absolute(),
+                "--share",
+                str(args.share),
+                "--size",
+                *args.size,
+            ),
         )
     if not args.stack_only:
         make_model(args.model, output, work, args.share, args.size)
@@ -182,7 +193,7 @@ def launched(*command: str) -> tuple[str, ...]:
 # The model.
 
 
-def make_model(model: str, output: Path, work: Path, share: float, size: Sequence[int] = SIZE) -> None:
+def make_model(model: str, output: Path, work: Path, share: float, size: Sequence[int] = FRAME_SIZE) -> None:
     """Train a model in its phases and write its weights in half precision.
 
     Raises:
@@ -192,8 +203,8 @@ def make_model(model: str, output: Path, work: Path, share: float, size: Sequenc
     if not stack.is_dir():
         raise UserError(f"{stack} is missing; make it with --stack-only first")
     weights: Path | None = None
-    side = size[1] if MODELS[model].fine_tuned else size[0]  # REM sees square frames
-    longest = () if MODELS[model].fine_tuned else ("--max_size", max(size))
+    square = MODELS[model].square
+    side, longest = (max(size), ()) if square else (min(size), ("--max_size", max(size)))
     for phase in PHASES[model]:
         folder, data = work / model / phase.name, work / phase.data
         run(
@@ -227,7 +238,7 @@ def make_model(model: str, output: Path, work: Path, share: float, size: Sequenc
 # The stack.
 
 
-def pretrain(output: Path, work: Path, videos: int, share: float, size: Sequence[int] = SIZE) -> None:
+def pretrain(output: Path, work: Path, videos: int, share: float, size: Sequence[int] = FRAME_SIZE) -> None:
     """Pre-train all parts of the stack in ``work`` and copy the finished stack to ``output``.
 
     Args:

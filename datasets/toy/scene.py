@@ -8,6 +8,7 @@ number is involved, so every machine draws the same pixels.
 from __future__ import annotations
 
 import random
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,6 +34,9 @@ MOTIONS = ("left", "right", "up", "down", "still")
 KINDS = ("colour", "shape", "size", "motion", "relation")
 MAX_OBJECTS = 5
 
+FRAME_SIZE = (64, 96)  # height and width in pixels of the frames that the bundled weights know
+SIDE_MULTIPLE = 32  # pixels: the models pad frames to it
+
 # Relative to the shorter side. Nothing lies between "small" and "large", so the words are never ambiguous.
 RADIUS = {"small": (0.125, 0.155), "large": (0.220, 0.280)}
 # Distance that a moving object travels, relative to the frame's width (left, right) or height (up, down).
@@ -56,6 +60,18 @@ POLYGONS = {
     ),
 }
 REACH = 1250  # thousandths of the radius: no shape reaches further
+
+
+def frame_side(text: str) -> int:
+    """The height or width of frames for a model, as given on a command line.
+
+    Raises:
+        ArgumentTypeError: it is no multiple of ``SIDE_MULTIPLE``, or below the least side of ``FRAME_SIZE``.
+    """
+    least = min(FRAME_SIZE)
+    if not text.isdecimal() or int(text) < least or int(text) % SIDE_MULTIPLE:
+        raise ArgumentTypeError(f"{text} is no multiple of {SIDE_MULTIPLE} of at least {least}")
+    return int(text)
 
 
 @dataclass(frozen=True, eq=False)
