@@ -115,6 +115,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             raise UserError(f"--{name} must be at least {least}, not {value}")
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
         raise UserError(f"--seeds must be different whole numbers of at least 0, not {args.seeds}")
+    if args.probe_size is not FRAME_SIZE and not args.probes:
+        raise UserError("--probe_size belongs to --probes; leave it out")
     if not args.stack.is_dir():
         raise UserError(f"{args.stack} is missing; bash scripts/train_toy.sh --stack-only makes toy/stack")
     return args
@@ -301,7 +303,7 @@ def find_score(lab: Lab, variant: Variant, seed: int) -> dict[str, Any] | None:
 
 def prepare(lab: Lab, jobs: Sequence[tuple[Variant, int]]) -> None:
     """Write the data, the swapped sentences, the shuffled frames, and the random stacks of these runs."""
-    # force: data of other parameters, on which no run in this folder was trained
+    # force: replace data of other parameters; finished runs on these are refused, here or when they are asked for
     make = partial(make_toy, num_train=lab.train_videos, num_valid=lab.valid_videos, num_test=0, force=True)
     for phase in lab.phases:
         make(lab.output / phase.data, kinds=phase.kinds)

@@ -170,16 +170,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         run(
             "The frozen stack: VAE, text and image encoder, sentence encoder, UNet",
             *launched("-m", "scripts.train_toy", "--stack-only"),
-            *(
-                "--output_dir",
-                output,
-                "--work_dir",
-                args.work_dir.absolute(),
-                "--share",
-                str(args.share),
-                "--size",
-                *args.size,
-            ),
+            *("--output_dir", output, "--work_dir", args.work_dir.absolute()),
+            *("--share", str(args.share), "--size", *args.size),
         )
     if not args.stack_only:
         make_model(args.model, output, work, args.share, args.size)

@@ -145,6 +145,7 @@ def test_claims_are_about_variants_and_variants_are_options(tmp_path: Path) -> N
         ("--seeds 1 1", r"--seeds must be different whole numbers of at least 0, not \[1, 1\]"),
         ("--stack absent", "absent is missing; bash scripts/train_toy.sh --stack-only makes"),
         ("--probes 1", "--probes must be at least 5, not 1"),
+        ("--probe_size 128 192", "--probe_size belongs to --probes; leave it out"),
         ("--probe_size 64 90", "--probe_size: 90 is no multiple of 32 of at least 64"),
     ],
 )
